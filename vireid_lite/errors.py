@@ -1,0 +1,12 @@
+"""The one exception for input a person can mend: one line that says what, where and how."""
+
+
+class InputError(ValueError):
+    """Bad input from outside: a missing file, an unknown parameter, an image out of range.
+
+    The message is one line. The command line prints it and exits with code 2; a notebook shows it without a traceback.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """Show only the message in IPython, which looks this method up by name."""
+        return [f"{type(self).__name__}: {self}"]
