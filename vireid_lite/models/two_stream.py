@@ -1,0 +1,259 @@
+"""What every two-stream network is made of: one stem per modality, a shared trunk, non-local blocks, GeM, a BNNeck."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from vireid_lite.data.records import Modality
+from vireid_lite.errors import InputError
+
+BACKBONES = ("resnet50", "resnet18", "lite")
+
+# The lite trunk: stem channels and stride, then channels, stride and blocks of layers 1 to 4.
+LITE = {"stem": (32, 2), "widths": (32, 64, 128, 256), "strides": (1, 2, 2, 1), "blocks": (1, 1, 1, 1)}
+
+
+class ModelOutput(NamedTuple):
+    """What a forward pass returns for N images.
+
+    pooled: (N, D) pooled features, not normalised; the triplet losses read these.
+    embedding: (N, D) BNNeck output, not normalised.
+    logits: (N, num_identities).
+    """
+
+    pooled: Tensor
+    embedding: Tensor
+    logits: Tensor
+
+
+class TwoStream(nn.Module):
+    """A network with one stem per modality and a shared trunk.
+
+    stages: five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4 take and
+    return feature maps, so a forward hook on any of the five sees that block's feature map.
+    arguments: the arguments `models.build` made the network from; a checkpoint's card keeps them.
+    """
+
+    arguments: dict
+
+    def __init__(self, stem: nn.Module, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([Stems(stem), *layers])
+
+    def feature_map(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
+        """Return the map after block 4, (N, D, h, w), for images (N, 3, H, W) in [0, 1] (not checked)."""
+        maps = self.stages[0](images, modality)
+        for stage in self.stages[1:]:
+            maps = stage(maps)
+        return maps
+
+    def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
+        """Return the features that are ranked: the BNNeck output divided by its length, (N, D).
+
+        Always computed as in eval mode, from running statistics; every module's train/eval mode is put back. Gradient
+        flows to the images unless the caller switches it off.
+
+        images: (N, 3, H, W) float in [0, 1]. modality: one Modality for the batch, or int64 (N,).
+        Raises InputError for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
+        """
+        check_images(images)
+        with evaluating(self):
+            return F.normalize(self(images, modality).embedding)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise InputError unless `images` is a non-empty float tensor (N, 3, H, W) with finite values in [0, 1]."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"images: a float tensor (N, 3, H, W) in [0, 1] is needed, got {kind}; divide uint8 by 255")
+    if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
+        raise InputError(f"images: the shape must be (N, 3, H, W), got {tuple(images.shape)}")
+    low, high = (value.item() for value in images.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # also refuses NaN, which aminmax passes on
+        raise InputError(
+            f"images: values must lie in [0, 1], got {low:g} to {high:g}; do not normalise, the model does that itself"
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode inside the block, and each back in its own mode after it."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Stems(nn.Module):
+    """Block 0: ImageNet normalisation, then each image through the stem of its own modality.
+
+    Both stems start as copies of `stem`, as both start from the ImageNet stem in AGW (model.py:93-124).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, stem: nn.Module) -> None:
+        super().__init__()
+        self.visible = stem
+        self.infrared = copy.deepcopy(stem)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
+        """Return stem features in the order of `images`; each stem's BatchNorm sees its own images only.
+
+        images: (N, 3, H, W) in [0, 1]. modality: one Modality for the batch, or int64 (N,) of 0 and 1; keep it on the
+        CPU, as splitting by a tensor on the GPU makes the host wait. Raises InputError for anything else.
+        """
+        images = (images - self.mean) / self.std
+        stems = (self.visible, self.infrared)
+        if not isinstance(modality, Tensor):
+            return stems[Modality(modality)](images)
+        groups = [(modality == value).nonzero().flatten() for value in Modality]
+        if modality.shape != images.shape[:1] or sum(len(group) for group in groups) != len(images):
+            raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(images)} in all")
+        for stem, group in zip(stems, groups, strict=True):
+            if len(group) == len(images):
+                return stem(images)
+        order = torch.cat(groups).argsort().to(images.device, non_blocking=True)
+        groups = [group.to(images.device, non_blocking=True) for group in groups]
+        return torch.cat([stem(images[group]) for stem, group in zip(stems, groups, strict=True)])[order]
+
+
+class NonLocal(nn.Module):
+    """Non-local block without softmax: x + W(theta phi^T g / positions), W = 1x1 convolution and a BatchNorm at 0.
+
+    Every 1x1 convolution has a bias. Published `inner_channels`: 1 (`reduc_ratio // reduc_ratio`, AGW model.py:21).
+    """
+
+    def __init__(self, channels: int, inner_channels: int = 1) -> None:
+        super().__init__()
+        self.theta = nn.Conv2d(channels, inner_channels, 1)
+        self.phi = nn.Conv2d(channels, inner_channels, 1)
+        self.g = nn.Conv2d(channels, inner_channels, 1)
+        self.W = nn.Sequential(nn.Conv2d(inner_channels, channels, 1), nn.BatchNorm2d(channels))
+        nn.init.zeros_(self.W[1].weight)
+        nn.init.zeros_(self.W[1].bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (N, C, h, w) to the same shape."""
+        theta, phi, g = (conv(maps).flatten(2) for conv in (self.theta, self.phi, self.g))
+        # Without a softmax the product is associative: (phi^T g) first never builds the positions x positions matrix.
+        attended = (g @ phi.mT / g.shape[2]) @ theta
+        return maps + self.W(attended.unflatten(2, maps.shape[2:]))
+
+
+def with_non_local(blocks: nn.Sequential, inner_channels: int) -> nn.Sequential:
+    """Return the layer with a non-local block after each block of its later half.
+
+    Given layers 2 and 3 that is after blocks 2, 3 and 3, 4, 5 of ResNet-50, counted from 0 (AGW model.py:155-167), and
+    after the last block where a layer has one or two (ResNet-18, lite).
+    """
+    modules: list[nn.Module] = []
+    for index, block in enumerate(blocks):
+        modules.append(block)
+        if index >= len(blocks) // 2:
+            modules.append(NonLocal(out_channels(block), inner_channels))
+    return nn.Sequential(*modules)
+
+
+def generalised_mean(maps: Tensor, p: float = 3.0) -> Tensor:
+    """Return GeM pooling (mean(x^p) + 1e-12)^(1/p) of non-negative maps (N, C, h, w), (N, C) (AGW model.py:234-235).
+
+    Negative values, which no map after a ReLU has, count as 0.
+    """
+    return (maps.clamp(min=0).pow(p).mean((2, 3)) + 1e-12).pow(1 / p)
+
+
+def bnneck(channels: int) -> nn.BatchNorm1d:
+    """Return AGW's BNNeck: BatchNorm with its bias frozen at 0 and weights drawn from N(1, 0.01)."""
+    neck = nn.BatchNorm1d(channels)
+    nn.init.normal_(neck.weight, 1.0, 0.01)
+    neck.bias.requires_grad_(False)
+    return neck
+
+
+def identity_classifier(channels: int, num_identities: int) -> nn.Linear:
+    """Return the classifier without bias, weights drawn from N(0, 0.001)."""
+    classifier = nn.Linear(channels, num_identities, bias=False)
+    nn.init.normal_(classifier.weight, 0.0, 0.001)
+    return classifier
+
+
+def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[nn.Sequential]]:
+    """Return a stem (conv1, bn1, relu, maxpool) and layers 1 to 4; layer4 keeps its resolution (stride 1).
+
+    backbone: "resnet50", "resnet18" (torchvision's) or "lite" (narrow, one BasicBlock per layer, no max-pooling).
+    pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
+    Raises InputError for an unknown backbone, for a pretrained lite trunk, and where the download fails.
+    """
+    if backbone not in BACKBONES:
+        raise InputError(f"models: unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
+    if backbone == "lite":
+        if pretrained:
+            raise InputError(
+                "models: the lite trunk has no ImageNet weights; choose resnet18, resnet50 or pretrained=False"
+            )
+        return _lite_trunk()
+    network = torchvision.models.get_model(backbone, weights=None)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
+        try:
+            network.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
+        except (OSError, RuntimeError) as error:  # no network; truncated or foreign file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"models: ImageNet weights for {backbone} could not be loaded ({reason}); put {weights.url} under "
+                f"{torch.hub.get_dir()}/checkpoints or choose pretrained=False"
+            ) from None
+    for module in network.layer4[0].modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+    parts = ("conv1", "bn1", "relu", "maxpool")
+    stem = nn.Sequential(OrderedDict((part, getattr(network, part)) for part in parts))
+    return stem, [network.layer1, network.layer2, network.layer3, network.layer4]
+
+
+def _lite_trunk() -> tuple[nn.Sequential, list[nn.Sequential]]:
+    """Return the stem and layers that LITE describes, with torchvision's ResNet initialisation."""
+    channels, stride = LITE["stem"]
+    stem = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, channels, 3, stride, 1, bias=False), bn1=nn.BatchNorm2d(channels), relu=nn.ReLU(True)
+        )
+    )
+    layers = []
+    for width, stride, count in zip(LITE["widths"], LITE["strides"], LITE["blocks"], strict=True):
+        blocks = []
+        for index in range(count):
+            step = stride if index == 0 else 1
+            shortcut = None
+            if step != 1 or channels != width:
+                shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, step, bias=False), nn.BatchNorm2d(width))
+            blocks.append(BasicBlock(channels, width, step, shortcut))
+            channels = width
+        layers.append(nn.Sequential(*blocks))
+    for module in nn.ModuleList([stem, *layers]).modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return stem, layers
+
+
+def out_channels(block: nn.Module) -> int:
+    """Return the number of channels a residual block delivers."""
+    return block.bn3.num_features if isinstance(block, Bottleneck) else block.bn2.num_features
