@@ -91,8 +91,7 @@ class Dataset:
 
     def read(self, record: Record) -> np.ndarray:
         """Return one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
-        assert self.root is not None and isinstance(record.source, str)
-        return read_crop(self.root / record.source, self.size, record.modality, record.box, self.name)
+        return read_crop(Path(self.root, record.source), self.size, record.modality, record.box, self.name)
 
     def describe(self) -> dict:
         """Return what identifies these data in a run card: name, size and options, without any path."""

@@ -1,0 +1,32 @@
+# `make book` and `make test` set up .venv by themselves; nothing needs to be installed but Python 3.11 and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Rendered crops and trained victims stay inside the checkout, so `make clean` removes everything that was made.
+export VIREID_CACHE ?= $(CURDIR)/_build/cache
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: book test lint serve clean
+
+book: $(READY)
+	$(BIN)/vireid-lite book
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+serve: book
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+clean:
+	rm -rf _build
+
+$(READY): pyproject.toml constraints.txt
+	$(shell command -v $(PYTHON) || command -v python3) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch torchvision
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[book,test]"
+	touch $@

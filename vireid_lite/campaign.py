@@ -1,0 +1,181 @@
+"""Many runs from one file, one card each: a killed campaign resumes, and never repeats or loses a run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+import tomllib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vireid_lite.cards import card_name, code_modules, is_stale, read_card, write_card
+from vireid_lite.data import Augmentation, Dataset, Modality
+from vireid_lite.errors import InputError
+from vireid_lite.evaluation import Evaluation, direction_name, evaluate
+from vireid_lite.provenance import device_name, peak_memory_mib, pick_device, versions
+from vireid_lite.victims import Recipe, load_or_train, tier_dataset, tier_recipe
+
+RUN_KEYS = ("name", "tier", "dataset", "victim", "train", "seeds")
+
+
+def read_campaign(path: Path) -> list[dict]:
+    """Return the runs of a TOML file, one dict a seed: name, tier, dataset, victim, train, seed.
+
+    The file's top level may set tier and seeds; each [[run]] may override them and takes name, dataset (data set
+    options, with `name` and `size`), victim (backbone, pretrained) and train (fields of TrainSettings).
+    Raises InputError for anything else.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"campaign {path} does not exist; check the path") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"campaign {path} is not readable TOML: {error}") from None
+    runs = content.pop("run", [])
+    unknown = sorted(set(content) - {"tier", "seeds"})
+    if unknown or not isinstance(runs, list) or not runs:
+        raise InputError(f"campaign {path}: " + (f"{unknown[0]!r} is unknown" if unknown else "it has no [[run]]"))
+    expanded = []
+    for number, run in enumerate(runs, 1):
+        unknown = sorted(set(run) - set(RUN_KEYS))
+        if unknown:
+            raise InputError(
+                f"campaign {path}: run {number} has an unknown key {unknown[0]!r}; it takes {', '.join(RUN_KEYS)}"
+            )
+        for seed in run.get("seeds", content.get("seeds", [0])):
+            expanded.append(
+                {
+                    "name": run.get("name", "victim"),
+                    "tier": run.get("tier", content.get("tier", "lite")),
+                    **{key: run.get(key, {}) for key in ("dataset", "victim", "train")},
+                    "seed": seed,
+                }
+            )
+    return expanded
+
+
+def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]:
+    """Return a run's data set, recipe and configuration; the configuration keys its card."""
+    options = dict(run["dataset"])
+    dataset = tier_dataset(run["tier"], options.pop("name", None), root, size=options.pop("size", None), **options)
+    settings = dict(run["train"])
+    if "augmentation" in settings:
+        settings["augmentation"] = Augmentation(**settings["augmentation"])
+    recipe = tier_recipe(run["tier"], **run["victim"], **settings)
+    configuration = {
+        "kind": run["name"],
+        "tier": run["tier"],
+        "dataset": dataset.describe(),
+        "victim": recipe.describe(),
+        "attack": None,
+        "seed": run["seed"],
+    }
+    return dataset, recipe, configuration
+
+
+def run_one(run: dict, out: Path, device: str = "auto", root: Path | None = None, progress: bool = False) -> Path:
+    """Train, or load, the victim of one run, score it in both directions, and write its card."""
+    dataset, recipe, configuration = prepare(run, root)
+    chosen = pick_device(device)
+    started = time.perf_counter()
+    model, trained = load_or_train(recipe, dataset, seed=run["seed"], device=chosen, progress=progress)
+    results = [evaluate(model, dataset, modality, device=chosen, progress=progress) for modality in Modality]
+    return write_card(
+        out,
+        configuration,
+        {
+            "scores": {direction_name(result.query_modality): scores_for_card(result) for result in results},
+            "history": trained["history"],
+            "train_seconds": trained["seconds"],
+            "wall_seconds": trained["wall_seconds"] + time.perf_counter() - started,
+            "peak_memory_mib": max(trained["peak_memory_mib"], peak_memory_mib(chosen)),
+            "device": device_name(chosen),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        },
+        code_modules(dataset.name, recipe.model),
+    )
+
+
+def scores_for_card(result: Evaluation) -> dict:
+    """Return one direction's scores as a card holds them: no path, no label, identities in a fixed anonymous order."""
+    return {
+        "rank1": result.rank1,
+        "mAP": result.mAP,
+        "mINP": result.mINP,
+        "cmc": result.cmc,
+        "trials": [
+            {"rank1": float(t.cmc[0]), "mAP": t.mAP, "mINP": t.mINP, "valid_queries": t.valid_queries}
+            for t in result.trials
+        ],
+        "chance": {name: getattr(result.chance.independent, name)._asdict() for name in ("rank1", "mAP", "mINP")},
+        "chance_cmc": result.chance.independent.cmc,
+        "minimum": result.chance.minimum._asdict(),
+        "identity_rank1": result.per_identity.rank1,
+        "identity_AP": result.per_identity.ap,
+        "identity_queries": result.per_identity.queries,
+    }
+
+
+def run_campaign(
+    path: Path,
+    out: Path,
+    *,
+    workers: int = 1,
+    device: str = "auto",
+    root: Path | None = None,
+    rerun_stale: bool = False,
+    progress: bool = True,
+) -> dict[str, list[str]]:
+    """Run every run of the file whose card is not in `out` yet; return card names under "done", "ran" and "stale".
+
+    workers: processes side by side; each takes its share of the cores. A card made by code that has changed since is
+    stale: it is kept and named, and made again with `rerun_stale`.
+    Raises InputError where a run cannot be made; the cards of the others are kept.
+    """
+    todo, report = [], {"done": [], "ran": [], "stale": []}
+    for run in read_campaign(path):
+        name = card_name(prepare(run, root)[2])
+        stale = (out / name).exists() and is_stale(read_card(out / name))
+        if stale:
+            report["stale"].append(name)
+        if not (out / name).exists() or (stale and rerun_stale):
+            todo.append(run)
+        elif not stale:
+            report["done"].append(name)
+    with tqdm(total=len(todo), unit="run", desc=path.stem, disable=not progress) as bar:
+        for written in _run_all(todo, out, workers, device, root, progress):
+            report["ran"].append(written.name)
+            bar.update()
+    return report
+
+
+def _run_all(todo: list[dict], out: Path, workers: int, device: str, root: Path | None, progress: bool):
+    if workers <= 1 or len(todo) <= 1:
+        for run in todo:
+            yield run_one(run, out, device, root, progress)
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(threads,)) as pool:
+        waiting = [pool.submit(run_one, run, out, device, root) for run in todo]
+        try:
+            for finished in as_completed(waiting):
+                yield finished.result()
+        except BrokenProcessPool:
+            raise InputError("campaign: a worker died; what is finished is kept, run the same command again") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    """Take this worker's share of the cores, and end with the campaign even when that is killed."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,0 +1,210 @@
+"""The command line: what the chapters do, with the same names for the same parameters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vireid_lite.errors import InputError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+data_app = typer.Typer(no_args_is_help=True, help="Verify a copy of a data set.")
+app.add_typer(data_app, name="data")
+
+Tier = Annotated[str, typer.Option(help="lite, standard or full: the size of data and victim")]
+DatasetName = Annotated[
+    str | None, typer.Option(help="synthetic, sysu, regdb, llcm or paired_folder; default: the tier's")
+]
+DataRoot = Annotated[Path | None, typer.Option("--data-root", "--root", help="folder of your own copy of the data set")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", help="KEY=VALUE for the data set, such as difficulty=hard or search=indoor"),
+]
+Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the crops in pixels; default: the tier's")]
+Seed = Annotated[int, typer.Option(help="seed of initialisation, batches and augmentation")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+OutDir = Annotated[Path, typer.Option(help="folder for what the command writes")]
+Backbone = Annotated[str | None, typer.Option(help="lite, resnet18 or resnet50; default: the tier's")]
+Epochs = Annotated[int | None, typer.Option(help="passes over the training images; default: the tier's")]
+LearningRate = Annotated[float | None, typer.Option(help="peak learning rate; default: the tier's")]
+Pretrained = Annotated[
+    bool | None,
+    typer.Option("--pretrained/--from-scratch", help="ImageNet weights through torchvision; default: the tier's"),
+]
+
+
+def _dataset(tier: str, dataset: str | None, root: Path | None, size: str | None, options: list[str] | None):
+    from vireid_lite.victims import tier_dataset
+
+    return tier_dataset(tier, dataset, root, size=_parse_size(size), **_parse_options(options))
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise InputError(f"--size {text!r}: give HEIGHTxWIDTH in pixels, such as 128x64")
+    return int(height), int(width)
+
+
+def _parse_options(pairs: list[str] | None) -> dict:
+    """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text."""
+    options = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise InputError(f"--option {pair!r}: give KEY=VALUE, such as difficulty=hard")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="sysu, regdb, llcm or paired_folder")],
+    root: Annotated[Path, typer.Option("--root", "--data-root", help="folder of your own copy")],
+    partial: Annotated[
+        bool, typer.Option("--partial", help="accept a subset: counts that do not fit only warn")
+    ] = False,
+) -> None:
+    """Verify a copy of a data set: its counts, and every image decoded once."""
+    from vireid_lite.data.check import check
+
+    report = check(name, root, partial=partial)
+    print(report)
+    if not report.ok:
+        raise InputError(f"{name}: {root} did not pass ({len(report.errors)} problems, listed above)")
+
+
+@app.command()
+def train(
+    tier: Tier = "lite",
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    option: Options = None,
+    size: Size = None,
+    backbone: Backbone = None,
+    pretrained: Pretrained = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out_dir: OutDir = Path("victim"),
+) -> None:
+    """Train a victim, or resume a killed training; write OUT_DIR/victim.safetensors and its card."""
+    from vireid_lite.victims import load_or_train, tier_recipe
+
+    recipe = tier_recipe(tier, backbone=backbone, pretrained=pretrained, epochs=epochs, learning_rate=learning_rate)
+    _, card = load_or_train(
+        recipe, _dataset(tier, dataset, data_root, size, option), seed=seed, device=device, folder=out_dir
+    )
+    last = card["history"][-1]
+    print(
+        f"{out_dir / 'victim.safetensors'}: {len(card['history'])} epochs in {card['seconds']:.0f} s on {card['device']}, "
+        f"last epoch's accuracy {last['accuracy']:.3f}"
+    )
+
+
+@app.command()
+def evaluate(
+    tier: Tier = "lite",
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    option: Options = None,
+    size: Size = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="victim.safetensors; default: the tier's synthetic victim, trained if need be")
+    ] = None,
+    query_modality: Annotated[str, typer.Option(help="visible, infrared or both")] = "both",
+    split: Annotated[str, typer.Option(help="test, or val where a choice is made")] = "test",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out_dir: OutDir = Path("evaluation"),
+) -> None:
+    """Rank queries against a gallery; write OUT_DIR/scores.json and a figure of rankings for each direction."""
+    from vireid_lite.campaign import scores_for_card
+    from vireid_lite.cards import plain
+    from vireid_lite.data import Modality
+    from vireid_lite.evaluation import direction_name, ranked
+    from vireid_lite.evaluation import evaluate as score
+    from vireid_lite.plots import ranking_strips, set_style
+    from vireid_lite.provenance import pick_device, write_atomically
+
+    named = {modality.name.lower(): [modality] for modality in Modality} | {"both": list(Modality)}
+    if query_modality not in named:
+        raise InputError(f"--query-modality {query_modality!r}: give visible, infrared or both")
+    if split not in ("test", "val"):
+        raise InputError(f"--split {split!r}: give test or val")
+    data = _dataset(tier, dataset, data_root, size, option)
+    chosen = pick_device(device)
+    model = _victim(tier, data.name, checkpoint, seed, chosen)
+    set_style()
+    written = {"dataset": data.describe(), "split": split, "scores": {}}
+    for modality in named[query_modality]:
+        trials = data.trials(modality) if split == "test" else [data.val_trial(modality)]
+        result = score(model, data, modality, trials=trials, device=chosen)
+        direction = direction_name(modality)
+        written["scores"][direction] = scores_for_card(result)
+        _, low, high = result.chance.independent.rank1
+        print(
+            f"{data.name}, {direction}: rank-1 {100 * result.rank1:.1f} %, mAP {100 * result.mAP:.1f} %, "
+            f"mINP {100 * result.mINP:.1f} %; chance rank-1 {100 * low:.1f} to {100 * high:.1f} %"
+        )
+        figure = ranking_strips(data, *ranked(model, data, trials[0], queries=6, device=chosen))
+        figure.savefig(out_dir / f"rankings_{direction.replace(' ', '_')}.png", dpi=150)
+    write_atomically(out_dir / "scores.json", json.dumps(written, indent=1, default=plain).encode())
+    print(f"scores and rankings: {out_dir}")
+
+
+def _victim(tier: str, dataset: str, checkpoint: Path | None, seed: int, device):
+    """Return the checkpoint's model, or the tier's own victim of the synthetic set where that is a fair stand-in."""
+    from vireid_lite.models.checkpoints import load_checkpoint
+    from vireid_lite.victims import load_or_train, tier_dataset, tier_named
+
+    if checkpoint is not None:
+        return load_checkpoint(checkpoint)[0].to(device).eval()
+    if dataset not in ("synthetic", "paired_folder"):
+        raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
+    print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
+    return load_or_train(tier_named(tier).recipe, tier_dataset(tier, "synthetic"), seed=seed, device=device)[0]
+
+
+@app.command()
+def campaign(
+    file: Annotated[Path, typer.Argument(help="TOML file of runs")],
+    out_dir: OutDir = Path("book/results"),
+    data_root: DataRoot = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes side by side")] = 1,
+    device: Device = "auto",
+    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="make cards again whose code has changed")] = False,
+) -> None:
+    """Run every run of FILE that has no card yet, one card each."""
+    from vireid_lite.campaign import run_campaign
+
+    report = run_campaign(file, out_dir, workers=workers, device=device, root=data_root, rerun_stale=rerun_stale)
+    for state, names in report.items():
+        print(f"{state}: {len(names)}" + "".join(f"\n  {name}" for name in names))
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    import click
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except InputError as error:
+        message = str(error)
+    except click.ClickException as error:
+        message = error.format_message()
+    except (click.Abort, KeyboardInterrupt):
+        print("vireid-lite: interrupted; what is finished is kept, the same command resumes", file=sys.stderr)
+        sys.exit(130)
+    print(f"vireid-lite: {message}", file=sys.stderr)
+    sys.exit(2)

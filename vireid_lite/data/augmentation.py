@@ -1,0 +1,110 @@
+"""Training augmentations on whole batches: each image draws its own, all from one generator.
+
+Every function takes images (N, 3, H, W) float in [0, 1] and a CPU generator, and returns a new tensor of that shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from vireid_lite.data.records import Modality
+
+# CAJ fills erased boxes with (.4914, .4822, .4465) after ImageNet normalisation; this is that value as a pixel.
+ERASED = tuple(
+    mean + std * value
+    for mean, std, value in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.4914, 0.4822, 0.4465), strict=True)
+)
+
+
+def _choose(count: int, probability: float, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Return a (N, 1, 1, 1) mask, true with the given probability."""
+    return (torch.rand(count, generator=generator) < probability).view(-1, 1, 1, 1).to(device)
+
+
+def pad_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> torch.Tensor:
+    """Pad with black on every side and crop back to size at a random place (AGW: pad 10)."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, [pad])
+    top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
+    rows = (top[:, None] + torch.arange(height)).to(images.device)
+    columns = (left[:, None] + torch.arange(width)).to(images.device)
+    sample = torch.arange(count, device=images.device)
+    return padded.permute(0, 2, 3, 1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def flip(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Mirror each image left to right with the given probability."""
+    return torch.where(_choose(len(images), probability, generator, images.device), F.horizontal_flip(images), images)
+
+
+def erase(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Blank a rectangle of 2 to 40 % of the area, aspect ratio 0.3 to 1/0.3, with the given probability (CAJ)."""
+    count, _, height, width = images.shape
+    area = (0.02 + 0.38 * torch.rand(count, generator=generator)) * height * width
+    aspect = torch.exp(torch.empty(count).uniform_(-1.204, 1.204, generator=generator))  # log(1/0.3) = 1.204
+    box_height = (area * aspect).sqrt().round().clamp(1, height - 1)
+    box_width = (area / aspect).sqrt().round().clamp(1, width - 1)
+    top = (torch.rand(count, generator=generator) * (height - box_height + 1)).floor()
+    left = (torch.rand(count, generator=generator) * (width - box_width + 1)).floor()
+    rows, columns = torch.arange(height), torch.arange(width)
+    inside_rows = (rows >= top[:, None]) & (rows < (top + box_height)[:, None])
+    inside_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])
+    inside = (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(images.device)
+    fill = torch.tensor(ERASED, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    return torch.where(inside & _choose(count, probability, generator, images.device), fill, images)
+
+
+def random_grey(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Replace each image by its luma (.299 R + .587 G + .114 B) in three channels with the given probability."""
+    grey = F.rgb_to_grayscale(images, num_output_channels=3)
+    return torch.where(_choose(len(images), probability, generator, images.device), grey, images)
+
+
+def channel_exchange(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Replace every image by one of its channels, R, G or B at random, copied three times (CAJ, ChannelExchange)."""
+    channel = torch.randint(0, 3, (len(images),), generator=generator).to(images.device)
+    return images[torch.arange(len(images), device=images.device), channel][:, None].expand_as(images).contiguous()
+
+
+def channel_or_grey(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Copy R, G or B to all channels, a quarter each; else grey with probability one half (CAJ, ChannelAdapGray)."""
+    device = images.device
+    draw = torch.randint(0, 4, (len(images),), generator=generator).view(-1, 1, 1, 1).to(device)
+    exchanged = images[torch.arange(len(images), device=device), draw.flatten().clamp(max=2)][:, None].expand_as(images)
+    return torch.where(draw < 3, exchanged, random_grey(images, 0.5, generator))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which augmentations a training run draws; the default is AGW's: pad, crop and flip.
+
+    pad: pixels of black border before the random crop. flip, erasing, grey: probabilities; grey turns a visible image
+    into its luma. channels: CAJ's random channel or grey on the infrared image and channel exchange on half of the
+    visible ones.
+    """
+
+    pad: int = 10
+    flip: float = 0.5
+    erasing: float = 0.0
+    grey: float = 0.0
+    channels: bool = False
+
+    def __call__(self, images: torch.Tensor, modality: Modality, generator: torch.Generator) -> torch.Tensor:
+        """Return the augmented batch; images are all of one modality."""
+        if self.pad:
+            images = pad_crop(images, self.pad, generator)
+        if self.flip:
+            images = flip(images, self.flip, generator)
+        if self.erasing:
+            images = erase(images, self.erasing, generator)
+        if modality == Modality.VISIBLE and self.grey:
+            images = random_grey(images, self.grey, generator)
+        if self.channels and modality == Modality.VISIBLE:
+            exchanged = channel_exchange(images, generator)
+            images = torch.where(_choose(len(images), 0.5, generator, images.device), exchanged, images)
+        elif self.channels:
+            images = channel_or_grey(images, generator)
+        return images

@@ -1,0 +1,125 @@
+"""What a result came from: code hash, versions, device; and files written whole or not at all."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from vireid_lite.errors import InputError
+
+PACKAGE = Path(__file__).parent
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@cache
+def code_hash(*modules: str) -> str:
+    """Return 12 hex digits that change with the meaning of the named modules, not with their docstrings or comments.
+
+    modules: paths relative to the package without suffix, such as "data/synthetic"; their order does not matter.
+    """
+    digest = hashlib.sha256()
+    for module in sorted(set(modules)):
+        tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        digest.update(f"{module}:{ast.unparse(tree)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def stable_hash(value: object) -> str:
+    """Return 16 hex digits of a JSON-serialisable value, the same in every process."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a numerical result depends on."""
+    names = ("torch", "torchvision", "numpy", "pillow", "vireid-lite")
+    found = {"python": platform.python_version()}
+    for name in names:
+        # The package itself may run from a plain checkout, uninstalled.
+        with contextlib.suppress(ModuleNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device for "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises InputError where a GPU is asked for by name and is not there; "auto" takes the first GPU, or the CPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise InputError(f"DEVICE {name!r}: give auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"DEVICE {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); use auto or cpu")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Return a person's name for a device: the GPU's model, or the processor with its core count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak memory so far in MiB: the GPU allocator's on a GPU, else this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Linux counts ru_maxrss in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextlib.contextmanager
+def clear_no_space(what: str, folder: Path) -> Iterator[None]:
+    """Turn a full disk or quota into one line that names what was being written and where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise InputError(f"{what}: no space left in {folder}; free some, or choose another folder") from None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
+
+    Raises InputError where the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with clear_no_space(path.name, path.parent):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def cache_folder() -> Path:
+    """Return the folder for everything that can be made again: VIREID_CACHE, or ~/.cache/vireid_lite."""
+    return Path(os.environ.get("VIREID_CACHE") or Path.home() / ".cache" / "vireid_lite")

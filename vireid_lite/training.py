@@ -1,0 +1,212 @@
+"""Training a victim: identity loss plus a triplet, resumable after a kill, the same weights bit for bit on CPU."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from vireid_lite import losses
+from vireid_lite.data import Augmentation, Dataset, Modality, PKSampler, Record, cached
+from vireid_lite.errors import InputError
+from vireid_lite.provenance import stable_hash, write_atomically
+
+TRIPLETS = {
+    "wrt": losses.weighted_regularised_triplet,
+    "hard": losses.hard_triplet,
+    "adp": losses.adp_triplet,
+    "none": None,
+}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a victim is trained; the defaults are AGW's published recipe (train.py:205-233, utils.py:68-89).
+
+    epochs: passes over the larger modality. identities, images: P and K of a batch, K in each modality.
+    optimiser: "sgd" (momentum 0.9, Nesterov) or "adamw". learning_rate: of the BNNeck and the classifier; everything
+    else trains at backbone_factor times it. schedule: "agw" (warm-up over 10 epochs, then steps at 20 and 50) or
+    "cosine" (warm-up over the first tenth, then down to zero). triplet: "wrt", "hard", "adp" or "none".
+    label_smoothing: of the identity loss. shuffle_labels: train on identities permuted over the images, a control
+    that must end at chance.
+    """
+
+    epochs: int = 81
+    identities: int = 8
+    images: int = 4
+    optimiser: str = "sgd"
+    learning_rate: float = 0.1
+    backbone_factor: float = 0.1
+    weight_decay: float = 5e-4
+    schedule: str = "agw"
+    triplet: str = "wrt"
+    label_smoothing: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    shuffle_labels: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("optimiser", ("sgd", "adamw")),
+            ("schedule", ("agw", "cosine")),
+            ("triplet", tuple(TRIPLETS)),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
+        if self.epochs < 1 or self.identities < 2 or self.images < 2:
+            raise InputError("training needs at least 1 epoch, 2 identities and 2 images of each a batch")
+
+
+def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
+    """Return what the learning rate is multiplied by at an epoch (fractional within one) of the schedule."""
+    if settings.schedule == "agw":
+        whole = int(epoch)
+        return (whole + 1) / 10 if whole < 10 else 1.0 if whole < 20 else 0.1 if whole < 50 else 0.01
+    warm_up = settings.epochs / 10
+    if epoch < warm_up:
+        return epoch / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (epoch - warm_up) / (settings.epochs - warm_up)))
+
+
+def contiguous_labels(records: list[Record]) -> np.ndarray:
+    """Return labels 0..n-1 for the records' identities, in the order of the identities' numbers: int64 (N,)."""
+    return np.unique([record.identity for record in records], return_inverse=True)[1].astype(np.int64)
+
+
+def optimiser_for(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Return the optimiser with two groups: the backbone at the reduced rate, BNNeck and classifier at the full one."""
+    head = [p for name, p in model.named_parameters() if name.startswith(("bottleneck", "classifier")) and p.requires_grad]
+    kept = {id(p) for p in head}
+    body = [p for p in model.parameters() if id(p) not in kept and p.requires_grad]
+    groups = [
+        {"params": body, "base_lr": settings.learning_rate * settings.backbone_factor},
+        {"params": head, "base_lr": settings.learning_rate},
+    ]
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=settings.learning_rate, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+    )
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    settings: TrainSettings,
+    *,
+    seed: int = 0,
+    state_path: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> list[dict]:
+    """Train the model in place on `dataset.train` and return its history, one dict an epoch.
+
+    Every draw derives from (seed, epoch). With `state_path` the run is noted there after each epoch, and a run that
+    finds a note of the same settings resumes after it: on CPU the final weights equal an uninterrupted run's bit for
+    bit at the same thread count. The model of the last epoch is kept; test identities play no part.
+
+    History keys: epoch, identity_loss, triplet_loss, accuracy (share of the batch classified right), seconds.
+    Raises InputError where the note belongs to another run.
+    """
+    device = torch.device(device)
+    store = cached(dataset, dataset.train, progress)
+    labels = contiguous_labels(store.records)
+    if settings.shuffle_labels:
+        labels = _shuffled_within_modality(labels, store.modalities.numpy(), seed)
+    sampler = PKSampler(
+        [Record(r.source, int(label), r.camera, r.modality) for r, label in zip(store.records, labels, strict=True)],
+        settings.identities,
+        settings.images,
+        seed,
+    )
+    model.to(device, memory_format=torch.channels_last)
+    optimiser = optimiser_for(model, settings)
+    key = stable_hash([asdict(settings), dataset.describe(), seed, len(store)])
+    history, first = _resume(state_path, key, model, optimiser, device)
+    triplet = TRIPLETS[settings.triplet]
+    model.train()
+    bar = tqdm(
+        total=settings.epochs * len(sampler),
+        initial=first * len(sampler),
+        unit="step",
+        desc="train",
+        disable=not progress,
+    )
+    with bar:
+        for epoch in range(first, settings.epochs):
+            started = time.perf_counter()
+            generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+            sums = torch.zeros(3, device=device)
+            for step, rows in enumerate(sampler.epoch(epoch)):
+                factor = learning_rate_factor(settings, epoch + (step + 1) / len(sampler))
+                for group in optimiser.param_groups:
+                    group["lr"] = group["base_lr"] * factor
+                images, modality, target = _batch(store, labels, rows, settings.augmentation, generator, device)
+                output = model(images, modality)
+                identity = losses.identity_loss(output.logits, target, settings.label_smoothing)
+                pull = triplet(output.pooled, target) if triplet else torch.zeros((), device=device)
+                optimiser.zero_grad(set_to_none=True)
+                (identity + pull).backward()
+                optimiser.step()
+                right = (output.logits.argmax(1) == target).float().mean()
+                sums += torch.stack([identity.detach(), pull.detach(), right])
+                bar.update()
+            means = (sums / len(sampler)).tolist()
+            if not math.isfinite(means[0] + means[1]):
+                raise InputError(f"the loss is not finite in epoch {epoch}; lower --learning-rate")
+            names = ("identity_loss", "triplet_loss", "accuracy")
+            history.append(
+                {"epoch": epoch, **dict(zip(names, means, strict=True)), "seconds": time.perf_counter() - started}
+            )
+            bar.set_postfix(identity=f"{means[0]:.2f}", triplet=f"{means[1]:.2f}", refresh=False)
+            if state_path is not None:
+                _note(state_path, key, model, optimiser, history)
+    model.eval()
+    return history
+
+
+def _shuffled_within_modality(labels: np.ndarray, modalities: np.ndarray, seed: int) -> np.ndarray:
+    """Return the labels permuted over the images of each modality, so that no label fits any one person."""
+    generator = np.random.default_rng([seed, 1])
+    shuffled = labels.copy()
+    for modality in Modality:
+        rows = np.flatnonzero(modalities == modality)
+        shuffled[rows] = labels[generator.permutation(rows)]
+    return shuffled
+
+
+def _batch(store, labels, rows, augmentation, generator, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (images, modality, labels) of one step: augmented visible crops, then augmented infrared ones."""
+    parts = [augmentation(store.batch(rows[modality], device), modality, generator) for modality in Modality]
+    images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+    chosen = np.concatenate(rows)
+    # The modality stays on the CPU: the model splits the batch by it without waiting for the GPU.
+    return images, store.modalities[chosen], torch.from_numpy(labels[chosen]).to(device, non_blocking=True)
+
+
+def _note(path: Path, key: str, model: nn.Module, optimiser: torch.optim.Optimizer, history: list[dict]) -> None:
+    """Write everything the next epoch depends on, whole or not at all."""
+    buffer = io.BytesIO()
+    state = {"key": key, "model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _resume(
+    path: Path | None, key: str, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
+) -> tuple[list[dict], int]:
+    """Load a note of the same run, if there is one; return its history and the first epoch still to train."""
+    if path is None or not path.exists():
+        return [], 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    if state["key"] != key:
+        raise InputError(f"{path} notes a run with other settings; choose another folder, or delete it to start over")
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["history"], len(state["history"])
