@@ -1,0 +1,129 @@
+"""`check` names what is wrong with a copy, and lets a partial one pass as such."""
+
+import pytest
+from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
+
+from vireid_lite.data import check as check_module
+from vireid_lite.data.check import check
+from vireid_lite.errors import InputError
+
+TINY = {"size": (16, 8), "images": 2}
+MAKERS = {"sysu": make_sysu, "regdb": make_regdb, "llcm": make_llcm}
+
+
+@pytest.fixture(params=MAKERS)
+def copy(request, tmp_path):
+    return request.param, MAKERS[request.param](tmp_path / request.param, **TINY)
+
+
+def an_image(root):
+    return next(p for p in sorted(root.rglob("*")) if p.suffix in (".jpg", ".bmp"))
+
+
+def test_counts_that_do_not_fit_fail_or_warn_when_partial(copy):
+    name, root = copy
+    report = check(name, root, progress=False)
+    assert not report.ok
+    assert all("a complete copy" in error or "no image" in error for error in report.errors)
+    partial = check(name, root, partial=True, progress=False)
+    assert partial.ok
+    assert partial.counts == report.counts
+    assert any(warning.startswith("partial copy: ") for warning in partial.warnings)
+    assert str(partial).splitlines()[0] == f"{name} at {root}: ok (partial copy)"
+
+
+def test_counts_are_those_of_the_copy(tmp_path):
+    counts = check("sysu", make_sysu(tmp_path / "sysu", **TINY), progress=False).counts
+    assert [counts[f"{split} identities"] for split in ("train", "val", "test")] == [4, 2, 3]
+    files = len(list((tmp_path / "sysu").rglob("*.jpg")))
+    assert files == counts["images in the camera folders"]
+    assert files == sum(n for what, n in counts.items() if what.endswith(("visible images", "infrared images")))
+    counts = check("llcm", make_llcm(tmp_path / "llcm", **TINY), progress=False).counts
+    assert counts["images"] == len(list((tmp_path / "llcm").rglob("*.jpg")))
+    counts = check("regdb", make_regdb(tmp_path / "regdb", **TINY), progress=False).counts
+    assert counts == {"visible images": 16, "infrared images": 16}
+
+
+def test_a_copy_with_the_known_counts_is_ok_and_unverified_ones_only_warn(tmp_path, monkeypatch):
+    root = make_llcm(tmp_path / "llcm", **TINY)
+    monkeypatch.setattr(check_module, "LLCM_IDENTITIES", {"train": 4, "test": 3})
+    monkeypatch.setattr(check_module, "LLCM_IMAGES", 70)
+    report = check("llcm", root, progress=False)
+    assert report.ok
+    assert len(report.warnings) == 4
+    assert all("unverified" in warning for warning in report.warnings)
+    monkeypatch.setattr(check_module, "LLCM_IMAGES", 71)
+    assert check("llcm", root, progress=False).errors == ["images: 70 found, a complete copy has 71"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "html", "empty"])
+def test_unreadable_files_fail_by_name_even_when_partial(copy, damage):
+    name, root = copy
+    path = an_image(root)
+    content = {"truncated": path.read_bytes()[:-60], "html": b"<!DOCTYPE html><title>404</title>", "empty": b""}[damage]
+    path.write_bytes(content)
+    report = check(name, root, partial=True, progress=False)
+    (error,) = report.errors
+    assert error.startswith(f"unreadable: {path.relative_to(root).as_posix()} (")
+    assert {"truncated": "truncated", "html": "an html page", "empty": "empty file"}[damage] in error.lower()
+    assert error in str(report)
+    assert "1 problem" in str(report).splitlines()[0]
+
+
+@pytest.mark.parametrize("name", ["regdb", "llcm"])
+def test_missing_files_are_named_once(tmp_path, name):
+    root = MAKERS[name](tmp_path / name, **TINY)
+    folder = root / ("Visible" if name == "regdb" else "vis")
+    gone = [path.relative_to(root).as_posix() for path in sorted(folder.rglob("*.*"))[:2]]
+    for path in gone:
+        (root / path).unlink()
+    report = check(name, root, partial=True, progress=False)
+    assert [error.split(" (")[0] for error in report.errors] == [f"missing: {path}" for path in gone]
+
+
+def test_a_listed_identity_without_images_is_named(tmp_path):
+    root = make_sysu(tmp_path / "sysu", **TINY)
+    (root / "exp/test_id.txt").write_text("6,10,27,99")
+    assert any("identity 99" in error for error in check("sysu", root, progress=False).errors)
+
+
+def test_many_bad_files_are_counted_after_twenty(tmp_path):
+    root = make_regdb(tmp_path / "regdb", **TINY)
+    for path in root.glob("Thermal/*/*"):
+        path.write_bytes(b"")
+    for path in list(root.glob("Visible/*/*"))[:8]:
+        path.write_bytes(b"")
+    errors = check("regdb", root, partial=True, progress=False).errors
+    assert len(errors) == 21
+    assert errors[-1] == "unreadable: and 4 more"
+
+
+def test_broken_lists_are_reported_not_raised(copy):
+    name, root = copy
+    listing = root / {"sysu": "exp/val_id.txt", "regdb": "idx/test_thermal_7.txt", "llcm": "idx/train_nir.txt"}[name]
+    listing.write_text("../outside.jpg 3\n")
+    (error,) = check(name, root, partial=True, progress=False).errors
+    assert f"{listing.parent.name}/{listing.name} line 1" in error
+    listing.unlink()
+    (error,) = check(name, root, partial=True, progress=False).errors
+    assert "is not under" in error
+
+
+def test_test_people_in_the_training_lists_are_noticed(tmp_path):
+    root = make_llcm(tmp_path / "llcm", **TINY)
+    (root / "idx/test_id.txt").write_text("1,3,5")
+    (root / "test_vis/cam1/0003").rename(root / "test_vis/cam1/0001")
+    warnings = check("llcm", root, partial=True, progress=False).warnings
+    assert any("1 folders of test identities, first 0001" in warning for warning in warnings)
+
+
+def test_pairs_and_unknown_names(tmp_path, capfd):
+    root = make_pairs(tmp_path / "pairs")
+    report = check("paired_folder", root)
+    assert report.ok
+    assert report.counts == {"pairs with a crop": 6, "crops of each modality": 12}
+    assert "decoding" in capfd.readouterr().err
+    with pytest.raises(InputError, match="sysu, regdb, llcm"):
+        check("market", root)
+    with pytest.raises(InputError, match="not a folder"):
+        check("sysu", root / "nowhere")
