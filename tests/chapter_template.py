@@ -1,0 +1,151 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     gpuType: T4
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   vireid:
+#     attacks: true
+# ---
+
+# %% [markdown]
+# # Title of the chapter
+#
+# Two or three sentences: the question this chapter answers, and why it matters to what comes after.
+
+# %% [markdown]
+# ## What you will be able to do
+#
+# - say what a {term}`query` is ranked against;
+# - compute a bound that no perturbation of size {math}`\varepsilon` can break;
+# - tell a measured effect from the {term}`chance level`.
+
+# %% [markdown]
+# ## What it costs
+#
+# On Colab the next cell installs the package; the version of torch that the runtime brings is kept. Everywhere else it
+# does nothing.
+
+# %% tags=["remove-cell"]
+import sys
+
+if "google.colab" in sys.modules:
+    import subprocess
+
+    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+
+# %% tags=["hide-input"]
+from vireid_lite.parameters import Costs, check_parameters, fraction
+
+costs = Costs("00_template")
+costs
+
+# %% tags=["parameters"]
+TIER = "lite"  # size of everything: lite (two CPU cores), standard (one GPU) or full (one GPU and licensed data)
+DATASET = None  # synthetic, sysu, regdb, llcm or paired_folder; None: the tier's own
+DATA_ROOT = None  # folder of your own copy of DATASET; synthetic needs none
+SEED = 0  # of everything random in this chapter
+DEVICE = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR = "_build/chapters"  # folder for files this chapter writes
+EPS = "8/255"  # largest change of any pixel value, as a fraction of the range [0, 1]
+STEPS = 10  # steps of the demonstration
+
+# %%
+settings = check_parameters(globals(), costs, EPS=fraction, STEPS=int)
+
+# %% [markdown]
+# ## Threat model
+#
+# Only in a chapter that attacks (`vireid: attacks: true` in the header): who knows what, where the perturbation enters,
+# its budget, what is measured; and what differs from [the default](../book/threat_models.md).
+
+# %% [markdown]
+# ## The question
+#
+# The smallest example that shows it. Every claim is followed by the few lines that show it.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+generator = np.random.default_rng(settings.seed)
+steps = {"lite": settings.steps, "standard": 10 * settings.steps, "full": 100 * settings.steps}[settings.tier]
+walk = np.clip(np.cumsum(generator.normal(size=steps) * settings.eps), -settings.eps, settings.eps)
+
+# %% mystnb={"figure": {"caption": "A random walk held inside the budget. It touches the bound and never crosses it.", "name": "fig-template-walk"}, "image": {"alt": "Line chart: one blue line moves up and down between two dashed grey lines at plus and minus eight."}}
+figure, axes = plt.subplots(figsize=(6, 2.5))
+axes.plot(255 * walk, color="#0072B2", marker="o")
+for bound in (-255 * settings.eps, 255 * settings.eps):
+    axes.axhline(bound, color="#555555", linestyle="--")
+axes.set(xlabel="step", ylabel="change (of 255)")
+plt.show()
+
+# %% [markdown]
+# {numref}`fig-template-walk` shows that {math}`|x' - x| \le \varepsilon` holds at every step, as {cite:t}`cmps2024`
+# require.
+
+# %% [markdown]
+# ## What could fool us
+#
+# - The chance level: what a ranking without any information reaches.
+# - One seed is one draw.
+
+# %% [markdown]
+# ## Takeaways
+#
+# - One sentence a reader can repeat tomorrow.
+# - Another.
+
+# %% [markdown]
+# ## Exercises
+#
+# ```{exercise-start} Easy: where does the walk stop?
+# :label: ex-template-stop
+# ```
+# How often does the walk sit exactly on the bound? Say what you expect before you count.
+# ```{exercise-end}
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-template-stop
+# :class: dropdown
+# ```
+# Count the steps whose size equals the bound.
+
+# %%
+int((np.abs(walk) == settings.eps).sum())
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %% [markdown]
+# ```{exercise-start} Hard: a smaller budget
+# :label: ex-template-smaller
+# ```
+# Repeat the chapter with `EPS = "2/255"`. What changes in the figure, and what does not?
+# ```{exercise-end}
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-template-smaller
+# :class: dropdown
+# ```
+# The walk's steps shrink with the budget, so it meets the bound equally often.
+
+# %%
+smaller = np.clip(walk / 4, -2 / 255, 2 / 255)
+bool(np.abs(smaller).max() <= 2 / 255)
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %% [markdown]
+# ## References
+#
+# Cited on this page, in full under [References](../book/references.md): {cite:t}`cmps2024`.
