@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -49,6 +50,7 @@ class Person:
     head: float
     hair: str
     beard: bool
+    glasses: bool
     hat: str
     upper: str
     hem: float
@@ -59,9 +61,11 @@ class Person:
     repeats: float
     phase: float
     pattern_back: bool
+    trim: bool
     lower: str
     lower_hem: float
     leg_pattern: str
+    cut: float
     boots: float
     bag: str
     bag_side: int
@@ -79,7 +83,7 @@ class Shot:
     yaw in radians (0 faces the camera, pi/2 walks to the right); stride, swing, elbow, spread, lean in radians; scale,
     shift, foot, and the pan over the scene (x, y) in units of the image's height; exposure a factor; light (x, y,
     towards the camera); blur a standard deviation in pixels at 128 rows; noise a standard deviation on a scale of 1;
-    occluder (x, top, width, level) in units of height, or None.
+    occluder (x, top, half width, in units of height; level; raggedness), or None.
     """
 
     yaw: float
@@ -102,13 +106,14 @@ class Shot:
     light: tuple[float, float, float]
     ambient: float
     hotspot: tuple[float, float, float]
-    folds: tuple[int, int]
+    folds: tuple[float, float]
     blur: float
     noise: float
     noise_seed: int
-    occluder: tuple[float, float, float, float] | None
+    occluder: tuple[float, float, float, float, float] | None
 
 
+Point = tuple[float, float]
 Paint = int | Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -138,30 +143,34 @@ class Canvas:
         np.copyto(self.shade[window], shade, where=inside)
         np.copyto(self.index[window], paint if isinstance(paint, int) else paint(u, v), where=inside, casting="unsafe")
 
-    def tube(self, a, b, start: float, end: float, paint: Paint, gain: float = 1.0, contact: float = 0.0) -> None:
-        """Paint a round-ended limb from a to b (x, y in pixels) whose radius goes from `start` to `end` pixels.
-
-        contact: how much the limb darkens what lies behind it, just outside its outline.
-        """
+    def _limb(self, a: Point, b: Point, start: float, end: float, reach: float) -> tuple:
+        """Return window, across / radius, squared distance / radius (both 1 on the outline) and the way along."""
         (ax, ay), (bx, by) = a, b
         length = math.hypot(bx - ax, by - ay) + 1e-3
         dx, dy = (bx - ax) / length, (by - ay) / length
-        reach = max(start, end) * (1.5 if contact else 1.0) + 1
+        reach = max(start, end) * reach + 1
         window = self._window(min(ax, bx) - reach, max(ax, bx) + reach, min(ay, by) - reach, max(ay, by) + reach)
         if window is None:
-            return
+            return None, None, None, None, None
         x, y = self.x[window[1]] - ax, self.y[window[0]] - ay
         along = x * dx + y * dy
-        across = x * -dy + y * dx
         clipped = np.minimum(np.maximum(along, 0.0), length)
         radius = clipped * ((end - start) / length) + start
+        u = (x * -dy + y * dx) / radius
         beyond = (along - clipped) / radius
-        u = across / radius
-        square = u * u + beyond * beyond
-        if contact:
-            shadow = np.minimum(square * (contact / 1.25) + (1 - contact - contact / 1.25), 1.0)
-            self.shade[window] *= np.maximum(shadow, 1 - contact)
-        self._put(window, square < 1.0, u, clipped / length, (-dy, dx), paint, gain)
+        return window, u, u * u + beyond * beyond, clipped / length, (-dy, dx)
+
+    def tube(self, a: Point, b: Point, start: float, end: float, paint: Paint, gain: float = 1.0) -> None:
+        """Paint a round-ended limb from a to b (x, y in pixels) whose radius goes from `start` to `end` pixels."""
+        window, u, square, v, slope = self._limb(a, b, start, end, 1.0)
+        if window is not None:
+            self._put(window, square < 1.0, u, v, slope, paint, gain)
+
+    def contact(self, a: Point, b: Point, start: float, end: float, strength: float) -> None:
+        """Darken what lies behind a limb that is about to be painted, most at its outline."""
+        window, _, square, _, _ = self._limb(a, b, start, end, 1.5)
+        if window is not None:
+            self.shade[window] *= np.clip(square * (strength / 1.25) + (1 - 1.8 * strength), 1 - strength, 1.0)
 
     def column(self, y, centre, half, paint: Paint, gain: float = 1.0, contact: float = 0.0, tilt: float = 0.0) -> None:
         """Paint an upright solid given by knots: rows y, centre line and half widths, all in pixels.
@@ -175,14 +184,16 @@ class Canvas:
         rows = self.y[window[0], 0]
         self._rows(window, rows, np.interp(rows, y, centre), np.interp(rows, y, half), y, paint, gain, contact, tilt)
 
-    def ellipse(self, x, y, half_width, half_height, paint: Paint, gain=1.0, contact=0.0, tilt=0.0, power=2.0) -> None:
-        """Paint a superellipse about (x, y) in pixels; power 2 is an ellipse, more is a rounded box."""
+    def ellipse(
+        self, x, y, half_width, half_height, paint: Paint, gain=1.0, contact=0.0, tilt=0.0, power=2.0, taper=0.0
+    ):
+        """Paint a superellipse about (x, y) in pixels: a power over 2 is a rounded box; taper narrows its foot."""
         window = self._window(x - half_width * 1.3 - 1, x + half_width * 1.3 + 1, y - half_height, y + half_height)
         if window is None:
             return
         rows = self.y[window[0], 0]
         height = np.minimum(np.abs(rows - y) / half_height, 1.0)
-        half = half_width * (1.0 - height**power) ** (1 / power)
+        half = half_width * (1.0 - height**power) ** (1 / power) * (1 - taper * np.clip((rows - y) / half_height, 0, 1))
         self._rows(window, rows, x, half, (y - half_height, y + half_height), paint, gain, contact, tilt)
 
     def _rows(self, window, rows, centre, half, y, paint, gain, contact, tilt) -> None:
@@ -239,10 +250,11 @@ class Figure:
         light, ambient = ((0.0, 0.0, 0.25), 0.75) if thermal else (shot.light, shot.ambient)
         self.canvas = Canvas(height, width, light, ambient)
         self.unit = shot.scale * person.stature * height
+        self.wide = self.unit * shot.stretch
         self.top = shot.foot * height - self.unit
         self.middle = width / 2 + shot.shift * height
         self.cos, self.sin = math.cos(shot.yaw), math.sin(shot.yaw)
-        self.wide = self.unit * shot.stretch
+        self.face = shot.yaw + shot.head_turn
 
     def at(self, x: float, y: float, z: float = 0.0) -> tuple[float, float]:
         """Project a body point (sideways, down, forward; statures) to pixels."""
@@ -257,296 +269,263 @@ class Figure:
         """Return the half width in pixels of an elliptical section seen at the yaw."""
         return self.wide * math.hypot(across * self.cos, deep * self.sin)
 
+    def azimuth(self, u: np.ndarray) -> np.ndarray:
+        """Return the angle from the body's front of the surface seen at u in [-1, 1] across a solid."""
+        return np.arcsin(np.clip(u, -1, 1)) - self.s.yaw
+
+    def solid(self, y: list[float], across: list[float], deep: list[float], paint: Paint, **shading: float) -> None:
+        """Paint a column whose knots are body rows with their half widths seen from the front and from the side."""
+        points = [self.at(0.0, row) for row in y]
+        halves = [self.half(a, d) for a, d in zip(across, deep, strict=True)]
+        self.canvas.column([q[1] for q in points], [q[0] for q in points], halves, paint, **shading)
+
     def draw(self) -> Canvas:
         """Paint everything and return the canvas."""
-        arms = [self.arm(side) for side in (-1, 1)]
-        legs = [self.leg(side) for side in (-1, 1)]
-        behind = self.cos > 0
+        p, facing = self.p, self.cos > 0
+        arms, legs = sorted(self.arm(side) for side in (-1, 1)), sorted(self.leg(side) for side in (-1, 1))
+        bag_near = self.near(p.bag_side, 0) >= 0
+        back = [self.backpack] * (p.bag == "backpack") + [self.hood_down, self.hair_behind]
+        side = [self.shoulder_bag] * (p.bag == "shoulder bag")
         for limb in arms:
             if limb[0] < -0.03:
                 self.paint_arm(*limb[1:])
-        if self.p.bag == "backpack" and behind:
-            self.backpack()
-        if self.p.bag == "shoulder bag" and self.near(self.p.bag_side, 0) < 0:
-            self.shoulder_bag()
-        if behind:
-            self.hair_behind()
-        for limb in sorted(legs):
+        for part in back * facing + side * (not bag_near):
+            part()
+        for limb in legs:
             self.paint_leg(*limb[1:])
         self.hips()
-        self.neck()
+        x, y = self.at(0.0, 0.15)
+        self.canvas.ellipse(x, y, 0.031 * self.wide, 0.05 * self.unit, SKIN, 0.8, power=4)
         self.torso()
-        if self.p.bag == "backpack" and not behind:
-            self.backpack()
+        if not facing:
+            for part in back[:-1]:
+                part()
         self.head()
-        if not behind:
-            self.hair_behind()
-        if self.p.bag == "shoulder bag" and self.near(self.p.bag_side, 0) >= 0:
-            self.shoulder_bag()
-        for limb in sorted(arms):
+        for part in back[-1:] * (not facing) + side * bag_near:
+            part()
+        for limb in arms:
             if limb[0] >= -0.03:
                 self.paint_arm(*limb[1:])
         return self.canvas
 
-    # Limbs -----------------------------------------------------------------------------------------------------------
-    def leg(self, side: int):
+    def limb(self, segments: list, gain: float, contact: float = 0.3) -> None:
+        """Paint joined tubes (a, b, start radius, end radius, paint), after darkening what lies behind them all."""
+        for a, b, start, end, _ in segments:
+            # The root of a limb belongs to the trunk and casts nothing on it.
+            root = (a[0] + 0.35 * (b[0] - a[0]), a[1] + 0.35 * (b[1] - a[1]))
+            self.canvas.contact(root, b, start, end, contact)
+        for a, b, start, end, paint in segments:
+            self.canvas.tube(a, b, start, end, paint, gain)
+
+    def leg(self, side: int) -> tuple:
+        """Return (nearness, side, hip, knee, ankle) of one leg of the walking pose."""
         p, s = self.p, self.s
-        swing = s.stride * math.sin(s.phase + (0 if side > 0 else math.pi))
-        lift = 0.9 * s.stride * max(0.0, math.cos(s.phase + (0 if side > 0 else math.pi)))
-        hip = (side * p.hip * 0.52, p.crotch - 0.02, 0.0)
+        phase = s.phase + (0 if side > 0 else math.pi)
+        swing = s.stride * math.sin(phase)
+        fold = swing - 0.9 * s.stride * max(0.0, math.cos(phase)) - 0.12 * s.stride
+        hip = (side * p.hip * 0.5, p.crotch - 0.02, 0.0)
         thigh, shin = (0.96 - p.crotch) * 0.51, (0.96 - p.crotch) * 0.53
-        knee = (hip[0] * 0.95, hip[1] + thigh * math.cos(swing), thigh * math.sin(swing))
-        fold = swing - lift - 0.12 * s.stride
-        ankle = (hip[0] * 0.9, knee[1] + shin * math.cos(fold), knee[2] + shin * math.sin(fold))
-        return self.near(knee[0], knee[2]), side, hip, knee, ankle, fold
+        knee = (hip[0] * 0.97, hip[1] + thigh * math.cos(swing), thigh * math.sin(swing))
+        ankle = (hip[0] * 0.92, knee[1] + shin * math.cos(fold), knee[2] + shin * math.sin(fold))
+        return self.near(knee[0], knee[2]), side, hip, knee, ankle
 
-    def paint_leg(self, side: int, hip, knee, ankle, fold: float) -> None:
-        p, c, k = self.p, self.canvas, self.unit
-        bare = p.lower in ("shorts", "skirt", "long skirt") or p.upper == "dress"
-        loose = 1.45 if p.lower == "wide trousers" else 1.0
-        cover = 1.0 if not bare else (p.lower_hem if p.lower == "shorts" and p.upper != "dress" else 0.0)
-        toe = (ankle[0] * 1.15, ankle[1] + 0.025, ankle[2] + 0.085)
-        c.tube(
-            self.at(ankle[0], ankle[1] + 0.018, ankle[2] - 0.01), self.at(*toe), 0.024 * k, 0.019 * k, self.shoe_paint
-        )
-        gain = 0.88 if self.near(hip[0], 0) < 0 else 1.0
-        boot = 1.0 - p.boots
+    def paint_leg(self, side: int, hip: tuple, knee: tuple, ankle: tuple) -> None:
+        p, k = self.p, self.unit
+        cover = 1.0 if "trousers" in p.lower and p.upper != "dress" else p.lower_hem * (p.lower == "shorts")
 
-        def cloth(u, v, start, span):
-            t = start + v * span
-            colour = self.leg_dye(u, t, side) if cover > 0 else np.uint8(SKIN)
-            colour = np.where(t > cover, np.uint8(SKIN), colour) if cover < 1 else colour
-            return np.where(t > 0.5 + 0.5 * boot, np.uint8(SHOES), colour) if p.boots else colour
+        def cloth(u: np.ndarray, t: np.ndarray) -> np.ndarray:
+            dye = np.where(t > cover, np.uint8(SKIN), self.leg_dye(u, t, side) if cover else np.uint8(SKIN))
+            return np.where(t > 1 - 0.5 * p.boots, np.uint8(SHOES), dye) if p.boots else dye
 
-        wide_knee = p.leg * (0.78 if cover > 0.45 else 0.68) * (1 + 0.5 * (loose - 1)) * k
-        wide_ankle = p.leg * (0.5 if cover >= 1 else 0.42) * loose * k
-        c.tube(self.at(*knee), self.at(*ankle), wide_knee, wide_ankle, lambda u, v: cloth(u, v, 0.5, 0.5), gain, 0.3)
-        c.tube(self.at(*hip), self.at(*knee), p.leg * k, wide_knee, lambda u, v: cloth(u, v, 0.0, 0.5), gain, 0.3)
+        def shoe(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+            return np.where(u > 0.45, np.uint8(SHOES + 1), np.uint8(SHOES))
 
-    def shoe_paint(self, u, v):
-        return np.where(u > 0.45, np.uint8(SHOES + 1), np.uint8(SHOES))
+        gain = 0.86 if self.near(hip[0], 0) < 0 else 1.0
+        heel = self.at(ankle[0], ankle[1] + 0.018, ankle[2] - 0.01)
+        toe = self.at(ankle[0] * 1.25, ankle[1] + 0.025, ankle[2] + 0.085)
+        self.canvas.tube(heel, toe, 0.025 * k, 0.02 * k, shoe, gain)
+        bare_knee, bare_ankle = p.leg * 0.72 * k, p.leg * 0.44 * k
+        knee_radius = p.leg * (0.7 + 0.2 * p.cut) * k if cover > 0.45 else bare_knee
+        ankle_radius = p.leg * (0.42 + 0.5 * p.cut) * k if cover >= 1 else bare_ankle
+        a, b, c = self.at(*hip), self.at(*knee), self.at(*ankle)
+        lower = (b, c, knee_radius, ankle_radius, lambda u, v: cloth(u, 0.5 + 0.5 * v))
+        self.limb([lower, (a, b, p.leg * k, knee_radius, lambda u, v: cloth(u, 0.5 * v))], gain)
 
-    def leg_dye(self, u, t, side: int):
+    def leg_dye(self, u: np.ndarray, t: np.ndarray, side: int) -> np.ndarray:
+        """Return the dye of a leg's cloth: u across it, t from hip 0 to ankle 1."""
         name = self.p.leg_pattern
         if name == "plain":
             return np.uint8(LOWER)
-        azimuth = np.arcsin(np.clip(u, -1, 1)) * -1 - self.s.yaw
+        if name == "knees":
+            return (np.abs(t - 0.5) < 0.13) + np.uint8(LOWER)
+        if name == "cuffs":
+            return (t > 0.82) + np.uint8(LOWER)
+        azimuth = -self.azimuth(-u)
         if name == "side stripe":
-            second = wrap(azimuth - side * math.pi / 2) ** 2 < 0.25
-        elif name == "knees":
-            second = np.abs(t - 0.5) < 0.13
-        elif name == "cuffs":
-            second = t > 0.8
-        elif name == "stripes":
-            second = ((azimuth * 1.3) % 1.0) < 0.4
-        else:
-            second = ((t * 7 % 1.0) < 0.5) ^ ((azimuth % 1.0) < 0.5)
-        return second + np.uint8(LOWER)
+            return (wrap(azimuth - side * math.pi / 2) ** 2 < 0.3) + np.uint8(LOWER)
+        if name == "stripes":
+            return ((azimuth * 1.3) % 1.0 < 0.4) + np.uint8(LOWER)
+        return (((t * 5 % 1.0) < 0.5) ^ ((azimuth * 0.8 % 1.0) < 0.5)) + np.uint8(LOWER)
 
-    def arm(self, side: int):
+    def arm(self, side: int) -> tuple:
+        """Return (nearness, side, shoulder, elbow, wrist) of one arm."""
         p, s = self.p, self.s
-        pose, bend = s.arm_pose[0 if side < 0 else 1], s.elbow[0 if side < 0 else 1]
+        pose, bend, spread = s.arm_pose[side > 0], s.elbow[side > 0], s.spread
         swing = s.swing * math.sin(s.phase + (math.pi if side > 0 else 0))
-        spread = s.spread
         if pose == "phone":
             swing, bend = 0.15, 1.9
         elif pose == "pocket":
             swing, bend, spread = -0.35, 0.75, spread + 0.25
         if p.bag == "handbag" and side == p.bag_side:
-            swing, bend = 0.3 * swing, 0.15
-        shoulder = (side * (p.shoulder - 0.012), 0.195, 0.0)
-        upper, fore = 0.165, 0.15
+            swing, bend, pose = 0.3 * swing, 0.15, "swing"
         out = math.sin(spread) * side
-        elbow = (
-            shoulder[0] + out * upper,
-            shoulder[1] + upper * math.cos(spread) * math.cos(swing),
-            upper * math.sin(swing),
-        )
-        inward = -0.35 if pose != "swing" else 0.4
+        shoulder = (side * (p.shoulder - 0.016), 0.212, 0.0)
+        drop = 0.155 * math.cos(spread) * math.cos(swing)
+        elbow = (shoulder[0] + out * 0.155, shoulder[1] + drop, 0.155 * math.sin(swing))
+        inward = 0.06 * out if pose == "swing" else -0.05 * out - 0.02 * side
         wrist = (
-            elbow[0] + inward * out * fore - (0.02 * side if pose == "phone" else 0),
-            elbow[1] + fore * math.cos(swing + bend),
-            elbow[2] + fore * math.sin(swing + bend),
+            elbow[0] + inward,
+            elbow[1] + 0.145 * math.cos(swing + bend),
+            elbow[2] + 0.145 * math.sin(swing + bend),
         )
         return self.near(elbow[0], (elbow[2] + wrist[2]) / 2), side, shoulder, elbow, wrist
 
-    def paint_arm(self, side: int, shoulder, elbow, wrist) -> None:
-        p, c, k = self.p, self.canvas, self.unit
-        loose = 1.25 if p.upper in ("jacket", "coat", "hoodie") else 1.0
-        radius = p.arm * k
-        dx, dy, dz = (w - e for w, e in zip(wrist, elbow, strict=True))
-        hand = tuple(w + d * 0.28 for w, d in zip(wrist, (dx, dy, dz), strict=True))
-        gain = 0.9 if self.near(side, 0) < -0.3 else 1.0
+    def paint_arm(self, side: int, shoulder: tuple, elbow: tuple, wrist: tuple) -> None:
+        p, radius = self.p, self.p.arm * self.unit
+        hand = tuple(w + 0.28 * (w - e) for w, e in zip(wrist, elbow, strict=True))
 
-        def cloth(v, start):
-            t = start + 0.5 * v
+        def cloth(t: np.ndarray) -> np.ndarray:
             if p.pattern == "hoops" and p.sleeve_dye == 2:
-                dye = (((t * 2.2) * p.repeats + p.phase) % 1.0 < 0.5) + np.uint8(UPPER)
+                dye = ((t * 2.2 * p.repeats + p.phase) % 1.0 < 0.5) + np.uint8(UPPER)
             else:
                 dye = np.uint8(UPPER + min(p.sleeve_dye, 1))
+            if p.trim:
+                dye = np.where(t > p.sleeve - 0.09, np.uint8(INNER + 1), dye)
             return np.where(t <= p.sleeve, dye, np.uint8(SKIN))
 
-        c.tube(self.at(*wrist), self.at(*hand), 0.8 * radius, 0.62 * radius, SKIN, gain, 0.2)
-        width = loose if p.sleeve > 0.5 else 0.85
-        c.tube(
-            self.at(*elbow),
-            self.at(*wrist),
-            0.95 * radius * width,
-            0.72 * radius * width,
-            lambda u, v: cloth(v, 0.5),
-            gain,
-            0.3,
-        )
-        width = loose if p.sleeve > 0.1 else 0.9
-        c.tube(
-            self.at(*shoulder),
-            self.at(*elbow),
-            1.25 * radius * width,
-            radius * width,
-            lambda u, v: cloth(v, 0.0),
-            gain,
-            0.3,
-        )
+        a, b, c = self.at(*shoulder), self.at(*elbow), self.at(*wrist)
+        loose = 1.25 if p.upper in ("jacket", "coat", "hoodie") else 1.08
+        upper, lower = loose if p.sleeve > 0.1 else 0.92, loose if p.sleeve > 0.5 else 0.85
+        palm = (c, self.at(*hand), 0.8 * radius, 0.62 * radius, SKIN)
+        fore = (b, c, 0.95 * radius * lower, 0.74 * radius * lower, lambda u, v: cloth(0.5 + 0.5 * v))
+        top = (a, b, 1.16 * radius * upper, radius * upper, lambda u, v: cloth(0.5 * v))
+        self.limb([palm, fore, top], 0.9 if self.near(side, 0) < -0.3 else 1.0)
         if p.bag == "handbag" and side == p.bag_side:
             x, y = self.at(*hand)
-            size = p.bag_size * k
-            c.tube((x - 0.6 * size, y + 0.8 * size), (x, y), 0.08 * size, 0.08 * size, BAG)
-            c.tube((x + 0.6 * size, y + 0.8 * size), (x, y), 0.08 * size, 0.08 * size, BAG)
+            size = p.bag_size * self.unit
+            for end in (-0.6, 0.6):
+                self.canvas.tube((x + end * size, y + 0.8 * size), (x, y), 0.08 * size, 0.08 * size, BAG)
             wide = size * (0.55 + 0.45 * abs(self.sin))
-            c.ellipse(x, y + 1.5 * size, wide, 0.85 * size, self.bag_paint, contact=0.3, tilt=0.3, power=5)
-
-    # Trunk -----------------------------------------------------------------------------------------------------------
-    def profile(self, y: list[float], across: list[float], deep: list[float]) -> tuple[list, list, list]:
-        points = [self.at(0.0, row) for row in y]
-        halves = [self.half(a, d) for a, d in zip(across, deep, strict=True)]
-        return [q[1] for q in points], [q[0] for q in points], halves
+            self.canvas.ellipse(x, y + 1.5 * size, wide, 0.85 * size, self.bag_dye, contact=0.3, tilt=0.3, power=5)
 
     def hips(self) -> None:
-        p, c = self.p, self.canvas
+        p, deep = self.p, self.p.depth * 1.1
         if p.upper == "dress":
             return
-        deep = p.depth * 1.1
-        if p.lower in ("skirt", "long skirt"):
-            end = p.crotch + (0.9 - p.crotch) * p.lower_hem
-            flare = p.hip * (1.25 + 0.35 * p.phase) + 0.12 * self.s.stride
-            knots = self.profile(
-                [0.41, p.crotch - 0.02, end], [p.waist, p.hip * 1.05, flare], [p.waist * 0.8, p.hip * deep, flare]
-            )
-            c.column(*knots, self.skirt_paint, contact=0.15, tilt=0.15)
+        if "skirt" in p.lower:
+            end, flare = p.crotch + (0.9 - p.crotch) * p.lower_hem, p.hip * (1.1 + 0.5 * p.cut) + 0.12 * self.s.stride
+            y, across = [0.41, p.crotch - 0.02, end], [p.waist, p.hip * 1.05, flare]
+            paint, fullness = lambda u, v: self.leg_dye(u, 0.4 + 0.6 * v, 1), [p.waist * 0.8, p.hip * deep, flare]
         else:
-            knots = self.profile(
-                [0.41, p.crotch - 0.02, p.crotch + 0.03],
-                [p.waist, p.hip, p.hip * 0.85],
-                [p.waist * 0.8, p.hip * deep, p.hip * 0.7],
-            )
-            c.column(*knots, LOWER, tilt=0.1)
-
-    def skirt_paint(self, u, v):
-        return self.leg_dye(u, 0.4 + 0.6 * v, 1)
+            y, across = [0.41, p.crotch - 0.03, p.crotch + 0.03], [p.waist, p.hip, p.hip * 0.9]
+            paint, fullness = LOWER, [p.waist * 0.8, p.hip * deep, p.hip * 0.7]
+        self.solid(y, across, fullness, paint, contact=0.15, tilt=0.12)
 
     def torso(self) -> None:
-        p, c = self.p, self.canvas
-        loose = {"jacket": 1.08, "coat": 1.12, "hoodie": 1.1}.get(p.upper, 1.0)
-        sh, waist, hip = p.shoulder, p.waist * loose, p.hip * loose * 1.03
-        y = [0.155, 0.178, 0.2, 0.27, 0.39, p.crotch - 0.02]
-        across = [0.03, sh * 0.78, sh * 0.97, sh * 0.93 * loose, waist, hip]
-        deep = [0.035, sh * 0.42, sh * 0.52, sh * p.depth, waist * p.depth * 1.15, hip * p.depth * 1.1]
+        p = self.p
+        loose = {"jacket": 1.08, "coat": 1.1, "hoodie": 1.1, "vest": 0.97}.get(p.upper, 1.0)
+        sh, waist, hip = p.shoulder, p.waist * loose, p.hip * loose
+        y = [0.155, 0.172, 0.188, 0.21, 0.28, 0.39, p.crotch - 0.02]
+        across = [0.03, sh * 0.6, sh * 0.9, sh, sh * 0.94 * loose, waist * 1.04, hip]
+        deep = [0.035, sh * 0.38, sh * 0.46, sh * 0.52, sh * p.depth, waist * p.depth * 1.15, hip * p.depth * 1.1]
         if p.upper in ("coat", "dress"):
-            flare = hip * (1.35 + 0.3 * p.phase if p.upper == "dress" else 1.12) + 0.1 * self.s.stride
+            flare = hip * (1.2 + 0.5 * p.cut if p.upper == "dress" else 1.1) + 0.1 * self.s.stride
             y, across, deep = [*y, p.hem], [*across, flare], [*deep, flare * 0.9]
         else:
             y[-1] = p.hem
-            across[-1], deep[-1] = hip * 0.98, hip * p.depth
-        self.hem_v = (p.crotch - 0.02 - y[0]) / (y[-1] - y[0])
-        c.column(*self.profile(y, across, deep), self.torso_paint, contact=0.2, tilt=0.25)
+        self.hip_v = (p.crotch - 0.02 - y[0]) / (y[-1] - y[0])
+        self.solid(y, across, deep, self.torso_dye, contact=0.2, tilt=0.25)
+        if p.upper in ("shirt", "jacket", "coat"):
+            x, row = self.at(0.0, 0.163)
+            collar = INNER + 1 if p.trim else UPPER
+            self.canvas.ellipse(x, row, self.half(0.047, 0.047), 0.014 * self.unit, collar, contact=0.2)
 
-    def torso_paint(self, u, v):
+    def torso_dye(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return the dye of the upper garment: pattern, opening, neckline, zip, hem and straps."""
         p = self.p
-        azimuth = np.arcsin(np.clip(u, -1, 1)) - self.s.yaw
-        v = v / self.hem_v  # 1 at the hips whatever the hem
+        azimuth, v = self.azimuth(u), v / self.hip_v  # v is 1 at the hips whatever the hem
         dye = pattern_mask(p.pattern, azimuth, v, p) + np.uint8(UPPER)
-        if p.opening or p.upper in ("tee", "vest", "dress") or p.bag in ("backpack", "shoulder bag"):
-            front = wrap(azimuth)
-            if p.opening:
-                dye = np.where(np.abs(front) < p.opening * (0.45 + 0.55 * v), np.uint8(INNER), dye)
-            elif p.upper != "dress" or p.phase > 0.5:
-                dye = np.where(np.abs(front) < 0.55 - 3.5 * v, np.uint8(SKIN), dye)
-            if p.bag == "backpack":
-                dye = np.where((np.abs(np.abs(front) - 0.62) < 0.14) & (v < 0.72), np.uint8(BAG), dye)
-            elif p.bag == "shoulder bag":
-                strap = np.abs(v - 0.5 - 0.55 * np.sin(front) * p.bag_side * np.sign(np.cos(front) + 1e-6)) < 0.055
-                dye = np.where(strap, np.uint8(BAG), dye)
+        front = wrap(azimuth)
+        away = np.abs(front)
+        if p.opening:
+            dye = np.where(away < p.opening * (0.45 + 0.55 * v), np.uint8(INNER), dye)
+        elif p.upper in ("jacket", "coat") or (p.upper == "hoodie" and p.trim):
+            dye = np.where(away < 0.07, np.uint8(INNER + 1), dye)
+        elif p.upper in ("tee", "vest") or (p.upper == "dress" and p.phase > 0.5):
+            dye = np.where(away < 0.6 - 3.8 * v, np.uint8(SKIN), dye)
+        if p.trim and p.upper not in ("coat", "tee"):
+            dye = np.where(v * self.hip_v > 0.93, np.uint8(INNER + 1), dye)
+        if p.bag == "backpack":
+            dye = np.where((np.abs(away - 0.62) < 0.13) & (v < 0.72), np.uint8(BAG), dye)
+        elif p.bag == "shoulder bag":
+            strap = 0.5 + 0.55 * np.sin(front) * p.bag_side * np.sign(np.cos(front) + 1e-6)
+            dye = np.where(np.abs(v - strap) < 0.055, np.uint8(BAG), dye)
         return dye
 
-    def neck(self) -> None:
-        x, y = self.at(0.0, 0.15)
-        self.canvas.ellipse(x, y, 0.03 * self.wide, 0.05 * self.unit, SKIN, 0.85, power=4)
-
-    # Head ------------------------------------------------------------------------------------------------------------
     def head(self) -> None:
         p, c = self.p, self.canvas
-        x, y = self.at(0.0, 0.072, 0.012)
-        tall, wide = 0.068 * p.head * self.unit, 0.05 * p.head * self.wide * (1 + 0.12 * abs(self.sin))
-        self.face = self.s.yaw + self.s.head_turn
+        x, y = self.at(0.0, 0.073, 0.012)
+        tall, wide = 0.069 * p.head * self.unit, 0.052 * p.head * self.wide * (1 + 0.12 * abs(self.sin))
+        look, turn = math.cos(self.face), math.sin(self.face)
         if p.hat == "hood":
-            c.ellipse(x - 0.012 * self.wide * self.sin, y, wide * 1.22, tall * 1.16, UPPER, contact=0.2, tilt=0.3)
-            look = math.cos(self.face)
+            c.ellipse(x - 0.2 * wide * turn, y, wide * 1.25, tall * 1.16, UPPER, contact=0.2, tilt=0.3)
             if look > -0.2:
-                shift = math.sin(self.face) * 0.35
                 c.ellipse(
-                    x + shift * wide, y + 0.08 * tall, wide * (0.45 + 0.4 * look), tall * 0.8, self.head_paint, 0.92
+                    x + 0.35 * wide * turn, y + 0.08 * tall, wide * (0.45 + 0.4 * look), tall * 0.8, self.face_dye, 0.9
                 )
         else:
-            c.ellipse(x, y, wide, tall, self.head_paint, contact=0.25, tilt=0.3)
-        if p.hair == "afro" and p.hat == "none":
-            c.ellipse(x, y - 0.35 * tall, wide * 1.5, tall * 0.95, HAIR, 0.95, tilt=0.3)
-            if math.cos(self.face) > 0:
-                c.ellipse(
-                    x + 0.3 * wide * math.sin(self.face), y + 0.25 * tall, wide * 0.8, tall * 0.72, self.head_paint
-                )
-        if p.hair == "bun" and p.hat == "none":
-            c.ellipse(x - 0.6 * wide * math.sin(self.face), y - 1.1 * tall, 0.5 * wide, 0.38 * tall, HAIR)
+            for side in (-1, 1):
+                if abs(look) > 0.3 and p.hair not in ("bob", "long", "afro"):
+                    c.ellipse(x + side * wide * abs(look), y + 0.05 * tall, 0.16 * wide, 0.17 * tall, SKIN, 0.85)
+            c.ellipse(x, y, wide, tall, self.face_dye, contact=0.25, tilt=0.25, taper=0.3)
+        if p.hat == "none" and p.hair == "afro":
+            c.ellipse(x - 0.2 * wide * turn, y - 0.3 * tall, wide * 1.5, tall * 0.95, HAIR, 0.95, tilt=0.3)
+            if look > 0:
+                c.ellipse(x + 0.35 * wide * turn, y + 0.25 * tall, wide * 0.8, tall * 0.72, self.face_dye)
+        if p.hat == "none" and p.hair == "bun":
+            c.ellipse(x - 0.6 * wide * turn, y - 1.05 * tall, 0.5 * wide, 0.36 * tall, HAIR, tilt=0.3)
         if p.hat == "cap":
-            c.ellipse(x, y - 0.42 * tall, wide * 1.08, tall * 0.62, self.crown_paint, tilt=0.2)
-            brim = x + math.sin(self.face) * wide * 1.5
-            if math.cos(self.face) > -0.5:
-                spread = wide * (0.35 + 0.55 * abs(math.cos(self.face)))
-                c.ellipse(
-                    (x + brim) / 2 + 0.15 * (brim - x),
-                    y - 0.2 * tall,
-                    spread + 0.3 * abs(brim - x),
-                    0.13 * tall,
-                    HAT + 1,
-                )
+            c.ellipse(x, y - 0.45 * tall, wide * 1.08, tall * 0.62, HAT, tilt=0.3)
+            if look > -0.5:
+                reach = 0.75 * abs(turn) * wide
+                spread = wide * (0.35 + 0.6 * abs(look)) + 0.4 * reach
+                c.ellipse(x + turn * wide * 0.9, y - 0.2 * tall, spread, 0.13 * tall, HAT + 1)
         elif p.hat == "beanie":
-            c.ellipse(x, y - 0.45 * tall, wide * 1.1, tall * 0.72, self.crown_paint, tilt=0.2, power=2.6)
+            fold = lambda u, v: np.where(v > 0.68, np.uint8(HAT + 1), np.uint8(HAT))  # noqa: E731
+            c.ellipse(x, y - 0.47 * tall, wide * 1.1, tall * 0.7, fold, tilt=0.3, power=2.6)
         elif p.hat == "brimmed":
-            c.ellipse(x, y - 0.6 * tall, wide * 1.05, tall * 0.62, self.crown_paint, tilt=0.2, power=3.2)
-            c.ellipse(x, y - 0.24 * tall, wide * 1.95, tall * 0.17, HAT)
+            c.ellipse(x, y - 0.62 * tall, wide * 1.05, tall * 0.62, HAT, tilt=0.3, power=3.2)
+            c.ellipse(x, y - 0.26 * tall, wide * 1.9, tall * 0.17, HAT + 1, tilt=0.3)
         if p.scarf:
-            x, y = self.at(0.0, 0.158)
-            c.ellipse(x, y, self.half(0.062, 0.06), 0.026 * self.unit, SCARF, contact=0.25, power=2.6)
+            x, y = self.at(0.0, 0.16)
+            c.ellipse(x, y, self.half(0.06, 0.06), 0.024 * self.unit, SCARF, contact=0.25, tilt=0.3, power=2.6)
 
-    def crown_paint(self, u, v):
-        return np.where(v > 0.62, np.uint8(HAT + 1), np.uint8(HAT))
-
-    def head_paint(self, u, v):
+    def face_dye(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return skin, eyes, mouth, beard and hairline as the head's turn shows them."""
         p = self.p
-        azimuth = wrap(np.arcsin(np.clip(u, -1, 1)) - self.face)
-        away = np.abs(azimuth)
-        dye = np.full(azimuth.shape, SKIN, np.uint8)
-        eyes = (np.abs(v - 0.47) < 0.05) & (np.abs(away - 0.42) < 0.2)
+        away = np.abs(wrap(np.arcsin(np.clip(u, -1, 1)) - self.face))
+        dye = np.full(away.shape, SKIN, np.uint8)
         mouth = (np.abs(v - 0.77) < 0.03) & (away < 0.3)
-        np.copyto(dye, np.uint8(DARK), where=eyes)
-        np.copyto(dye, np.uint8(SKIN + 1), where=mouth)
         if p.beard:
-            np.copyto(dye, np.uint8(HAIR), where=(v > 0.64) & (away < 1.5) & ~mouth)
+            dye[(v > 0.64) & (away < 1.5)] = HAIR
+        dye[mouth] = SKIN + 1
+        dye[(np.abs(v - 0.48) < 0.045) & (np.abs(away - 0.42) < 0.17)] = DARK
+        if p.glasses:
+            dye[(np.abs(v - 0.48) < 0.075) & (away < 0.7)] = DARK
         if p.hair != "bald":
-            # The hairline falls from the forehead to the nape; a bob and long hair reach further forward.
-            nape = {"short": 0.62, "bob": 1.1, "long": 1.1}.get(p.hair, 0.72)
-            front = {"bob": 0.95, "long": 1.0}.get(p.hair, 1.35)
-            line = np.where(away > front, nape, 0.24 + 0.05 * away)
-            np.copyto(dye, np.uint8(HAIR), where=v < line)
+            # The hairline falls from the forehead to the nape; long hair reaches further forward.
+            front, nape = {"short": (1.35, 0.62), "bob": (0.95, 1.1), "long": (1.0, 1.1)}.get(p.hair, (1.35, 0.72))
+            dye[v < np.where(away > front, nape, 0.24 + 0.05 * away)] = HAIR
         return dye
 
     def hair_behind(self) -> None:
@@ -554,64 +533,45 @@ class Figure:
         if p.hair == "long":
             x, y = self.at(0.0, 0.135, -0.025)
             c.ellipse(
-                x, y, self.half(0.058, 0.04) * p.head, 0.115 * self.unit, HAIR, 0.9, contact=0.2, tilt=0.3, power=3
+                x, y, self.half(0.06, 0.042) * p.head, 0.115 * self.unit, HAIR, 0.9, contact=0.2, tilt=0.3, power=3
             )
         elif p.hair == "bob":
             x, y = self.at(0.0, 0.09, -0.012)
-            c.ellipse(x, y, self.half(0.06, 0.055) * p.head, 0.072 * self.unit, HAIR, 0.9, tilt=0.3, power=3)
+            c.ellipse(x, y, self.half(0.062, 0.058) * p.head, 0.072 * self.unit, HAIR, 0.9, tilt=0.3, power=3)
         elif p.hair == "ponytail":
-            c.tube(
-                self.at(0.0, 0.05, -0.055),
-                self.at(0.0, 0.19, -0.085),
-                0.018 * self.unit,
-                0.012 * self.unit,
-                HAIR,
-                contact=0.2,
-            )
+            root, tip = self.at(0.0, 0.05, -0.055), self.at(0.0, 0.19, -0.085)
+            c.contact(root, tip, 0.018 * self.unit, 0.012 * self.unit, 0.2)
+            c.tube(root, tip, 0.018 * self.unit, 0.012 * self.unit, HAIR)
 
-    # Bags ------------------------------------------------------------------------------------------------------------
-    def bag_paint(self, u, v):
-        return np.where((np.abs(v - 0.62) < 0.05) | (v < 0.12) | (np.abs(u) > 0.9), np.uint8(BAG + 1), np.uint8(BAG))
+    def hood_down(self) -> None:
+        if self.p.upper == "hoodie" and self.p.hat != "hood":
+            x, y = self.at(0.0, 0.178, -0.045)
+            self.canvas.ellipse(x, y, self.half(0.068, 0.04), 0.034 * self.unit, UPPER, 0.95, contact=0.3, tilt=0.5)
+
+    def bag_dye(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return np.where((np.abs(v - 0.6) < 0.045) | (v < 0.1) | (np.abs(u) > 0.92), np.uint8(BAG + 1), np.uint8(BAG))
 
     def backpack(self) -> None:
         p = self.p
-        deep = p.shoulder * 0.55 + 0.03
-        x, _ = self.at(0.0, 0.3, -deep)
-        height = 0.11 + 0.6 * (p.bag_size - 0.05)
-        _, y = self.at(0.0, 0.2 + height)
-        self.canvas.ellipse(
-            x,
-            y,
-            self.half(p.shoulder * 0.82, 0.055),
-            height * self.unit,
-            self.bag_paint,
-            contact=0.3,
-            tilt=0.3,
-            power=4,
-        )
+        height = 0.075 + 0.8 * (p.bag_size - 0.03)
+        x, y = self.at(0.0, 0.195 + height, -p.shoulder * 0.5 - 0.035)
+        wide = self.half(p.shoulder * 0.8, 0.055)
+        self.canvas.ellipse(x, y, wide, height * self.unit, self.bag_dye, contact=0.3, tilt=0.3, power=4)
 
     def shoulder_bag(self) -> None:
         p = self.p
         x, y = self.at(p.bag_side * (p.hip + 0.03), 0.5, 0.0)
-        self.canvas.ellipse(
-            x,
-            y,
-            self.half(0.035, p.bag_size * 1.3),
-            p.bag_size * self.unit,
-            self.bag_paint,
-            contact=0.3,
-            tilt=0.3,
-            power=4,
-        )
+        wide = self.half(0.035, p.bag_size * 1.3)
+        self.canvas.ellipse(x, y, wide, p.bag_size * self.unit, self.bag_dye, contact=0.3, tilt=0.3, power=4)
 
 
 # Scenes --------------------------------------------------------------------------------------------------------------
 SCENES = ("corridor", "hall", "street", "garden")
 
 
-def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Return a (height, width) field of bilinear noise in [0, 1] whose features are `cell` pixels wide."""
-    rows, columns = max(2, round(height / cell)), max(2, round(width / cell))
+def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float, wide: float = 0) -> np.ndarray:
+    """Return smooth noise in [0, 1], (height, width), with features `cell` pixels tall and `wide` (or as) wide."""
+    rows, columns = max(2, round(height / cell)), max(2, round(width / (wide or cell)))
     coarse = Image.fromarray((rng.random((rows, columns)) * 255).astype(np.uint8))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
 
@@ -631,7 +591,7 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
             return np.array([heat + 0.1 * rng.random()], np.float32)
         level = rng.uniform(low, high)
         if spectrum == "near infrared":
-            return np.array([rng.uniform(0.6, 1.4) * level], np.float32)
+            return np.array([rng.uniform(0.5, 1.5) * level], np.float32)
         return np.clip(level * (1 + tint * rng.uniform(-1, 1, 3)), 0, 1).astype(np.float32)
 
     def leaf() -> np.ndarray:
@@ -642,7 +602,7 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
     outdoor = kind in ("street", "garden")
     foot = rng.uniform(0.62, 0.78)
     horizon = foot - rng.uniform(0.3, 0.5)
-    wall = tone(0.25, 0.6)
+    wall = tone(0.6, 0.9, 0.08) if kind == "garden" else tone(0.25, 0.6)
     image = np.ones((rows, columns, channels), np.float32) * wall
     image *= (1.1 - 0.35 * y)[..., None]
     image *= 0.85 + 0.3 * smooth_noise(rng, rows, columns, height * 0.35)[..., None]
@@ -730,8 +690,8 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
             image = np.where(bush[..., None], leaf() * (0.4 + 1.3 * shape**2)[..., None], image)
     if spectrum == "near infrared":
         # Active illumination: it reaches the near floor and fades with distance, walls least.
-        image *= np.clip(0.35 + 0.6 * (y - foot), 0.3, 0.8)[..., None] * 0.8
-    radius = height / 128 * (1.2 if spectrum != "thermal" else 3.0)
+        image *= np.clip(0.42 + 0.7 * (y - foot), 0.3, 0.9)[..., None]
+    radius = height / 128 * (0.9 if spectrum != "thermal" else 3.0)
     planes = [
         np.asarray(
             Image.fromarray((np.sqrt(np.clip(image[..., c], 0, 1)) * 255).astype(np.uint8)).filter(
@@ -743,19 +703,29 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
     return (np.stack(planes).astype(np.float32) / 255) ** 2
 
 
-FOLDS = None
+@lru_cache(maxsize=4)
+def wrinkles(height: int) -> np.ndarray:
+    """Return a field about 0, twice `height` on a side, that every garment takes a piece of."""
+    rng, side = np.random.default_rng(7), 2 * height
+    coarse, fine = (
+        smooth_noise(rng, side, side, height * tall, height * wide) for tall, wide in ((0.13, 0.05), (0.05, 0.02))
+    )
+    return 0.34 * coarse + 0.16 * fine - 0.25
 
 
-def folds(height: int, width: int, offset: tuple[int, int]) -> np.ndarray:
-    """Return a (height, width) field about 1 that wrinkles cloth, shifted by `offset`."""
-    global FOLDS
-    if FOLDS is None:
-        rng = np.random.default_rng(7)
-        FOLDS = 0.80 + 0.26 * smooth_noise(rng, 512, 512, 14.0) + 0.14 * smooth_noise(rng, 512, 512, 5.0)
-    y, x = offset[0] % (512 - min(height, 511)), offset[1] % (512 - min(width, 511))
-    if height > 511 or width > 511:
-        return np.resize(FOLDS, (height, width))
-    return FOLDS[y : y + height, x : x + width]
+def folds(height: int, width: int, offset: tuple[float, float]) -> np.ndarray:
+    """Return the (height, width) piece of the wrinkles that starts at `offset`, in [0, 1]; wider pictures repeat it."""
+    field = wrinkles(height)
+    if width > height:
+        field = np.tile(field, (1, -(-width // height)))
+    y, x = int(offset[0] * height), int(offset[1] * height)
+    return field[y : y + height, x : x + width]
+
+
+# Skin, hair, eyes and bags do not wrinkle as cloth does.
+ROUGHNESS = np.ones(2 * len(MATERIALS), np.float32)
+for _smooth in (SKIN, HAIR, DARK, BAG, SHOES):
+    ROUGHNESS[_smooth : _smooth + 2] = 0.25
 
 
 def render(
@@ -771,10 +741,9 @@ def render(
     table = {"visible": person.visible.T, "near infrared": person.infrared[None], "thermal": person.heat[None]}[
         spectrum
     ]
-    shade = canvas.shade
+    shade, index = canvas.shade, canvas.index.astype(np.intp)
     if spectrum != "thermal":
-        shade = shade * folds(*shade.shape, shot.folds)
-    index = canvas.index.astype(np.intp)
+        shade = shade * (1 + ROUGHNESS[index] * folds(*shade.shape, shot.folds))
     covered = shrink((canvas.index > 0).astype(np.float32), sub)
 
     top = int(shot.pan[1] * (scene.shape[1] - height))
@@ -795,10 +764,11 @@ def render(
     for plane, values, behind, gain in zip(planes, table, backdrop, cast, strict=False):
         np.multiply(shrink(values[index] * shade, sub) + behind * ground, lit * gain, out=plane)
     if shot.occluder is not None:
-        ox, otop, owide, level = shot.occluder
-        u = (x - ox) / owide
-        bar = (np.abs(u) < 1) & (y > otop)
-        np.copyto(planes, level * (1 - 0.6 * u * u) * (0.9 + 0.2 * (y * 9 % 1)), where=bar)
+        left, crest, half, level, ragged = shot.occluder
+        grain = folds(height, width, shot.folds)
+        u = (x - left) / half + 5 * ragged * grain
+        inside = (np.abs(u) < 1) & (y + ragged * grain > crest)
+        np.copyto(planes, level * (1 - 0.6 * np.minimum(u * u, 1)) * (1 + (0.2 + 2 * ragged) * grain), where=inside)
     np.sqrt(np.clip(planes, 0.0, 1.0, out=planes), out=planes)
     planes *= 255
     pixels = planes.astype(np.uint8)
@@ -808,7 +778,7 @@ def render(
         image = image.filter(ImageFilter.GaussianBlur(blur))
     pixels = np.asarray(image, np.float32)
     noise = np.random.Generator(np.random.SFC64(shot.noise_seed)).standard_normal(pixels.shape, np.float32)
-    noise *= 255 * shot.noise
+    noise *= 255 * shot.noise * (0.6 if spectrum == "thermal" else 1.0)
     noise += pixels
     pixels = np.clip(noise + 0.5, 0, 255, out=noise).astype(np.uint8)
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)

@@ -119,8 +119,8 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
     hat = pick(("none", "cap", "beanie", "brimmed", "hood"), (58, 14, 11, 9, 8))
     hat = "none" if hat == "hood" and upper not in ("hoodie", "jacket", "coat") else hat
     bag = pick(("none", "backpack", "shoulder bag", "handbag"), (36, 26, 20, 18))
-    pattern = pick(("plain", *r.PATTERNS[1:]), (22, *[8] * (len(r.PATTERNS) - 1)))
-    leg_pattern = pick(("plain", *r.LEG_PATTERNS[1:]), (50, *[10] * (len(r.LEG_PATTERNS) - 1)))
+    pattern = pick(r.PATTERNS, (24, 11, 7, 7, 8, 9, 5, 14, 5, 6, 4))
+    leg_pattern = pick(r.LEG_PATTERNS, (60, 13, 8, 4, 9, 6))
     sleeve = {"tee": 0.3, "vest": 0.0, "dress": (0.0, 0.28, 1.0)[rng.integers(3)]}.get(upper, 1.0)
     if upper == "shirt" and maybe(0.25):
         sleeve = 0.6
@@ -135,11 +135,12 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
         hip=vary(0.086, 0.012) + 0.010 * build,
         depth=vary(0.68, 0.07) + 0.08 * build,
         arm=vary(0.026, 0.002) + 0.005 * build,
-        leg=vary(0.047, 0.004) + 0.009 * build,
+        leg=vary(0.051, 0.004) + 0.009 * build,
         crotch=vary(0.505, 0.022),
         head=vary(1.0, 0.08),
         hair=pick(("short", "bald", "bob", "long", "ponytail", "bun", "afro"), (34, 8, 13, 18, 11, 7, 9)),
         beard=maybe(0.15),
+        glasses=maybe(0.12),
         hat=hat,
         upper=upper,
         hem=hem,
@@ -150,9 +151,11 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
         repeats=rng.uniform(2.2, 6.5),
         phase=rng.random(),
         pattern_back=maybe(0.35),
+        trim=maybe(0.35),
         lower=lower,
         lower_hem={"shorts": vary(0.4, 0.12), "skirt": vary(0.4, 0.13), "long skirt": vary(0.85, 0.12)}.get(lower, 1.0),
         leg_pattern=leg_pattern,
+        cut={"wide trousers": 1.0}.get(lower, vary(0.4, 0.3)),
         boots=rng.uniform(0.35, 0.85) if maybe(0.25) else 0.0,
         bag=bag,
         bag_side=1 if rng.random() < 0.5 else -1,
@@ -170,11 +173,18 @@ def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift
     visible, infrared, heat = np.zeros((count, 3)), np.zeros(count), np.zeros(count)
 
     def colour() -> np.ndarray:
-        # Street clothes: many greys, blues and darks, some strong colours.
-        if rng.random() < 0.35:
-            return np.full(3, rng.uniform(0.1, 0.95)) * rng.uniform(0.94, 1.06, 3)
-        hue = rng.random() if rng.random() < 0.6 else rng.normal(0.6, 0.06) % 1.0
-        return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.25, 0.9), rng.uniform(0.25, 0.95)))
+        # Street clothes: greys, navy and denim, earth tones, and now and then a strong colour.
+        kind = rng.random()
+        if kind < 0.35:
+            return np.full(3, rng.choice((0.14, 0.3, 0.55, 0.9)) + rng.uniform(-0.06, 0.06)) * rng.uniform(
+                0.95, 1.05, 3
+            )
+        hue, saturation, value = rng.random(), rng.uniform(0.5, 0.9), rng.uniform(0.35, 0.95)
+        if kind < 0.6:
+            hue, saturation, value = rng.normal(0.61, 0.03), rng.uniform(0.3, 0.75), rng.uniform(0.2, 0.65)
+        elif kind < 0.78:
+            hue, saturation, value = rng.normal(0.08, 0.03) % 1, rng.uniform(0.2, 0.55), rng.uniform(0.3, 0.85)
+        return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
     for material in (r.UPPER, r.INNER, r.LOWER, r.SHOES, r.BAG, r.HAT, r.SCARF):
         first = colour()
@@ -242,16 +252,12 @@ def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> r.S
     occluder = None
     if rng.random() < knobs.occlusion:
         side = 1 if rng.random() < 0.5 else -1
-        occluder = (
-            0.25 + side * rng.uniform(0.1, 0.24),
-            rng.uniform(0.05, 0.7),
-            rng.uniform(0.03, 0.09),
-            rng.uniform(0.03, 0.5),
-        )
+        place, half = 0.25 + side * rng.uniform(0.1, 0.24), rng.uniform(0.03, 0.09)
+        occluder = (place, rng.uniform(0.05, 0.7), half, rng.uniform(0.03, 0.5), rng.choice((0.0, 0.3)))
     return r.Shot(
         yaw=yaw,
         phase=rng.uniform(0, 2 * math.pi),
-        stride=(0.1 + 0.4 * pose * rng.random() + 0.12) if walking else 0.04,
+        stride=(0.15 + 0.32 * pose * rng.random()) if walking else 0.04,
         swing=(0.15 + 0.6 * pose * rng.random()) if walking else 0.06,
         elbow=(rng.uniform(0.1, 0.2 + 0.6 * pose), rng.uniform(0.1, 0.2 + 0.6 * pose)),
         arm_pose=tuple(str(rng.choice(r.ARM_POSES, p=gestures)) for _ in range(2)),
@@ -259,7 +265,7 @@ def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> r.S
         lean=spread(0.12 * pose),
         head_turn=spread(0.8 * pose),
         scale=0.88 * (1 + spread(jitter)),
-        stretch=1.2 * (1 + spread(jitter)),
+        stretch=1.16 * (1 + spread(jitter)),
         shift=spread(jitter * 0.6),
         foot=0.955 + spread(jitter * 0.5),
         pan=(rng.random(), rng.random()),
@@ -269,7 +275,7 @@ def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> r.S
         light=light,
         ambient=ambient,
         hotspot=(rng.uniform(0.3, 0.6), 0.25 + spread(0.1), hotspot),
-        folds=(int(rng.integers(1 << 16)), int(rng.integers(1 << 16))),
+        folds=(rng.random(), rng.random()),
         blur=knobs.blur * rng.random(),
         noise=knobs.noise * rng.uniform(0.4, 1.0),
         noise_seed=int(rng.integers(1 << 62)),
@@ -282,7 +288,7 @@ def camera_scene(seed: int, camera: int, spectrum: str, height: int, clutter: fl
     """Return one camera's panorama and white balance."""
     rng = stream(seed, SCENE, camera)
     scene = r.draw_scene(rng, SCENE_OF[camera], spectrum, height, clutter)
-    balance = 2.0 ** (cast * rng.uniform(-1, 1, 3) * 2) if spectrum == "visible" else np.ones(3)
+    balance = 2.0 ** (cast * rng.uniform(-1, 1, 3) * 1.5) if spectrum == "visible" else np.ones(3)
     return scene, balance.astype(np.float32)
 
 
@@ -381,4 +387,4 @@ class SyntheticVI(Dataset):
 
 
 # Part of every cache key: raise it when the renderer's pixels change.
-RENDERER = 1
+RENDERER = 2
