@@ -9,9 +9,12 @@ from torch.nn import functional as F
 from vireid_lite.errors import InputError
 
 
-def identity_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of `logits` (N, num_identities) against contiguous int64 `labels` (N,)."""
-    return F.cross_entropy(logits, labels)
+def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return the mean cross-entropy of `logits` (N, num_identities) against contiguous int64 `labels` (N,).
+
+    smoothing: share of each target spread evenly over all identities; 0 as published.
+    """
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 def weighted_regularised_triplet(features: Tensor, labels: Tensor) -> Tensor:

@@ -37,10 +37,12 @@ class AGW(TwoStream):
         non_local_channels: int = 1,
         gem_p: float = 3.0,
     ) -> None:
-        if non_local_channels < 0:
-            raise InputError(f"models: non_local_channels must be 0 (no such blocks) or more, got {non_local_channels}")
-        if not gem_p > 0:
-            raise InputError(f"models: gem_p must be above 0, got {gem_p}")
+        if not isinstance(non_local_channels, int) or non_local_channels < 0:
+            raise InputError(
+                f"models: non_local_channels must be 0 (none) or a whole number, got {non_local_channels!r}"
+            )
+        if not isinstance(gem_p, int | float) or not 0 < gem_p < float("inf"):
+            raise InputError(f"models: gem_p must be a number above 0, got {gem_p!r}")
         stem, layers = trunk(backbone, pretrained)
         channels = out_channels(layers[3][-1])
         if non_local_channels:
