@@ -85,7 +85,7 @@ axes.set(xlabel="step", ylabel="change (of 255)")
 plt.show()
 
 # %% [markdown]
-# {numref}`fig-template-walk` shows that {math}`|x' - x| \le \varepsilon` holds at every step, as {cite:t}`cmps2024`
+# {numref}`fig-template-walk` shows that {math}`|x' - x| \le \varepsilon` holds at every step, as {cite:t}`gong2024cmps`
 # require.
 
 # %% [markdown]
@@ -148,4 +148,4 @@ bool(np.abs(smaller).max() <= 2 / 255)
 # %% [markdown]
 # ## References
 #
-# Cited on this page, in full under [References](../book/references.md): {cite:t}`cmps2024`.
+# Cited on this page, in full under [References](../book/references.md): {cite:t}`gong2024cmps`.
