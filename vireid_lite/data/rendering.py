@@ -21,15 +21,6 @@ MATERIALS = ("nothing", "skin", "hair", "upper", "inner", "lower", "shoes", "bag
 # A material owns two numbers: its first dye and its second (the pattern).
 SKIN, HAIR, UPPER, INNER, LOWER, SHOES, BAG, HAT, DARK, SCARF = range(2, 2 * len(MATERIALS), 2)
 
-HAIR_STYLES = ("bald", "short", "bob", "long", "ponytail", "bun", "afro")
-HATS = ("none", "cap", "beanie", "brimmed", "hood")
-UPPERS = ("tee", "vest", "shirt", "jacket", "coat", "dress", "hoodie")
-LOWERS = ("trousers", "wide trousers", "shorts", "skirt", "long skirt")
-BAGS = ("none", "backpack", "shoulder bag", "handbag")
-PATTERNS = ("plain", "hoops", "stripes", "checks", "yoke", "band", "halves", "print", "sash", "sides", "dots")
-LEG_PATTERNS = ("plain", "side stripe", "knees", "checks", "cuffs", "stripes")
-ARM_POSES = ("swing", "phone", "pocket")
-
 
 @dataclass(frozen=True, slots=True)
 class Person:
@@ -83,7 +74,7 @@ class Shot:
     yaw in radians (0 faces the camera, pi/2 walks to the right); stride, swing, elbow, spread, lean in radians; scale,
     shift, foot, and the pan over the scene (x, y) in units of the image's height; exposure a factor; light (x, y,
     towards the camera); blur a standard deviation in pixels at 128 rows; noise a standard deviation on a scale of 1;
-    occluder (x, top, half width, in units of height; level; raggedness), or None.
+    hotspot (y, x, steepness), occluder (x, top, half width; level; raggedness) or None: x from the image's middle.
     """
 
     yaw: float
@@ -577,7 +568,7 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float,
 
 
 def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, clutter: float) -> np.ndarray:
-    """Return one camera's panorama, float32 linear light (1.2 height, 6 height, 3 or 1), wider than any crop.
+    """Return one camera's panorama, float32 linear light (3 or 1, 1.2 height, 6 height), wider than any crop.
 
     kind: one of SCENES. spectrum: one of SPECTRA. height: of the crop, in pixels. clutter: 0 (bare) to 1 (busy).
     """
@@ -608,10 +599,8 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
     image *= 0.85 + 0.3 * smooth_noise(rng, rows, columns, height * 0.35)[..., None]
 
     def box(left: float, top: float, width: float, tall: float, colour: np.ndarray, relief: float = 0.0) -> None:
-        area = np.s_[
-            max(0, round(top * height)) : max(0, round((top + tall) * height)),
-            max(0, round(left * height)) : max(0, round((left + width) * height)),
-        ]
+        y0, y1, x0, x1 = (max(0, round(edge * height)) for edge in (top, top + tall, left, left + width))
+        area = np.s_[y0:y1, x0:x1]
         across = np.linspace(-1, 1, image[area].shape[1], dtype=np.float32)
         image[area] = colour * (1 - relief * across**2 + 0.3 * relief * across)[None, :, None]
 
@@ -621,10 +610,8 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
         joint = ((y / brick) % 1 < 0.18) | (((x / (2.2 * brick)) + 0.5 * (course % 2)) % 1 < 0.08)
         image *= np.where(joint, 0.75, 1.0)[..., None]
     if kind == "garden":
-        leaves = (
-            smooth_noise(rng, rows, columns, height * 0.05) * 0.6
-            + smooth_noise(rng, rows, columns, height * 0.02) * 0.4
-        )
+        fine = smooth_noise(rng, rows, columns, height * 0.02)
+        leaves = 0.6 * smooth_noise(rng, rows, columns, height * 0.05) + 0.4 * fine
         crown = smooth_noise(rng, rows, columns, height * 0.4)
         cover = (crown > 0.42)[..., None]
         image = np.where(cover, leaf() * (0.35 + 1.5 * leaves**2)[..., None], image)
@@ -634,9 +621,9 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
         width = rng.uniform(0.25, 0.6)
         choice = rng.random()
         if kind == "corridor" and choice < 0.6:
-            frame, leafc = tone(0.1, 0.5), tone(0.08, 0.6, 0.3)
+            frame, door = tone(0.1, 0.5), tone(0.08, 0.6, 0.3)
             box(left, foot - 0.62, width, 0.62, frame)
-            box(left + 0.03, foot - 0.59, width - 0.06, 0.59, leafc, 0.15)
+            box(left + 0.03, foot - 0.59, width - 0.06, 0.59, door, 0.15)
             box(left + width - 0.09, foot - 0.3, 0.04, 0.015, tone(0.6, 0.9))
         elif kind == "hall" and choice < 0.55:
             box(left, -0.1, 0.18 * (1 + width), foot + 0.1, tone(0.3, 0.7), 0.55)
@@ -644,14 +631,8 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
             pane = tone(0.5, 1.0, 0.15) if kind == "hall" else tone(0.04, 0.2, 0.3, 0.2)
             box(left, foot - 0.7, width, 0.45, tone(0.2, 0.5))
             for half in (0, 1):
-                box(
-                    left + 0.02 + half * width / 2,
-                    foot - 0.68,
-                    width / 2 - 0.03,
-                    0.41,
-                    pane * rng.uniform(0.7, 1.1),
-                    0.2,
-                )
+                x0, bright = left + 0.02 + half * width / 2, rng.uniform(0.7, 1.1)
+                box(x0, foot - 0.68, width / 2 - 0.03, 0.41, pane * bright, 0.2)
         elif kind == "garden" and choice < 0.5:
             box(left, -0.1, 0.05 + 0.1 * width, foot + 0.1, tone(0.05, 0.15, 0.2), 0.6)
         left += width + rng.uniform(0.15, 0.7)
@@ -691,25 +672,18 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
     if spectrum == "near infrared":
         # Active illumination: it reaches the near floor and fades with distance, walls least.
         image *= np.clip(0.42 + 0.7 * (y - foot), 0.3, 0.9)[..., None]
-    radius = height / 128 * (0.9 if spectrum != "thermal" else 3.0)
-    planes = [
-        np.asarray(
-            Image.fromarray((np.sqrt(np.clip(image[..., c], 0, 1)) * 255).astype(np.uint8)).filter(
-                ImageFilter.GaussianBlur(radius)
-            )
-        )
-        for c in range(channels)
-    ]
-    return (np.stack(planes).astype(np.float32) / 255) ** 2
+    image = np.sqrt(np.clip(image, 0, 1)) * 255
+    soften = ImageFilter.GaussianBlur(height / 128 * (0.9 if spectrum != "thermal" else 3.0))
+    planes = [Image.fromarray(image[..., c].astype(np.uint8)).filter(soften) for c in range(channels)]
+    return (np.stack([np.asarray(plane, np.float32) for plane in planes]) / 255) ** 2
 
 
 @lru_cache(maxsize=4)
 def wrinkles(height: int) -> np.ndarray:
     """Return a field about 0, twice `height` on a side, that every garment takes a piece of."""
     rng, side = np.random.default_rng(7), 2 * height
-    coarse, fine = (
-        smooth_noise(rng, side, side, height * tall, height * wide) for tall, wide in ((0.13, 0.05), (0.05, 0.02))
-    )
+    coarse = smooth_noise(rng, side, side, height * 0.13, height * 0.05)
+    fine = smooth_noise(rng, side, side, height * 0.05, height * 0.02)
     return 0.34 * coarse + 0.16 * fine - 0.25
 
 
@@ -738,9 +712,8 @@ def render(
     height, width = size
     sub = 2 if height >= 96 else -(-192 // height)
     canvas = Figure(person, shot, height * sub, width * sub, spectrum == "thermal").draw()
-    table = {"visible": person.visible.T, "near infrared": person.infrared[None], "thermal": person.heat[None]}[
-        spectrum
-    ]
+    rows = (person.visible.T, person.infrared[None], person.heat[None])
+    table = dict(zip(SPECTRA, rows, strict=True))[spectrum]
     shade, index = canvas.shade, canvas.index.astype(np.intp)
     if spectrum != "thermal":
         shade = shade * (1 + ROUGHNESS[index] * folds(*shade.shape, shot.folds))
@@ -752,13 +725,11 @@ def render(
     if shot.mirror:
         backdrop = backdrop[:, :, ::-1]
     y = (np.arange(height, dtype=np.float32)[:, None] + 0.5) / height
-    x = (np.arange(width, dtype=np.float32) + 0.5) / height
+    x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / height
     ground = np.float32(shot.scene_exposure) * (1 - covered)
     if spectrum == "visible":
         # The soft shadow under the feet.
-        ground *= 1 - 0.5 * np.exp(
-            -(((y - shot.foot) / 0.025) ** 2) - ((x - width / height / 2 - shot.shift) / 0.11) ** 2
-        )
+        ground *= 1 - 0.5 * np.exp(-(((y - shot.foot) / 0.025) ** 2) - ((x - shot.shift) / 0.11) ** 2)
     lit = shot.exposure * np.exp(-(((y - shot.hotspot[0]) ** 2 + (x - shot.hotspot[1]) ** 2) * shot.hotspot[2]))
     planes = np.empty((len(table), height, width), np.float32)
     for plane, values, behind, gain in zip(planes, table, backdrop, cast, strict=False):

@@ -17,6 +17,24 @@ from vireid_lite.errors import InputError
 CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}
 SCENE_OF = {1: "corridor", 2: "hall", 3: "corridor", 4: "street", 5: "garden", 6: "garden"}
 FIRST_IDENTITY = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+# What people wear, and how many in a hundred; the first of each is what all wear when similarity is 1.
+WARDROBE = {
+    "upper": {"shirt": 20, "tee": 20, "vest": 6, "jacket": 18, "coat": 13, "dress": 9, "hoodie": 14},
+    "lower": {"trousers": 40, "wide trousers": 15, "shorts": 17, "skirt": 15, "long skirt": 13},
+    "hat": {"none": 58, "cap": 14, "beanie": 11, "brimmed": 9, "hood": 8},
+    "hair": {"short": 34, "bald": 8, "bob": 13, "long": 18, "ponytail": 11, "bun": 7, "afro": 9},
+    "bag": {"none": 36, "backpack": 26, "shoulder bag": 20, "handbag": 18},
+    "pattern": {
+        **{"plain": 24, "hoops": 11, "stripes": 7, "checks": 7, "yoke": 8, "band": 9},
+        **{"halves": 5, "print": 14, "sash": 5, "sides": 6, "dots": 4},
+    },
+    "leg pattern": {"plain": 60, "side stripe": 13, "knees": 8, "checks": 4, "cuffs": 9, "stripes": 6},
+}
+# Colour, near-infrared reflectance, share.
+HAIR_COLOURS = (
+    *(((0.07, 0.06, 0.05), 0.03, 0.38), ((0.22, 0.14, 0.09), 0.1, 0.24), ((0.45, 0.28, 0.15), 0.2, 0.14)),
+    *(((0.8, 0.66, 0.42), 0.35, 0.1), ((0.62, 0.62, 0.62), 0.4, 0.08), ((0.5, 0.2, 0.1), 0.25, 0.06)),
+)
 # One independent stream of random numbers for each kind of draw.
 PERSON, CAMERA, SHOT, SCENE = 1, 2, 3, 4
 
@@ -102,9 +120,10 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
     """Draw what one identity wears and how it is built; nothing of this depends on a modality or an image."""
     rng = stream(seed, PERSON, identity)
 
-    def pick(names: tuple, weights: tuple) -> str:
+    def pick(what: str) -> str:
+        names, shares = tuple(WARDROBE[what]), np.cumsum(list(WARDROBE[what].values()))
+        choice = names[int(np.searchsorted(shares / shares[-1], rng.random()))]
         # The first name is what everybody wears when people are alike.
-        choice = names[int(np.searchsorted(np.cumsum(weights) / sum(weights), rng.random()))]
         return names[0] if rng.random() < similarity else choice
 
     def vary(middle: float, half_range: float) -> float:
@@ -114,13 +133,8 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
         return bool(rng.random() < probability * (1 - similarity))
 
     build = rng.uniform(-1, 1) * (1 - similarity)
-    upper = pick(("shirt", "tee", "vest", "jacket", "coat", "dress", "hoodie"), (20, 20, 6, 18, 13, 9, 14))
-    lower = pick(("trousers", "wide trousers", "shorts", "skirt", "long skirt"), (40, 15, 17, 15, 13))
-    hat = pick(("none", "cap", "beanie", "brimmed", "hood"), (58, 14, 11, 9, 8))
+    upper, lower, hat = pick("upper"), pick("lower"), pick("hat")
     hat = "none" if hat == "hood" and upper not in ("hoodie", "jacket", "coat") else hat
-    bag = pick(("none", "backpack", "shoulder bag", "handbag"), (36, 26, 20, 18))
-    pattern = pick(r.PATTERNS, (24, 11, 7, 7, 8, 9, 5, 14, 5, 6, 4))
-    leg_pattern = pick(r.LEG_PATTERNS, (60, 13, 8, 4, 9, 6))
     sleeve = {"tee": 0.3, "vest": 0.0, "dress": (0.0, 0.28, 1.0)[rng.integers(3)]}.get(upper, 1.0)
     if upper == "shirt" and maybe(0.25):
         sleeve = 0.6
@@ -138,7 +152,7 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
         leg=vary(0.051, 0.004) + 0.009 * build,
         crotch=vary(0.505, 0.022),
         head=vary(1.0, 0.08),
-        hair=pick(("short", "bald", "bob", "long", "ponytail", "bun", "afro"), (34, 8, 13, 18, 11, 7, 9)),
+        hair=pick("hair"),
         beard=maybe(0.15),
         glasses=maybe(0.12),
         hat=hat,
@@ -147,17 +161,17 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
         sleeve=sleeve,
         sleeve_dye=int(rng.choice(3, p=(0.45, 0.25, 0.3))) if maybe(1.0) else 0,
         opening=rng.uniform(0.25, 0.6) if upper in ("jacket", "coat") and maybe(0.65) else 0.0,
-        pattern=pattern,
+        pattern=pick("pattern"),
         repeats=rng.uniform(2.2, 6.5),
         phase=rng.random(),
         pattern_back=maybe(0.35),
         trim=maybe(0.35),
         lower=lower,
         lower_hem={"shorts": vary(0.4, 0.12), "skirt": vary(0.4, 0.13), "long skirt": vary(0.85, 0.12)}.get(lower, 1.0),
-        leg_pattern=leg_pattern,
+        leg_pattern=pick("leg pattern"),
         cut={"wide trousers": 1.0}.get(lower, vary(0.4, 0.3)),
         boots=rng.uniform(0.35, 0.85) if maybe(0.25) else 0.0,
-        bag=bag,
+        bag=pick("bag"),
         bag_side=1 if rng.random() < 0.5 else -1,
         bag_size=vary(0.062, 0.016),
         scarf=maybe(0.15),
@@ -176,9 +190,8 @@ def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift
         # Street clothes: greys, navy and denim, earth tones, and now and then a strong colour.
         kind = rng.random()
         if kind < 0.35:
-            return np.full(3, rng.choice((0.14, 0.3, 0.55, 0.9)) + rng.uniform(-0.06, 0.06)) * rng.uniform(
-                0.95, 1.05, 3
-            )
+            grey = rng.choice((0.14, 0.3, 0.55, 0.9)) + rng.uniform(-0.06, 0.06)
+            return grey * rng.uniform(0.95, 1.05, 3)
         hue, saturation, value = rng.random(), rng.uniform(0.5, 0.9), rng.uniform(0.35, 0.95)
         if kind < 0.6:
             hue, saturation, value = rng.normal(0.61, 0.03), rng.uniform(0.3, 0.75), rng.uniform(0.2, 0.65)
@@ -208,17 +221,9 @@ def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift
     visible[r.SKIN] = (np.array([0.92, 0.74, 0.62]) * (1 - tan) + np.array([0.36, 0.22, 0.15]) * tan) ** 2
     visible[r.SKIN + 1] = visible[r.SKIN] * (0.75, 0.45, 0.45)
     infrared[r.SKIN], infrared[r.SKIN + 1] = rng.uniform(0.42, 0.55), 0.38
-    hues = (
-        (0.07, 0.06, 0.05),
-        (0.22, 0.14, 0.09),
-        (0.45, 0.28, 0.15),
-        (0.8, 0.66, 0.42),
-        (0.62, 0.62, 0.62),
-        (0.5, 0.2, 0.1),
-    )
-    which = rng.choice(6, p=(0.38, 0.24, 0.14, 0.1, 0.08, 0.06))
-    visible[r.HAIR] = visible[r.HAIR + 1] = np.array(hues[which]) ** 2
-    infrared[r.HAIR] = infrared[r.HAIR + 1] = (0.03, 0.1, 0.2, 0.35, 0.4, 0.25)[which] + rng.uniform(0, 0.1)
+    rgb, level, _ = HAIR_COLOURS[rng.choice(len(HAIR_COLOURS), p=[share for *_, share in HAIR_COLOURS])]
+    visible[r.HAIR] = visible[r.HAIR + 1] = np.array(rgb) ** 2
+    infrared[r.HAIR] = infrared[r.HAIR + 1] = level + rng.uniform(0, 0.1)
     visible[r.DARK] = visible[r.DARK + 1] = 0.01
     infrared[r.DARK] = infrared[r.DARK + 1] = 0.05
     heat[r.SKIN] = heat[r.SKIN + 1] = 0.95
@@ -240,7 +245,7 @@ def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> r.S
     pose, jitter = knobs.pose_spread, 0.2 * knobs.crop_jitter
     yaw = (math.pi if rng.random() < knobs.back_views else 0.0) + spread(knobs.view_spread * math.pi / 2)
     walking = rng.random() < 0.75
-    gestures = (1 - 0.3 * pose, 0.15 * pose, 0.15 * pose)
+    gestures = {"swing": 1 - 0.3 * pose, "phone": 0.15 * pose, "pocket": 0.15 * pose}
     stops = spread(knobs.illumination)
     if modality == Modality.VISIBLE:
         light = (spread(0.55), -0.2, rng.uniform(0.5, 0.8))
@@ -252,15 +257,15 @@ def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> r.S
     occluder = None
     if rng.random() < knobs.occlusion:
         side = 1 if rng.random() < 0.5 else -1
-        place, half = 0.25 + side * rng.uniform(0.1, 0.24), rng.uniform(0.03, 0.09)
+        place, half = side * rng.uniform(0.1, 0.24), rng.uniform(0.03, 0.09)
         occluder = (place, rng.uniform(0.05, 0.7), half, rng.uniform(0.03, 0.5), rng.choice((0.0, 0.3)))
     return r.Shot(
         yaw=yaw,
         phase=rng.uniform(0, 2 * math.pi),
-        stride=(0.15 + 0.32 * pose * rng.random()) if walking else 0.04,
-        swing=(0.15 + 0.6 * pose * rng.random()) if walking else 0.06,
+        stride=0.15 + 0.32 * pose * rng.random() if walking else 0.06 * rng.random(),
+        swing=0.15 + 0.6 * pose * rng.random() if walking else 0.1 * rng.random(),
         elbow=(rng.uniform(0.1, 0.2 + 0.6 * pose), rng.uniform(0.1, 0.2 + 0.6 * pose)),
-        arm_pose=tuple(str(rng.choice(r.ARM_POSES, p=gestures)) for _ in range(2)),
+        arm_pose=tuple(str(rng.choice(list(gestures), p=list(gestures.values()))) for _ in range(2)),
         spread=rng.uniform(0.08, 0.14 + 0.2 * pose),
         lean=spread(0.12 * pose),
         head_turn=spread(0.8 * pose),
@@ -274,7 +279,7 @@ def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> r.S
         scene_exposure=2.0 ** spread(0.5 * knobs.illumination),
         light=light,
         ambient=ambient,
-        hotspot=(rng.uniform(0.3, 0.6), 0.25 + spread(0.1), hotspot),
+        hotspot=(rng.uniform(0.3, 0.6), spread(0.1), hotspot),
         folds=(rng.random(), rng.random()),
         blur=knobs.blur * rng.random(),
         noise=knobs.noise * rng.uniform(0.4, 1.0),
@@ -323,6 +328,8 @@ class SyntheticVI(Dataset):
             if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= 1_000_000:
                 what = name if name == "images_per_modality" else f"{name} identities"
                 raise InputError(f"synthetic: {what} must be a whole number from {least} to 1000000; got {count!r}")
+        if size[1] > 4 * size[0]:
+            raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
         if not isinstance(seed, int) or seed < 0:
             raise InputError(f"synthetic: seed must be a whole number from 0 up; got {seed!r}")
         if difficulty not in DIFFICULTIES:
@@ -335,7 +342,6 @@ class SyntheticVI(Dataset):
         self.knobs = replace(DIFFICULTIES[difficulty], **{name: float(value) for name, value in knobs.items()})
         self.seed, self.thermal, self.images_per_modality = seed, bool(thermal), images_per_modality
         options = {
-            "renderer": RENDERER,
             "num_identities": num_identities,
             "val_identities": val_identities,
             "test_identities": test_identities,
@@ -384,7 +390,3 @@ class SyntheticVI(Dataset):
             self.seed, record.camera, spectrum, height, self.knobs.clutter, self.knobs.colour_cast
         )
         return r.render(self.person(record.identity), self.shot(record), scene, cast, spectrum, self.size)
-
-
-# Part of every cache key: raise it when the renderer's pixels change.
-RENDERER = 2
