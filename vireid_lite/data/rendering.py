@@ -478,7 +478,7 @@ class Figure:
             for side in (-1, 1):
                 if abs(look) > 0.3 and p.hair not in ("bob", "long", "afro"):
                     c.ellipse(x + side * wide * abs(look), y + 0.05 * tall, 0.16 * wide, 0.17 * tall, SKIN, 0.85)
-            c.ellipse(x, y, wide, tall, self.face_dye, contact=0.25, tilt=0.25, taper=0.3)
+            c.ellipse(x, y, wide, tall, self.face_dye, contact=0.25, tilt=0.25, power=2.2, taper=0.2)
         if p.hat == "none" and p.hair == "afro":
             c.ellipse(x - 0.2 * wide * turn, y - 0.3 * tall, wide * 1.5, tall * 0.95, HAIR, 0.95, tilt=0.3)
             if look > 0:
@@ -512,7 +512,7 @@ class Figure:
         dye[mouth] = SKIN + 1
         dye[(np.abs(v - 0.48) < 0.045) & (np.abs(away - 0.42) < 0.17)] = DARK
         if p.glasses:
-            dye[(np.abs(v - 0.48) < 0.075) & (away < 0.7)] = DARK
+            dye[(np.abs(v - 0.48) < 0.07) & (np.abs(away - 0.44) < 0.28)] = DARK
         if p.hair != "bald":
             # The hairline falls from the forehead to the nape; long hair reaches further forward.
             front, nape = {"short": (1.35, 0.62), "bob": (0.95, 1.1), "long": (1.0, 1.1)}.get(p.hair, (1.35, 0.72))
@@ -557,9 +557,6 @@ class Figure:
 
 
 # Scenes --------------------------------------------------------------------------------------------------------------
-SCENES = ("corridor", "hall", "street", "garden")
-
-
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float, wide: float = 0) -> np.ndarray:
     """Return smooth noise in [0, 1], (height, width), with features `cell` pixels tall and `wide` (or as) wide."""
     rows, columns = max(2, round(height / cell)), max(2, round(width / (wide or cell)))
@@ -570,14 +567,15 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float,
 def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, clutter: float) -> np.ndarray:
     """Return one camera's panorama, float32 linear light (3 or 1, 1.2 height, 6 height), wider than any crop.
 
-    kind: one of SCENES. spectrum: one of SPECTRA. height: of the crop, in pixels. clutter: 0 (bare) to 1 (busy).
+    kind: "corridor", "hall", "street" or "garden". spectrum: one of SPECTRA. height: of the crop, in pixels.
+    clutter: 0 (bare) to 1 (busy).
     """
     rows, columns = math.ceil(1.2 * height), 6 * height
     channels = 3 if spectrum == "visible" else 1
     y = (np.arange(rows, dtype=np.float32)[:, None] + 0.5) / height
     x = (np.arange(columns, dtype=np.float32) + 0.5) / height
 
-    def tone(low: float, high: float, tint: float = 0.1, heat: float = 0.12) -> np.ndarray:
+    def tone(low: float, high: float, tint: float = 0.07, heat: float = 0.12) -> np.ndarray:
         if spectrum == "thermal":
             return np.array([heat + 0.1 * rng.random()], np.float32)
         level = rng.uniform(low, high)
