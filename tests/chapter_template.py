@@ -45,13 +45,13 @@ costs = Costs("00_template")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # size of everything: lite (two CPU cores), standard (one GPU) or full (one GPU and licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm or paired_folder; None: the tier's own
-DATA_ROOT = None  # folder of your own copy of DATASET; synthetic needs none
-SEED = 0  # of everything random in this chapter
+TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT = None  # folder of your own copy of DATASET
+SEED = 0  # of everything random here
 DEVICE = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-EPS = "8/255"  # largest change of any pixel value, as a fraction of the range [0, 1]
+EPS = "8/255"  # largest change of a pixel, whose range is [0, 1]
 STEPS = 10  # steps of the demonstration
 
 # %%
@@ -73,8 +73,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 generator = np.random.default_rng(settings.seed)
-steps = {"lite": settings.steps, "standard": 10 * settings.steps, "full": 100 * settings.steps}[settings.tier]
-walk = np.clip(np.cumsum(generator.normal(size=steps) * settings.eps), -settings.eps, settings.eps)
+steps = settings.steps * {"lite": 1, "standard": 10, "full": 100}[settings.tier]
+drift = np.cumsum(generator.normal(size=steps) * settings.eps)
+walk = np.clip(drift, -settings.eps, settings.eps)
 
 # %% mystnb={"figure": {"caption": "A random walk held inside the budget. It touches the bound and never crosses it.", "name": "fig-template-walk"}, "image": {"alt": "Line chart: one blue line moves up and down between two dashed grey lines at plus and minus eight."}}
 figure, axes = plt.subplots(figsize=(6, 2.5))

@@ -134,7 +134,7 @@ def check_values(values: Mapping[str, object], own: Mapping[str, Kind]) -> dict[
 
 
 def check_parameters(names: dict[str, Any], costs: Costs | None = None, **own: Kind) -> SimpleNamespace:
-    """Check a notebook's parameters, print one line on device and cost, and return them as lower-case attributes.
+    """Check a notebook's parameters, print the device and larger tiers' costs, and return them in lower case.
 
     names: the notebook's `globals()`. papermill adds names it does not know as plain variables, so every plain value
     there that is not a parameter is refused; a second run of the cell looks at upper-case names only, since by then the
@@ -164,8 +164,9 @@ def check_parameters(names: dict[str, Any], costs: Costs | None = None, **own: K
         raise
     names["_parameters_checked"] = True
     larger = list(TIERS)[list(TIERS).index(values["TIER"]) + 1 :]
-    prices = [f"tier {tier}: {costs.price(tier)}" for tier in larger] if costs else []
-    print("; ".join([f"Tier {values['TIER']} on {device_name(device)}", *prices]))
+    print(f"Tier {values['TIER']} on {device_name(device)}")
+    if costs and larger:
+        print("Larger: " + "; ".join(f"{tier} {costs.price(tier)}" for tier in larger))
     settings = {name.lower(): value for name, value in values.items()}
     root = values["DATA_ROOT"]
     settings |= {"device": device, "data_root": Path(root) if root else None, "out_dir": Path(values["OUT_DIR"])}
