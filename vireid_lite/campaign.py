@@ -15,10 +15,10 @@ import torch
 from tqdm import tqdm
 
 from vireid_lite.cards import card_name, code_modules, is_stale, read_card, write_card
-from vireid_lite.data import Augmentation, Dataset, Modality
+from vireid_lite.data import Augmentation, Dataset, Modality, fingerprint
 from vireid_lite.errors import InputError
 from vireid_lite.evaluation import Evaluation, direction_name, evaluate
-from vireid_lite.provenance import device_name, peak_memory_mib, pick_device, versions
+from vireid_lite.provenance import device_name, exclusive, peak_memory_mib, pick_device, versions
 from vireid_lite.victims import Recipe, load_or_train, tier_dataset, tier_recipe
 
 RUN_KEYS = ("name", "tier", "dataset", "victim", "train", "seeds")
@@ -66,12 +66,18 @@ def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]
     dataset = tier_dataset(run["tier"], options.pop("name", None), root, size=options.pop("size", None), **options)
     settings = dict(run["train"])
     if "augmentation" in settings:
+        unknown = sorted(set(settings["augmentation"]) - set(Augmentation.__dataclass_fields__))
+        if unknown:
+            raise InputError(
+                f"augmentation {unknown[0]!r} is unknown; it takes {', '.join(Augmentation.__dataclass_fields__)}"
+            )
         settings["augmentation"] = Augmentation(**settings["augmentation"])
     recipe = tier_recipe(run["tier"], **run["victim"], **settings)
+    everything = [*dataset.train, *dataset.val, *(r for trial in dataset.trials() for side in trial for r in side)]
     configuration = {
         "kind": run["name"],
         "tier": run["tier"],
-        "dataset": dataset.describe(),
+        "dataset": {**dataset.describe(), "records": fingerprint(everything)},
         "victim": recipe.describe(),
         "attack": None,
         "seed": run["seed"],
@@ -149,7 +155,7 @@ def run_campaign(
             todo.append(run)
         elif not stale:
             report["done"].append(name)
-    with tqdm(total=len(todo), unit="run", desc=path.stem, disable=not progress) as bar:
+    with exclusive(out, wait=False), tqdm(total=len(todo), unit="run", desc=path.stem, disable=not progress) as bar:
         for written in _run_all(todo, out, workers, device, root, progress):
             report["ran"].append(written.name)
             bar.update()

@@ -159,10 +159,12 @@ def ranked(
         places = np.linspace(0, len(trial.query) - 1, min(queries, len(trial.query))).round().astype(int)
         queries = [trial.query[place] for place in places]
     options = {"device": device, "progress": False}
-    found = embed_store(model, cached(dataset, list(queries), False), perturb=perturb, **options)
+    store = cached(dataset, trial.query, False)
+    chosen = ImageStore(store.images[[store.row[query] for query in queries]], queries)
+    found = embed_store(model, chosen, perturb=perturb, **options)
     gallery = embed_store(model, cached(dataset, trial.gallery, False), **options)
     rankings = []
-    for query, order in zip(queries, torch.cdist(found, gallery).argsort(1, stable=True).tolist(), strict=True):
+    for query, order in zip(queries, torch.cdist(found, gallery).argsort(dim=1, stable=True).tolist(), strict=True):
         kept = (trial.gallery[place] for place in order if not _dropped(dataset.protocol, query, trial.gallery[place]))
         rankings.append([record for record, _ in zip(kept, range(top), strict=False)])
     return list(queries), rankings

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import resource
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
@@ -103,21 +103,39 @@ def clear_no_space(what: str, folder: Path) -> Iterator[None]:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 
+    What a kill leaves beside it, `.NAME.part`, is overwritten by the next write; one writer at a time (`exclusive`).
     Raises InputError where the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
     with clear_no_space(path.name, path.parent):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(part, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a folder, made if need be, against other processes; the lock goes with the process, however that ends.
+
+    Raises InputError where another process holds it and `wait` is false, or where the disk is full.
+    """
+    with clear_no_space(folder.name, folder.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    except BlockingIOError:
+        raise InputError(f"{folder}: another run is writing there; wait for it, or choose another folder") from None
+    finally:
+        os.close(handle)
 
 
 def cache_folder() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,9 +16,9 @@ from vireid_lite.errors import InputError
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
 from vireid_lite.provenance import (
     cache_folder,
-    clear_no_space,
     code_hash,
     device_name,
+    exclusive,
     peak_memory_mib,
     pick_device,
     stable_hash,
@@ -160,10 +159,7 @@ def load_or_train(
     key = stable_hash([recipe.describe(), dataset.describe(), seed, code])
     folder = folder or cache_folder() / "victims" / key
     path = folder / "victim.safetensors"
-    with clear_no_space("victim", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(folder):
         if not path.exists():
             _train_and_save(recipe, dataset, seed, device, folder, key, code, progress)
     model, card = load_checkpoint(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from vireid_lite.data.records import Dataset, Modality, Record, fingerprint
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import cache_folder, clear_no_space, code_hash, stable_hash, write_atomically
+from vireid_lite.provenance import cache_folder, clear_no_space, code_hash, exclusive, stable_hash, write_atomically
 
 ROWS_PER_STEP = 256  # crops written between two notes of progress
 
@@ -61,20 +60,17 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
         raise InputError(f"{dataset.name}: no images to load; check the split and its options")
     shape = (len(records), *dataset.size, 3)
     folder = cache_folder() / "crops" / f"{dataset.name}-{_cache_key(dataset, records)}"
-    with clear_no_space(f"cache of {dataset.name}", folder.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "images.u8").exists():
-                _decode(dataset, records, folder, shape, progress)
+    with exclusive(folder), clear_no_space(f"cache of {dataset.name}", folder.parent):
+        if not (folder / "images.u8").exists():
+            _decode(dataset, records, folder, shape, progress)
     return ImageStore(np.memmap(folder / "images.u8", dtype=np.uint8, mode="r", shape=shape), records)
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
     """Return a key that changes when the pixels may: the records, and the files' sizes and times or the renderer."""
+    key = [dataset.name, dataset.size, fingerprint(records)]
     if dataset.root is None:
-        modules = [f"data/{path.stem}" for path in sorted(Path(__file__).parent.glob("*render*.py"))]
-        return stable_hash([fingerprint(dataset, records), code_hash("data/records", "data/synthetic", *modules)])
+        return stable_hash([*key, dataset.describe(), code_hash("data/records", "data/synthetic", "data/rendering")])
     stats = []
     for source in sorted({str(record.source) for record in records}):
         try:
@@ -82,8 +78,7 @@ def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
         except OSError as error:
             raise InputError(f"{dataset.name}: {dataset.root / source} cannot be read ({error.strerror})") from None
         stats.append([source, stat.st_size, stat.st_mtime_ns])
-    key = [fingerprint(dataset, records), code_hash("data/records"), str(dataset.root.resolve()), stats]
-    return stable_hash(key)
+    return stable_hash([*key, str(dataset.root.resolve()), code_hash("data/records"), stats])
 
 
 def _decode(dataset: Dataset, records: list[Record], folder: Path, shape: tuple[int, ...], progress: bool) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -104,9 +105,9 @@ def all_against_all(records: Sequence[Record], query_modality: Modality) -> Tria
     return Trial(query, [record for record in records if record.modality != query_modality])
 
 
-def fingerprint(dataset: Dataset, records: Sequence[Record]) -> str:
-    """Return 16 hex digits that change with the data set's description or any of the records."""
-    digest = hashlib.sha256(json.dumps(dataset.describe(), sort_keys=True).encode())
+def fingerprint(records: Iterable[Record]) -> str:
+    """Return 16 hex digits that change with any of the records or their order; no path can be read from them."""
+    digest = hashlib.sha256()
     for record in records:
         digest.update(repr((record.source, record.identity, record.camera, int(record.modality), record.box)).encode())
     return digest.hexdigest()[:16]
@@ -126,8 +127,8 @@ def read_crop(
             pixels = image.convert("RGB" if modality == Modality.VISIBLE else "L")
     except FileNotFoundError:
         raise InputError(f"{name}: {path} does not exist; check --root or the download") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow raises SyntaxError for some broken headers.
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+        # Pillow's decoders raise any of these on broken files.
         raise InputError(f"{name}: {path} is not a readable image ({error}); fetch the file again") from None
     if box is not None:
         x, y, width, height = box

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from vireid_lite.errors import InputError
 from vireid_lite.models import build
 from vireid_lite.models.agw import AGW
 from vireid_lite.models.two_stream import NonLocal, TwoStream
+from vireid_lite.provenance import write_atomically
 
 # The official network holds three whole ResNets and uses a part of each (AGW model.py:93-147); these are the rest.
 _OFFICIAL_UNUSED = re.compile(
@@ -45,8 +45,8 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, safetensors.torch.save(state, metadata={"card": text}))
-        _write_whole(path.with_suffix(".json"), (text + "\n").encode())
+        write_atomically(path, safetensors.torch.save(state, metadata={"card": text}))
+        write_atomically(path.with_suffix(".json"), (text + "\n").encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
     return json.loads(text)
@@ -182,16 +182,3 @@ def _load_strictly(model: TwoStream, state: dict[str, Tensor], names: dict[str, 
         if name not in known:
             raise InputError(f"{where}: {name} has no place in {what}; build the network the file was saved from")
     model.load_state_dict({name: state[theirs] for name, theirs in names.items()})
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside `path`, push it to the disk and move it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

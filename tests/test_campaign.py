@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from vireid_lite import campaign, cards, provenance
+from vireid_lite.errors import InputError
+
+SMALL = """
+tier = "lite"
+seeds = [0, 1]
+
+[[run]]
+dataset = { size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4 }
+train = { epochs = 1, identities = 4, images = 2 }
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_a_second_campaign_repeats_nothing(small, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = campaign.run_campaign(small, out, progress=False)
+    assert len(first["ran"]) == 2
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(campaign, "run_one", lambda *_: pytest.fail("a finished run was repeated"))
+    again = campaign.run_campaign(small, out, progress=False)
+    assert sorted(again["done"]) == sorted(first["ran"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_card_tells_scores_chance_minimum_and_every_identity(small, tmp_path):
+    campaign.run_campaign(small, tmp_path / "out", progress=False)
+    for card in cards.read_cards(tmp_path / "out"):
+        for direction in ("visible to infrared", "infrared to visible"):
+            scores = card["scores"][direction]
+            assert scores["minimum"]["mAP"] <= scores["mAP"] <= 1
+            assert scores["chance"]["rank1"]["low"] <= 0.25 <= scores["chance"]["rank1"]["high"]
+            assert len(scores["identity_rank1"]) == len(scores["identity_AP"]) == 4
+            assert scores["trials"][0]["valid_queries"] == 8
+        assert card["versions"]["torch"]
+        assert card["wall_seconds"] > card["train_seconds"] > 0
+        assert card["peak_memory_mib"] > 50
+
+
+def test_a_stale_card_is_named_kept_and_made_again_only_when_asked(small, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    campaign.run_campaign(small, out, progress=False)
+    path = sorted(out.iterdir())[0]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "0" * 12}))
+    kept = path.read_bytes()
+    assert campaign.run_campaign(small, out, progress=False)["stale"] == [path.name]
+    assert path.read_bytes() == kept
+    report = campaign.run_campaign(small, out, rerun_stale=True, progress=False)
+    assert report["ran"] == [path.name]
+    assert not cards.is_stale(cards.read_card(path))
+
+
+def test_runs_that_fail_keep_the_finished_ones(small, tmp_path, monkeypatch):
+    real = campaign.run_one
+
+    def second_fails(run, *arguments):
+        if run["seed"] == 1:
+            raise InputError("no")
+        return real(run, *arguments)
+
+    monkeypatch.setattr(campaign, "run_one", second_fails)
+    with pytest.raises(InputError):
+        campaign.run_campaign(small, tmp_path / "out", progress=False)
+    assert len(cards.read_cards(tmp_path / "out")) == 1
+
+
+def test_two_campaigns_do_not_write_one_folder(small, tmp_path):
+    with provenance.exclusive(tmp_path / "out"), pytest.raises(InputError, match="another run is writing there"):
+        campaign.run_campaign(small, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tier = ", "not readable TOML"),
+        ("", "has no"),
+        ("seed = [0]\n[[run]]", "'seed' is unknown"),
+        ("[[run]]\nepochs = 3", "run 1 has an unknown key 'epochs'"),
+        ("[[run]]\ntrain = { epoch = 3 }", "training setting 'epoch' is unknown"),
+        ("[[run]]\ndataset = { difculty = 3 }", "option 'difculty' is unknown"),
+        ("[[run]]\ntier = 'huge'", "TIER 'huge' is unknown"),
+        ("[[run]]\nvictim = { model = 'x' }", "unknown"),
+        ("[[run]]\ntrain = { augmentation = { pads = 3 } }", "pads"),
+    ],
+)
+def test_a_typo_is_one_line(tmp_path, text, said):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        campaign.run_campaign(path, tmp_path / "out", progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        campaign.run_campaign(tmp_path / "none.toml", tmp_path, progress=False)
+
+
+def test_committed_campaigns_can_be_read():
+    files = sorted((provenance.PACKAGE.parent / "book" / "campaigns").glob("*.toml"))
+    assert files
+    for path in files:
+        for run in campaign.read_campaign(path):
+            campaign.prepare(run)

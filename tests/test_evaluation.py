@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from vireid_lite import metrics, models
+from vireid_lite.data import Modality, cached
+from vireid_lite.evaluation import direction_name, embed_store, evaluate, identities_and_cameras, ranked
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return models.build("agw", 12, "lite").eval()
+
+
+def test_features_stand_in_the_stores_order(model, tiny):
+    records = [*tiny.val[::-1]]
+    store = cached(tiny, records, progress=False)
+    features = embed_store(model, store, batch_size=5, progress=False)
+    for row in (0, len(records) // 2, len(records) - 1):
+        alone = model.embed(store.batch(np.array([row])), records[row].modality)[0]
+        assert torch.allclose(features[row], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("query_modality", Modality)
+def test_scores_equal_the_metric_on_the_full_distance_matrix(model, tiny, query_modality):
+    result = evaluate(model, tiny, query_modality, progress=False)
+    (trial,) = tiny.trials(query_modality)
+    assert {record.modality for record in trial.query} == {query_modality}
+    query, gallery = (
+        embed_store(model, cached(tiny, side, progress=False), progress=False) for side in (trial.query, trial.gallery)
+    )
+    expected = metrics.evaluate(torch.cdist(query, gallery), *identities_and_cameras(trial))
+    assert result.rank1 == pytest.approx(expected.rank1)
+    assert result.mAP == pytest.approx(expected.mAP, abs=1e-6)
+    assert result.mINP == pytest.approx(expected.mINP, abs=1e-6)
+    assert result.mAP >= result.chance.minimum.mAP
+    weights = result.per_identity.queries / result.per_identity.queries.sum()
+    assert (weights * result.per_identity.rank1).sum() == pytest.approx(result.rank1)
+
+
+def test_only_the_query_is_perturbed(model, tiny):
+    seen = []
+
+    def black(images, modality):
+        seen.append((modality, torch.is_grad_enabled(), len(images)))
+        return torch.zeros_like(images)
+
+    clean = evaluate(model, tiny, Modality.INFRARED, progress=False)
+    attacked = evaluate(model, tiny, Modality.INFRARED, perturb=black, progress=False)
+    assert {modality for modality, _, _ in seen} == {Modality.INFRARED}
+    assert all(grad for _, grad, _ in seen), "an attack may need gradients"
+    assert sum(count for _, _, count in seen) == clean.trials[0].valid_queries
+    assert attacked.rank1 == pytest.approx(1 / 6), "one feature for all queries finds one identity"
+
+
+def test_several_trials_are_averaged(model, tiny):
+    (trial,) = tiny.trials(Modality.VISIBLE)
+    half = trial._replace(gallery=trial.gallery[::2])
+    both = evaluate(model, tiny, Modality.VISIBLE, trials=[trial, half], progress=False)
+    apart = [evaluate(model, tiny, Modality.VISIBLE, trials=[t], progress=False).mAP for t in (trial, half)]
+    assert both.mAP == pytest.approx(np.mean(apart))
+
+
+def test_ranked_agrees_with_the_scores(model, tiny):
+    (trial,) = tiny.trials(Modality.VISIBLE)
+    queries, rankings = ranked(model, tiny, trial, queries=trial.query, top=3)
+    result = evaluate(model, tiny, Modality.VISIBLE, progress=False)
+    right = [ranking[0].identity == query.identity for query, ranking in zip(queries, rankings, strict=True)]
+    assert np.mean(right) == pytest.approx(result.rank1)
+    assert all(len(ranking) == 3 for ranking in rankings)
+
+
+def test_direction_is_named_in_words():
+    assert direction_name(Modality.VISIBLE) == "visible to infrared"

@@ -1,0 +1,149 @@
+"""SIGKILL at random moments: what was finished is kept, the rest resumes, and no half file is taken for a whole one."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+
+from vireid_lite.campaign import run_campaign
+from vireid_lite.cards import read_cards
+from vireid_lite.data import Dataset, Modality, Record, cached, load_dataset
+from vireid_lite.training import TrainSettings
+from vireid_lite.victims import Recipe, load_or_train
+
+KILLS = 10
+DATA = {"size": (32, 16), "num_identities": 16, "images_per_modality": 4, "val_identities": 4, "test_identities": 4}
+RECIPE = Recipe(
+    backbone="lite",
+    settings=TrainSettings(epochs=14, identities=4, images=2, optimiser="adamw", learning_rate=1e-3, schedule="cosine"),
+)
+CAMPAIGN = """
+seeds = [0, 1, 2, 3, 4, 5]
+
+[[run]]
+dataset = { size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4 }
+train = { epochs = 4, identities = 4, images = 2 }
+"""
+# A server that has imported torch forks each victim of a kill in milliseconds.
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(["vireid_lite.victims", "vireid_lite.campaign", "vireid_lite.models.agw", "test_kills"])
+
+
+class SlowFrames(Dataset):
+    """Crops that take a millisecond each and are their own number."""
+
+    def __init__(self):
+        super().__init__("slow", None, (32, 16), {})
+        self.train = [Record(i, i, 1, Modality.VISIBLE) for i in range(4000)]
+
+    def read(self, record):
+        time.sleep(0.001)
+        return np.full((32, 16, 3), record.source % 251, np.uint8)
+
+
+def _train(cache: str, folder: str) -> None:
+    os.environ["VIREID_CACHE"] = cache
+    torch.set_num_threads(1)
+    load_or_train(RECIPE, load_dataset("synthetic", **DATA), folder=Path(folder), device="cpu", progress=False)
+
+
+def _cache(cache: str, _: str) -> None:
+    os.environ["VIREID_CACHE"] = cache
+    data = SlowFrames()
+    cached(data, data.train, progress=False)
+
+
+def _campaign(cache: str, folder: str) -> None:
+    os.environ["VIREID_CACHE"] = cache
+    torch.set_num_threads(1)
+    run_campaign(Path(folder).parent / "campaign.toml", Path(folder), device="cpu", progress=False)
+
+
+def run(target, cache: Path, folder: Path, kill_after: float | None = None) -> float:
+    """Run the target in a process of its own, killed after some seconds if told to; return how long it took."""
+    process = SPAWN.Process(target=target, args=(str(cache), str(folder)))
+    started = time.perf_counter()
+    process.start()
+    process.join(kill_after)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == (0 if kill_after is None else process.exitcode)
+    return time.perf_counter() - started
+
+
+def kill_until_done(target, tmp_path: Path, progress) -> list:
+    """Run the target whole for comparison, then kill it ten times and let it end; return progress after each kill."""
+    whole = run(target, tmp_path / "whole-cache", tmp_path / "whole")
+    dice = random.Random(1)
+    seen = []
+    for _ in range(KILLS):
+        run(target, tmp_path / "cache", tmp_path / "killed", dice.uniform(0.05, 0.4) * whole)
+        seen.append(progress())
+    run(target, tmp_path / "cache", tmp_path / "killed")
+    assert len(set(seen)) > 2, f"the kills came too early or too late to test anything: {seen}"
+    return seen
+
+
+def half_files(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and path.name.endswith((".part", ".tmp"))]
+
+
+def never_falls(seen: list) -> bool:
+    return all(later >= earlier for earlier, later in itertools.pairwise(seen))
+
+
+def test_training_ends_with_the_bits_of_an_uninterrupted_run(tmp_path):
+    def epochs_noted():
+        path = tmp_path / "killed" / "state.pt"
+        if (tmp_path / "killed" / "victim.safetensors").exists():
+            return RECIPE.settings.epochs
+        return len(torch.load(path, weights_only=True)["history"]) if path.exists() else 0
+
+    seen = kill_until_done(_train, tmp_path, epochs_noted)
+    assert never_falls(seen), "an epoch that was noted was lost"
+    killed, whole = ((tmp_path / name / "victim.safetensors").read_bytes() for name in ("killed", "whole"))
+    killed, whole = load(killed), load(whole)
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
+    assert not half_files(tmp_path / "killed")
+
+
+def test_caching_loses_no_finished_row_and_decodes_right(tmp_path):
+    def rows():
+        notes = list((tmp_path / "cache").rglob("rows.json"))
+        return int(notes[0].read_text()) if notes else 0
+
+    assert never_falls(kill_until_done(_cache, tmp_path, rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIREID_CACHE", str(tmp_path / "cache"))
+        data = SlowFrames()
+        data.read = lambda record: pytest.fail("a finished cache was decoded again")
+        images = cached(data, data.train, progress=False).images
+    assert (images == (np.arange(4000) % 251).astype(np.uint8)[:, None, None, None]).all()
+    assert not half_files(tmp_path)
+
+
+def test_a_campaign_repeats_and_loses_no_run(tmp_path):
+    (tmp_path / "campaign.toml").write_text(CAMPAIGN)
+    written: dict[str, int] = {}
+
+    def cards():
+        for path in (tmp_path / "killed").glob("*.json"):
+            assert json.loads(path.read_text()), "a half card"
+            # A run that is repeated would replace its card.
+            assert written.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+        return len(written)
+
+    kill_until_done(_campaign, tmp_path, cards)
+    assert {card["seed"] for card in read_cards(tmp_path / "killed")} == set(range(6))
+    assert cards() == 6
+    assert not half_files(tmp_path)

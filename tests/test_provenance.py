@@ -1,0 +1,43 @@
+import errno
+import os
+
+import pytest
+
+from vireid_lite import provenance
+from vireid_lite.errors import InputError
+
+
+def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "card.json"
+    provenance.write_atomically(path, b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"card.json: no space left in"):
+        provenance.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["card.json"]
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
+    with (
+        provenance.exclusive(tmp_path / "out", wait=False),
+        pytest.raises(InputError, match="another run"),
+        provenance.exclusive(tmp_path / "out", wait=False),
+    ):
+        pass
+    with provenance.exclusive(tmp_path / "out", wait=False):
+        pass
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line(name):
+    with pytest.raises(InputError, match=f"DEVICE '{name}'"):
+        provenance.pick_device(name)
+
+
+def test_the_hash_does_not_depend_on_the_order_of_modules():
+    assert provenance.code_hash("losses", "metrics") == provenance.code_hash("metrics", "losses")
+    assert provenance.code_hash("losses") != provenance.code_hash("metrics")

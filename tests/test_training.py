@@ -1,0 +1,123 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vireid_lite import models
+from vireid_lite.data import Augmentation
+from vireid_lite.errors import InputError
+from vireid_lite.training import TrainSettings, contiguous_labels, learning_rate_factor, optimiser_for, train
+
+QUICK = TrainSettings(
+    epochs=3,
+    identities=4,
+    images=2,
+    optimiser="adamw",
+    learning_rate=1e-3,
+    backbone_factor=1.0,
+    schedule="cosine",
+    augmentation=Augmentation(pad=2),
+)
+
+
+def fresh(num_identities=12):
+    torch.manual_seed(0)
+    return models.build("agw", num_identities, "lite")
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_interrupted_training_ends_with_the_same_bits(tiny, tmp_path, monkeypatch):
+    whole = fresh()
+    expected = train(whole, tiny, QUICK, progress=False)
+
+    import vireid_lite.training as module
+
+    real, calls = module._note, []
+
+    def note_then_die(*arguments):
+        real(*arguments)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_note", note_then_die)
+    path = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), tiny, QUICK, state_path=path, progress=False)
+    monkeypatch.setattr(module, "_note", real)
+    resumed = fresh()
+    history = train(resumed, tiny, QUICK, state_path=path, progress=False)
+    assert same(weights(whole), weights(resumed))
+    assert [e["identity_loss"] for e in history] == [e["identity_loss"] for e in expected]
+
+
+def test_training_lowers_the_loss_and_the_seed_decides(tiny):
+    settings = replace(QUICK, epochs=8, augmentation=Augmentation(pad=0, flip=0))
+    runs = {}
+    for seed in (0, 1):
+        model = fresh()
+        history = train(model, tiny, settings, seed=seed, progress=False)
+        assert history[-1]["identity_loss"] < 0.8 * history[0]["identity_loss"]
+        assert not model.training
+        runs[seed] = weights(model)
+    assert not same(runs[0], runs[1])
+
+
+def test_a_note_of_another_run_is_refused(tiny, tmp_path):
+    path = tmp_path / "state.pt"
+    train(fresh(), tiny, replace(QUICK, epochs=1), state_path=path, progress=False)
+    with pytest.raises(InputError, match="other settings"):
+        train(fresh(), tiny, replace(QUICK, epochs=2), state_path=path, progress=False)
+
+
+def test_shuffled_labels_keep_their_counts_and_lose_their_meaning(tiny):
+    from vireid_lite.data import Modality, cached
+    from vireid_lite.training import _shuffled_within_modality
+
+    store = cached(tiny, tiny.train, progress=False)
+    labels = contiguous_labels(store.records)
+    shuffled = _shuffled_within_modality(labels, store.modalities.numpy(), 0)
+    for modality in Modality:
+        rows = store.modalities.numpy() == modality
+        assert sorted(labels[rows]) == sorted(shuffled[rows])
+        assert (labels[rows] == shuffled[rows]).mean() < 0.5
+
+
+def test_agw_schedule_is_the_published_one():
+    published = [(0, 0.1), (8, 0.9), (9, 1.0), (19, 1.0), (20, 0.1), (49, 0.1), (50, 0.01), (80, 0.01)]
+    for epoch, factor in published:
+        assert learning_rate_factor(TrainSettings(), epoch) == pytest.approx(factor)
+
+
+def test_cosine_schedule_warms_up_and_ends_at_zero():
+    factors = [learning_rate_factor(QUICK, epoch / 100) for epoch in range(1, 301)]
+    assert max(factors) == pytest.approx(1.0, abs=1e-2)
+    assert factors[0] < 0.05
+    assert factors[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_bnneck_and_classifier_train_at_the_full_rate_the_rest_at_a_tenth():
+    model = fresh()
+    body, head = optimiser_for(model, TrainSettings()).param_groups
+    assert body["base_lr"] == pytest.approx(0.01)
+    assert head["base_lr"] == 0.1
+    assert {id(p) for p in head["params"]} == {id(model.bottleneck.weight), id(model.classifier.weight)}
+    assert len(body["params"]) + 2 == sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("wrong", [{"optimiser": "lion"}, {"schedule": "step"}, {"triplet": "quad"}, {"epochs": 0}])
+def test_settings_that_make_no_run_are_refused(wrong):
+    with pytest.raises(InputError):
+        TrainSettings(**wrong)
+
+
+def test_a_loss_that_explodes_is_one_line(tiny):
+    with pytest.raises(InputError, match="not finite"):
+        train(fresh(), tiny, replace(QUICK, optimiser="sgd", learning_rate=1e12), progress=False)
