@@ -115,12 +115,15 @@ def build_book(
     force: bool = False,
     root: Path | None = None,
     progress: bool = True,
+    measure: bool = False,
 ) -> Path:
     """Execute the chapters that changed, then render the book; return the page to open (or the executed folder).
 
     tier: "lite", "standard" or "full". chapters: numbers to execute, all by default; the others are shown as they last
     ran. parameters: set in every chapter executed, on top of the tier. out: folder for everything made, relative to the
     repository. force: execute again what is cached. The cache is keyed by chapter, parameters, package and run cards.
+    measure: instead, run each chapter with empty caches, as if opened alone, and note its cost in the sources'
+    `book/results/costs.json`, which is returned.
     Raises InputError before anything runs (a stale pair, an unknown chapter or parameter), BuildError after.
     """
     root = (root or repository_root()).resolve()
@@ -129,13 +132,19 @@ def build_book(
     chosen = _choose(find_chapters(root), chapters)
     jobs = [(source, _parameters(source, {**(parameters or {}), "TIER": tier}, out, root)) for source in chosen]
     shared = _shared_key(root)
-    with _kernel(out):
-        for source, given in jobs:
-            key = hashlib.sha256(json.dumps([shared, given]).encode() + source.with_suffix(".ipynb").read_bytes())
-            _execute(source, given, key.hexdigest()[:16], out / "executed", root, force, progress)
-    write_costs(out / "executed")
+    folder = out / ("measured" if measure else "executed")
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, given in jobs:
+        digest = hashlib.sha256(json.dumps([shared, given]).encode() + source.with_suffix(".ipynb").read_bytes())
+        if measure:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+        with _kernel(out, folder / "cache" if measure else None):
+            _execute(source, given, digest.hexdigest()[:16], folder, root, force or measure, progress)
+    if measure:
+        return write_costs(folder, root / "book" / "results" / "costs.json")
+    write_costs(folder)
     if execute_only:
-        return out / "executed"
+        return folder
     complete = _stage(root, out)
     return _render(out, strict=complete)
 
@@ -177,8 +186,11 @@ def _shared_key(root: Path) -> str:
 
 
 @contextmanager
-def _kernel(out: Path) -> Iterator[None]:
-    """Let `python3` mean this interpreter, with none of the user's own IPython settings, while chapters run."""
+def _kernel(out: Path, cache: Path | None = None) -> Iterator[None]:
+    """Let `python3` mean this interpreter, with none of the user's own IPython settings, while a chapter runs.
+
+    cache: where victims and crops are kept; default: VIREID_CACHE, or `out`/cache.
+    """
     spec = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=40"],
         "display_name": "Python 3",
@@ -186,7 +198,7 @@ def _kernel(out: Path) -> Iterator[None]:
         "env": {
             "IPYTHONDIR": str(out / "jupyter" / "ipython"),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "VIREID_CACHE": os.environ.get("VIREID_CACHE", str(out / "cache")),
+            "VIREID_CACHE": str(cache or os.environ.get("VIREID_CACHE") or out / "cache"),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
         },
     }
@@ -227,7 +239,6 @@ def _execute(
     notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(COST_CELL))
     bar = {"desc": source.stem, "leave": False} if progress else False
-    folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
         notebook = papermill.execute_notebook(

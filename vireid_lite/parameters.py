@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,9 +30,6 @@ def whole(value: object) -> int:
 
 def fraction(value: object) -> float:
     """Read a number in [0, 1], also as text or as a quotient such as "8/255"."""
-    if isinstance(value, str) and value.count("/") == 1:
-        above, below = (_number(part, float, "a fraction such as 8/255 or 0.03") for part in value.split("/"))
-        value = above / below if below else -1.0
     number = _number(value, float, "a fraction such as 8/255 or 0.03")
     if not 0 <= number <= 1:
         raise ValueError("a fraction in [0, 1], such as 8/255 or 0.03")
@@ -61,15 +59,15 @@ def optional(kind: Kind) -> Kind:
 
 
 def _number(value: object, kind: type, expected: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(expected)
     try:
-        number = float(value)
-    except ValueError:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = Fraction(value.replace(" ", "") if isinstance(value, str) else value)
+        if kind is int and number.denominator != 1:
+            raise ValueError
+        return kind(number)
+    except (ValueError, OverflowError, ZeroDivisionError):
         raise ValueError(expected) from None
-    if number - number != 0 or (kind is int and number != int(number)):  # not finite, or not whole
-        raise ValueError(expected)
-    return kind(value) if isinstance(value, int) else kind(number)
 
 
 def _text(value: object) -> str:

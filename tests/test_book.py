@@ -1,0 +1,332 @@
+"""The pipeline on a toy book of two chapters: what runs again, what stops it, and what a kill leaves behind."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vireid_lite import book
+from vireid_lite.book import BuildError, build_book, repository_url, sync
+from vireid_lite.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+SHARED_KEY = book._shared_key
+# papermill and the Jupyter libraries warn about each other's futures; those warnings are not ours.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+SMALL = """# ---
+# jupyter:
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown]
+# # Small
+
+# %% tags=["parameters"]
+TIER = "lite"
+DATASET = None
+DATA_ROOT = None
+SEED = 0
+DEVICE = "cpu"
+OUT_DIR = "_build/chapters"
+PAUSE = 0
+
+# %%
+from vireid_lite.parameters import check_parameters, whole
+
+if False:  # a build reads the call; running it would import torch, and this chapter is to be quick
+    check_parameters(globals(), PAUSE=whole)
+
+# %%
+import time
+
+# Wait, that someone may kill us.
+time.sleep(float(PAUSE))
+print("seed", SEED)
+"""
+
+
+def toy(root: Path) -> Path:
+    """Write a book of two chapters, the template and a small one, with the project's own configuration."""
+    for folder in ("notebooks", "book/results"):
+        (root / folder).mkdir(parents=True)
+    template = (ROOT / "tests" / "chapter_template.py").read_text().replace("00_template", "01_first")
+    (root / "notebooks" / "01_first.py").write_text(template)
+    (root / "notebooks" / "02_second.py").write_text(SMALL)
+    for name in ("_config.yml", "pyproject.toml", "CITATION.cff"):
+        shutil.copy(ROOT / name, root)
+    for name in ("_ext", "_static"):
+        shutil.copytree(ROOT / "book" / name, root / "book" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("references.bib", "references.md", "glossary.md"):
+        shutil.copy(ROOT / "book" / name, root / "book")
+    (root / "book" / "index.md").write_text("# Toy\n")
+    (root / "book" / "threat_models.md").write_text("# Threat models\n\n$x^2$\n")
+    entries = ["notebooks/01_first", "notebooks/02_second", "book/threat_models", "book/glossary", "book/references"]
+    files = "".join(f"- file: {entry}\n" for entry in entries)
+    (root / "_toc.yml").write_text(f"format: jb-book\nroot: book/index\nchapters:\n{files}")
+    sync(root)
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Return every source of a book."""
+    files = (path for path in root.rglob("*") if path.is_file() and "_build" not in path.relative_to(root).parts)
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+def build(root: Path, capsys, **options) -> str:
+    """Build, and return what was printed."""
+    build_book(root=root, progress=False, **options)
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A toy book, executed and rendered once; every test leaves its sources as they were."""
+    root = toy(tmp_path_factory.mktemp("toy"))
+    before = contents(root)
+    with pytest.MonkeyPatch.context() as patch:
+        # The package may be edited while its tests run; `test_key_follows_package_and_cards_alone` has the real key.
+        patch.setattr(book, "_shared_key", lambda _: "fixed")
+        page = build_book(root=root, progress=False)
+        assert page == root / "_build" / "html" / "index.html"
+        assert contents(root) == before
+        yield root
+    assert contents(root) == before
+
+
+@pytest.fixture
+def edit(built):
+    """Change a source for the length of one test, its notebook with it."""
+    former = {}
+
+    def change(name: str, old: str, new: str) -> None:
+        path = built / name
+        former.setdefault(path, path.read_text())
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+        sync(built)
+
+    yield change
+    for path, text in former.items():
+        path.write_text(text)
+    sync(built)
+
+
+def test_page_shows_what_the_chapter_made(built):
+    page = (built / "_build" / "html" / "notebooks" / "01_first.html").read_text()
+    assert re.search(r'<img alt="Line chart: one blue line[^>]*src="\.\./_images/', page)
+    assert "not measured yet" in page
+    assert "Tier lite on" in page
+    assert "mathjax/tex-chtml.js" in page
+    assert "google.colab" not in page  # the install cell is for Colab
+    name = repository_url(ROOT).removeprefix("https://github.com/")
+    assert f"https://colab.research.google.com/github/{name}/blob/main/notebooks/01_first.ipynb" in page
+    assert f"{repository_url(ROOT)}/edit/main/notebooks/01_first.ipynb" in page
+    for kept in (built / "_build" / "html").rglob("*.ipynb"):
+        assert str(built) not in kept.read_text()
+
+
+def test_costs_are_noted(built):
+    costs = json.loads((built / "_build" / "executed" / "costs.json").read_text())
+    assert set(costs) == {"01_first", "02_second"}
+    lite = costs["01_first"]["lite"]
+    assert 0 < lite["minutes"] < 5
+    assert 0.05 < lite["memory_gib"] < 16
+    assert lite["device"]
+    cells = json.loads((built / "_build" / "executed" / "02_second.ipynb").read_text())["cells"]
+    assert "ru_maxrss" not in "".join("".join(cell["source"]) for cell in cells)
+
+
+def test_only_what_changed_runs_again(built, edit, capsys):
+    assert build(built, capsys, execute_only=True).count("unchanged") == 2
+    edit("notebooks/02_second.py", 'print("seed", SEED)', 'print("now", SEED)')
+    printed = build(built, capsys, execute_only=True)
+    assert "01_first: unchanged" in printed
+    assert "02_second: executed" in printed
+
+
+def test_key_follows_package_and_cards_alone(tmp_path, monkeypatch):
+    package = tmp_path / "vireid_lite"
+    (package / "data").mkdir(parents=True)
+    cards = tmp_path / "book" / "results"
+    cards.mkdir(parents=True)
+    monkeypatch.setattr(book, "PACKAGE", package)
+    keys = [SHARED_KEY(tmp_path)]
+    for path in (package / "metrics.py", package / "data" / "sysu.py", cards / "card.json"):
+        path.write_text("1")
+        keys.append(SHARED_KEY(tmp_path))
+    assert len(set(keys)) == 4
+    for path in (package / "book.py", package / "cli.py", tmp_path / "book" / "index.md"):
+        path.write_text("1")
+        assert SHARED_KEY(tmp_path) == keys[-1]
+
+
+def test_parameters_reach_the_chapter(built, capsys):
+    parameters = {"SEED": "3"}
+    build(built, capsys, chapters=[2], parameters=parameters, out="_build/other", execute_only=True)
+    executed = (built / "_build" / "other" / "executed" / "02_second.ipynb").read_text()
+    assert '"seed 3\\n"' in executed
+    assert "02_second: unchanged" in build(
+        built, capsys, chapters=[2], parameters=parameters, out="_build/other", execute_only=True
+    )
+    assert not (built / "_build" / "other" / "executed" / "01_first.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"parameters": {"EPZ": "1"}}, "01_first: EPZ: no such parameter; this chapter has DATASET, "),
+        ({"parameters": {"EPS": "much"}, "chapters": [1]}, "01_first: EPS: expected a fraction such as 8/255 or 0.03"),
+        ({"parameters": {"EPS": "4/255"}}, "02_second: EPS: no such parameter"),
+        ({"parameters": {"DEVICE": "cuda:99"}}, "01_first: DEVICE 'cuda:99' is not on this machine"),
+        ({"tier": "huge"}, "01_first: TIER: expected one of lite, standard, full"),
+        ({"tier": "full"}, "01_first: DATA_ROOT: sysu (tier full) is read from your own copy"),
+        ({"chapters": [7]}, "--chapters 7: there is no such chapter; there are 1, 2"),
+    ],
+)
+def test_bad_parameters_stop_before_anything_runs(built, monkeypatch, options, line):
+    monkeypatch.setattr(book, "_execute", lambda *_: pytest.fail("ran"))
+    with pytest.raises(InputError) as caught:
+        build_book(root=built, progress=False, **options)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_failing_chapter_is_named_and_the_others_kept(built, edit, capsys):
+    edit("notebooks/02_second.py", "time.sleep(float(PAUSE))", 'raise RuntimeError("no\\nmore")')
+    page = (built / "_build" / "html" / "notebooks" / "02_second.html").stat()
+    with pytest.raises(BuildError) as caught:
+        build_book(root=built, progress=False)
+    assert str(caught.value).startswith("02_second, cell [3] `import time`: RuntimeError: no (see ")
+    assert "01_first: unchanged" in capsys.readouterr().out
+    assert (built / "_build" / "executed" / "02_second.failed.ipynb").exists()
+    assert (built / "_build" / "html" / "notebooks" / "02_second.html").stat() == page
+
+
+def test_stale_pair_stops_the_build(built, edit):
+    edit("notebooks/02_second.py", "# # Small", "# # Other")
+    (built / "notebooks" / "02_second.py").write_text(SMALL)
+    with pytest.raises(InputError, match=r"02_second\.ipynb.*run vireid-lite book --sync"):
+        build_book(root=built, progress=False)
+    assert [path.name for path in sync(built)] == ["02_second.ipynb"]
+    assert sync(built) == []
+
+
+def test_pair_has_no_outputs_and_the_same_bytes_every_time(built):
+    source = built / "notebooks" / "01_first.py"
+    pair = book.paired_notebook(source)
+    assert pair == book.paired_notebook(source) == source.with_suffix(".ipynb").read_bytes()
+    notebook = json.loads(pair)
+    assert notebook["metadata"]["accelerator"] == "GPU"
+    assert notebook["metadata"]["kernelspec"]["language"] == "python"
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook["cells"])
+
+
+def test_warnings_stop_the_rendering_every_time(built, edit, capsys):
+    edit("book/index.md", "# Toy", "# Toy\n\n{term}`nothing of the kind`")
+    front = (built / "_build" / "html" / "book" / "index.html").read_text()
+    for _ in range(2):
+        with pytest.raises(BuildError, match=r"rendering: book/index\.md:.*nothing of the kind"):
+            build_book(root=built, progress=False)
+    assert (built / "_build" / "html" / "book" / "index.html").read_text() == front
+    edit("book/index.md", "{term}`nothing of the kind`", "{term}`query`")
+    build(built, capsys)
+    assert "glossary.html#term-query" in (built / "_build" / "html" / "book" / "index.html").read_text()
+
+
+def start(root: Path, **options) -> subprocess.Popen:
+    """Build in a process of its own, to be killed."""
+    code = "from pathlib import Path; from vireid_lite import book; book._shared_key = lambda _: 'fixed'; "
+    code += f"book.build_book(root=Path('.'), **{options!r})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment, stderr=subprocess.DEVNULL)
+
+
+def kill_when(process: subprocess.Popen, reached) -> None:
+    """Kill a build once `reached()` holds."""
+    for _ in range(600):
+        if reached() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert process.poll() is None, "the build ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_kills_lose_nothing_and_leave_no_half_page(built, capsys):
+    """One kill while a chapter runs, one while pages are rendered."""
+    out = built / "_build" / "killed"
+    partial = out / "executed" / "02_second.failed.ipynb"
+    (out / "executed").mkdir(parents=True)
+    shutil.copy(built / "_build" / "executed" / "01_first.ipynb", out / "executed")
+    kill_when(start(built, out="_build/killed", parameters={"PAUSE": 60}, chapters=[2]), partial.exists)
+    assert not (out / "executed" / "02_second.ipynb").exists()
+    kill_when(start(built, out="_build/killed"), (out / "sphinx" / "unfinished").exists)
+    assert not (out / "html").exists()
+    executed = json.loads((out / "executed" / "02_second.ipynb").read_text())
+    assert executed["cells"]
+    printed = build(built, capsys, out="_build/killed")
+    assert "02_second: unchanged" in printed
+    assert (out / "html" / "book" / "index.html").exists()
+    assert not (out / "sphinx" / "unfinished").exists()
+    assert [path.name for path in out.glob("html*")] == ["html"]
+
+
+def test_chapter_not_run_yet_is_shown_without_results(built, capsys):
+    printed = build(built, capsys, chapters=[2], out="_build/partly")
+    assert "not been executed yet" in printed
+    page = (built / "_build" / "partly" / "html" / "notebooks" / "01_first.html").read_text()
+    assert "Tier lite on" not in page
+
+
+def test_measuring_starts_from_empty_caches_and_notes_costs(built, edit):
+    edit("notebooks/02_second.py", 'print("seed"', 'import os; print(os.environ["VIREID_CACHE"], "seed"')
+    path = build_book(root=built, progress=False, chapters=[2], measure=True, out="_build/other")
+    try:
+        assert path == built / "book" / "results" / "costs.json"
+        assert set(json.loads(path.read_text())) == {"02_second"}
+        executed = (built / "_build" / "other" / "measured" / "02_second.ipynb").read_text()
+        assert "_build/other/measured/cache seed 0" in executed
+    finally:
+        path.unlink()
+
+
+def test_address_is_held_in_one_place_and_derived_elsewhere(tmp_path):
+    root = toy(tmp_path / "toy")
+    other = "https://github.com/someone/else"
+    (root / "README.md").write_text(f"git clone {repository_url(root)}\n")
+    pyproject = root / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace(repository_url(root), other))
+    changed = {path.name for path in sync(root)}
+    assert changed == {"README.md", "CITATION.cff", "01_first.py", "01_first.ipynb"}
+    assert f"vireid-lite @ git+{other}" in (root / "notebooks" / "01_first.ipynb").read_text()
+    assert f'repository-code: "{other}"' in (root / "CITATION.cff").read_text()
+    assert (root / "README.md").read_text() == f"git clone {other}\n"
+
+
+def test_no_committed_file_holds_another_address():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    address = repository_url(ROOT).removeprefix("https://github.com/")
+    name = address.split("/")[1]
+    held = {"CITATION.cff": []}
+    for path in map(Path, listed.stdout.splitlines()):
+        if (ROOT / path).suffix in (".md", ".cff", ".py", ".ipynb", ".toml", ".yml", ".yaml", ".txt", ".json", ""):
+            text = (ROOT / path).read_text(encoding="utf-8", errors="ignore")
+            found = re.findall(rf"(?:github\.com|/github|[\w-]+\.github\.io)[/:]([\w.-]+/{name})\b", text)
+            held[path.as_posix()] = found
+    assert {path: found for path, found in held.items() if set(found) - {address}} == {}
+    assert held["CITATION.cff"] == [address]
+    assert held["_config.yml"] == []

@@ -1,0 +1,190 @@
+"""A chapter's parameters: what is read as what, and one line for everything else."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vireid_lite.errors import InputError
+from vireid_lite.parameters import (
+    TIERS,
+    Costs,
+    check_parameters,
+    check_values,
+    fraction,
+    one_of,
+    optional,
+    read_parameters,
+    whole,
+)
+from vireid_lite.victims import TIERS as VICTIM_TIERS
+
+SIX = {"TIER": "lite", "DATASET": None, "DATA_ROOT": None, "SEED": 0, "DEVICE": "cpu", "OUT_DIR": "_build/chapters"}
+
+
+def refusal(values: dict, **own) -> str:
+    """Return the line that `values` are refused with."""
+    with pytest.raises(InputError) as caught:
+        check_values({**SIX, **values}, own)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "read"),
+    [
+        (fraction, "4/255", 4 / 255),
+        (fraction, " 4 / 255 ", 4 / 255),
+        (fraction, "0.0157", 0.0157),
+        (fraction, 4 / 255, 4 / 255),
+        (fraction, 0, 0.0),
+        (int, "12", 12),
+        (int, 12.0, 12),
+        (int, -3, -3),
+        (int, 2**63 + 1, 2**63 + 1),
+        (int, "9007199254740993", 9007199254740993),
+        (float, "4/255", 4 / 255),
+        (whole, "0", 0),
+        (float, "1e-3", 1e-3),
+        (float, 2, 2.0),
+        (bool, "false", False),
+        (bool, True, True),
+        (str, "abc", "abc"),
+        (one_of("a", "b"), "b", "b"),
+        (optional(int), "none", None),
+        (optional(int), None, None),
+        (optional(int), "7", 7),
+        (optional(fraction), "1/2", 0.5),
+    ],
+)
+def test_values_arrive_as_what_they_should_be(kind, given, read):
+    value = check_values({**SIX, "OWN": given}, {"OWN": kind})["OWN"]
+    assert value == read
+    assert type(value) is type(read)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (fraction, "8/0"),
+        (fraction, "8/255/2"),
+        (fraction, "8"),
+        (float, "1e999"),
+        (fraction, "-1/255"),
+        (fraction, "a/b"),
+        (fraction, math.nan),
+        (fraction, True),
+        (fraction, None),
+        (int, "1.5"),
+        (int, 1.5),
+        (int, True),
+        (int, "inf"),
+        (int, [1]),
+        (whole, -1),
+        (float, "fast"),
+        (float, "nan"),
+        (bool, 1),
+        (bool, "yes"),
+        (str, 3),
+        (str, ""),
+        (one_of("a", "b"), "c"),
+        (optional(int), "some"),
+    ],
+)
+def test_anything_else_is_refused_by_name(kind, given):
+    line = refusal({"OWN": given}, OWN=kind)
+    assert line.startswith("OWN: expected ")
+    assert repr(given) in line
+
+
+def test_standard_parameters_are_refused_by_name():
+    assert refusal({"EPZ": 1}, EPS=fraction).startswith("EPZ: no such parameter; this chapter has DATASET, DATA_ROOT")
+    assert refusal({"TIER": "huge"}).startswith("TIER: expected one of lite, standard, full")
+    assert refusal({"DATASET": "market"}).startswith("DATASET: expected one of")
+    assert refusal({"SEED": "one"}).startswith("SEED: expected a whole number")
+    assert refusal({"DEVICE": 0}).startswith("DEVICE: ")
+    assert refusal({"DATASET": "sysu"}).startswith("DATA_ROOT: sysu")
+    assert refusal({"TIER": "full"}).startswith("DATA_ROOT: sysu")
+    with pytest.raises(InputError, match="EPS: missing"):
+        check_values(SIX, {"EPS": fraction})
+
+
+def test_tiers_and_their_data_are_those_of_the_victims():
+    assert {name: tier.dataset for name, tier in VICTIM_TIERS.items()} == TIERS
+
+
+def test_settings_are_ready_to_use(capsys):
+    names = {**SIX, "EPS": "4/255", "DATA_ROOT": "somewhere", "DATASET": "regdb"}
+    settings = check_parameters(names, EPS=fraction)
+    assert (settings.tier, settings.dataset, settings.seed) == ("lite", "regdb", 0)
+    assert settings.eps == pytest.approx(4 / 255)
+    assert settings.device == torch.device("cpu")
+    assert settings.data_root == Path("somewhere")
+    assert settings.out_dir == Path("_build/chapters")
+    assert capsys.readouterr().out.startswith("Tier lite on ")
+    assert check_parameters(dict(SIX)).data_root is None
+    assert check_parameters(dict(SIX)).dataset == "synthetic"
+
+
+def test_only_what_papermill_can_inject_counts_as_a_parameter():
+    ordinary = {"In": [], "Out": {}, "_i": "x", "sys": sys, "fraction": fraction, "costs": Costs("none")}
+    check_parameters({**SIX, **ordinary})
+    for value in ("4/255", 1, 0.5, True, None, [1], {"a": 1}):
+        with pytest.raises(InputError, match="eps: no such parameter"):
+            check_parameters({**SIX, "eps": value})
+
+
+def test_a_second_run_of_the_cell_allows_the_chapters_own_variables():
+    names = dict(SIX)
+    check_parameters(names)
+    names |= {"epochs": 3, "SEED": "5"}
+    assert check_parameters(names).seed == 5
+    with pytest.raises(InputError, match="EPOCHZ"):
+        check_parameters({**names, "EPOCHZ": 3})
+
+
+def test_absent_device_is_one_line():
+    with pytest.raises(InputError, match="DEVICE 'cuda:99' is not on this machine"):
+        check_parameters({**SIX, "DEVICE": "cuda:99"})
+
+
+def test_costs_say_what_was_measured_and_what_was_not(tmp_path, capsys):
+    path = tmp_path / "costs.json"
+    measured = {"01_first": {"lite": {"minutes": 1.25, "memory_gib": 0.84, "device": "two cores"}}}
+    path.write_text(json.dumps(measured))
+    costs = Costs("01_first", path)
+    assert costs.price("lite") == "1.2 min and 0.8 GiB on two cores"
+    assert costs.price("full") == "not measured yet"
+    rows = costs._repr_markdown_().splitlines()
+    assert len(rows) == 2 + len(TIERS)
+    assert "1.2 | 0.8 GiB | two cores" in rows[2]
+    assert rows[4].endswith("not measured yet |")
+    check_parameters(dict(SIX), costs)
+    assert "Larger: standard not measured yet; full not measured yet" in capsys.readouterr().out
+    assert Costs("01_first", tmp_path / "absent.json").price("lite") == "not measured yet"
+
+
+def notebook(path: Path, *sources: str) -> Path:
+    """Write a notebook of code cells, the first of them tagged parameters."""
+    cells = [
+        {"cell_type": "code", "metadata": {"tags": ["parameters"]} if not index else {}, "source": [source]}
+        for index, source in enumerate(sources)
+    ]
+    path.write_text(json.dumps({"cells": cells}))
+    return path
+
+
+def test_a_notebooks_parameters_are_read_without_running_it(tmp_path):
+    first = 'EPS = "8/255"  # budget\nMODE = "a"\nSTEPS = 2 * 5'
+    check = "import nothing_of_the_kind\nsettings = check_parameters(globals(), costs, EPS=fraction, MODE=one_of('a'))"
+    defaults, own = read_parameters(notebook(tmp_path / "a.ipynb", first, check))
+    assert defaults == {"EPS": "8/255", "MODE": "a", "STEPS": 10}
+    assert own["EPS"]("1/2") == 0.5
+    assert own["MODE"]("a") == "a"
+    with pytest.raises(InputError, match="no cell calls check_parameters"):
+        read_parameters(notebook(tmp_path / "b.ipynb", first, "1 + 1"))
+    with pytest.raises(InputError, match="0 cells tagged parameters"):
+        read_parameters(notebook(tmp_path / "c.ipynb"))
