@@ -45,7 +45,7 @@ costs = Costs("00_template")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+TIER = "lite"  # lite, standard or full: see the table above
 DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
 DATA_ROOT = None  # folder of your own copy of DATASET
 SEED = 0  # of everything random here

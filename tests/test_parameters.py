@@ -153,8 +153,9 @@ def test_absent_device_is_one_line():
 
 def test_costs_say_what_was_measured_and_what_was_not(tmp_path, capsys):
     path = tmp_path / "costs.json"
-    measured = {"01_first": {"lite": {"minutes": 1.25, "memory_gib": 0.84, "device": "two cores"}}}
-    path.write_text(json.dumps(measured))
+    lite = {"minutes": 1.25, "memory_gib": 0.84, "device": "two cores"}
+    standard = {"minutes": 30.0, "memory_gib": 2.0, "device": "a GPU", "gpu_gib": 9.5}
+    path.write_text(json.dumps({"01_first": {"lite": lite, "standard": standard}}))
     costs = Costs("01_first", path)
     assert costs.price("lite") == "1.2 min and 0.8 GiB on two cores"
     assert costs.price("full") == "not measured yet"
@@ -163,7 +164,7 @@ def test_costs_say_what_was_measured_and_what_was_not(tmp_path, capsys):
     assert "1.2 | 0.8 GiB | two cores" in rows[2]
     assert rows[4].endswith("not measured yet |")
     check_parameters(dict(SIX), costs)
-    assert "Larger: standard not measured yet; full not measured yet" in capsys.readouterr().out
+    assert "Larger: standard 30.0 min and 2.0 GiB + 9.5 GiB of GPU on a GPU; full not" in capsys.readouterr().out
     assert Costs("01_first", tmp_path / "absent.json").price("lite") == "not measured yet"
 
 

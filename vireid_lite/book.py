@@ -192,7 +192,7 @@ def _kernel(out: Path, cache: Path | None = None) -> Iterator[None]:
     cache: where victims and crops are kept; default: VIREID_CACHE, or `out`/cache.
     """
     spec = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=40"],
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=50"],
         "display_name": "Python 3",
         "language": "python",
         "env": {

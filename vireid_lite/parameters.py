@@ -183,7 +183,7 @@ class Costs:
         cost = self.tiers.get(tier)
         if cost is None:
             return "not measured yet"
-        return f"{cost['minutes']:.1f} min and {cost['memory_gib']:.1f} GiB on {cost['device']}"
+        return f"{cost['minutes']:.1f} min and {_memory(cost)} on {cost['device']}"
 
     def __repr__(self) -> str:
         return "\n".join(f"{tier}: {self.price(tier)}" for tier in TIERS)
@@ -193,9 +193,16 @@ class Costs:
         rows = ["| Tier | Minutes | Peak memory | Measured on |", "|---|---|---|---|"]
         for tier in TIERS:
             cost = self.tiers.get(tier)
-            cells = [f"{cost['minutes']:.1f}", f"{cost['memory_gib']:.1f} GiB", cost["device"]] if cost else ["–"] * 3
-            rows.append(f"| `{tier}` | {' | '.join(cells if cost else [*cells[:2], 'not measured yet'])} |")
+            cells = (
+                [f"{cost['minutes']:.1f}", _memory(cost), cost["device"]] if cost else ["–", "–", "not measured yet"]
+            )
+            rows.append(f"| `{tier}` | {' | '.join(cells)} |")
         return "\n".join(rows)
+
+
+def _memory(cost: dict) -> str:
+    gpu = f" + {cost['gpu_gib']:.1f} GiB of GPU" if "gpu_gib" in cost else ""
+    return f"{cost['memory_gib']:.1f} GiB{gpu}"
 
 
 def read_parameters(notebook: Path) -> tuple[dict[str, object], dict[str, Kind]]:
