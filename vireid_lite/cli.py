@@ -52,13 +52,17 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+def _split_pair(option: str, pair: str, example: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not (name and equals):
+        raise InputError(f"{option} {pair!r}: a name and a value are needed, such as {option} {example}")
+    return name, value
+
+
 def _parse_options(pairs: list[str] | None) -> dict:
     """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text."""
     options = {}
-    for pair in pairs or []:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise InputError(f"--option {pair!r}: give KEY=VALUE, such as difficulty=hard")
+    for key, value in (_split_pair("-o", pair, "difficulty=hard") for pair in pairs or []):
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -107,8 +111,8 @@ def train(
     )
     last = card["history"][-1]
     print(
-        f"{out_dir / 'victim.safetensors'}: {len(card['history'])} epochs in {card['seconds']:.0f} s on {card['device']}, "
-        f"last epoch's accuracy {last['accuracy']:.3f}"
+        f"{out_dir / 'victim.safetensors'}: {len(card['history'])} epochs in {card['seconds']:.0f} s "
+        f"on {card['device']}, accuracy in the last one {last['accuracy']:.3f}"
     )
 
 
@@ -193,18 +197,59 @@ def campaign(
         print(f"{state}: {len(names)}" + "".join(f"\n  {name}" for name in names))
 
 
+@app.command()
+def book(
+    tier: Tier = "lite",
+    chapters: Annotated[str | None, typer.Option(help="numbers to execute, such as 1,3; default: all")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="NAME VALUE, as papermill's -p, or NAME=VALUE")
+    ] = None,
+    out_dir: OutDir = Path("_build"),
+    execute_only: Annotated[bool, typer.Option("--execute-only", help="do not render")] = False,
+    force: Annotated[bool, typer.Option("--force", help="execute again what has not changed")] = False,
+    sync: Annotated[
+        bool, typer.Option("--sync", help="only write what derives from the sources: notebooks, URL")
+    ] = False,
+) -> None:
+    """Execute the chapters that changed and render the book; open OUT_DIR/html/index.html."""
+    from vireid_lite.book import build_book
+    from vireid_lite.book import sync as write_derived
+
+    if sync:
+        print("\n".join(str(path) for path in write_derived()) or "everything is in step")
+        return
+    numbers = [part.strip() for part in chapters.split(",")] if chapters else []
+    if not all(number.isdigit() for number in numbers):
+        raise InputError(f"--chapters {chapters!r}: give numbers with commas between them, such as 1,3")
+    given = dict(_split_pair("-p", pair, "EPS 4/255") for pair in parameter or [])
+    build_book(tier, [int(n) for n in numbers] or None, given, out_dir, execute_only, force)
+
+
+def _join_parameters(arguments: list[str]) -> list[str]:
+    """Turn papermill's `-p NAME VALUE` into `-p NAME=VALUE`, which one option can hold."""
+    joined = list(arguments)
+    for place in range(len(joined) - 3, -1, -1):
+        if joined[place] in ("-p", "--parameter") and "=" not in joined[place + 1]:
+            joined[place + 1 : place + 3] = [f"{joined[place + 1]}={joined[place + 2]}"]
+    return joined
+
+
 def main() -> None:
-    """Run the command line; bad input is one line on stderr and exit code 2."""
-    import click
+    """Run the command line; bad input is one line on stderr and exit code 2, a book that fails exit code 1."""
+    from vireid_lite.book import BuildError
 
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(_join_parameters(sys.argv[1:]), standalone_mode=False))
+    except (typer.Abort, KeyboardInterrupt):
+        message, code = "interrupted; what is finished is kept, the same command resumes", 130
+    except BuildError as error:
+        message, code = str(error), 1
     except InputError as error:
-        message = str(error)
-    except click.ClickException as error:
-        message = error.format_message()
-    except (click.Abort, KeyboardInterrupt):
-        print("vireid-lite: interrupted; what is finished is kept, the same command resumes", file=sys.stderr)
-        sys.exit(130)
+        message, code = str(error), 2
+    except Exception as error:
+        # typer brings its own click, whose usage errors have no public name.
+        if not hasattr(error, "format_message"):
+            raise
+        message, code = " ".join(error.format_message().split()), 2
     print(f"vireid-lite: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
