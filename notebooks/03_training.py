@@ -407,7 +407,7 @@ with torch.no_grad():
     untrained.eval()
     before = distances(untrained(*batch).pooled)
 
-# %% mystnb={"figure": {"caption": "The weights of one anchor in one batch of real crops, before and after training. Circles are the anchor's own person, crosses are others. Look whether training has moved the circles left of the crosses; weight sits on the far circles and the near crosses.", "name": "fig-training-weights"}, "image": {"alt": "Two scatter plots, one below the other, distance against weight: a handful of green circles whose weight rises with distance, and many orange crosses whose weight falls with distance."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The weights of one anchor in one training batch, before and after training. Circles are the anchor's own person, crosses are others. Look whether training has moved the circles left of the crosses; weight sits on the far circles and the near crosses.", "name": "fig-training-weights"}, "image": {"alt": "Two scatter plots, one below the other, distance against weight: a handful of green circles whose weight rises with distance, and many orange crosses whose weight falls with distance."}} tags=["hide-input"]
 figure, panels = plt.subplots(2, 1, figsize=(6, 5), layout="constrained")
 for axes, distance, title in zip(panels, (before, after), ("before", "after"), strict=True):
     row, mask = distance[0].cpu(), same[0].cpu()
