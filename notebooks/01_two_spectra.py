@@ -122,7 +122,8 @@ plt.show()
 #
 # `SyntheticVI` renders as many people as one asks for. A visible and an infrared image of one {term}`identity` share
 # what the person wears and how they are built, and nothing else: pose, view, framing, background, light, blur and noise
-# are drawn anew for every image. It comes in two difficulties.
+# are drawn anew for every image. It comes in two difficulties, each a choice of `vireid_lite.data.Knobs`, fixed on
+# clean validation accuracy alone and never on how an attack fares.
 
 # %% mystnb={"figure": {"caption": "The easy set: one person a row, visible images on the left, near-infrared ones on the right. Cut, pattern, hat and bag carry over; colour does not.", "name": "fig-spectra-easy"}, "image": {"alt": "Four rows of six small pedestrian crops, three in colour and three in grey. Within a row clothes keep their shape and pattern while pose, view and background change."}}
 common = {"dataset": "synthetic", "seed": settings.seed}
@@ -343,7 +344,8 @@ Markdown("\n".join([*lines, f"| chance | {percent(floor)} | {percent(floor)} |"]
 #
 # Published methods are compared on three data sets {cite}`wu2017sysu,nguyen2017regdb,zhang2023deen`. *Infrared* means
 # two things among them: SYSU-MM01 and LLCM use near infrared, which is reflectance under a lamp; RegDB uses thermal. A
-# method that does well on one kind has not been shown to work on the other.
+# method that does well on one kind has not been shown to work on the other. The table gives people for training / test,
+# cameras visible + infrared, and the modality of the queries in the direction that is reported first.
 
 # %% tags=["hide-input"]
 from vireid_lite.data import check as known
@@ -362,7 +364,7 @@ cameras = {
 }
 readers = {"SYSU-MM01": sysu.SYSU, "RegDB": regdb.RegDB, "LLCM": llcm.LLCM}
 lines = [
-    "| Benchmark | Infrared | People, training / test | Images | Cameras, visible + infrared | First direction |",
+    "| Benchmark | Infrared | People | Images | Cameras | Query |",
     "|---|---|---|---|---|---|",
 ]
 for name, reader in readers.items():
@@ -372,7 +374,7 @@ for name, reader in readers.items():
         "{} / {}".format(*people[name]),
         f"{images[name]:,}",
         "{} + {}".format(*map(len, cameras[name])),
-        direction_name(reader.default_query),
+        reader.default_query.name.lower(),
     ]
     lines.append(f"| {' | '.join(cells)} |")
 Markdown("\n".join(lines))
@@ -383,11 +385,11 @@ Markdown("\n".join(lines))
 # RegDB is reported both ways. LLCM's authors publish both, but their code for the second ranks something else than its
 # name says; [](../book/data.md) tells how, with the licences, the layouts and where to ask for a copy.
 #
-# **These are pictures of people.** Each of the three is given out against a signed agreement, which binds whoever holds
-# a copy: read yours before you show a page that was built with it. Nothing of them is in this project: no image, no
-# network and no perturbation made from them, and a {term}`run card` holds scores alone. The task itself can be used to
-# follow somebody who never agreed to it. That is a reason to know how far such a system can be trusted, and a reason to
-# work on rendered people wherever they will do.
+# **These are pictures of people.** Each of the three is given out against a signed agreement or form, which binds
+# whoever holds a copy: read yours before you show a page that was built with it. Nothing of them is in this project: no
+# image, no network and no perturbation made from them, and a {term}`run card` holds scores alone. The task itself can
+# be used to follow somebody who never agreed to it. That is a reason to know how far such a system can be trusted, and
+# a reason to work on rendered people wherever they will do.
 
 # %% [markdown]
 # ## A real pair
@@ -397,21 +399,24 @@ Markdown("\n".join(lines))
 
 # %% mystnb={"figure": {"caption": "Your own images: visible on the left, infrared on the right.", "name": "fig-spectra-own"}, "image": {"alt": "Up to four rows, each with a visible and an infrared crop from the reader's own data set."}}
 worlds = {"easy": easy, "hard": hard}
-if settings.dataset == "synthetic":
-    own = "None here. `-p DATASET paired_folder -p DATA_ROOT FOLDER` shows yours."
-else:
+if settings.dataset != "synthetic":
     where = settings.dataset, settings.data_root
     real = worlds[settings.dataset] = tier_dataset(settings.tier, *where, seed=settings.seed)
     query, gallery = real.trials()[0]
     plots.sample_sheet(real, [*query, *gallery], identities=4, images=1)
     plt.show()
-    own = f"From {settings.dataset}. Keep to their licence; this page stays on your machine."
-if settings.dataset == "paired_folder":
-    own += (
-        " What is measured below is aligned-pair matching, never re-identification: both crops"
-        " of a pair show the same instant and pose."
-    )
-Markdown(own)
+
+# %% tags=["hide-input"]
+notes = {
+    "synthetic": "None here: `-p DATASET paired_folder -p DATA_ROOT FOLDER` shows yours.",
+    "paired_folder": (
+        "What is measured below is aligned-pair matching, never re-identification: both crops of a"
+        " pair show the same instant and pose. Keep to the licence of your images; a crop of a"
+        " CC BY-NC-SA set stays under that licence wherever it is shown."
+    ),
+}
+licensed = "Your copy's agreement binds you: this page shows real people, and stays on your machine."
+Markdown(notes.get(settings.dataset, licensed))
 
 # %% [markdown]
 # ## What the synthetic set shares with real data, and what not
