@@ -522,6 +522,7 @@ Markdown(
 # Scores under attack from two papers, copied into the cell below with their source. The setting is the one that the
 # paper's label names; neither label says how many shots, but the clean rows of both tables equal AGW's single-shot
 # results {cite}`ye2022agw`. {cite:t}`yang2024feature` call the full attack FSAM + AQAL; {cite:t}`gong2024cmps` CMPS.
+# V→I stands for visible queries against an infrared gallery, I→V for the reverse.
 
 # %%
 FEATURE_LEVEL = "feature-level, Table 1, AGW"  # Yang et al., NeurIPS 2024
