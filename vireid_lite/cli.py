@@ -222,7 +222,8 @@ def book(
     if not all(number.isdigit() for number in numbers):
         raise InputError(f"--chapters {chapters!r}: give numbers with commas between them, such as 1,3")
     given = dict(_split_pair("-p", pair, "EPS 4/255") for pair in parameter or [])
-    build_book(tier, [int(n) for n in numbers] or None, given, out_dir, execute_only, force)
+    numbers = [int(number) for number in numbers] or None
+    build_book(tier, numbers, given, out_dir, execute_only, force, measure=measure)
 
 
 def _join_parameters(arguments: list[str]) -> list[str]:

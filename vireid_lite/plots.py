@@ -102,6 +102,7 @@ def cmc_curves(curves: dict[str, np.ndarray], chance: np.ndarray | None = None) 
     if chance is not None:
         axes.plot(np.arange(1, len(chance) + 1), 100 * chance, color=CHANCE, linestyle=":", label="chance")
     axes.set(xlabel="rank k", ylabel="queries matched by rank k (%)", ylim=(0, 101))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
@@ -111,11 +112,11 @@ def training_curves(history: Sequence[dict]) -> Figure:
     epochs = [epoch["epoch"] + 1 for epoch in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for name, label, style in (("identity_loss", "identity loss", "-"), ("triplet_loss", "triplet loss", "--")):
-        left.plot(epochs, [epoch[name] for epoch in history], style, label=label)
+        left.plot(epochs, [epoch[name] for epoch in history], style, marker=".", label=label)
     left.set(xlabel="epoch", ylabel="loss (nats)", ylim=(0, None))
     left.legend(frameon=False)
-    right.plot(epochs, [100 * epoch["accuracy"] for epoch in history], color=SERIES[2])
-    right.set(xlabel="epoch", ylabel="training batch classified right (%)", ylim=(0, 101))
+    right.plot(epochs, [100 * epoch["accuracy"] for epoch in history], marker=".", color=SERIES[2])
+    right.set(xlabel="epoch", ylabel="batch classified right (%)", ylim=(0, 101))
     return figure
 
 

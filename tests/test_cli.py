@@ -1,0 +1,223 @@
+"""The command line as a person types it: the benchmarks' way through it, and every mistake in one line with code 2."""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
+from safetensors.torch import save_file
+
+from vireid_lite import cli
+
+MAKE = {"sysu": make_sysu, "regdb": make_regdb, "llcm": make_llcm, "paired_folder": make_pairs}
+TINY = ["-o", "num_identities=8", "-o", "images_per_modality=2", "-o", "val_identities=4", "-o", "test_identities=4"]
+TINY += ["--size", "32x16"]
+
+
+@pytest.fixture
+def vireid(monkeypatch, capfd):
+    """Run the command line in this process; return (exit code, stdout, stderr without progress bars)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vireid-lite", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("vireid-lite: ")]
+        return stop.value.code or 0, out, said
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory):
+    """Return a function giving the root of a miniature copy, made once a name."""
+    made = {}
+
+    def copy(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            MAKE[name](made[name])
+        return made[name]
+
+    return copy
+
+
+def one_line(result, *words):
+    code, _, said = result
+    assert code == 2
+    assert len(said) == 1, said
+    for word in words:
+        assert str(word) in said[0]
+
+
+@pytest.mark.parametrize("name", ["sysu", "regdb", "llcm"])
+def test_a_miniature_copy_goes_through_check_train_and_evaluate(vireid, copies, tmp_path, name):
+    root = copies(name)
+    code, out, _ = vireid("data", "check", name, "--root", root, "--partial")
+    assert code == 0, out
+    assert "partial" in out
+    data = ["--dataset", name, "--root", root, "--size", "32x16"]
+    code, out, said = vireid("train", *data, "--backbone", "lite", "--epochs", 1, "--out-dir", tmp_path / "victim")
+    assert code == 0, said
+    checkpoint = tmp_path / "victim" / "victim.safetensors"
+    code, out, said = vireid("evaluate", *data, "--checkpoint", checkpoint, "--out-dir", tmp_path / "scores")
+    assert code == 0, said
+    assert f"{name}, visible to infrared: rank-1" in out
+    assert f"{name}, infrared to visible: rank-1" in out
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]
+    for direction in ("visible to infrared", "infrared to visible"):
+        assert scores[direction]["minimum"]["mAP"] <= scores[direction]["mAP"] <= 1
+        assert (tmp_path / "scores" / f"rankings_{direction.replace(' ', '_')}.png").stat().st_size > 2000
+
+
+def paired_roots():
+    real = os.environ.get("VIREID_PAIRED_ROOT")
+    missing = pytest.mark.skip(reason="VIREID_PAIRED_ROOT names no folder of real pairs: nothing real was read")
+    return [pytest.param(None, id="made"), pytest.param(real, id="real", marks=[] if real else [missing])]
+
+
+@pytest.mark.parametrize("root", paired_roots())
+def test_pairs_are_ranked_in_both_directions_beside_chance(vireid, copies, tmp_path, root):
+    root = root or copies("paired_folder")
+    victim = tmp_path / "victim"
+    assert vireid("train", *TINY, "--epochs", 2, "--out-dir", victim)[0] == 0
+    code, out, said = vireid(
+        *("evaluate", "--dataset", "paired_folder", "--root", root, "--size", "32x16"),
+        *("--checkpoint", victim / "victim.safetensors", "--out-dir", tmp_path / "pairs"),
+    )
+    assert code == 0, said
+    assert out.count("chance rank-1") == 2
+    assert len(list((tmp_path / "pairs").glob("rankings_*.png"))) == 2
+
+
+def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vireid, tmp_path):
+    command = ["train", *TINY, "--epochs", 1, "--out-dir", tmp_path / "victim"]
+    assert vireid(*command)[0] == 0
+    before = (tmp_path / "victim" / "victim.safetensors").stat().st_mtime_ns
+    assert vireid(*command)[0] == 0
+    assert (tmp_path / "victim" / "victim.safetensors").stat().st_mtime_ns == before
+    one_line(vireid(*command, "--seed", 1), "victim.safetensors", "other settings")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--epochs", "many"], ["--epochs"]),
+        (["train", "--epoch", "3"], ["--epoch"]),
+        (["train", "--tier", "huge"], ["TIER 'huge'", "lite"]),
+        (["train", "--device", "cuda:9"], ["DEVICE 'cuda:9'"]),
+        (["train", "--backbone", "vgg"], ["vgg"]),
+        (["train", "-o", "difficulty"], ["difficulty"]),
+        (["train", "-o", "dificulty=hard"], ["dificulty"]),
+        (["train", "-o", "difficulty=harder"], ["harder"]),
+        (["train", "--dataset", "market"], ["market"]),
+        (["train", "--size", "128"], ["128", "HEIGHTxWIDTH"]),
+        (["train", "--root", "/tmp"], ["synthetic"]),
+        (["train", "--dataset", "sysu"], ["sysu", "--root"]),
+        (["train", "--dataset", "sysu", "--root", "/no/such"], ["/no/such"]),
+        (["evaluate", "--query-modality", "thermal"], ["thermal"]),
+        (["evaluate", "--split", "train"], ["train"]),
+        (["evaluate", "--checkpoint", "/no/such.safetensors"], ["/no/such.safetensors"]),
+        (["data", "check", "market", "--root", "/tmp"], ["market"]),
+        (["data", "check", "sysu", "--root", "/no/such"], ["/no/such"]),
+        (["campaign", "/no/such.toml"], ["/no/such.toml"]),
+        (["book", "--chapters", "one"], ["one"]),
+        (["book", "--chapters", "99"], ["99"]),
+        (["book", "-p", "EPZ", "4/255"], ["EPZ"]),
+        (["book", "-p", "SEED", "x"], ["SEED"]),
+        (["frobnicate"], ["frobnicate"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(vireid, arguments, words):
+    one_line(vireid(*arguments), *words)
+
+
+def break_list(root):
+    (root / "idx" / "train_visible_1.txt").unlink()
+    return "train_visible_1.txt"
+
+
+def break_path(root):
+    path = root / "idx" / "train_visible_1.txt"
+    path.write_text("../../etc/passwd 0\n" + path.read_text())
+    return "train_visible_1.txt"
+
+
+def remove_image(root):
+    path = next((root / "Visible").rglob("*.bmp"))
+    path.unlink()
+    return path.name
+
+
+def truncate_image(root):
+    for path in (root / "Visible").rglob("*.bmp"):
+        path.write_bytes(path.read_bytes()[:100])
+    return ".bmp"
+
+
+def html_image(root):
+    for path in (root / "Thermal").rglob("*.bmp"):
+        path.write_text("<html>Please sign the agreement</html>")
+    return ".bmp"
+
+
+@pytest.mark.parametrize("damage", [break_list, break_path, remove_image, truncate_image, html_image])
+def test_a_damaged_copy_is_one_line_in_training_and_named_by_check(vireid, tmp_path, damage):
+    make_regdb(tmp_path / "copy")
+    named = damage(tmp_path / "copy")
+    data = ["--dataset", "regdb", "--root", tmp_path / "copy", "--size", "32x16"]
+    one_line(vireid("train", *data, "--backbone", "lite", "--epochs", 1, "--out-dir", tmp_path / "victim"), named)
+    code, out, said = vireid("data", "check", "regdb", "--root", tmp_path / "copy", "--partial")
+    assert code == 2
+    assert len(said) == 1
+    assert named in out
+
+
+def test_counts_that_do_not_fit_fail_the_check(vireid, copies):
+    code, out, said = vireid("data", "check", "regdb", "--root", copies("regdb"))
+    assert code == 2
+    assert len(said) == 1
+    assert "a complete copy has 4,120" in out
+
+
+def test_a_file_that_is_no_checkpoint_of_ours_is_one_line(vireid, tmp_path):
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.safetensors")
+    one_line(vireid("evaluate", *TINY, "--checkpoint", tmp_path / "resnet.safetensors"), "resnet.safetensors")
+
+
+def test_a_checkpoint_of_another_architecture_is_one_line(vireid, tmp_path):
+    from safetensors import safe_open
+
+    assert vireid("train", *TINY, "--epochs", 1, "--out-dir", tmp_path)[0] == 0
+    path = tmp_path / "victim.safetensors"
+    with safe_open(path, framework="pt") as file:
+        card = json.loads(file.metadata()["card"])
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    card["model"]["backbone"] = "resnet18"
+    save_file(state, path, metadata={"card": json.dumps(card)})
+    one_line(vireid("evaluate", *TINY, "--checkpoint", path), "victim.safetensors")
+
+
+def test_no_space_for_the_cache_is_one_line(vireid, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    one_line(vireid("train", *TINY, "--out-dir", tmp_path / "victim"), "no space left", tmp_path / "cache")
+
+
+def test_a_campaign_says_what_it_ran(vireid, tmp_path):
+    (tmp_path / "c.toml").write_text(
+        "[[run]]\ndataset = { size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, "
+        "test_identities = 4 }\ntrain = { epochs = 1 }\n"
+    )
+    command = ["campaign", tmp_path / "c.toml", "--out-dir", tmp_path / "cards"]
+    assert "ran: 1" in vireid(*command)[1]
+    assert "done: 1" in vireid(*command)[1]
+    assert len(list(Path(tmp_path / "cards").glob("*.json"))) == 1
