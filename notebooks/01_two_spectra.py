@@ -569,7 +569,7 @@ for world, name in planned:
 
 # %% mystnb={"figure": {"caption": "Rank-1 of every shortcut, with its 95 % interval over people; circles: visible query, triangles: infrared query; grey band: the chance interval. What reaches out of the band knows something about who is who without having learned it.", "name": "fig-spectra-shortcuts"}, "image": {"alt": "Dot plots, one panel per data set, one row per shortcut. Colours and background lie in the grey band at the left edge; silhouette and edges reach well to the right of it in the easy set, less far in the hard one."}}
 names = [*shortcuts, *learned]
-shape = {"figsize": (5.4, 3.5 * len(worlds)), "sharex": True, "layout": "constrained"}
+shape = {"figsize": (4.8, 3.4 * len(worlds)), "sharex": True, "layout": "constrained"}
 figure, panels = plt.subplots(len(worlds), 1, **shape)
 for axes, world in zip(panels, worlds, strict=True):
     band = floors[world, VISIBLE][0]
@@ -585,8 +585,7 @@ for axes, world in zip(panels, worlds, strict=True):
             note = "pending" if (world, name) in planned else "not run"
             axes.text(100 * band.high + 0.5, place, note, va="center", style="italic")
     axes.set(yticks=range(len(names)), yticklabels=names, title=world)
-    axes.set_xlim(0)
-    axes.invert_yaxis()
+    axes.set(xlim=(-0.7, None), ylim=(len(names) - 0.5, -0.5))
 panels[-1].set_xlabel("rank-1 (%)")
 plt.show()
 
@@ -642,7 +641,7 @@ Markdown("\n".join([*lines, "", stale_note(used)]))
 # %% [markdown]
 # The outline of a person is no artefact: build, coat or skirt, hat and bag *are* part of who is seen, in any spectrum,
 # and a network may use them. But a victim's score on this set has to be read above what the outline alone gives, and a
-# set in which outlines tell people apart so well says little about data in which they do not. The hard set, where
+# set in which outlines tell people apart says little about data in which they do not. The hard set, where
 # outlines tell less, is there for that.
 #
 # All of it, with {term}`mAP`:
@@ -694,12 +693,13 @@ def dealt(shortcut, dataset, query_modality, repeats=2000):
 
 
 # %% tags=["hide-input"]
-lines = ["| Easy, rank-1 % | visible query | luck up to | infrared query | luck up to |", "|---|---|---|---|---|"]
+lines = ["| Easy, rank-1 % (luck up to) | visible query | infrared query |", "|---|---|---|"]
 beaten = 0
 for name, shortcut in shortcuts.items():
     found = [dealt(shortcut, easy, modality) for modality in Modality]
     beaten += sum(score > luck for score, luck in found)
-    lines.append(f"| {name} | " + " | ".join(f"{100 * score:.1f} | {100 * luck:.1f}" for score, luck in found) + " |")
+    cells = [f"{100 * score:.1f} ({100 * luck:.1f})" for score, luck in found]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
 looks = len(shortcuts) * len(Modality)
 lines.append(
     f"\n{beaten} of {looks} values exceed what such luck reaches in 97.5 % of deals. Of {looks} looks without any"
