@@ -207,6 +207,9 @@ def book(
     out_dir: OutDir = Path("_build"),
     execute_only: Annotated[bool, typer.Option("--execute-only", help="do not render")] = False,
     force: Annotated[bool, typer.Option("--force", help="execute again what has not changed")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="start from empty caches and note in book/results what chapters cost")
+    ] = False,
     sync: Annotated[
         bool, typer.Option("--sync", help="only write what derives from the sources: notebooks, URL")
     ] = False,

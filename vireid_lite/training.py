@@ -81,7 +81,9 @@ def contiguous_labels(records: list[Record]) -> np.ndarray:
 
 def optimiser_for(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimiser with two groups: the backbone at the reduced rate, BNNeck and classifier at the full one."""
-    head = [p for name, p in model.named_parameters() if name.startswith(("bottleneck", "classifier")) and p.requires_grad]
+    head = [
+        p for name, p in model.named_parameters() if name.startswith(("bottleneck", "classifier")) and p.requires_grad
+    ]
     kept = {id(p) for p in head}
     body = [p for p in model.parameters() if id(p) not in kept and p.requires_grad]
     groups = [
