@@ -14,6 +14,7 @@ from vireid_lite.cards import code_modules
 from vireid_lite.data import Augmentation, Dataset, load_dataset
 from vireid_lite.errors import InputError
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
+from vireid_lite.parameters import TIERS as DATASET_OF_TIER
 from vireid_lite.provenance import (
     cache_folder,
     code_hash,
@@ -43,12 +44,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Tier:
-    """One size of every chapter: the synthetic set's options, the crops' size, and the victim's recipe.
+    """One size of every chapter: the crops' size, the options of the tier's data set, and the victim's recipe.
 
-    size: (height, width) in pixels; None stands for the data set's own.
+    size: (height, width) in pixels; None stands for the data set's own. Which data set that is, `parameters.TIERS` says.
     """
 
-    dataset: str
     size: tuple[int, int] | None
     options: dict
     recipe: Recipe
@@ -56,7 +56,6 @@ class Tier:
 
 TIERS = {
     "lite": Tier(
-        "synthetic",
         (96, 48),
         {"num_identities": 240, "images_per_modality": 6},
         Recipe(
@@ -76,7 +75,6 @@ TIERS = {
         ),
     ),
     "standard": Tier(
-        "synthetic",
         (256, 128),
         {"num_identities": 2000, "images_per_modality": 10, "test_identities": 200},
         Recipe(
@@ -93,7 +91,7 @@ TIERS = {
             ),
         ),
     ),
-    "full": Tier("sysu", None, {"validation": False}, Recipe(backbone="resnet50", pretrained=True)),
+    "full": Tier(None, {"validation": False}, Recipe(backbone="resnet50", pretrained=True)),
 }
 
 
@@ -115,8 +113,8 @@ def tier_dataset(
 ) -> Dataset:
     """Return a tier's data set, or the named one at the tier's size; `options` override the tier's."""
     chosen = tier_named(tier)
-    name = dataset or chosen.dataset
-    defaults = chosen.options if name == chosen.dataset else {}
+    name = dataset or DATASET_OF_TIER[tier]
+    defaults = chosen.options if name == DATASET_OF_TIER[tier] else {}
     return load_dataset(name, root or None, size=size or chosen.size, seed=seed, **{**defaults, **options})
 
 
