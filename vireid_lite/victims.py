@@ -46,7 +46,7 @@ class Recipe:
 class Tier:
     """One size of every chapter: the crops' size, the options of the tier's data set, and the victim's recipe.
 
-    size: (height, width) in pixels; None stands for the data set's own. Which data set that is, `parameters.TIERS` says.
+    size: (height, width) in pixels; None stands for the data set's own, which `parameters.TIERS` names.
     """
 
     size: tuple[int, int] | None
@@ -57,20 +57,20 @@ class Tier:
 TIERS = {
     "lite": Tier(
         (96, 48),
-        {"num_identities": 240, "images_per_modality": 6},
+        {"num_identities": 1000, "images_per_modality": 6},
         Recipe(
             backbone="lite",
             settings=TrainSettings(
-                epochs=24,
-                identities=8,
-                images=4,
+                epochs=10,
+                identities=16,
+                images=2,
                 optimiser="adamw",
                 learning_rate=2e-3,
                 backbone_factor=1.0,
                 weight_decay=5e-2,
                 schedule="cosine",
                 label_smoothing=0.1,
-                augmentation=Augmentation(pad=4, erasing=0.3, grey=0.5),
+                augmentation=Augmentation(pad=4, erasing=0.2, channels=True),
             ),
         ),
     ),
@@ -81,13 +81,15 @@ TIERS = {
             backbone="resnet50",
             settings=TrainSettings(
                 epochs=24,
+                identities=16,
+                images=2,
                 optimiser="adamw",
                 learning_rate=5e-4,
                 backbone_factor=1.0,
                 weight_decay=5e-2,
                 schedule="cosine",
                 label_smoothing=0.1,
-                augmentation=Augmentation(erasing=0.5, grey=0.5),
+                augmentation=Augmentation(erasing=0.5, channels=True),
             ),
         ),
     ),

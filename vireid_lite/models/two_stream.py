@@ -20,7 +20,7 @@ from vireid_lite.errors import InputError
 BACKBONES = ("resnet50", "resnet18", "lite")
 
 # The lite trunk: stem channels and stride, then channels, stride and blocks of layers 1 to 4.
-LITE = {"stem": (32, 2), "widths": (32, 64, 128, 256), "strides": (1, 2, 2, 1), "blocks": (1, 1, 1, 1)}
+LITE = {"stem": (32, 2), "widths": (32, 64, 128, 256), "strides": (1, 2, 2, 2), "blocks": (1, 1, 1, 1)}
 
 
 class ModelOutput(NamedTuple):
@@ -206,7 +206,7 @@ def identity_classifier(channels: int, num_identities: int) -> nn.Linear:
 
 
 def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[nn.Sequential]]:
-    """Return a stem (conv1, bn1, relu, maxpool) and layers 1 to 4; layer4 keeps its resolution (stride 1).
+    """Return a stem (conv1, bn1, relu, maxpool) and layers 1 to 4; layer4 of a ResNet keeps its resolution (stride 1).
 
     backbone: "resnet50", "resnet18" (torchvision's) or "lite" (narrow, one BasicBlock per layer, no max-pooling).
     pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
