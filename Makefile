@@ -3,8 +3,6 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Rendered crops and trained victims stay inside the checkout, so `make clean` removes everything that was made.
-export VIREID_CACHE ?= $(CURDIR)/_build/cache
 export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: book test lint serve clean

@@ -41,3 +41,14 @@ def test_a_device_that_is_not_there_is_one_line(name):
 def test_the_hash_does_not_depend_on_the_order_of_modules():
     assert provenance.code_hash("losses", "metrics") == provenance.code_hash("metrics", "losses")
     assert provenance.code_hash("losses") != provenance.code_hash("metrics")
+
+
+def test_the_cache_is_the_checkouts_unless_told_or_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "vireid_lite")
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "told"))
+    assert provenance.cache_folder() == tmp_path / "told"
+    monkeypatch.delenv("VIREID_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert provenance.cache_folder() == tmp_path / "home" / ".cache" / "vireid_lite"
+    (tmp_path / "_toc.yml").touch()
+    assert provenance.cache_folder() == tmp_path / "_build" / "cache"

@@ -139,5 +139,10 @@ def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Return the folder for everything that can be made again: VIREID_CACHE, or ~/.cache/vireid_lite."""
-    return Path(os.environ.get("VIREID_CACHE") or Path.home() / ".cache" / "vireid_lite")
+    """Return the folder for everything that can be made again: VIREID_CACHE if set; else `_build/cache` of the checkout
+    this package runs from, which the book uses too; else, where it is installed, ~/.cache/vireid_lite.
+    """
+    if given := os.environ.get("VIREID_CACHE"):
+        return Path(given)
+    checkout = PACKAGE.parent
+    return checkout / "_build" / "cache" if (checkout / "_toc.yml").exists() else Path.home() / ".cache" / "vireid_lite"
