@@ -89,8 +89,8 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Path | None = None
     """Train, or load, the victim of one run, score it in both directions, and write its card."""
     dataset, recipe, configuration = prepare(run, root)
     chosen = pick_device(device)
-    started = time.perf_counter()
     model, trained = load_or_train(recipe, dataset, seed=run["seed"], device=chosen, progress=progress)
+    started = time.perf_counter()
     results = [evaluate(model, dataset, modality, device=chosen, progress=progress) for modality in Modality]
     return write_card(
         out,

@@ -20,8 +20,7 @@ REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "see
 def code_modules(dataset: str, model: str, attack: str | None = None) -> list[str]:
     """Return the modules a result depends on: data, model, losses, training, metrics and its attack."""
     module = DATASETS[dataset][0]
-    extra = {"synthetic": ["rendering"], "sysu": ["protocol"], "llcm": ["protocol"]}
-    data = ["records", "loading", "augmentation", module, *extra.get(module, [])]
+    data = ["records", "loading", "augmentation", module, "rendering" if module == "synthetic" else "protocol"]
     own = ["models/two_stream", f"models/{model}", "losses", "training", "metrics"]
     return [f"data/{name}" for name in data] + own + (["attacks/base", f"attacks/{attack}"] if attack else [])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vireid_lite import losses
-from vireid_lite.data import Augmentation, Dataset, Modality, PKSampler, Record, cached
+from vireid_lite.data import Augmentation, Dataset, Modality, PKSampler, Record, cached, fingerprint
 from vireid_lite.errors import InputError
 from vireid_lite.provenance import stable_hash, write_atomically
 
@@ -59,18 +60,30 @@ class TrainSettings:
         ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
-        if self.epochs < 1 or self.identities < 2 or self.images < 2:
-            raise InputError("training needs at least 1 epoch, 2 identities and 2 images of each a batch")
+        for name, least in (("epochs", 1), ("identities", 2), ("images", 2)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise InputError(f"{name}: a whole number of at least {least} is needed, got {value!r}")
+        for name in ("learning_rate", "backbone_factor", "weight_decay", "label_smoothing"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < math.inf or (name == "learning_rate" and not value):
+                raise InputError(f"{name}: a finite number above 0 (0 switches a part off) is needed, got {value!r}")
+        if type(self.shuffle_labels) is not bool or not isinstance(self.augmentation, Augmentation):
+            raise InputError("shuffle_labels must be true or false, and augmentation an Augmentation")
 
 
 def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
-    """Return what the learning rate is multiplied by at an epoch (fractional within one) of the schedule."""
+    """Return what the learning rate is multiplied by, `epoch` being the fraction of epochs done, 0 at the first step.
+
+    "agw" is constant within an epoch (train.py:205-233); "cosine" moves with every step.
+    """
     if settings.schedule == "agw":
         whole = int(epoch)
         return (whole + 1) / 10 if whole < 10 else 1.0 if whole < 20 else 0.1 if whole < 50 else 0.01
     warm_up = settings.epochs / 10
     if epoch < warm_up:
-        return epoch / warm_up
+        return 0.01 + 0.99 * epoch / warm_up
     return 0.5 * (1 + math.cos(math.pi * (epoch - warm_up) / (settings.epochs - warm_up)))
 
 
@@ -104,14 +117,17 @@ def train(
     *,
     seed: int = 0,
     state_path: Path | None = None,
+    key: str | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> list[dict]:
     """Train the model in place on `dataset.train` and return its history, one dict an epoch.
 
     Every draw derives from (seed, epoch). With `state_path` the run is noted there after each epoch, and a run that
-    finds a note of the same settings resumes after it: on CPU the final weights equal an uninterrupted run's bit for
-    bit at the same thread count. The model of the last epoch is kept; test identities play no part.
+    finds a note of the same key resumes after it: on CPU the final weights equal an uninterrupted run's bit for bit at
+    the same thread count. The model of the last epoch is kept; test identities play no part.
+
+    key: what decides the run beside settings, data and seed: the initial weights and the code.
 
     History keys: epoch, identity_loss, triplet_loss, accuracy (share of the batch classified right), seconds.
     Raises InputError where the note belongs to another run.
@@ -129,7 +145,7 @@ def train(
     )
     model.to(device, memory_format=torch.channels_last)
     optimiser = optimiser_for(model, settings)
-    key = stable_hash([asdict(settings), dataset.describe(), seed, len(store)])
+    key = stable_hash([asdict(settings), dataset.describe(), fingerprint(store.records), seed, key])
     history, first = _resume(state_path, key, model, optimiser, device)
     triplet = TRIPLETS[settings.triplet]
     model.train()
@@ -146,7 +162,7 @@ def train(
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
             sums = torch.zeros(3, device=device)
             for step, rows in enumerate(sampler.epoch(epoch)):
-                factor = learning_rate_factor(settings, epoch + (step + 1) / len(sampler))
+                factor = learning_rate_factor(settings, epoch + step / len(sampler))
                 for group in optimiser.param_groups:
                     group["lr"] = group["base_lr"] * factor
                 images, modality, target = _batch(store, labels, rows, settings.augmentation, generator, device)
@@ -206,8 +222,12 @@ def _resume(
     """Load a note of the same run, if there is one; return its history and the first epoch still to train."""
     if path is None or not path.exists():
         return [], 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    if state["key"] != key:
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        found = state["key"]
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, TypeError, KeyError):
+        raise InputError(f"{path} is no note of a training run; delete it to start over") from None
+    if found != key:
         raise InputError(f"{path} notes a run with other settings; choose another folder, or delete it to start over")
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])

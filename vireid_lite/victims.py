@@ -11,7 +11,7 @@ from torch import nn
 
 from vireid_lite import models
 from vireid_lite.cards import code_modules
-from vireid_lite.data import Augmentation, Dataset, load_dataset
+from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import InputError
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
 from vireid_lite.parameters import TIERS as DATASET_OF_TIER
@@ -156,14 +156,14 @@ def load_or_train(
     """
     device = pick_device(device) if isinstance(device, str) else device
     code = code_hash(*code_modules(dataset.name, recipe.model))
-    key = stable_hash([recipe.describe(), dataset.describe(), seed, code])
+    key = stable_hash([recipe.describe(), dataset.describe(), fingerprint(dataset.train), seed, code])
     folder = folder or cache_folder() / "victims" / key
     path = folder / "victim.safetensors"
     with exclusive(folder):
         if not path.exists():
             _train_and_save(recipe, dataset, seed, device, folder, key, code, progress)
     model, card = load_checkpoint(path)
-    if card["key"] != key:
+    if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
     return model.to(device).eval(), card
 
@@ -186,7 +186,9 @@ def _train_and_save(
         model = models.build(recipe.model, num_identities, recipe.backbone, recipe.pretrained)
     started = time.perf_counter()
     state_path = folder / "state.pt"
-    history = train(model, dataset, recipe.settings, seed=seed, state_path=state_path, device=device, progress=progress)
+    history = train(
+        model, dataset, recipe.settings, seed=seed, state_path=state_path, key=key, device=device, progress=progress
+    )
     card = {
         "key": key,
         "recipe": recipe.describe(),

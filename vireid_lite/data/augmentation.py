@@ -11,6 +11,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from vireid_lite.data.records import Modality
+from vireid_lite.errors import InputError
 
 # CAJ fills erased boxes with (.4914, .4822, .4465) after ImageNet normalisation; this is that value as a pixel.
 ERASED = tuple(
@@ -91,6 +92,15 @@ class Augmentation:
     erasing: float = 0.0
     grey: float = 0.0
     channels: bool = False
+
+    def __post_init__(self) -> None:
+        probabilities = (self.flip, self.erasing, self.grey)
+        numbers = all(isinstance(value, int | float) and 0 <= value <= 1 for value in probabilities)
+        if not numbers or type(self.pad) is not int or self.pad < 0 or type(self.channels) is not bool:
+            raise InputError(
+                "augmentation: pad is whole pixels; flip, erasing, grey are probabilities; channels is true or false; "
+                f"got {self}"
+            )
 
     def __call__(self, images: torch.Tensor, modality: Modality, generator: torch.Generator) -> torch.Tensor:
         """Return the augmented batch; images are all of one modality."""

@@ -120,13 +120,18 @@ def read_crop(
 
     size: (height, width) in pixels. box: (x, y, width, height) in pixels of the frame, or None for the whole file.
     Returns uint8 (height, width, 3); infrared as three equal channels (luma of the file).
-    Raises InputError where the file is absent, truncated or not an image.
+    Raises InputError where the file is absent, truncated, not an image, or of more than 8 bits a channel.
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                # Pillow would clip these to white.
+                raise InputError(f"{name}: {path} has more than 8 bits a channel ({image.mode}); convert it to 8 bits")
             pixels = image.convert("RGB" if modality == Modality.VISIBLE else "L")
     except FileNotFoundError:
         raise InputError(f"{name}: {path} does not exist; check --root or the download") from None
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         # Pillow's decoders raise any of these on broken files.
         raise InputError(f"{name}: {path} is not a readable image ({error}); fetch the file again") from None

@@ -75,7 +75,7 @@ class Knobs:
 
 KNOB_LIMITS = {field.name: 1.0 for field in fields(Knobs)} | {"illumination": 3.0, "blur": 4.0, "noise": 0.3}
 
-# Chosen on clean validation accuracy alone (lite victim, 60 held-out people), never on how an attack fares.
+# Chosen on clean validation accuracy alone (lite victim, 60 people), never on how an attack fares.
 DIFFICULTIES = {
     "easy": Knobs(
         similarity=0.0,
@@ -332,15 +332,17 @@ class SyntheticVI(Dataset):
             raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
         if not isinstance(seed, int) or seed < 0:
             raise InputError(f"synthetic: seed must be a whole number from 0 up; got {seed!r}")
-        if difficulty not in DIFFICULTIES:
+        if not isinstance(thermal, bool):
+            raise InputError(f"synthetic: thermal must be true or false; got {thermal!r}")
+        if not isinstance(difficulty, str) or difficulty not in DIFFICULTIES:
             raise InputError(f"synthetic: no difficulty {difficulty!r}; choose one of {', '.join(DIFFICULTIES)}")
         for name, value in knobs.items():
             if name not in KNOB_LIMITS:
                 raise InputError(f"synthetic: no knob {name!r}; choose from {', '.join(KNOB_LIMITS)}")
-            if not isinstance(value, int | float) or not 0 <= value <= KNOB_LIMITS[name]:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= KNOB_LIMITS[name]:
                 raise InputError(f"synthetic: {name} must be a number from 0 to {KNOB_LIMITS[name]}; got {value!r}")
         self.knobs = replace(DIFFICULTIES[difficulty], **{name: float(value) for name, value in knobs.items()})
-        self.seed, self.thermal, self.images_per_modality = seed, bool(thermal), images_per_modality
+        self.seed, self.thermal, self.images_per_modality = seed, thermal, images_per_modality
         options = {
             "num_identities": num_identities,
             "val_identities": val_identities,
