@@ -231,7 +231,7 @@ pairs = {
     "visible, thermal": (seen_visible[:, 0], seen_thermal[:, 0]),
 }
 
-# %% mystnb={"figure": {"caption": "The brightness of a garment in one image (across) and in another (up). Top: within a spectrum the two agree. Bottom: across spectra a bright garment may be anything. Circles: upper garment; triangles: lower.", "name": "fig-spectra-brightness"}, "image": {"alt": "Four scatter plots. In the two upper ones the points lie close to a rising diagonal; in the two lower ones they fill the square as a cloud without direction."}}
+# %% mystnb={"figure": {"caption": "The brightness of a garment in one image (across) and in another (up). Top: within a spectrum the two agree. Bottom: across spectra a bright garment may be dark or bright, and the points scatter far more widely. Circles: upper garment; triangles: lower.", "name": "fig-spectra-brightness"}, "image": {"alt": "Four scatter plots. In the two upper ones the points lie close to a rising diagonal; in the two lower ones they scatter over most of the square."}}
 figure, grid = plt.subplots(2, 2, figsize=(5.4, 5.6), layout="constrained")
 for axes, (name, (x, y)) in zip(grid.flat, pairs.items(), strict=True):
     for garment, marker in enumerate("o^"):
@@ -336,7 +336,7 @@ Markdown("\n".join([*lines, f"| chance | {percent(floor)} | {percent(floor)} |"]
 
 # %% [markdown]
 # {numref}`fig-spectra-brightness` and this table say the same. Within one spectrum the plainest matching does far
-# better than chance, in spite of other poses and backgrounds; across spectra most of that is gone. This gap is what a
+# better than chance, in spite of other poses and backgrounds; across spectra less is left; compare the rows. This gap is what a
 # two-stream network has to learn to bridge, and what an attack on it tries to open again.
 
 # %% [markdown]
@@ -499,7 +499,7 @@ shortcuts = {
     "untrained network": network,
 }
 
-# %% mystnb={"figure": {"caption": "What four of the shortcuts see of one person, visible above and near infrared below. The outline is what the two rows have most in common.", "name": "fig-spectra-views"}, "image": {"alt": "Two rows of four pictures: a crop, its coarse grey grid, its coarse edge grid and its coarse silhouette. The grey grids of the two rows differ strongly, the silhouettes are alike."}}
+# %% mystnb={"figure": {"caption": "What four of the shortcuts see of one person, visible above and near infrared below. The outline is what the two rows have most in common.", "name": "fig-spectra-views"}, "image": {"alt": "Two rows of four pictures: a crop, its coarse grey grid, its coarse edge grid and its coarse silhouette. The silhouettes of the two rows can be compared with their grey grids."}}
 one_person = [images_of[modality][0] for modality in Modality]
 figure, grid = plt.subplots(2, 4, figsize=(5.4, 5.6), gridspec_kw=close)
 for row, record in zip(grid, one_person, strict=True):
@@ -567,7 +567,7 @@ for world, name in planned:
         )
 
 
-# %% mystnb={"figure": {"caption": "Rank-1 of every shortcut, with its 95 % interval over people; circles: visible query, triangles: infrared query; grey band: the chance interval. What reaches out of the band knows something about who is who without having learned it.", "name": "fig-spectra-shortcuts"}, "image": {"alt": "Dot plots, one panel per data set, one row per shortcut. Colours and background lie in the grey band at the left edge; silhouette and edges reach well to the right of it in the easy set, less far in the hard one."}}
+# %% mystnb={"figure": {"caption": "Rank-1 of every shortcut, with its 95 % interval over people; circles: visible query, triangles: infrared query; grey band: the chance interval. What reaches out of the band knows something about who is who without having learned it.", "name": "fig-spectra-shortcuts"}, "image": {"alt": "Dot plots, one panel per data set, one row per shortcut. A grey band at the left edge is chance; intervals that end to the right of it belong to shortcuts, and at the bottom to trained networks where their cards are there."}}
 names = [*shortcuts, *learned]
 shape = {"figsize": (4.8, 3.4 * len(worlds)), "sharex": True, "layout": "constrained"}
 figure, panels = plt.subplots(len(worlds), 1, **shape)
@@ -641,8 +641,8 @@ Markdown("\n".join([*lines, "", stale_note(used)]))
 # %% [markdown]
 # The outline of a person is no artefact: build, coat or skirt, hat and bag *are* part of who is seen, in any spectrum,
 # and a network may use them. But a victim's score on this set has to be read above what the outline alone gives, and a
-# set in which outlines tell people apart says little about data in which they do not. The hard set, where
-# outlines tell less, is there for that.
+# set in which outlines tell people apart says little about data in which they do not. The hard set is
+# there for that; compare its silhouette row.
 #
 # All of it, with {term}`mAP`:
 
@@ -711,7 +711,7 @@ Markdown("\n".join(lines))
 # ## Takeaways
 #
 # - A visible and a near-infrared image are two reflections, a thermal image is an emission; colour is lost to both, and
-#   which garment is brighter is close to a coin's throw.
+#   which garment is the brighter one often changes.
 # - What survives is shape: outlines in every spectrum, edges and patterns in the near infrared.
 # - A score on this set means what it is above the shortcuts, not what it is above zero.
 # - Rendered people show mechanisms. Numbers on the benchmarks need the benchmarks, and those are pictures of people.
@@ -722,8 +722,8 @@ Markdown("\n".join(lines))
 # ```{exercise-start} Easy: is it the colour?
 # :label: ex-spectra-grey
 # ```
-# The colour histogram is of little use across spectra. Perhaps only because the infrared image has no colours to
-# match: turn the visible images grey first, and rank by the histogram of grey. Say what you expect before you run it.
+# Suppose the colour histogram is of little use across spectra only because the infrared image has no colours to
+# match. Turn the visible images grey first, and rank by the histogram of grey. Say what you expect before you run it.
 # ```{exercise-end}
 # ```
 
@@ -745,7 +745,8 @@ for modality in Modality:
     print(direction_name(modality), percent(score), verdict(score, floor), sep=": ")
 
 # %% [markdown]
-# The missing colours are not the whole trouble: the greys of one person are other greys in the other spectrum.
+# If grey does no better, the missing colours are not the whole trouble: the greys of one person are other greys in the
+# other spectrum.
 #
 # ```{solution-end}
 # ```
@@ -787,7 +788,7 @@ compare({"near infrared": {"thermal": False}, "thermal": {"thermal": True}})
 
 # %% [markdown]
 # The silhouette does not know the spectrum: the same bodies in the same poses give the same masks. Edges live on
-# patterns and on seams between light and dark cloth, which have one temperature; so they lose nearly everything.
+# patterns and on seams between light and dark cloth, which have one temperature; so they have the most to lose.
 #
 # ```{solution-end}
 # ```
@@ -820,12 +821,12 @@ trial = Trial(images_of[VISIBLE][:1000:2], images_of[VISIBLE][1::2])
 print("contrast within the visible:", percent(rank_by(contrast, easy, trial)[0]))
 
 # %% [markdown]
-# Compare "no flips" with "as it is", and with matching within the visible. The flips explain a good part of the loss,
-# so the claim is not empty; but the light differs too (a lamp beside the lens instead of sun from the side), and poses,
-# views and backgrounds change whatever the spectrum. A claim with "because" needs the world without the cause, and the
-# world with the cause alone.
+# Compare "no flips" with "as it is", and with matching within the visible. What the flips explain is the difference of
+# the first two; what is left has other causes: the light differs too (a lamp beside the lens instead of sun from the
+# side), and poses, views and backgrounds change whatever the spectrum. A claim with "because" needs the world without
+# the cause, and the world with the cause alone.
 #
-# The last column is a warning of its own: where nobody moves, the outline alone gives people away. The renderer draws
+# The last column is a warning of its own: where nobody moves, see how much the outline alone gives away. The renderer draws
 # one body with one outline, and the spread of poses and views is all that hides it.
 #
 # ```{solution-end}

@@ -398,7 +398,7 @@ def ten_trials(network=0, trials=10, **knobs):
 trials = {"A": ten_trials(private=0.81), "B": ten_trials(private=0.80)}
 rank1 = {name: np.array([scores.rank1 for scores in results]) for name, results in trials.items()}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank-1 on ten drawn galleries, for two networks. The galleries differ more than the networks do: comparing A on one trial with B on another can show either order. On the same trial the two move together, which is why comparisons are paired.", "name": "fig-ranking-trials"}, "image": {"alt": "Line chart over ten trials: blue circles for network A and orange triangles for network B rise and fall together, B nearly always just above A. Dashed horizontal lines mark the two means, closer together than the swing from trial to trial."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank-1 on ten drawn galleries, for two networks. Compare the swing from gallery to gallery with the gap between the networks: comparing A on one trial with B on another can show either order. On the same trial the two move together, which is why comparisons are paired.", "name": "fig-ranking-trials"}, "image": {"alt": "Line chart over ten trials: blue circles for network A and orange triangles for network B rise and fall together, mostly in the same order. Dashed horizontal lines mark the two means, closer together than the swing from trial to trial."}}
 figure, axes = plt.subplots(figsize=(6, 2.9))
 for (name, values), marker, colour in zip(rank1.items(), "o^", plots.SERIES, strict=False):
     axes.plot(range(1, 11), 100 * values, marker=marker, color=colour, label=f"network {name}")
@@ -697,7 +697,7 @@ spreads = {
     "people": over_people,
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank-1 of one simulated network with three intervals. The spread over the 96 people is the widest by far. The other two are short, and they are the ones that tables report.", "name": "fig-ranking-spreads"}, "image": {"alt": "Three horizontal intervals around similar centres: short ones over trials, marked with a circle, and over seeds, marked with a square, and one several times as long over people, marked with a triangle."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank-1 of one simulated network with three intervals. Compare the spread over the 96 people with the other two, which are the ones that tables report.", "name": "fig-ranking-spreads"}, "image": {"alt": "Three horizontal intervals around similar centres: over trials, marked with a circle, over seeds, marked with a square, and over people, marked with a triangle."}}
 figure, axes = plt.subplots(figsize=(6, 2.2))
 for row, ((mean, low, high), marker) in enumerate(zip(spreads.values(), "os^", strict=True)):
     colour = plots.SERIES[row]
@@ -803,7 +803,7 @@ def share_detected(people, same_people, experiments=1000):
 counts = np.array([10, 20, 30, 50, 75, 100, 150, 206, 351, 600, 1000, 2000])
 detected = {same: np.array([share_detected(n, same) for n in counts]) for same in (True, False)}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of experiments in which the interval tells 65 from 60 % rank-1, by the number of test people. The dotted line is four experiments of five. Tested on the same people it takes about as many as SYSU-MM01 has; on different people, more than RegDB or LLCM have.", "name": "fig-ranking-power"}, "image": {"alt": "Two rising curves against the number of people on a logarithmic axis: the paired one, blue circles, climbs early and meets the dotted line near one hundred people; the unpaired one, orange triangles, climbs much later. Vertical lines mark SYSU, RegDB and LLCM."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of experiments in which the interval tells 65 from 60 % rank-1, by the number of test people. The dotted line is four experiments of five. Where a curve meets it, compare with the vertical lines: the people in three benchmarks.", "name": "fig-ranking-power"}, "image": {"alt": "Two rising curves against the number of people on a logarithmic axis: the paired one, blue circles, climbs earlier than the unpaired one, orange triangles. Vertical lines mark SYSU, RegDB and LLCM."}}
 figure, axes = plt.subplots(figsize=(6, 3.2))
 for (same, values), marker, colour in zip(detected.items(), "o^", plots.SERIES, strict=False):
     label = "same people, paired" if same else "different people"
@@ -935,7 +935,7 @@ chosen_on_validation = np.array([test[validation.argmax()] for validation, test 
 last_epoch = np.array([test[-1] for _, test in runs])
 effects["best epoch on test people"] = ("rank-1", chosen_on_validation.mean(), chosen_on_test.mean())
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank-1 on test people over forty epochs in which nothing improves. The star is what is reported if the best epoch is chosen on the test people; the square is the epoch that validation people would choose. The dashed line is the mean of all epochs.", "name": "fig-ranking-best-epoch"}, "image": {"alt": "A jagged line without trend over forty epochs, with an orange star on its highest point and a green square on another epoch; a dashed horizontal line marks the mean."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank-1 on test people over forty epochs in which nothing improves. The star is what is reported if the best epoch is chosen on the test people; the square is the epoch that validation people would choose. The dashed line is the mean of all epochs.", "name": "fig-ranking-best-epoch"}, "image": {"alt": "A jagged line without trend over forty epochs, with an orange star on its highest point and a green square on the epoch chosen on other people; a dashed horizontal line marks the mean."}}
 validation, test = runs[0]
 figure, axes = plt.subplots(figsize=(6, 2.9))
 axes.plot(np.arange(1, 41), 100 * test, color=plots.SERIES[0], linewidth=1)

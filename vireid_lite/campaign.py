@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import threading
 import time
 import tomllib
@@ -21,8 +22,6 @@ from vireid_lite.evaluation import Evaluation, direction_name, evaluate
 from vireid_lite.provenance import device_name, exclusive, peak_memory_mib, pick_device, versions
 from vireid_lite.victims import Recipe, load_or_train, tier_dataset, tier_recipe
 
-RUN_KEYS = ("name", "tier", "dataset", "victim", "train", "seeds")
-
 
 def read_campaign(path: Path) -> list[dict]:
     """Return the runs of a TOML file, one dict a seed: name, tier, dataset, victim, train, seed.
@@ -38,26 +37,41 @@ def read_campaign(path: Path) -> list[dict]:
     except (OSError, ValueError) as error:
         raise InputError(f"campaign {path} is not readable TOML: {error}") from None
     runs = content.pop("run", [])
-    unknown = sorted(set(content) - {"tier", "seeds"})
-    if unknown or not isinstance(runs, list) or not runs:
-        raise InputError(f"campaign {path}: " + (f"{unknown[0]!r} is unknown" if unknown else "it has no [[run]]"))
+    where = f"campaign {path}"
+    _check(where, content, {"tier": str, "seeds": list})
+    if not isinstance(runs, list) or not runs:
+        raise InputError(f"{where}: it has no [[run]]")
     expanded = []
     for number, run in enumerate(runs, 1):
-        unknown = sorted(set(run) - set(RUN_KEYS))
-        if unknown:
-            raise InputError(
-                f"campaign {path}: run {number} has an unknown key {unknown[0]!r}; it takes {', '.join(RUN_KEYS)}"
-            )
+        here = f"{where}: run {number}"
+        _check(here, run, {"name": str, "tier": str, "dataset": dict, "victim": dict, "train": dict, "seeds": list})
+        _check(f"{here}, victim", run.get("victim", {}), {"backbone": str, "pretrained": bool})
+        _check(f"{here}, dataset", run.get("dataset", {}), {"name": str, "size": list}, others=True)
+        if misplaced := sorted({"backbone", "pretrained"} & set(run.get("train", {}))):
+            raise InputError(f"{here}: {misplaced[0]} belongs to victim, not to train")
+        size, name = run.get("dataset", {}).get("size", [1, 1]), run.get("name", "victim")
+        if len(size) != 2 or not all(type(side) is int for side in size):
+            raise InputError(f"{here}: size must be [height, width] in pixels, got {size}")
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            raise InputError(f"{here}: name {name!r} must be small letters, digits and hyphens")
         for seed in run.get("seeds", content.get("seeds", [0])):
-            expanded.append(
-                {
-                    "name": run.get("name", "victim"),
-                    "tier": run.get("tier", content.get("tier", "lite")),
-                    **{key: run.get(key, {}) for key in ("dataset", "victim", "train")},
-                    "seed": seed,
-                }
-            )
+            if type(seed) is not int or not 0 <= seed < 2**63:
+                raise InputError(f"{here}: a seed must be a whole number of at least 0, got {seed!r}")
+            tables = {key: run.get(key, {}) for key in ("dataset", "victim", "train")}
+            tier = run.get("tier", content.get("tier", "lite"))
+            expanded.append({"name": name, "tier": tier, **tables, "seed": seed})
     return expanded
+
+
+def _check(where: str, table: object, kinds: dict[str, type], others: bool = False) -> None:
+    """Raise InputError unless `table` is a table of known keys, each of its kind."""
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: a table is needed, got {table!r}")
+    for key, value in table.items():
+        if key not in kinds and not others:
+            raise InputError(f"{where} has an unknown key {key!r}; it takes {', '.join(kinds)}")
+        if key in kinds and type(value) is not kinds[key]:
+            raise InputError(f"{where}: {key} must be of type {kinds[key].__name__}, got {value!r}")
 
 
 def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]:
@@ -66,6 +80,7 @@ def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]
     dataset = tier_dataset(run["tier"], options.pop("name", None), root, size=options.pop("size", None), **options)
     settings = dict(run["train"])
     if "augmentation" in settings:
+        _check("augmentation", settings["augmentation"], {}, others=True)
         unknown = sorted(set(settings["augmentation"]) - set(Augmentation.__dataclass_fields__))
         if unknown:
             raise InputError(
@@ -176,6 +191,11 @@ def _run_all(todo: list[dict], out: Path, workers: int, device: str, root: Path 
                 yield finished.result()
         except BrokenProcessPool:
             raise InputError("campaign: a worker died; what is finished is kept, run the same command again") from None
+        except (KeyboardInterrupt, InputError):
+            # What runs now is resumed by the next campaign; nobody should wait for it.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

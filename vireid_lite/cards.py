@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vireid_lite.data import DATASETS
 from vireid_lite.errors import InputError
 from vireid_lite.provenance import PACKAGE, code_hash, stable_hash, write_atomically
 
@@ -19,8 +18,7 @@ REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "see
 
 def code_modules(dataset: str, model: str, attack: str | None = None) -> list[str]:
     """Return the modules a result depends on: data, model, losses, training, metrics and its attack."""
-    module = DATASETS[dataset][0]
-    data = ["records", "loading", "augmentation", module, "rendering" if module == "synthetic" else "protocol"]
+    data = ["records", "loading", "augmentation", dataset, "rendering" if dataset == "synthetic" else "protocol"]
     own = ["models/two_stream", f"models/{model}", "losses", "training", "metrics"]
     return [f"data/{name}" for name in data] + own + (["attacks/base", f"attacks/{attack}"] if attack else [])
 

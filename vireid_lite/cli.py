@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ Options = Annotated[
     typer.Option("--option", "-o", help="KEY=VALUE for the data set, such as difficulty=hard or search=indoor"),
 ]
 Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the crops in pixels; default: the tier's")]
-Seed = Annotated[int, typer.Option(help="seed of initialisation, batches and augmentation")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of initialisation, batches and augmentation")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 OutDir = Annotated[Path, typer.Option(help="folder for what the command writes")]
 Backbone = Annotated[str | None, typer.Option(help="lite, resnet18 or resnet50; default: the tier's")]
@@ -47,9 +48,13 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
+    if not (cross and _is_number(height) and _is_number(width)):
         raise InputError(f"--size {text!r}: give HEIGHTxWIDTH in pixels, such as 128x64")
     return int(height), int(width)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _split_pair(option: str, pair: str, example: str) -> tuple[str, str]:
@@ -63,6 +68,8 @@ def _parse_options(pairs: list[str] | None) -> dict:
     """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text."""
     options = {}
     for key, value in (_split_pair("-o", pair, "difficulty=hard") for pair in pairs or []):
+        if key in ("tier", "dataset", "root", "name", "size"):
+            raise InputError(f"-o {key}: give it as an option of its own, --{'dataset' if key == 'name' else key}")
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -138,46 +145,46 @@ def evaluate(
     from vireid_lite.data import Modality
     from vireid_lite.evaluation import direction_name, ranked
     from vireid_lite.evaluation import evaluate as score
+    from vireid_lite.models.checkpoints import load_checkpoint
     from vireid_lite.plots import ranking_strips, set_style
-    from vireid_lite.provenance import pick_device, write_atomically
+    from vireid_lite.provenance import exclusive, pick_device, write_atomically
+    from vireid_lite.victims import load_or_train, tier_dataset, tier_named
 
     named = {modality.name.lower(): [modality] for modality in Modality} | {"both": list(Modality)}
     if query_modality not in named:
         raise InputError(f"--query-modality {query_modality!r}: give visible, infrared or both")
     if split not in ("test", "val"):
         raise InputError(f"--split {split!r}: give test or val")
-    data = _dataset(tier, dataset, data_root, size, option)
     chosen = pick_device(device)
-    model = _victim(tier, data.name, checkpoint, seed, chosen)
-    set_style()
-    written = {"dataset": data.describe(), "split": split, "scores": {}}
-    for modality in named[query_modality]:
-        trials = data.trials(modality) if split == "test" else [data.val_trial(modality)]
-        result = score(model, data, modality, trials=trials, device=chosen)
-        direction = direction_name(modality)
-        written["scores"][direction] = scores_for_card(result)
-        _, low, high = result.chance.independent.rank1
-        print(
-            f"{data.name}, {direction}: rank-1 {100 * result.rank1:.1f} %, mAP {100 * result.mAP:.1f} %, "
-            f"mINP {100 * result.mINP:.1f} %; chance rank-1 {100 * low:.1f} to {100 * high:.1f} %"
-        )
-        figure = ranking_strips(data, *ranked(model, data, trials[0], queries=6, device=chosen))
-        figure.savefig(out_dir / f"rankings_{direction.replace(' ', '_')}.png", dpi=150)
-    write_atomically(out_dir / "scores.json", json.dumps(written, indent=1, default=plain).encode())
-    print(f"scores and rankings: {out_dir}")
-
-
-def _victim(tier: str, dataset: str, checkpoint: Path | None, seed: int, device):
-    """Return the checkpoint's model, or the tier's own victim of the synthetic set where that is a fair stand-in."""
-    from vireid_lite.models.checkpoints import load_checkpoint
-    from vireid_lite.victims import load_or_train, tier_dataset, tier_named
-
-    if checkpoint is not None:
-        return load_checkpoint(checkpoint)[0].to(device).eval()
-    if dataset not in ("synthetic", "paired_folder"):
+    if checkpoint is None and dataset not in (None, "synthetic", "paired_folder"):
         raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
-    print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
-    return load_or_train(tier_named(tier).recipe, tier_dataset(tier, "synthetic"), seed=seed, device=device)[0]
+    # Crops of another size than the victim was trained on would be scored without a word.
+    model, card = load_checkpoint(checkpoint) if checkpoint else (None, {})
+    trained = card.get("dataset", {}).get("size")
+    data = _dataset(tier, dataset, data_root, size or (f"{trained[0]}x{trained[1]}" if trained else None), option)
+    if model is None:
+        print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
+        victim = tier_named(tier).recipe, tier_dataset(tier, "synthetic")
+        model, card = load_or_train(*victim, seed=seed, device=chosen)
+    model = model.to(chosen).eval()
+    set_style()
+    written = {"dataset": data.describe(), "split": split, "victim": card.get("key"), "scores": {}}
+    with exclusive(out_dir):
+        for modality in named[query_modality]:
+            trials = data.trials(modality) if split == "test" else [data.val_trial(modality)]
+            result = score(model, data, modality, trials=trials, device=chosen)
+            direction = direction_name(modality)
+            written["scores"][direction] = scores_for_card(result)
+            _, low, high = result.chance.independent.rank1
+            print(
+                f"{data.name}, {direction}: rank-1 {100 * result.rank1:.1f} %, mAP {100 * result.mAP:.1f} %, "
+                f"mINP {100 * result.mINP:.1f} %; chance rank-1 {100 * low:.1f} to {100 * high:.1f} %"
+            )
+            picture = io.BytesIO()
+            ranking_strips(data, *ranked(model, data, trials[0], queries=6, device=chosen)).savefig(picture, dpi=150)
+            write_atomically(out_dir / f"rankings_{direction.replace(' ', '_')}.png", picture.getvalue())
+        write_atomically(out_dir / "scores.json", json.dumps(written, indent=1, default=plain).encode())
+    print(f"scores and rankings: {out_dir}")
 
 
 @app.command()
@@ -222,9 +229,11 @@ def book(
         print("\n".join(str(path) for path in write_derived()) or "everything is in step")
         return
     numbers = [part.strip() for part in chapters.split(",")] if chapters else []
-    if not all(number.isdigit() for number in numbers):
+    if not all(_is_number(number) for number in numbers):
         raise InputError(f"--chapters {chapters!r}: give numbers with commas between them, such as 1,3")
     given = dict(_split_pair("-p", pair, "EPS 4/255") for pair in parameter or [])
+    if "TIER" in given:
+        raise InputError("-p TIER: give the tier as --tier")
     numbers = [int(number) for number in numbers] or None
     build_book(tier, numbers, given, out_dir, execute_only, force, measure=measure)
 

@@ -91,20 +91,20 @@ def peak_memory_mib(device: torch.device) -> float:
 
 @contextlib.contextmanager
 def clear_no_space(what: str, folder: Path) -> Iterator[None]:
-    """Turn a full disk or quota into one line that names what was being written and where."""
+    """Turn a full disk, or a folder that cannot be made or written, into one line that names what was for where."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        raise InputError(f"{what}: no space left in {folder}; free some, or choose another folder") from None
+        if error.errno in NO_SPACE:
+            raise InputError(f"{what}: no space left in {folder}; free some, or choose another folder") from None
+        raise InputError(f"{what}: {folder} cannot be written ({error.strerror}); choose another folder") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 
     What a kill leaves beside it, `.NAME.part`, is overwritten by the next write; one writer at a time (`exclusive`).
-    Raises InputError where the disk is full.
+    Raises InputError where the disk is full or the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     with clear_no_space(path.name, path.parent):
@@ -124,16 +124,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
     """Hold a folder, made if need be, against other processes; the lock goes with the process, however that ends.
 
-    Raises InputError where another process holds it and `wait` is false, or where the disk is full.
+    Raises InputError where another process holds it and `wait` is false, or where it cannot be made.
     """
     with clear_no_space(folder.name, folder.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(f"{folder}: another run is writing there; wait for it, or choose another folder") from None
         yield
-    except BlockingIOError:
-        raise InputError(f"{folder}: another run is writing there; wait for it, or choose another folder") from None
     finally:
         os.close(handle)
 

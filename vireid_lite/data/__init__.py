@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
 from pathlib import Path
 
 from vireid_lite.data.augmentation import Augmentation
+from vireid_lite.data.llcm import LLCM
 from vireid_lite.data.loading import ImageStore, PKSampler, cached
+from vireid_lite.data.paired_folder import PairedFolder
 from vireid_lite.data.records import Dataset, Modality, Record, Trial, all_against_all, fingerprint
+from vireid_lite.data.regdb import RegDB
 from vireid_lite.data.synthetic import DIFFICULTIES, Knobs, SyntheticVI
+from vireid_lite.data.sysu import SYSU
 from vireid_lite.errors import InputError
 
 __all__ = [
     "DATASETS",
     "DIFFICULTIES",
+    "LLCM",
+    "SYSU",
     "Augmentation",
     "Dataset",
     "ImageStore",
     "Knobs",
     "Modality",
     "PKSampler",
+    "PairedFolder",
     "Record",
+    "RegDB",
     "SyntheticVI",
     "Trial",
     "all_against_all",
@@ -30,14 +37,7 @@ __all__ = [
     "load_dataset",
 ]
 
-# Name on the command line -> (module, class); a reader is imported when it is asked for.
-DATASETS = {
-    "synthetic": ("synthetic", "SyntheticVI"),
-    "sysu": ("sysu", "SYSU"),
-    "regdb": ("regdb", "RegDB"),
-    "llcm": ("llcm", "LLCM"),
-    "paired_folder": ("paired_folder", "PairedFolder"),
-}
+DATASETS = {"synthetic": SyntheticVI, "sysu": SYSU, "regdb": RegDB, "llcm": LLCM, "paired_folder": PairedFolder}
 
 
 def load_dataset(
@@ -57,8 +57,7 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise InputError(f"data set {name!r} is unknown; choose from {', '.join(DATASETS)}")
-    module, class_name = DATASETS[name]
-    reader = getattr(import_module(f"vireid_lite.data.{module}"), class_name)
+    reader = DATASETS[name]
     known = [p.name for p in inspect.signature(reader).parameters.values() if p.kind is not p.VAR_KEYWORD]
     if name == "synthetic":
         known += list(Knobs.__dataclass_fields__)

@@ -8,7 +8,17 @@ from vireid_lite.errors import InputError
 from vireid_lite.models.agw import AGW
 from vireid_lite.models.two_stream import BACKBONES, ModelOutput, TwoStream, check_images
 
-__all__ = ["AGW", "BACKBONES", "ModelOutput", "TwoStream", "build", "check_images"]
+__all__ = [
+    "AGW",
+    "BACKBONES",
+    "ModelOutput",
+    "TwoStream",
+    "build",
+    "check_images",
+    "load_checkpoint",
+    "load_official",
+    "save_checkpoint",
+]
 
 _NETWORKS = {"agw": AGW}
 
@@ -37,3 +47,7 @@ def build(
         "name": name, "num_identities": num_identities, "backbone": backbone, "pretrained": pretrained, **options
     }  # fmt: skip
     return model
+
+
+# Last, because reading a checkpoint builds a network.
+from vireid_lite.models.checkpoints import load_checkpoint, load_official, save_checkpoint  # noqa: E402
