@@ -858,7 +858,8 @@ pd.DataFrame({f"tier {settings.tier}": here, "tier full (AGW)": full}, index=lis
 # - **The floor.** An untrained network need not rank at chance: its random filters keep brightness and shape. Compare
 #   training with it as well.
 # - **The labels.** A pipeline that leaks would score with meaningless labels, too; the control below trains on labels
-#   shuffled over the images, and the interval over identities should hold chance.
+#   shuffled over the images. Where its interval over identities misses chance, read [chapter 1](01_two_spectra) for what
+#   that may mean.
 # - **The stem.** Images sent through the other modality's stem still give features, and no error. The released CMPS
 #   attack sent everything through the visible one (an exercise measures it).
 # - **The picture.** t-SNE shows neighbourhoods, not distances, and eight people are not sixty.
