@@ -649,8 +649,8 @@ elif all(verdict(scores[key][0], floors[key[:2]][0]) == "at chance" for key in c
 else:
     text = (
         "**The control with shuffled labels does not sit at chance in both directions.** People shared by training and"
-        f" test: {len(shared)}. The same evaluation gives an untrained network {bare}. So neither the split nor the"
-        " evaluation explains it. Our reading, not tested yet: to memorise which label an image was dealt, a network must"
+        f" test: {len(shared)}, so no label of a test person was seen. An untrained network, which has seen no label at"
+        f" all, gets {bare}. Our reading, not tested yet: to memorise which label an image was dealt, a network must"
         " tell images apart, and what tells images apart (outline, cut, pattern) tells people apart as well; the row"
         " silhouette shows how much there is to find. Labels dealt anew at every step, which leave nothing to memorise,"
         " would decide it. Read the trained victim above this row, not above zero."
