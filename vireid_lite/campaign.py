@@ -70,7 +70,7 @@ def _check(where: str, table: object, kinds: dict[str, type], others: bool = Fal
     for key, value in table.items():
         if key not in kinds and not others:
             raise InputError(f"{where} has an unknown key {key!r}; it takes {', '.join(kinds)}")
-        if key in kinds and type(value) is not kinds[key]:
+        if key in kinds and not isinstance(value, kinds[key]):
             raise InputError(f"{where}: {key} must be of type {kinds[key].__name__}, got {value!r}")
 
 
@@ -80,12 +80,7 @@ def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]
     dataset = tier_dataset(run["tier"], options.pop("name", None), root, size=options.pop("size", None), **options)
     settings = dict(run["train"])
     if "augmentation" in settings:
-        _check("augmentation", settings["augmentation"], {}, others=True)
-        unknown = sorted(set(settings["augmentation"]) - set(Augmentation.__dataclass_fields__))
-        if unknown:
-            raise InputError(
-                f"augmentation {unknown[0]!r} is unknown; it takes {', '.join(Augmentation.__dataclass_fields__)}"
-            )
+        _check("augmentation", settings["augmentation"], dict.fromkeys(Augmentation.__dataclass_fields__, object))
         settings["augmentation"] = Augmentation(**settings["augmentation"])
     recipe = tier_recipe(run["tier"], **run["victim"], **settings)
     everything = [*dataset.train, *dataset.val, *(r for trial in dataset.trials() for side in trial for r in side)]

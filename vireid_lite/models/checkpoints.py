@@ -43,12 +43,8 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the card must be plain JSON ({error})") from None
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, safetensors.torch.save(state, metadata={"card": text}))
-        write_atomically(path.with_suffix(".json"), (text + "\n").encode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
+    write_atomically(path, safetensors.torch.save(state, metadata={"card": text}))
+    write_atomically(path.with_suffix(".json"), (text + "\n").encode())
     return json.loads(text)
 
 
