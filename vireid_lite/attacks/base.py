@@ -1,4 +1,4 @@
-"""The pixel-space contract of every attack: budget, projection, sign step, frozen victim, 8-bit rounding, tied channels.
+"""The pixel-space contract of every attack: budget, projection, sign step, frozen victim, 8 bits, tied channels.
 
 A universal attack is a subclass of `UniversalAttack`, which holds the loop; it says how delta starts and what one step
 does. Everything here works on images (N, 3, H, W) float in [0, 1].
@@ -257,7 +257,7 @@ def lattice_shift(lattice: Tensor, images: Tensor) -> Tensor:
 
     lattice: (3, K, K, K), the displacement of R, G and B at K levels of red, green and blue (in this order).
     """
-    # grid_sample reads the last axis of its input by the first coordinate, so the colour is given as (blue, green, red).
+    # grid_sample reads the last axis by the first coordinate, so colours are given as (blue, green, red).
     grid = images.permute(0, 2, 3, 1).flip(-1)[:, None] * 2 - 1
     volume = lattice[None].expand(len(images), -1, -1, -1, -1)
     options = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
