@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from vireid_lite import metrics, models
-from vireid_lite.data import Modality, cached
+from vireid_lite.data import ImageStore, Modality, cached
+from vireid_lite.errors import InputError
 from vireid_lite.evaluation import direction_name, embed_store, evaluate, identities_and_cameras, ranked
 
 
@@ -52,6 +53,31 @@ def test_only_the_query_is_perturbed(model, tiny):
     assert all(grad for _, grad, _ in seen), "an attack may need gradients"
     assert sum(count for _, _, count in seen) == clean.trials[0].valid_queries
     assert attacked.rank1 == pytest.approx(1 / 6), "one feature for all queries finds one identity"
+
+
+@pytest.mark.parametrize("query_modality", Modality)
+def test_crafted_queries_score_as_the_same_change_made_on_the_fly(model, tiny, query_modality):
+    (trial,) = tiny.trials(query_modality)
+    clean = cached(tiny, trial.query, progress=False)
+    # Another order, and more than the queries: rows are found by record.
+    records = [*trial.query[::-1], *tiny.val]
+    others = cached(tiny, tiny.val, progress=False).images
+    crafted = ImageStore(255 - np.concatenate([clean.images[::-1], others]), records)
+    stored = evaluate(model, tiny, query_modality, query_store=crafted, progress=False)
+    on_the_fly = evaluate(model, tiny, query_modality, perturb=lambda images, modality: 1 - images, progress=False)
+    assert np.array_equal(stored.per_identity.rank1, on_the_fly.per_identity.rank1)
+    assert stored.mAP == pytest.approx(on_the_fly.mAP, abs=1e-6)
+    assert stored.mAP != pytest.approx(evaluate(model, tiny, query_modality, progress=False).mAP, abs=1e-6)
+
+
+def test_crafted_queries_must_be_whole_and_are_not_perturbed_again(model, tiny):
+    (trial,) = tiny.trials(Modality.VISIBLE)
+    store = cached(tiny, trial.query[1:], progress=False)
+    with pytest.raises(InputError, match=f"lacks 1 of {len(trial.query)} queries"):
+        evaluate(model, tiny, Modality.VISIBLE, query_store=store, progress=False)
+    store = cached(tiny, trial.query, progress=False)
+    with pytest.raises(InputError, match="perturb and query_store"):
+        evaluate(model, tiny, Modality.VISIBLE, query_store=store, perturb=lambda x, m: x, progress=False)
 
 
 def test_several_trials_are_averaged(model, tiny):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from vireid_lite import metrics
 from vireid_lite.data import Dataset, ImageStore, Modality, Record, Trial, cached
+from vireid_lite.errors import InputError
 
 Perturbation = Callable[[torch.Tensor, Modality], torch.Tensor]
 
@@ -91,6 +92,7 @@ def evaluate(
     query_modality: Modality | None = None,
     *,
     perturb: Perturbation | None = None,
+    query_store: ImageStore | None = None,
     trials: Sequence[Trial] | None = None,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
@@ -99,18 +101,26 @@ def evaluate(
     """Rank every query of every trial, and score it under the data set's protocol.
 
     query_modality: None stands for the official direction. perturb: applied to the queries alone; the gallery stays
-    clean. trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
+    clean. query_store: queries crafted beforehand, read instead of the cached clean crops; an ImageStore, or what has
+    its `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
+    trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
+    Raises InputError where the store lacks a query, or both perturb and query_store are given.
     """
     query_modality = dataset.default_query if query_modality is None else query_modality
     trials = dataset.trials(query_modality) if trials is None else list(trials)
+    options = {"batch_size": batch_size, "device": device, "progress": progress}
 
-    def embed(sides: list[list[Record]], perturb: Perturbation | None) -> tuple[dict[Record, int], torch.Tensor]:
-        store = cached(dataset, list(dict.fromkeys(record for side in sides for record in side)), progress)
-        options = {"perturb": perturb, "batch_size": batch_size, "device": device, "progress": progress}
-        return store.row, embed_store(model, store, **options)
+    def store_of(sides: list[list[Record]]) -> ImageStore:
+        return cached(dataset, list(dict.fromkeys(record for side in sides for record in side)), progress)
 
-    query_rows, query_features = embed([trial.query for trial in trials], perturb)
-    gallery_rows, gallery_features = embed([trial.gallery for trial in trials], None)
+    if query_store is None:
+        query_store = store_of([trial.query for trial in trials])
+    else:
+        check_query_store(query_store, [record for trial in trials for record in trial.query], perturb)
+    gallery_store = store_of([trial.gallery for trial in trials])
+    query_rows, gallery_rows = query_store.row, gallery_store.row
+    query_features = embed_store(model, query_store, perturb=perturb, **options)
+    gallery_features = embed_store(model, gallery_store, **options)
     scores = [
         metrics.evaluate_features(
             query_features[[query_rows[record] for record in trial.query]],
@@ -122,6 +132,18 @@ def evaluate(
     ]
     chance = metrics.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
     return Evaluation(query_modality, scores, chance, _per_identity(scores, trials))
+
+
+def check_query_store(store: ImageStore, queries: Sequence[Record], perturb: Perturbation | None) -> None:
+    """Raise InputError unless the store holds every query and nothing is to be perturbed a second time."""
+    if perturb is not None:
+        raise InputError("evaluation: perturb and query_store are two attacks on the same queries; pass one of them")
+    wanted = set(queries)
+    lacking = len(wanted - store.row.keys())
+    if lacking:
+        raise InputError(
+            f"evaluation: query_store lacks {lacking} of {len(wanted)} queries; craft it from the queries of this trial"
+        )
 
 
 def _per_identity(scores: list[metrics.RetrievalScores], trials: list[Trial]) -> metrics.PerIdentity:
