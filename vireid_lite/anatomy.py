@@ -1,0 +1,213 @@
+"""What a drop in a score consists of: lost identity, a shift between the modalities, or hubs; and what the eye sees.
+
+For one trial and one direction. "Clean" and "attacked" describe the same queries; the gallery is clean in both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vireid_lite import metrics
+from vireid_lite.data import Dataset, ImageStore, Modality, Trial, cached
+from vireid_lite.errors import InputError
+from vireid_lite.evaluation import Perturbation, check_query_store, embed_store, identities_and_cameras
+
+WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian window, in pixels (Wang et al. 2004, section III-C)
+C1, C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
+
+
+class QueryState(NamedTuple):
+    """What one set of query features looks like, seen from the gallery and from the queries' own modality.
+
+    rank1, mAP: across the modalities, under the data set's protocol: what `evaluate` scores.
+    within_rank1, within_mAP: see `within_modality`. shift, spread: see `shift_and_spread`.
+    hub_image, hub_identity, distinct: see `hubs`.
+    """
+
+    rank1: float
+    mAP: float
+    within_rank1: float
+    within_mAP: float
+    shift: float
+    spread: float
+    hub_image: float
+    hub_identity: float
+    distinct: float
+
+
+class Anatomy(NamedTuple):
+    """What an attack did to the queries of one trial.
+
+    displacement: mean |f(x') - f(x)|, in [0, 2] as features have length 1. cosine: mean cosine of f(x') and f(x).
+    ssim: mean over images, in [-1, 1]. psnr: in dB, of the mean squared error over all images; infinite if that is 0.
+    """
+
+    clean: QueryState
+    attacked: QueryState
+    displacement: float
+    cosine: float
+    ssim: float
+    psnr: float
+
+    def describe(self) -> dict:
+        """Return everything as plain values for a run card, None where a value is not finite (JSON has no infinity)."""
+
+        def plain(value):
+            if isinstance(value, tuple):
+                return {name: plain(part) for name, part in value._asdict().items()}
+            return value if math.isfinite(value) else None
+
+        return plain(self)
+
+
+def anatomy(
+    model: nn.Module,
+    dataset: Dataset,
+    query_modality: Modality | None = None,
+    *,
+    perturb: Perturbation | None = None,
+    query_store: ImageStore | None = None,
+    trial: Trial | None = None,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> Anatomy:
+    """Embed clean queries, attacked queries and the gallery once, and take a drop apart.
+
+    perturb, query_store: the attack, as in `evaluation.evaluate`; without either, attacked equals clean.
+    trial: None stands for the first test trial of the direction; query_modality: None for the official direction.
+    Raises InputError where both attacks are given, the store lacks a query, or crops are smaller than SSIM's window.
+    """
+    trial = dataset.trials(query_modality)[0] if trial is None else trial
+    modality = trial.query[0].modality
+    if query_store is not None:
+        check_query_store(query_store, trial.query, perturb)
+    gallery_store, store = cached(dataset, trial.gallery, False), cached(dataset, trial.query, False)
+    gallery = embed_store(model, gallery_store, batch_size=batch_size, device=device, progress=False)
+    clean, attacked, likeness, error = [], [], [], []
+    for rows, images in store.batches(batch_size, device):
+        changed = images
+        if query_store is not None:
+            changed = query_store.batch(np.array([query_store.row[record] for record in trial.query[rows]]), device)
+        elif perturb is not None:
+            with torch.enable_grad():  # an attack may need gradients of its own
+                changed = perturb(images, modality)
+        with torch.no_grad():
+            for features, batch in ((clean, images), (attacked, changed)):
+                features.append(model.embed(batch.contiguous(memory_format=torch.channels_last), modality))
+            likeness.append(ssim(changed, images))
+            error.append((changed - images).square().mean((1, 2, 3)))
+    clean, attacked = torch.cat(clean), torch.cat(attacked)
+
+    def state(query: Tensor) -> QueryState:
+        scores = metrics.evaluate_features(query, gallery, *identities_and_cameras(trial), protocol=dataset.protocol)
+        within = within_modality(query, clean, identities_and_cameras(trial)[0])
+        shared = hubs(query, gallery, trial, dataset.protocol)
+        return QueryState(scores.rank1, scores.mAP, *within, *shift_and_spread(query, clean, gallery), *shared)
+
+    return Anatomy(
+        clean=state(clean),
+        attacked=state(attacked),
+        displacement=(attacked - clean).norm(dim=1).mean().item(),
+        cosine=F.cosine_similarity(attacked, clean).mean().item(),
+        ssim=torch.cat(likeness).mean().item(),
+        psnr=_decibels(torch.cat(error).mean()).item(),
+    )
+
+
+def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tuple[float, float]:
+    """Return rank-1 and mAP of queries ranked against the clean images of their own modality, each without itself.
+
+    If these stay while the scores across modalities fall, identity is not lost, only the bridge between the two.
+    query, clean: (Q, D) features of the same images, attacked and clean. identities: (Q,) integers.
+    Every other image is ranked, of the same camera too, so this is a mild test. An identity with a single image has no
+    match and leaves the mean, though its image stays in the gallery; (nan, nan) where no identity has two images.
+    """
+    if np.unique(identities).size == len(identities):
+        return math.nan, math.nan
+    # Protocol "llcm" removes what shares identity and camera with the query: with a camera per image, that is itself.
+    itself = np.arange(len(identities))
+    scores = metrics.evaluate_features(query, clean, identities, identities, itself, itself, protocol="llcm")
+    return scores.rank1, scores.mAP
+
+
+def shift_and_spread(query: Tensor, clean: Tensor, gallery: Tensor) -> tuple[float, float]:
+    """Return how far the query cloud is from the gallery's, and how wide it is, both in units of the clean width s.
+
+    shift = |mean(query) - mean(gallery)| / s, spread = w(query) / s, with w(X)^2 = mean |x - mean(X)|^2 and
+    s^2 = (w(clean)^2 + w(gallery)^2) / 2. One s for clean and attacked queries, so that a cloud that only shrinks
+    (spread to 0) does not seem to move. query, clean: (Q, D), gallery: (G, D). nan where s is 0.
+    """
+
+    def width(features: Tensor) -> Tensor:
+        return (features - features.mean(0)).square().sum(1).mean().sqrt()
+
+    unit = ((width(clean).square() + width(gallery).square()) / 2).sqrt()
+    return ((query.mean(0) - gallery.mean(0)).norm() / unit).item(), (width(query) / unit).item()
+
+
+def hubs(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") -> tuple[float, float, float]:
+    """Return how far queries share their nearest gallery image, among those the protocol keeps.
+
+    Three fractions of the number of queries: the most whose nearest image is one and the same; the most whose nearest
+    image shows one person (in a perfect ranking the largest share of queries of one person); how many different images
+    are nearest to some query. Queries that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing.
+    query: (Q, D), gallery: (G, D), in the trial's order.
+    """
+    query_ids, gallery_ids, query_cameras, gallery_cameras = map(torch.from_numpy, identities_and_cameras(trial))
+    nearest, chunk = [], max(1, metrics.FEATURE_CHUNK // len(gallery))
+    for start in range(0, len(query), chunk):
+        rows = slice(start, start + chunk)
+        distance = torch.cdist(query[rows], gallery).cpu()
+        if protocol == "sysu":
+            distance[(query_cameras[rows, None] == 3) & (gallery_cameras == 2)] = torch.inf
+        elif protocol == "llcm":
+            same = query_ids[rows, None] == gallery_ids
+            distance[same & (query_cameras[rows, None] == gallery_cameras)] = torch.inf
+        nearest.append(distance.argmin(1))
+    nearest = torch.cat(nearest)
+    images, people = (values.unique(return_counts=True)[1] for values in (nearest, gallery_ids[nearest]))
+    return tuple(count / len(query) for count in (images.max().item(), people.max().item(), len(images)))
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the structural similarity of each image and its reference, (N,), in [-1, 1], 1 only for equal images.
+
+    images, reference: (N, C, H, W) float in [0, 1]. Mean over channels and over the positions where the 11x11 Gaussian
+    window (sigma 1.5) fits, K1 = 0.01, K2 = 0.03. Raises InputError for unlike shapes or images below 11 pixels.
+    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), eq. 13.
+    """
+    if images.shape != reference.shape or images.ndim != 4:
+        raise InputError(f"ssim: two batches (N, C, H, W) alike, got {tuple(images.shape)}, {tuple(reference.shape)}")
+    if min(images.shape[2:]) < WINDOW:
+        height, width = images.shape[2:]
+        raise InputError(f"ssim: images of {height}x{width} are smaller than the {WINDOW}x{WINDOW} window; load larger")
+    offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
+    weights = torch.softmax(-offsets.square() / (2 * SIGMA**2), 0)
+    window = torch.outer(weights, weights)[None, None]
+
+    def local_mean(maps: Tensor) -> Tensor:
+        return F.conv2d(maps.flatten(0, 1)[:, None], window).unflatten(0, maps.shape[:2])[:, :, 0]
+
+    mean_x, mean_y = local_mean(images), local_mean(reference)
+    variances = local_mean(images * images) - mean_x**2 + (local_mean(reference * reference) - mean_y**2)
+    covariance = local_mean(images * reference) - mean_x * mean_y
+    likeness = (2 * mean_x * mean_y + C1) * (2 * covariance + C2)
+    return (likeness / ((mean_x**2 + mean_y**2 + C1) * (variances + C2))).mean((1, 2, 3))
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each image in dB, (N,), peak 1; infinite for equal images.
+
+    images, reference: (N, C, H, W) float in [0, 1].
+    """
+    return _decibels((images - reference).square().mean((1, 2, 3)))
+
+
+def _decibels(error: Tensor) -> Tensor:
+    return -10 * error.log10()
