@@ -1,0 +1,503 @@
+"""Universal attacks that CMPS is compared with, and noise as a control: one delta for every image of both spectra.
+
+All but the noise descend on their loss with the sign of a momentum of L1-normalised gradients. Features are the ranked
+ones (L2-normalised, after the BNNeck), each image passes the stem of its own modality, and half of each batch is
+visible, half infrared, unless a class says otherwise. The sources' other features, spaces and data sets are in the
+docstrings, so that what is compared here is the idea of an attack under one contract.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vireid_lite.attacks.base import (
+    Batches,
+    UniversalAttack,
+    UniversalPerturbation,
+    clip,
+    generator_for,
+    images_of,
+    l1_normalised,
+    lattice_shift,
+    tie_infrared,
+)
+from vireid_lite.attacks.cmps import kmeans_centroids
+from vireid_lite.data.loading import ImageStore
+from vireid_lite.data.records import Modality
+from vireid_lite.errors import InputError
+
+EMBED_ROWS = 256  # crops embedded at once before the first step
+NOISE, GREY = 11, 12  # what a seed is drawn for
+LUMA = (0.299, 0.587, 0.114)
+
+
+def clean_outputs(model: nn.Module, store: ImageStore) -> tuple[Tensor, Tensor]:
+    """Return a store's clean L2-normalised features (N, D) and the classes the victim predicts, int64 (N,)."""
+    features, classes = [], []
+    for start in range(0, len(store), EMBED_ROWS):
+        rows = np.arange(start, min(start + EMBED_ROWS, len(store)))
+        with torch.no_grad():
+            output = model(images_of(store, rows, model), store.modalities[rows])
+        features.append(F.normalize(output.embedding))
+        classes.append(output.logits.argmax(1))
+    return torch.cat(features), torch.cat(classes)
+
+
+def triplet(features: Tensor, pull: Tensor, push: Tensor, margin: float) -> Tensor:
+    """Return the mean of max(0, |f - pull| - |f - push| + margin), all (N, D), Euclidean; 0/0 has gradient 0."""
+    distances = [torch.linalg.vector_norm(features - other, dim=1) for other in (pull, push)]
+    return F.relu(distances[0] - distances[1] + margin).mean()
+
+
+def centroids_for(features: Tensor, store: ImageStore, clusters: int, seed: int) -> Tensor:
+    """Return k-means centroids (k, D); clusters: k, 0 for min(256, identities). Raises InputError for fewer than 2."""
+    clusters = clusters or min(256, len({record.identity for record in store.records}))
+    if min(clusters, len(features)) < 2:
+        raise InputError("attack: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
+    return kmeans_centroids(features, clusters, seed)
+
+
+def extremes(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row of each feature's least and most similar centroid by cosine, int64 (N,) each."""
+    similarity = features @ F.normalize(centroids).T
+    return similarity.argmin(1), similarity.argmax(1)
+
+
+def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor, Tensor]:
+    """Return, for each row of a batch, the row of the farthest other identity and of an image of its own.
+
+    clean: (N, D) clean features. identities: (N,). own: "farthest" or "nearest" image of the same identity, itself
+    only where there is no other.
+    """
+    distance = torch.cdist(clean, clean)
+    same = identities[:, None] == identities
+    itself = torch.eye(len(clean), dtype=torch.bool, device=clean.device)
+    others = distance.masked_fill(same, -math.inf).argmax(1)
+    if own == "farthest":
+        return others, distance.masked_fill(~same | itself, -1).masked_fill(itself, -0.5).argmax(1)
+    return others, distance.masked_fill(~same, math.inf).masked_fill(itself, 1e9).argmin(1)
+
+
+class MixedBatches:
+    """Rows of both modalities by step: half visible, then half infrared, each in its own seeded order."""
+
+    def __init__(self, store: ImageStore, size: int, seed: int) -> None:
+        modalities = store.modalities.numpy()
+        self.each = {
+            modality: Batches(np.flatnonzero(modalities == modality), share, seed + modality)
+            for modality, share in ((Modality.VISIBLE, size - size // 2), (Modality.INFRARED, size // 2))
+        }
+        self.per_epoch = max(batches.per_epoch for batches in self.each.values())
+
+    def at(self, step: int) -> np.ndarray:
+        """Return the rows of a step, visible first."""
+        return np.concatenate([batches.at(step) for batches in self.each.values()])
+
+
+class IdentityBatches:
+    """Rows by step: as many identities as fit, up to `instances` images of each from both modalities, visible first.
+
+    Both are cut to what there is. Raises InputError where fewer than two identities are to be had.
+    """
+
+    def __init__(self, store: ImageStore, size: int, seed: int, instances: int = 8) -> None:
+        identities, modalities = np.array([record.identity for record in store.records]), store.modalities.numpy()
+        self.modalities, self.seed = modalities, seed
+        self.names, self.identities = np.unique(identities, return_inverse=True)
+        if len(self.names) < 2:
+            raise InputError("attack: images of at least 2 training identities are needed, as others are pulled to")
+        instances = min(instances, size // 2)
+        self.count = min(size // instances, len(self.names))
+        self.shares = {Modality.VISIBLE: instances - instances // 2, Modality.INFRARED: instances // 2}
+        self.rows = [
+            [np.flatnonzero((self.identities == index) & (modalities == modality)) for modality in Modality]
+            for index in range(len(self.names))
+        ]
+        self.per_epoch = max(1, len(store) // size)
+
+    def at(self, step: int) -> np.ndarray:
+        """Return the rows of a step, visible first."""
+        generator = np.random.default_rng([self.seed, step])
+        chosen = generator.choice(len(self.names), self.count, replace=False)
+        drawn = [
+            generator.permutation(self.rows[index][modality])[:share]
+            for modality, share in self.shares.items()
+            for index in chosen
+        ]
+        return np.concatenate(drawn)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a fit never changes: the crops, their batches, and centroids (K, D) or the clean features (N, D), `points`.
+
+    pull, push: (N,) rows of `points` for each crop (UAP: its predicted class). bank: (K,) modality of each centroid.
+    """
+
+    store: ImageStore
+    batches: MixedBatches | IdentityBatches
+    points: Tensor
+    pull: Tensor | None = None
+    push: Tensor | None = None
+    bank: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformNoise(UniversalAttack):
+    """Control: noise drawn once, uniform in [-eps, eps] in each pixel and channel; no gradient.
+
+    Tied, infrared images receive one drawn channel in all three: the mean of three would be weaker noise.
+    """
+
+    name: ClassVar[str] = "uniform-noise"
+    knows: ClassVar[str] = "nothing"
+    gradients_per_step: ClassVar[int] = 0
+
+    steps: int = 1
+
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> None:
+        """Return nothing: noise needs no preparation."""
+
+    def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
+        """Return the noise itself."""
+        return {"delta": self.eps * self.draw(torch.rand(shape, generator=generator_for(seed, NOISE)))}
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Return noise in [-1, 1] from numbers in [0, 1)."""
+        return 2 * uniform - 1
+
+    def step(self, model: nn.Module, problem: None, state: dict[str, Tensor], step: int, seed: int) -> dict:
+        """Change nothing."""
+        return {}
+
+    def finish(self, state: dict[str, Tensor], history: list[dict], seed: int) -> UniversalPerturbation:
+        """Return the noise; tied, with the first channel in all three for infrared images."""
+        found = super().finish(state, history, seed)
+        if self.tied:
+            delta = found.delta
+            found.delta = {Modality.VISIBLE: delta, Modality.INFRARED: delta[:1].expand_as(delta).clone()}
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignNoise(UniformNoise):
+    """Control: +eps or -eps, drawn once in each pixel and channel; the strongest noise of its budget. No gradient."""
+
+    name: ClassVar[str] = "sign-noise"
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Return -1 or 1 from numbers in [0, 1)."""
+        return torch.where(uniform < 0.5, -1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignDescent(UniversalAttack):
+    """What the gradient attacks share: m <- momentum m + g/|g|_1, delta <- clip(delta - step_size sign m, +-eps).
+
+    step_share: step size as a share of eps, times exp(-decay (epoch + 1)). rescale: halve delta at an epoch's start
+    where more than half of it is saturated and that share has moved by less than 1e-5 (UAP-Retrieval, MetaAttack).
+    """
+
+    step_share: float = 0.1
+    momentum: float = 1.0
+    decay: float = 0.0
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, low, high in (("step_share", 1e-9, 2), ("momentum", 0, math.inf), ("decay", 0, math.inf)):
+            check_number(self, name, low, high)
+        if type(self.rescale) is not bool:
+            raise InputError(f"{self.name}: rescale must be true or false, got {self.rescale!r}")
+
+    def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
+        """Return delta and momentum at zero, and the saturated share at the last epoch's start."""
+        return {**super().start(shape, seed), "saturation": torch.zeros(())}
+
+    def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
+        """Return the loss to descend on, of attacked crops `images` of the store's `rows`."""
+        raise NotImplementedError
+
+    def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
+        """Return the clean crops that a step attacks, (n, 3, H, W)."""
+        return images_of(problem.store, rows, model)
+
+    def gradient(
+        self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, images: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the loss with respect to delta, (3, H, W), and the loss."""
+        delta = delta.detach().requires_grad_()
+        shift = tie_infrared(delta, problem.store.modalities[rows]) if self.tied else delta
+        loss = self.loss(model, problem, clip(images + shift), rows)
+        return torch.autograd.grad(loss, delta)[0], loss.detach()
+
+    def step_size(self, problem: Problem, state: dict[str, Tensor], step: int) -> float:
+        """Return the step size; halve a delta that stands still first, where that is asked for."""
+        epoch, place = divmod(step, problem.batches.per_epoch)
+        if self.rescale and place == 0:
+            share = (state["delta"].abs() >= self.eps * (1 - 1e-6)).to(state["delta"]).mean()
+            if share > 0.5 and (share - state["saturation"]).abs() < 1e-5:
+                state["delta"] = state["delta"] / 2
+            state["saturation"] = share
+        return self.step_share * self.eps * (math.exp(-self.decay * (epoch + 1)) if self.decay else 1.0)
+
+    def descend(self, state: dict[str, Tensor], gradient: Tensor, size: float, what: str = "delta") -> None:
+        """Make one sign step of `state[what]`, with its own momentum."""
+        buffer = "momentum" if what == "delta" else f"{what}_momentum"
+        state[buffer] = self.momentum * state[buffer] + l1_normalised(gradient)
+        state[what] = (state[what] - size * state[buffer].sign()).clamp(-self.eps, self.eps)
+
+    def step(self, model: nn.Module, problem: Problem, state: dict[str, Tensor], step: int, seed: int) -> dict:
+        """Make one update from one batch of both modalities."""
+        size = self.step_size(problem, state, step)
+        rows = problem.batches.at(step)
+        images = self.crops(model, problem, rows, step, seed)
+        gradient, loss = self.gradient(model, problem, state["delta"], rows, images)
+        self.descend(state, gradient, size)
+        return {"loss": loss.item()}
+
+
+def check_number(attack: UniversalAttack, name: str, low: float, high: float) -> None:
+    """Raise InputError unless an attack's field is a number from low to high."""
+    value = getattr(attack, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{attack.name}: {name} must be a number from {low} to {high}, got {value!r}")
+
+
+def check_whole(attack: UniversalAttack, name: str, least: int) -> None:
+    """Raise InputError unless an attack's field is a whole number of at least `least`."""
+    value = getattr(attack, name)
+    if type(value) is not int or value < least:
+        raise InputError(f"{attack.name}: {name} must be a whole number of at least {least}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UAP(SignDescent):
+    """The class attack: away from the class the victim predicts for the clean image, whatever the ranking does.
+
+    The loss is minus the mean cross-entropy, so that it falls. This is the gradient form of the universal adversarial
+    perturbation of Moosavi-Dezfooli et al., CVPR 2017, whose DeepFool inner loop is left out.
+    """
+
+    name: ClassVar[str] = "uap"
+
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
+        """Return the predicted class of every crop, in `push`."""
+        features, classes = clean_outputs(model, store)
+        return Problem(store, MixedBatches(store, self.batch_size, seed), features[:0], push=classes)
+
+    def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
+        """Return minus the cross-entropy of the classes predicted on the clean crops."""
+        logits = model(images, problem.store.modalities[rows]).logits
+        return -F.cross_entropy(logits, problem.push[torch.from_numpy(rows)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class UAPRetrieval(SignDescent):
+    """UAP-Retrieval: pulled to the least and pushed from the most similar centroid of clean features, of any modality.
+
+    The triplet is about features times 10, margin .8. clusters: k of the k-means over all images; 0 stands for
+    min(256, training identities), as in CMPS; published: 512. grey_probability: how often a crop is replaced by its
+    luma. Left out: the list-wise and class terms, random resizing of delta (256 to 1024 pixels), early stopping.
+    Source: Li et al., "Universal Perturbation Attack Against Image Retrieval", ICCV 2019; UAPR attack.py:359-467.
+    """
+
+    name: ClassVar[str] = "uap-retrieval"
+
+    decay: float = 0.01
+    rescale: bool = True
+    margin: float = 0.8
+    scale: float = 10.0
+    clusters: int = 0
+    grey_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, low, high in (("margin", 0, math.inf), ("scale", 1e-9, math.inf), ("grey_probability", 0, 1)):
+            check_number(self, name, low, high)
+        check_whole(self, "clusters", 0)
+
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
+        """Return the centroids of all clean features, and each crop's least and most similar one."""
+        features, _ = clean_outputs(model, store)
+        centroids = centroids_for(features, store, self.clusters, seed)
+        return Problem(store, MixedBatches(store, self.batch_size, seed), centroids, *extremes(features, centroids))
+
+    def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
+        """Return the triplet loss."""
+        features = self.scale * model.embed(images, problem.store.modalities[rows])
+        pull, push = (
+            self.scale * problem.points[index[torch.from_numpy(rows)]] for index in (problem.pull, problem.push)
+        )
+        return triplet(features, pull, push, self.margin)
+
+    def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
+        """Return the clean crops that a step attacks, some of them grey."""
+        images = super().crops(model, problem, rows, step, seed)
+        if not self.grey_probability:
+            return images
+        chosen = torch.rand(len(rows), generator=generator_for(seed, GREY, step)) < self.grey_probability
+        luma = (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True).clamp(0, 1)
+        return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), luma, images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UAPRetrievalGrey(UAPRetrieval):
+    """UAP-Retrieval with every fifth crop grey: the augmentation of CMPS alone, without its cross-modality triplet."""
+
+    name: ClassVar[str] = "uap-retrieval-grey"
+
+    grey_probability: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaAttack(SignDescent):
+    """MetaAttack: a gradient at delta, one on other data at the delta that would follow, and one step along their sum.
+
+    The loss is ten times the triplet of UAP-Retrieval plus max(0, mean similarity to the own centroid - mean similarity
+    to the best other one), each over the batch. The published "meta-test" batch comes from another data set, PersonX,
+    with centroids of its own; here it comes from the other modality, which is our choice, and the modalities take turns
+    at being the meta-test. The gradient at the look-ahead counts where the look-ahead was not clipped; sign() lets no
+    second derivative through.
+    Source: Yang et al., "Learning to Attack Real-World Models for Person Re-identification via Virtual-Guided
+    Meta-Learning", AAAI 2021; the step is that of the code of CMPS, MI_SGD.py:73-104.
+    """
+
+    name: ClassVar[str] = "meta-attack"
+    gradients_per_step: ClassVar[int] = 2
+
+    decay: float = 0.01
+    rescale: bool = True
+    margin: float = 0.5
+    clusters: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "margin", 0, math.inf)
+        check_whole(self, "clusters", 0)
+
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
+        """Return each modality's centroids, one after the other, and each crop's least and most similar of its own."""
+        features, _ = clean_outputs(model, store)
+        pull, push = torch.zeros(2, len(store), dtype=torch.int64, device=features.device)
+        banks: list[Tensor] = []
+        for modality in Modality:
+            rows = (store.modalities == modality).nonzero().flatten().to(features.device)
+            bank = centroids_for(features[rows], store, self.clusters, seed)
+            for index, found in zip((pull, push), extremes(features[rows], bank), strict=True):
+                index[rows] = found + sum(map(len, banks))
+            banks.append(bank)
+        bank = torch.cat(
+            [torch.full((len(bank),), int(modality)) for modality, bank in zip(Modality, banks, strict=True)]
+        )
+        # Both batches of a step are of one modality and of full size.
+        return Problem(
+            store, MixedBatches(store, 2 * self.batch_size, seed), torch.cat(banks), pull, push, bank.to(pull.device)
+        )
+
+    def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
+        """Return the loss of a batch of one modality."""
+        index = torch.from_numpy(rows)
+        modality = Modality(int(problem.store.modalities[rows[0]]))
+        features = model.embed(images, modality)
+        own = problem.push[index]
+        loss = 10 * triplet(features, problem.points[problem.pull[index]], problem.points[own], self.margin)
+        similarity = features @ problem.points.T
+        others = (problem.bank == modality).expand(similarity.shape).scatter(1, own[:, None], False)
+        best = similarity.masked_fill(~others, -math.inf).amax(1)
+        return loss + F.relu(similarity.gather(1, own[:, None]).mean() - best.mean())
+
+    def step(self, model: nn.Module, problem: Problem, state: dict[str, Tensor], step: int, seed: int) -> dict:
+        """Make one update from a batch of each modality."""
+        size = self.step_size(problem, state, step)
+        train, test = [batches.at(step) for batches in problem.batches.each.values()][:: -1 if step % 2 else 1]
+        found, loss = self.gradient(model, problem, state["delta"], train, images_of(problem.store, train, model))
+        ahead = state["delta"] - size * (self.momentum * state["momentum"] + l1_normalised(found)).sign()
+        images = images_of(problem.store, test, model)
+        other, meta = self.gradient(model, problem, ahead.clamp(-self.eps, self.eps), test, images)
+        self.descend(state, found + other * (ahead.abs() <= self.eps), size)
+        return {"loss": loss.item(), "meta_loss": meta.item()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColDel(SignDescent):
+    """Col.+Del.: a lattice that moves colours, then an additive delta, both learned together; it knows identities.
+
+    The loss is ten times the triplet that pulls an image to the clean feature of the farthest other identity of its
+    batch and pushes it from the farthest of its own, margin .5. levels: K nodes per colour of the (3, K, K, K) lattice,
+    which is read trilinearly. budget: "total" keeps the sum within eps, in training too; "double", as published, keeps
+    eps for each. instances: images per identity of a batch.
+    An infrared image has equal channels and so reads the grey diagonal of the lattice alone: three tone curves, or,
+    tied, one curve, their mean; "colour" there is an intensity dependent brightness that a sensor could deliver.
+    Source: Yang et al., "Towards Robust Person Re-identification by Defending Against Universal Attackers", TPAMI 2023;
+    MAD:61-102,496-531, without its meta-test batch, which has no effect there beyond a second step.
+    """
+
+    name: ClassVar[str] = "col-del"
+    knows: ClassVar[str] = "the victim's weights; training images with identities"
+
+    budget: str = "total"
+    levels: int = 25
+    margin: float = 0.5
+    instances: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "margin", 0, math.inf)
+        check_whole(self, "levels", 2)
+        check_whole(self, "instances", 2)
+        if self.budget not in ("total", "double"):
+            raise InputError(f"{self.name}: budget {self.budget!r} is unknown; choose from total, double")
+
+    def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
+        """Return delta and lattice at zero, each with its momentum."""
+        lattice = torch.zeros(3, self.levels, self.levels, self.levels)
+        return {**super().start(shape, seed), "lattice": lattice, "lattice_momentum": lattice.clone()}
+
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
+        """Return the clean features and batches of identities."""
+        features, _ = clean_outputs(model, store)
+        return Problem(store, IdentityBatches(store, self.batch_size, seed, self.instances), features)
+
+    def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
+        """Return the triplet loss of a batch of several images of each identity."""
+        index = torch.from_numpy(rows)
+        clean = problem.points[index]
+        identities = torch.from_numpy(problem.batches.identities)[index].to(clean.device)
+        pull, push = batch_mates(clean, identities, own="farthest")
+        features = model.embed(images, problem.store.modalities[rows])
+        return 10 * triplet(features, clean[pull], clean[push], self.margin)
+
+    def step(self, model: nn.Module, problem: Problem, state: dict[str, Tensor], step: int, seed: int) -> dict:
+        """Make one update of delta and lattice from one backward pass."""
+        size = self.step_size(problem, state, step)
+        rows = problem.batches.at(step)
+        images = images_of(problem.store, rows, model)
+        delta, lattice = (state[what].detach().requires_grad_() for what in ("delta", "lattice"))
+        shift = delta + lattice_shift(lattice, images)
+        if self.tied:
+            shift = tie_infrared(shift, problem.store.modalities[rows])
+        if self.budget == "total":
+            shift = clip(shift, -self.eps, self.eps)
+        loss = self.loss(model, problem, clip(images + shift), rows)
+        for what, gradient in zip(("delta", "lattice"), torch.autograd.grad(loss, (delta, lattice)), strict=True):
+            self.descend(state, gradient, size, what)
+        return {"loss": loss.item()}
+
+    def finish(self, state: dict[str, Tensor], history: list[dict], seed: int) -> UniversalPerturbation:
+        """Return delta and the lattice."""
+        found = super().finish(state, history, seed)
+        found.lattice, found.double = state["lattice"].detach().cpu().clone(), self.budget == "double"
+        return found
+
+
+UNIVERSAL = {
+    attack.name: attack for attack in (UniformNoise, SignNoise, UAP, UAPRetrieval, UAPRetrievalGrey, MetaAttack, ColDel)
+}
