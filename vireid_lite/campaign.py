@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import multiprocessing
 import os
 import re
@@ -11,24 +13,51 @@ import tomllib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from vireid_lite import metrics
+from vireid_lite.anatomy import Anatomy, anatomy
+from vireid_lite.attacks import ImageAttack, UniversalAttack, attack_modules, build_attack, craft
+from vireid_lite.attacks.base import training_store
 from vireid_lite.cards import card_name, code_modules, is_stale, read_card, write_card
-from vireid_lite.data import Augmentation, Dataset, Modality, fingerprint
+from vireid_lite.data import Augmentation, Dataset, Modality, Trial, cached, fingerprint
 from vireid_lite.errors import InputError
 from vireid_lite.evaluation import Evaluation, direction_name, evaluate
-from vireid_lite.provenance import device_name, exclusive, peak_memory_mib, pick_device, versions
+from vireid_lite.provenance import (
+    cache_folder,
+    device_name,
+    exclusive,
+    peak_memory_mib,
+    pick_device,
+    stable_hash,
+    versions,
+)
 from vireid_lite.victims import Recipe, load_or_train, tier_dataset, tier_recipe
+
+TABLES = ("dataset", "victim", "train", "attack")
+RUN = {
+    "name": str,
+    "tier": str,
+    "seeds": list,
+    "split": str,
+    "anatomy": bool,
+    "grid": dict,
+    **dict.fromkeys(TABLES, dict),
+}
 
 
 def read_campaign(path: Path) -> list[dict]:
-    """Return the runs of a TOML file, one dict a seed: name, tier, dataset, victim, train, seed.
+    """Return the runs of a TOML file, one dict for each seed and each cell of a grid.
 
-    The file's top level may set tier and seeds; each [[run]] may override them and takes name, dataset (data set
-    options, with `name` and `size`), victim (backbone, pretrained) and train (fields of TrainSettings).
-    Raises InputError for anything else.
+    Each [[run]] takes name, tier, seeds, dataset (data set options, with `name` and `size`), victim (backbone,
+    pretrained), train (fields of TrainSettings), attack (name, gradients, identities, and the attack's own options),
+    split ("test", or "val" where a choice is made), anatomy (take the drop apart) and grid: lists of values for dotted
+    keys such as "attack.tied", of which every combination is run. What the file's top level sets is every run's
+    default; tables are merged. Raises InputError for anything else.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -38,29 +67,71 @@ def read_campaign(path: Path) -> list[dict]:
         raise InputError(f"campaign {path} is not readable TOML: {error}") from None
     runs = content.pop("run", [])
     where = f"campaign {path}"
-    _check(where, content, {"tier": str, "seeds": list})
+    _check(where, content, {key: kind for key, kind in RUN.items() if key != "name"})
     if not isinstance(runs, list) or not runs:
         raise InputError(f"{where}: it has no [[run]]")
     expanded = []
     for number, run in enumerate(runs, 1):
         here = f"{where}: run {number}"
-        _check(here, run, {"name": str, "tier": str, "dataset": dict, "victim": dict, "train": dict, "seeds": list})
-        _check(f"{here}, victim", run.get("victim", {}), {"backbone": str, "pretrained": bool})
-        _check(f"{here}, dataset", run.get("dataset", {}), {"name": str, "size": list}, others=True)
-        if misplaced := sorted({"backbone", "pretrained"} & set(run.get("train", {}))):
-            raise InputError(f"{here}: {misplaced[0]} belongs to victim, not to train")
-        size, name = run.get("dataset", {}).get("size", [1, 1]), run.get("name", "victim")
-        if len(size) != 2 or not all(type(side) is int for side in size):
-            raise InputError(f"{here}: size must be [height, width] in pixels, got {size}")
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-            raise InputError(f"{here}: name {name!r} must be small letters, digits and hyphens")
-        for seed in run.get("seeds", content.get("seeds", [0])):
-            if type(seed) is not int or not 0 <= seed < 2**63:
-                raise InputError(f"{here}: a seed must be a whole number of at least 0, got {seed!r}")
-            tables = {key: run.get(key, {}) for key in ("dataset", "victim", "train")}
-            tier = run.get("tier", content.get("tier", "lite"))
-            expanded.append({"name": name, "tier": tier, **tables, "seed": seed})
+        _check(here, run, RUN)
+        merged = {**content, **run}
+        for table in TABLES:
+            merged[table] = {**content.get(table, {}), **run.get(table, {})}
+        if "attack" not in run:
+            merged["attack"] = {}
+        for cell in _grid(here, merged):
+            expanded += _seeds(here, cell)
     return expanded
+
+
+def _grid(here: str, run: dict) -> list[dict]:
+    """Return the run once for every combination of its grid's values."""
+    grid = run.pop("grid", {})
+    for key, values in grid.items():
+        table, dot, name = key.partition(".")
+        if not (dot and name and table in TABLES) or not isinstance(values, list) or not values:
+            raise InputError(f'{here}: grid needs lists for keys such as "attack.tied", got {key!r} = {values!r}')
+    cells = []
+    for values in itertools.product(*grid.values()):
+        cell = copy.deepcopy(run)
+        for key, value in zip(grid, values, strict=True):
+            table, _, name = key.partition(".")
+            cell[table][name] = value
+        cells.append(cell)
+    return cells
+
+
+def _seeds(here: str, run: dict) -> list[dict]:
+    """Check one run and return it once for every seed."""
+    _check(f"{here}, victim", run["victim"], {"backbone": str, "pretrained": bool})
+    _check(f"{here}, dataset", run["dataset"], {"name": str, "size": list}, others=True)
+    if misplaced := sorted({"backbone", "pretrained"} & set(run["train"])):
+        raise InputError(f"{here}: {misplaced[0]} belongs to victim, not to train")
+    size, attack = run["dataset"].get("size", [1, 1]), run["attack"]
+    if len(size) != 2 or not all(type(side) is int for side in size):
+        raise InputError(f"{here}: size must be [height, width] in pixels, got {size}")
+    name = run.get("name", "attack" if attack else "victim")
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise InputError(f"{here}: name {name!r} must be small letters, digits and hyphens")
+    split = run.get("split", "test")
+    if split not in ("test", "val"):
+        raise InputError(f"{here}: split {split!r} must be test or val")
+    if attack:
+        _check(f"{here}, attack", attack, {"name": str, "identities": int}, others=True)
+        if "name" not in attack:
+            raise InputError(f"{here}: attack needs a name, such as cmps")
+        try:
+            attack_of(attack)
+        except InputError as error:
+            raise InputError(f"{here}: {error}") from None
+    found = []
+    for seed in run.get("seeds", [0]):
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise InputError(f"{here}: a seed must be a whole number of at least 0, got {seed!r}")
+        tables = {key: run[key] for key in TABLES}
+        more = {"tier": run.get("tier", "lite"), "split": split, "anatomy": run.get("anatomy", False)}
+        found.append({"name": name, **more, **tables, "seed": seed})
+    return found
 
 
 def _check(where: str, table: object, kinds: dict[str, type], others: bool = False) -> None:
@@ -92,31 +163,178 @@ def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]
         "attack": None,
         "seed": run["seed"],
     }
+    if run["attack"]:
+        attack, identities = attack_of(run["attack"])
+        configuration["attack"] = {**attack.describe(), "identities": identities}
+        if run["split"] != "test":
+            configuration["split"] = run["split"]
     return dataset, recipe, configuration
 
 
+def attack_of(table: dict) -> tuple[UniversalAttack | ImageAttack, int | None]:
+    """Return the attack a run's table describes, and how many training identities it learns from (None: all)."""
+    options = dict(table)
+    identities = options.pop("identities", None)
+    attack = build_attack(str(options.pop("name")), **options)
+    return attack, identities if isinstance(attack, UniversalAttack) else None
+
+
 def run_one(run: dict, out: Path, device: str = "auto", root: Path | None = None, progress: bool = False) -> Path:
-    """Train, or load, the victim of one run, score it in both directions, and write its card."""
+    """Train, or load, the victim of one run, attack it if the run says so, score both directions, write the card."""
     dataset, recipe, configuration = prepare(run, root)
     chosen = pick_device(device)
     model, trained = load_or_train(recipe, dataset, seed=run["seed"], device=chosen, progress=progress)
     started = time.perf_counter()
-    results = [evaluate(model, dataset, modality, device=chosen, progress=progress) for modality in Modality]
-    return write_card(
+    modules = code_modules(dataset.name, recipe.model)
+    if run["attack"]:
+        attack, identities = attack_of(run["attack"])
+        note = cache_folder() / "attacks" / f"{stable_hash([configuration, trained['key']])}.pt"
+        clean = _clean_scores(model, dataset, trained["key"], run["split"], chosen)
+        options = {"identities": identities, "split": run["split"], "state_path": note, "take_apart": run["anatomy"]}
+        options |= {"clean": clean, "device": chosen, "progress": progress}
+        attacked = run_attack(attack, model, dataset, seed=run["seed"], **options)
+        results, train_seconds = attacked.describe(), 0.0
+        modules += attack_modules(attack.name)
+    else:
+        evaluated = [evaluate(model, dataset, modality, device=chosen, progress=progress) for modality in Modality]
+        results = {
+            "scores": {direction_name(result.query_modality): scores_for_card(result) for result in evaluated},
+            "history": trained["history"],
+            "train_seconds": trained["seconds"],
+        }
+        train_seconds = trained["wall_seconds"]
+    memory = peak_memory_mib(chosen)
+    path = write_card(
         out,
         configuration,
         {
-            "scores": {direction_name(result.query_modality): scores_for_card(result) for result in results},
-            "history": trained["history"],
-            "train_seconds": trained["seconds"],
-            "wall_seconds": trained["wall_seconds"] + time.perf_counter() - started,
-            "peak_memory_mib": max(trained["peak_memory_mib"], peak_memory_mib(chosen)),
+            **results,
+            "wall_seconds": train_seconds + time.perf_counter() - started,
+            "peak_memory_mib": memory if run["attack"] else max(trained["peak_memory_mib"], memory),
             "device": device_name(chosen),
             "threads": torch.get_num_threads(),
             "versions": versions(),
         },
-        code_modules(dataset.name, recipe.model),
+        modules,
     )
+    if run["attack"]:
+        note.unlink(missing_ok=True)
+    return path
+
+
+class Attacked(NamedTuple):
+    """What one attack did to one victim: `made`, the perturbation of a universal attack or None, and its scores.
+
+    clean, exact, rounded: the scores of both directions without the attack, with attacked images as floats, and after
+    rounding these to 8 bits. anatomies: of the rounded images, or None. seconds: of crafting, without scoring.
+    """
+
+    made: object
+    clean: list[Evaluation]
+    exact: list[Evaluation]
+    rounded: list[Evaluation]
+    anatomies: list[Anatomy] | None
+    seconds: float
+
+    def describe(self) -> dict:
+        """Return everything as a run card holds it, directions by name, `history` thinned to a dozen steps.
+
+        Each set of attacked scores gains "difference": rank-1 and mAP minus the clean ones on the same queries, with
+        the 95 % interval of the paired bootstrap over identities.
+        """
+        names = [direction_name(result.query_modality) for result in self.clean]
+        results: dict = {"clean": {}, "scores": {}, "scores_8_bit": {}}
+        for name, clean, exact, rounded in zip(names, self.clean, self.exact, self.rounded, strict=True):
+            results["clean"][name] = {"rank1": clean.rank1, "mAP": clean.mAP, "mINP": clean.mINP}
+            results["scores"][name] = {**scores_for_card(exact), "difference": difference(clean, exact)}
+            # What does not depend on the attack stands once, beside the exact scores.
+            kept = {key: v for key, v in scores_for_card(rounded).items() if "chance" not in key and key != "minimum"}
+            results["scores_8_bit"][name] = {**kept, "difference": difference(clean, rounded)}
+        if self.anatomies is not None:
+            results["anatomy"] = {n: a.describe() for n, a in zip(names, self.anatomies, strict=True)}
+        history = self.made.history if self.made is not None else []
+        results["history"] = history[:: max(1, len(history) // 10)] + history[-1:]
+        return {**results, "craft_seconds": self.seconds}
+
+
+def run_attack(
+    attack: UniversalAttack | ImageAttack,
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    identities: int | None = None,
+    split: str = "test",
+    state_path: Path | None = None,
+    take_apart: bool = False,
+    clean: list[Evaluation] | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Attacked:
+    """Attack the queries of both directions and score them, as floats and after rounding to 8 bits.
+
+    identities: how many training identities a universal attack learns from; None for all. split: "test" or "val".
+    state_path: where a killed fit is noted. take_apart: compute the anatomy of the drop as well.
+    clean: scores without the attack where they are known already (`clean_scores`).
+    """
+    made, attacked, trials = None, [], trials_of(dataset, split)
+    clean = clean or clean_scores(model, dataset, split, device)
+    started = time.perf_counter()
+    if isinstance(attack, UniversalAttack):
+        store = training_store(dataset, identities, progress)
+        made = attack.fit(model, store, seed, state_path=state_path, progress=progress)
+        attacked = [({"perturb": made.apply}, {"perturb": made.apply_rounded}) for _ in Modality]
+    else:
+        for modality in Modality:
+            records = list(dict.fromkeys(record for trial in trials[modality] for record in trial.query))
+            crafted = craft(attack, model, cached(dataset, records, progress), seed=seed, progress=progress)
+            attacked.append(({"query_store": crafted}, {"query_store": crafted.rounded(attack.eps)}))
+    seconds = time.perf_counter() - started
+    exact, rounded = (
+        [
+            evaluate(model, dataset, m, trials=trials[m], device=device, progress=progress, **attacked[m][precision])
+            for m in Modality
+        ]
+        for precision in (0, 1)
+    )
+    anatomies = None
+    if take_apart:
+        anatomies = [anatomy(model, dataset, m, trial=trials[m][0], device=device, **attacked[m][1]) for m in Modality]
+    return Attacked(made, clean, exact, rounded, anatomies, seconds)
+
+
+def trials_of(dataset: Dataset, split: str) -> dict[Modality, list[Trial]]:
+    """Return the trials of both directions, of "test" or of "val"."""
+    return {m: dataset.trials(m) if split == "test" else [dataset.val_trial(m)] for m in Modality}
+
+
+def clean_scores(
+    model: nn.Module, dataset: Dataset, split: str = "test", device: torch.device | str = "cpu"
+) -> list[Evaluation]:
+    """Return the scores of both directions without any attack."""
+    trials = trials_of(dataset, split)
+    return [evaluate(model, dataset, m, trials=trials[m], device=device, progress=False) for m in Modality]
+
+
+def difference(clean: Evaluation, attacked: Evaluation) -> dict[str, dict[str, float]]:
+    """Return attacked minus clean rank-1 and mAP, each with its 95 % interval: mean, low, high."""
+    before, after = clean.per_identity, attacked.per_identity
+    return {
+        name: metrics.paired_bootstrap(
+            getattr(before, field), getattr(after, field), before.identity, before.queries
+        )._asdict()
+        for name, field in (("rank1", "rank1"), ("mAP", "ap"))
+    }
+
+
+_CLEAN: dict[tuple[str, str], list[Evaluation]] = {}
+
+
+def _clean_scores(model: nn.Module, dataset: Dataset, key: str, split: str, device: torch.device) -> list[Evaluation]:
+    """Return a victim's clean scores, computed once a process."""
+    if (key, split) not in _CLEAN:
+        _CLEAN[key, split] = clean_scores(model, dataset, split, device)
+    return _CLEAN[key, split]
 
 
 def scores_for_card(result: Evaluation) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +17,11 @@ SCHEMA = 1
 REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "code", "modules")
 
 
-def code_modules(dataset: str, model: str, attack: str | None = None) -> list[str]:
-    """Return the modules a result depends on: data, model, losses, training, metrics and its attack."""
+def code_modules(dataset: str, model: str) -> list[str]:
+    """Return the modules a victim's scores depend on; an attack adds its own (`attacks.attack_modules`)."""
     data = ["records", "loading", "augmentation", dataset, "rendering" if dataset == "synthetic" else "protocol"]
     own = ["models/two_stream", f"models/{model}", "losses", "training", "metrics"]
-    return [f"data/{name}" for name in data] + own + (["attacks/base", f"attacks/{attack}"] if attack else [])
+    return [f"data/{name}" for name in data] + own
 
 
 def card_key(configuration: dict) -> str:
@@ -31,7 +32,8 @@ def card_key(configuration: dict) -> str:
 def card_name(configuration: dict) -> str:
     """Return the file name of a run's card: readable parts, then enough of the key to be unique."""
     dataset = configuration["dataset"]
-    parts = [configuration["kind"], configuration["tier"], dataset["name"], dataset.get("difficulty")]
+    attack = (configuration["attack"] or {}).get("name")
+    parts = [configuration["kind"], attack, configuration["tier"], dataset["name"], dataset.get("difficulty")]
     return "-".join(str(p) for p in parts if p) + f"-s{configuration['seed']}-{card_key(configuration)[:8]}.json"
 
 
@@ -50,7 +52,10 @@ def write_card(folder: Path, configuration: dict, results: dict, modules: list[s
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
     path = folder / card_name(configuration)
-    write_atomically(path, (json.dumps(card, indent=1, default=plain) + "\n").encode())
+    text = json.dumps(card, indent=1, default=plain)
+    # A list of numbers stands on one line, so that a card stays small and its changes readable.
+    text = re.sub(r"\[[\s\d.,eE+-]+\]", lambda found: " ".join(found[0].split()), text)
+    write_atomically(path, (text + "\n").encode())
     return path
 
 

@@ -1,1 +1,80 @@
 """Attacks on a frozen victim: one file an idea, all under the contract of `base`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from vireid_lite.attacks.base import EPS, UniversalAttack, UniversalPerturbation
+from vireid_lite.attacks.cmps import CMPS
+from vireid_lite.attacks.dmr import DMR, GeneratorPerturbation
+from vireid_lite.attacks.image_specific import IMAGE_SPECIFIC, AdversarialStore, Guides, ImageAttack, craft
+from vireid_lite.attacks.uap import UNIVERSAL
+from vireid_lite.errors import InputError
+
+__all__ = [
+    "ATTACKS",
+    "CMPS",
+    "DMR",
+    "EPS",
+    "IMAGE_SPECIFIC",
+    "UNIVERSAL",
+    "AdversarialStore",
+    "GeneratorPerturbation",
+    "Guides",
+    "ImageAttack",
+    "UniversalAttack",
+    "UniversalPerturbation",
+    "attack_modules",
+    "build_attack",
+    "craft",
+    "load_perturbation",
+]
+
+ATTACKS = {**UNIVERSAL, "dmr": DMR, "cmps": CMPS, **IMAGE_SPECIFIC}
+
+
+def build_attack(name: str, *, gradients: int | None = None, **options: object) -> UniversalAttack | ImageAttack:
+    """Return an attack by name, such as "cmps" or "m-fgsm", with its options.
+
+    gradients: batches that go forward and backward in all; sets the steps of a universal attack, so that attacks of
+    one and of two gradients a step compare at equal cost. Ignored by noise and by image-specific attacks.
+    Raises InputError for an unknown name or option, a value out of range, or steps and gradients at once.
+    """
+    if name not in ATTACKS:
+        raise InputError(f"attack {name!r} is unknown; choose from {', '.join(ATTACKS)}")
+    kind = ATTACKS[name]
+    known = [field.name for field in fields(kind) if field.init]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InputError(f"{name}: option {unknown[0]!r} is unknown; it takes {', '.join(known)}")
+    per_step = getattr(kind, "gradients_per_step", 0)
+    if gradients is not None and per_step:
+        if "steps" in options:
+            raise InputError(f"{name}: steps and gradients say the same twice; give one of them")
+        if type(gradients) is not int or gradients < per_step:
+            raise InputError(f"{name}: gradients must be a whole number of at least {per_step}, got {gradients!r}")
+        options["steps"] = gradients // per_step
+    try:
+        return kind(**options)
+    except TypeError as error:  # a value of a type that cannot even be compared
+        raise InputError(f"{name}: {str(error).splitlines()[0]}; check the options' types") from None
+
+
+def attack_modules(name: str) -> list[str]:
+    """Return the modules an attack's result depends on beside the victim's, as `provenance.code_hash` takes them."""
+    own = ATTACKS[name].__module__.removeprefix("vireid_lite.").replace(".", "/")
+    return ["attacks/base", "attacks/centroids", own]
+
+
+def load_perturbation(path: str | Path) -> UniversalPerturbation | GeneratorPerturbation:
+    """Return what `save` of either kind wrote. Raises InputError where the file is missing, damaged or neither."""
+    try:
+        return UniversalPerturbation.load(path)
+    except InputError as error:
+        if not Path(path).is_file():
+            raise
+        try:
+            return GeneratorPerturbation.load(path)
+        except InputError:
+            raise error from None

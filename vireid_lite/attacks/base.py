@@ -103,6 +103,16 @@ def to_8_bits(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
     return (adversarial * 255).round().clamp(low, high).clamp(0, 255) / 255
 
 
+def luma(images: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Return images (N, 3, H, W) with those chosen, (N,) bool, or all, as their luma in three channels.
+
+    .299 R + .587 G + .114 B, equations 2 and 3 of CMPS; a grey image stays what it is, up to float rounding.
+    """
+    red, green, blue = images.unbind(1)
+    grey = (0.299 * red + 0.587 * green + 0.114 * blue).clamp(0, 1)[:, None].expand_as(images)
+    return grey if chosen is None else torch.where(chosen.view(-1, 1, 1, 1).to(images.device), grey, images)
+
+
 def l1_normalised(gradient: Tensor) -> Tensor:
     """Return gradient / |gradient|_1 over the whole tensor; zero stays zero."""
     return gradient / gradient.abs().sum().clamp(min=torch.finfo(gradient.dtype).tiny)

@@ -15,7 +15,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
 
 from vireid_lite.attacks.base import (
     Batches,
@@ -24,6 +23,7 @@ from vireid_lite.attacks.base import (
     generator_for,
     images_of,
     l1_normalised,
+    luma,
     tie_infrared,
 )
 from vireid_lite.attacks.centroids import identity_centroids, kmeans_centroids
@@ -241,7 +241,7 @@ class CMPS(UniversalAttack):
             rows = np.arange(start, min(start + EMBED_ROWS, len(store)))
             images = images_of(store, rows, model)
             if grey != "none":
-                images = self._greyed(images, draw[rows] < (1.0 if grey == "all" else self.grey_probability))
+                images = luma(images, draw[rows] < (1.0 if grey == "all" else self.grey_probability))
             if raw:  # what reaches the first convolution is then the image as it is
                 images = images * stems.std + stems.mean
             with torch.no_grad():
@@ -283,12 +283,6 @@ class CMPS(UniversalAttack):
             scores = scores.masked_fill(mine, math.inf)
         return scores.argmax(1) if nearest else scores.argmin(1)
 
-    @staticmethod
-    def _greyed(images: Tensor, chosen: Tensor) -> Tensor:
-        """Return the images with the chosen ones replaced by their luma, equations 2 and 3."""
-        luma = F.rgb_to_grayscale(images, num_output_channels=3)
-        return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), luma, images)
-
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         """Return delta, the momentum, and the saturated share at the last epoch's start."""
         state = super().start(shape, seed)
@@ -307,7 +301,7 @@ class CMPS(UniversalAttack):
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
         turns = torch.full((len(rows),), turn)
         if chosen is not None:
-            images = self._greyed(images, chosen)
+            images = luma(images, chosen)
             if self.grey_anchor:
                 turns[chosen & (modality == Modality.VISIBLE)] = 2
         if (modality == modality[0]).all():
