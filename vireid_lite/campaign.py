@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import multiprocessing
 import os
 import re
@@ -12,6 +13,7 @@ import time
 import tomllib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,18 +149,16 @@ def _check(where: str, table: object, kinds: dict[str, type], others: bool = Fal
 
 def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]:
     """Return a run's data set, recipe and configuration; the configuration keys its card."""
-    options = dict(run["dataset"])
-    dataset = tier_dataset(run["tier"], options.pop("name", None), root, size=options.pop("size", None), **options)
+    dataset, records = _dataset(run["tier"], json.dumps(run["dataset"], sort_keys=True), root)
     settings = dict(run["train"])
     if "augmentation" in settings:
         _check("augmentation", settings["augmentation"], dict.fromkeys(Augmentation.__dataclass_fields__, object))
         settings["augmentation"] = Augmentation(**settings["augmentation"])
     recipe = tier_recipe(run["tier"], **run["victim"], **settings)
-    everything = [*dataset.train, *dataset.val, *(r for trial in dataset.trials() for side in trial for r in side)]
     configuration = {
         "kind": run["name"],
         "tier": run["tier"],
-        "dataset": {**dataset.describe(), "records": fingerprint(everything)},
+        "dataset": {**dataset.describe(), "records": records},
         "victim": recipe.describe(),
         "attack": None,
         "seed": run["seed"],
@@ -169,6 +169,15 @@ def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]
         if run["split"] != "test":
             configuration["split"] = run["split"]
     return dataset, recipe, configuration
+
+
+@cache
+def _dataset(tier: str, options: str, root: Path | None) -> tuple[Dataset, str]:
+    """Return a run's data set and the fingerprint of all its records, made once a process; options: JSON."""
+    given = json.loads(options)
+    dataset = tier_dataset(tier, given.pop("name", None), root, size=given.pop("size", None), **given)
+    tests = (record for trial in dataset.trials() for side in trial for record in side)
+    return dataset, fingerprint([*dataset.train, *dataset.val, *tests])
 
 
 def attack_of(table: dict) -> tuple[UniversalAttack | ImageAttack, int | None]:

@@ -9,6 +9,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from vireid_lite.data import Dataset, Modality, Record
 
@@ -67,8 +68,12 @@ def ranking_strips(
     queries: Sequence[Record],
     rankings: Sequence[Sequence[Record]],
     top: int = 10,
+    crops: Sequence[np.ndarray] | None = None,
 ) -> Figure:
-    """Draw each query beside its `top` gallery crops, right ones solid with a tick, wrong ones dashed with a cross."""
+    """Draw each query beside its `top` gallery crops, right ones solid with a tick, wrong ones dashed with a cross.
+
+    crops: (H, W, 3) pictures of the queries in place of the data set's own, such as attacked ones.
+    """
     top = min(top, max(len(ranking) for ranking in rankings))
     aspect = dataset.size[0] / dataset.size[1]
     figure, grid = plt.subplots(
@@ -78,8 +83,9 @@ def ranking_strips(
         gridspec_kw={"width_ratios": [1.3] + [1] * top, "wspace": 0.12, "hspace": 0.28},
         squeeze=False,
     )
-    for row, query, ranking in zip(grid, queries, rankings, strict=True):
-        show_crop(row[0], dataset.read(query))
+    pictures = [dataset.read(query) for query in queries] if crops is None else crops
+    for row, query, ranking, picture in zip(grid, queries, rankings, pictures, strict=True):
+        show_crop(row[0], picture)
         row[0].set_title("query", fontsize=8, pad=2)
         for axes in row[1:]:
             axes.axis("off")
@@ -90,6 +96,45 @@ def ranking_strips(
             axes.set_title(f"{rank} {'✓' if right else '✗'}", fontsize=8, pad=2, color=RIGHT if right else WRONG)
             for spine in axes.spines.values():
                 spine.set(visible=True, color=RIGHT if right else WRONG, linewidth=2, linestyle="-" if right else "--")
+    return figure
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """Return an image (3, H, W) float in [0, 1] as (H, W, 3) for a figure."""
+    return image.detach().cpu().float().permute(1, 2, 0).numpy()
+
+
+def attack_sheet(clean: Tensor, attacked: Tensor, eps: float, names: Sequence[str]) -> Figure:
+    """Draw each image clean and attacked, and their difference at true scale and magnified to fill [-eps, eps].
+
+    clean, attacked: (n, 3, H, W) in [0, 1]; n rows. names: what each row is. Mid-grey stands for no difference.
+    """
+    aspect = clean.shape[2] / clean.shape[3]
+    figure, grid = plt.subplots(len(clean), 4, figsize=(5.6, 1.25 * aspect * len(clean) + 0.4), squeeze=False)
+    for row, before, after, name in zip(grid, clean, attacked, names, strict=True):
+        moved = after - before
+        for axes, shown in zip(row, (before, after, 0.5 + moved, 0.5 + moved / (2 * eps)), strict=True):
+            show_crop(axes, picture(shown.clamp(0, 1)))
+        row[0].set_ylabel(name, fontsize=9)
+    titles = ("clean", "attacked", "difference,\ntrue scale", f"difference,\n×{1 / (2 * eps):.0f}")
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=9)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def delta_sheet(deltas: dict[str, Tensor], eps: float) -> Figure:
+    """Draw universal perturbations (3, H, W) by name, each at true scale and magnified to fill [-eps, eps]."""
+    first = next(iter(deltas.values()))
+    aspect = first.shape[1] / first.shape[2]
+    figure, grid = plt.subplots(2, len(deltas), figsize=(1.3 * len(deltas) + 0.8, 2.6 * aspect + 0.5), squeeze=False)
+    for column, (name, delta) in zip(grid.T, deltas.items(), strict=True):
+        for axes, shown in zip(column, (0.5 + delta, 0.5 + delta / (2 * eps)), strict=True):
+            show_crop(axes, picture(shown.clamp(0, 1)))
+        column[0].set_title(name, fontsize=9)
+    grid[0, 0].set_ylabel("true scale", fontsize=9)
+    grid[1, 0].set_ylabel(f"×{1 / (2 * eps):.0f}", fontsize=9)
+    figure.tight_layout(pad=0.4)
     return figure
 
 

@@ -1,0 +1,142 @@
+"""Tables of attacks, drawn from run cards alone: scores over seeds, paired intervals, and what has not run yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vireid_lite import metrics
+from vireid_lite.attacks import ATTACKS
+from vireid_lite.campaign import prepare, read_campaign
+from vireid_lite.cards import card_name
+from vireid_lite.data import Modality
+from vireid_lite.errors import InputError
+from vireid_lite.evaluation import direction_name
+
+DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
+LABELS = {
+    "uniform-noise": "uniform noise",
+    "sign-noise": "sign noise",
+    "uap": "UAP",
+    "uap-retrieval": "UAP-Retrieval",
+    "uap-retrieval-grey": "UAP-Retrieval + grey",
+    "meta-attack": "MetaAttack",
+    "col-del": "Col.+Del.",
+    "dmr": "DMR",
+    "cmps": "CMPS",
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    "metric-fgsm": "Metric-FGSM",
+    "m-fgsm": "M-FGSM",
+    "sma": "SMA",
+    "fna": "FNA",
+    "odfa": "ODFA",
+    "lta": "LTA",
+}
+
+
+def label(attack: dict) -> str:
+    """Return an attack's name as tables print it; CMPS with its mode."""
+    name = LABELS[attack["name"]]
+    return f"{name} ({attack['mode']})" if attack["name"] == "cmps" else name
+
+
+def seed_rows(cards: Iterable[dict], precision: str = "8-bit") -> pd.DataFrame:
+    """Return one row for each card and direction, scores in percent.
+
+    precision: "8-bit" (attacked images as a file holds them) or "float". Columns: difficulty, attack, knows, infrared
+    ("free" or "tied"), seed, direction; for rank-1 and mAP the clean score, the attacked one, and their difference with
+    the ends of its 95 % paired interval over identities; chance (the upper end of rank-1) and minimum (of mAP).
+    """
+    if precision not in ("8-bit", "float"):
+        raise InputError(f"tables: precision {precision!r} is unknown; choose 8-bit or float")
+    rows = []
+    for card in cards:
+        attack = card["attack"]
+        for direction in DIRECTIONS:
+            clean, exact = card["clean"][direction], card["scores"][direction]
+            attacked = exact if precision == "float" else card["scores_8_bit"][direction]
+            row = {
+                "difficulty": card["dataset"].get("difficulty", ""),
+                "attack": label(attack),
+                "knows": ATTACKS[attack["name"]].knows,
+                "infrared": "tied" if attack["tied"] else "free",
+                "seed": card["seed"],
+                "direction": direction,
+            }
+            for score in ("rank1", "mAP"):
+                moved = attacked["difference"][score]
+                row |= {f"{score} clean": 100 * clean[score], score: 100 * attacked[score]}
+                row |= {f"{score} {part}": 100 * moved[key] for part, key in INTERVAL}
+            row |= {"chance": 100 * exact["chance"]["rank1"]["high"], "minimum": 100 * exact["minimum"]["mAP"]}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+INTERVAL = (("difference", "difference"), ("low", "low"), ("high", "high"))
+
+
+def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "8-bit") -> pd.DataFrame:
+    """Return one row an attack and infrared form, text cells: what it knows, and for each direction its score.
+
+    A cell holds the mean over seeds, the lowest and highest seed, and in how many seeds the paired interval of the
+    difference from clean lies below zero. Rows keep the order of `ATTACKS`; the clean row comes first.
+    score: "rank1" or "mAP".
+    """
+    rows = seed_rows(cards, precision)
+    if rows.empty:
+        return rows
+    order = {name: place for place, name in enumerate(dict.fromkeys(LABELS.values()))}
+    lines = [{"attack": "none", "what the attacker knows": "", "infrared": ""}]
+    for direction in DIRECTIONS:
+        part = rows[rows.direction == direction]
+        lines[0][direction] = spread(part.drop_duplicates("seed")[f"{score} clean"])
+    keys = ["attack", "knows", "infrared"]
+    groups = sorted(rows.groupby(keys, sort=False), key=lambda item: (order[item[0][0].split(" (")[0]], item[0][0]))
+    for (attack, knows, infrared), group in groups:
+        line = {"attack": attack, "what the attacker knows": knows, "infrared": infrared}
+        for direction in DIRECTIONS:
+            part = group[group.direction == direction]
+            fallen = int((part[f"{score} high"] < 0).sum())
+            line[direction] = f"{spread(part[score])}; {fallen} of {len(part)} fell"
+        lines.append(line)
+    return pd.DataFrame(lines).set_index("attack")
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return "mean (lowest to highest)" of some seeds' scores in percent, one decimal."""
+    values = np.asarray(list(values), dtype=float)
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})"
+
+
+def compare(first: dict, second: dict, direction: str, score: str = "rank1", precision: str = "8-bit"):
+    """Return second minus first, two cards of the same victim, paired over identities: `metrics.Difference`, fractions.
+
+    Two attacks differ in strength only where the interval excludes zero.
+    Raises InputError where the cards are of different victims, data or seeds.
+    """
+    for part in ("tier", "dataset", "victim", "seed"):
+        if first[part] != second[part]:
+            raise InputError(f"tables: the two cards differ in {part}; compare attacks on one victim")
+    field = {"rank1": "identity_rank1", "mAP": "identity_AP"}[score]
+    name = "scores" if precision == "float" else "scores_8_bit"
+    before, after = first[name][direction], second[name][direction]
+    people = np.arange(len(before[field]))
+    return metrics.paired_bootstrap(before[field], after[field], people, before["identity_queries"])
+
+
+def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
+    """Return one Markdown sentence on the runs of a campaign that have no card yet, with the command; "" if none.
+
+    kind: only the runs of this name.
+    """
+    runs = [run for run in read_campaign(campaign) if kind in (None, run["name"])]
+    missing = [run for run in runs if not (folder / card_name(prepare(run)[2])).exists()]
+    if not missing:
+        return ""
+    return f"**Pending**: {len(missing)} of {len(runs)} runs. `vireid-lite campaign {campaign.as_posix()}` makes them."
