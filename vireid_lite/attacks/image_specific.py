@@ -48,6 +48,24 @@ class Guides(NamedTuple):
     far: Tensor | None = None
 
 
+class Problem(NamedTuple):
+    """What is attacked, with what and how, in one batch."""
+
+    model: nn.Module
+    images: Tensor
+    modality: ModalityLike
+    guides: Guides | None = None
+    seed: int = 0
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features that are ranked, (N, D), each image through its own modality's stem."""
+        return self.model.embed(images, self.modality)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the scores of the training identities, (N, num_identities)."""
+        return self.model(images, self.modality).logits
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageAttack:
     """What every image-specific attack shares: its parameters and the loop.
@@ -89,9 +107,7 @@ class ImageAttack:
         fixed = {"step_size": self.rate, "momentum": self.momentum, "random_start": self.random_start}
         return {"name": self.name, **asdict(self), **fixed}
 
-    def objective(
-        self, model: nn.Module, images: Tensor, modality: ModalityLike, guides: Guides | None, seed: int
-    ) -> Objective:
+    def objective(self, problem: Problem) -> Objective:
         """Return the function of (images, step) that the attack maximises, one value an image (N,)."""
         raise NotImplementedError
 
@@ -114,7 +130,7 @@ class ImageAttack:
                 )
         images = images.detach()
         with frozen(model), torch.enable_grad():
-            objective = self.objective(model, images, modality, guides, seed)
+            objective = self.objective(Problem(model, images, modality, guides, seed))
             adversarial = self.start(images, modality, seed)
             velocity = torch.zeros_like(images)
             for step in range(self.steps):
@@ -147,9 +163,9 @@ class PGD(ImageAttack):
     knows = "the victim's weights and its classifier; the query alone"
     random_start = True
 
-    def objective(self, model, images, modality, guides, seed) -> Objective:
-        predicted = model(images, modality).logits.argmax(1)
-        return lambda x, step: F.cross_entropy(model(x, modality).logits, predicted, reduction="none")
+    def objective(self, problem: Problem) -> Objective:
+        predicted = problem.logits(problem.images).argmax(1)
+        return lambda x, step: F.cross_entropy(problem.logits(x), predicted, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +197,8 @@ class MetricFGSM(ImageAttack):
     knows = "the victim's weights; other images of the same person"
     needs = ("same",)
 
-    def objective(self, model, images, modality, guides, seed) -> Objective:
-        return lambda x, step: (model.embed(x, modality)[:, None] - guides.same).square().sum((1, 2))
+    def objective(self, problem: Problem) -> Objective:
+        return lambda x, step: (problem.features(x)[:, None] - problem.guides.same).square().sum((1, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +219,9 @@ class SMA(ImageAttack):
     name = "sma"
     random_start = True
 
-    def objective(self, model, images, modality, guides, seed) -> Objective:
-        clean = model.embed(images, modality).detach()
-        return lambda x, step: (model.embed(x, modality) - clean).square().sum(1)
+    def objective(self, problem: Problem) -> Objective:
+        clean = problem.features(problem.images).detach()
+        return lambda x, step: (problem.features(x) - clean).square().sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,13 +235,13 @@ class FNA(ImageAttack):
     knows = "the victim's weights; other images of the same person and of others, with their identities"
     needs = ("same", "far")
 
-    def objective(self, model, images, modality, guides, seed) -> Objective:
-        def pull(x: Tensor, step: int) -> Tensor:
-            features = model.embed(x, modality)
-            away = (features[:, None] - guides.same).square().sum((1, 2))
-            return away - (features - guides.far).square().sum(1)
+    def objective(self, problem: Problem) -> Objective:
+        def away_and_to(x: Tensor, step: int) -> Tensor:
+            features = problem.features(x)
+            away = (features[:, None] - problem.guides.same).square().sum((1, 2))
+            return away - (features - problem.guides.far).square().sum(1)
 
-        return pull
+        return away_and_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +256,9 @@ class ODFA(ImageAttack):
     name = "odfa"
     random_start = True
 
-    def objective(self, model, images, modality, guides, seed) -> Objective:
-        opposite = -model.embed(images, modality).detach()
-        return lambda x, step: -(model.embed(x, modality) - opposite).square().mean(1)
+    def objective(self, problem: Problem) -> Objective:
+        opposite = -problem.features(problem.images).detach()
+        return lambda x, step: -(problem.features(x) - opposite).square().mean(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,11 +274,11 @@ class LTA(ImageAttack):
     momentum = 1.0
     random_start = True
 
-    def objective(self, model, images, modality, guides, seed) -> Objective:
+    def objective(self, problem: Problem) -> Objective:
         def away(x: Tensor, step: int) -> Tensor:
             with torch.no_grad():
-                target = model.embed(locally_grey(images, generator_for(seed, 1 + step)), modality)
-            return (model.embed(x, modality) - target).square().sum(1)
+                target = problem.features(locally_grey(problem.images, generator_for(problem.seed, 1 + step)))
+            return (problem.features(x) - target).square().sum(1)
 
         return away
 
@@ -374,7 +390,9 @@ def craft(
     with tqdm(total=len(store), unit="crop", desc=attack.name, disable=not progress) as bar:
         for modality in Modality:
             rows = np.flatnonzero(store.modalities.numpy() == modality)
-            bank = GuideBank(model, guide_store or store, modality, batch_size) if attack.needs and len(rows) else None
+            bank = None
+            if attack.needs and len(rows):
+                bank = GuideBank(model, store if guide_store is None else guide_store, modality, batch_size)
             for number, first in enumerate(range(0, len(rows), batch_size)):
                 chunk = rows[first : first + batch_size]
                 batch = images_of(store, chunk, model)
