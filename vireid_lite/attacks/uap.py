@@ -104,7 +104,7 @@ class MixedBatches:
 class IdentityBatches:
     """Rows by step: as many identities as fit, up to `instances` images of each from both modalities, visible first.
 
-    Both are cut to what there is. Raises InputError where fewer than two identities are to be had.
+    Both are cut to what there is. Raises InputError for fewer than two identities, or a batch too small for them.
     """
 
     def __init__(self, store: ImageStore, size: int, seed: int, instances: int = 8) -> None:
@@ -113,6 +113,8 @@ class IdentityBatches:
         self.names, self.identities = np.unique(identities, return_inverse=True)
         if len(self.names) < 2:
             raise InputError("attack: images of at least 2 training identities are needed, as others are pulled to")
+        if size < 4:
+            raise InputError(f"attack: batch_size must be at least 4, for 2 images of 2 identities; got {size}")
         instances = min(instances, size // 2)
         self.count = min(size // instances, len(self.names))
         self.shares = {Modality.VISIBLE: instances - instances // 2, Modality.INFRARED: instances // 2}

@@ -1,0 +1,358 @@
+"""Universal baselines: the contract of every attack, and each attack's own loss and step."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vireid_lite import models
+from vireid_lite.attacks import base
+from vireid_lite.attacks.base import UniversalPerturbation, lattice_shift, training_store
+from vireid_lite.attacks.uap import (
+    LUMA,
+    UNIVERSAL,
+    ColDel,
+    IdentityBatches,
+    MetaAttack,
+    MixedBatches,
+    SignNoise,
+    UAPRetrieval,
+    UniformNoise,
+    batch_mates,
+)
+from vireid_lite.data import ImageStore, Modality
+from vireid_lite.errors import InputError
+
+GRADIENT = [name for name, attack in UNIVERSAL.items() if attack.gradients_per_step]
+
+
+@pytest.fixture(scope="module")
+def store(tiny):
+    return training_store(tiny)
+
+
+@pytest.fixture(scope="module")
+def saturated(store):
+    """The same crops in pure black and white, where a clip's gradient is the only one there is."""
+    images = np.where(store.images > 110, 255, 0).astype(np.uint8)
+    infrared = (store.modalities == Modality.INFRARED).numpy()
+    images[infrared] = images[infrared][..., :1]
+    return ImageStore(images, store.records)
+
+
+@pytest.fixture(scope="module")
+def victim():
+    torch.manual_seed(0)
+    model = models.build("agw", 12, "lite")
+    # Modes and requires_grad are mixed on purpose: an attack has to put each back.
+    model.train()
+    model.stages[0].eval()
+    next(model.parameters()).requires_grad_(False)
+    return model
+
+
+def facts(model):
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    return tensors, [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
+
+
+def same_facts(before, after):
+    return before[1:] == after[1:] and all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(sorted(UNIVERSAL)),
+    levels=st.integers(1, 32),
+    seed=st.integers(0, 2**31),
+    size=st.integers(4, 24),
+    tied=st.booleans(),
+    black_and_white=st.booleans(),
+    double=st.booleans(),
+)
+def test_contract(store, saturated, victim, name, levels, seed, size, tied, black_and_white, double):
+    chosen = saturated if black_and_white else store
+    options = {"budget": "double" if double else "total"} if name == "col-del" else {}
+    steps = {"steps": 2} if UNIVERSAL[name].gradients_per_step else {}
+    attack = UNIVERSAL[name](eps=levels / 255, batch_size=size, tied=tied, **steps, **options)
+    before = facts(victim)
+    found = attack.fit(victim, chosen, seed)
+    assert same_facts(before, facts(victim))
+    assert len(found.history) == attack.steps
+    assert attack.describe()["name"] == name == found.made_by["name"]
+    again = attack.fit(victim, chosen, seed)
+    deltas = list(found.delta.values()) if isinstance(found.delta, dict) else [found.delta]
+    for delta in deltas:
+        assert delta.abs().max() <= attack.eps + 1e-6
+        assert delta.any()  # a black or white image still has a gradient
+    for modality in Modality:
+        rows = np.flatnonzero(chosen.modalities == modality)
+        images = chosen.batch(rows)
+        kept = images.clone()
+        budget = attack.eps * (2 if found.double else 1) + 1e-6
+        rounded = found.apply_rounded(images, modality)
+        for attacked in (found.apply(images, modality), rounded):
+            assert (attacked - images).abs().max() <= budget
+            assert attacked.min() >= 0
+            assert attacked.max() <= 1
+            if tied and modality == Modality.INFRARED:
+                assert torch.equal(attacked[:, 0], attacked[:, 1])
+                assert torch.equal(attacked[:, 0], attacked[:, 2])
+        assert torch.equal((rounded * 255).round() / 255, rounded)
+        assert torch.equal(images, kept)
+        assert torch.equal(found.apply(images, modality), again.apply(images, modality))
+        with pytest.raises(InputError, match=r"\[0, 1\]"):
+            found.apply(images + 2, modality)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_a_killed_fit_resumes_to_the_same_bits(store, victim, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "NOTE_EVERY", 1)
+    attack = UNIVERSAL[name](steps=4, batch_size=8)
+    whole = attack.fit(victim, store, 3)
+
+    def kill(step, _):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "note.pt"
+    before = facts(victim)
+    with pytest.raises(KeyboardInterrupt):
+        attack.fit(victim, store, 3, state_path=path, watch=kill)
+    assert same_facts(before, facts(victim))
+    resumed = []
+    found = attack.fit(victim, store, 3, state_path=path, watch=lambda step, _: resumed.append(step))
+    assert resumed == [2, 3]
+    assert torch.equal(found.delta, whole.delta)
+    assert found.history == whole.history
+    if name == "col-del":
+        assert torch.equal(found.lattice, whole.lattice)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_the_loss_falls(store, victim, name):
+    # A batch of everything: the loss is then a function of delta alone.
+    options = {"grey_probability": 0.0} if name == "uap-retrieval-grey" else {}
+    history = UNIVERSAL[name](steps=8, batch_size=48 if name == "meta-attack" else 96, **options).fit(victim, store)
+    losses = [note["loss"] for note in history.history]
+    if name == "meta-attack":  # the modalities take turns
+        assert losses[6] < losses[0]
+        assert losses[7] < losses[1]
+    else:
+        assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_each_image_passes_its_own_stem(store, victim, name):
+    attack = UNIVERSAL[name](batch_size=16, steps=1)
+    counts = {}
+    stems = {Modality.VISIBLE: victim.stages[0].visible, Modality.INFRARED: victim.stages[0].infrared}
+    with base.frozen(victim):
+        problem = attack.prepare(victim, store, 0)
+        state = attack.start((3, 32, 16), 0)
+        hooks = [
+            stem.register_forward_hook(
+                lambda _, args, __, modality=modality: counts.update({modality: counts.get(modality, 0) + len(args[0])})
+            )
+            for modality, stem in stems.items()
+        ]
+        attack.step(victim, problem, state, 0, 0)
+        for hook in hooks:
+            hook.remove()
+    each = 8 * attack.gradients_per_step
+    assert counts == {Modality.VISIBLE: each, Modality.INFRARED: each}
+
+
+def test_noise_keeps_its_size_when_tied(store, victim):
+    for attack in (UniformNoise, SignNoise):
+        free, tied = attack().fit(victim, store, 5), attack(tied=True).fit(victim, store, 5)
+        assert torch.equal(tied.delta[Modality.VISIBLE], free.delta)
+        infrared = tied.delta[Modality.INFRARED]
+        assert torch.equal(infrared[0], free.delta[0])
+        assert torch.equal(infrared[0], infrared[2])
+    assert torch.equal(infrared.abs(), torch.full_like(infrared, float(infrared.abs().max())))
+    assert not torch.equal(free.delta, SignNoise().fit(victim, store, 6).delta)
+
+
+def slow_shift(lattice, image):
+    """Trilinear interpolation by the book, one pixel at a time."""
+    levels = lattice.shape[1]
+    shift = torch.zeros_like(image)
+    for y in range(image.shape[1]):
+        for x in range(image.shape[2]):
+            place = [float(value) * (levels - 1) for value in image[:, y, x]]
+            low = [min(int(value), levels - 2) for value in place]
+            for corner in range(8):
+                bits = [corner >> axis & 1 for axis in range(3)]
+                weight = math.prod(p - i if b else 1 - (p - i) for p, i, b in zip(place, low, bits, strict=True))
+                node = [i + b for i, b in zip(low, bits, strict=True)]
+                shift[:, y, x] += weight * lattice[:, node[0], node[1], node[2]]
+    return shift
+
+
+@pytest.mark.parametrize("levels", [2, 5, 25])
+def test_lattice_shift_is_trilinear_interpolation(levels):
+    generator = torch.Generator().manual_seed(levels)
+    lattice = torch.randn(3, levels, levels, levels, generator=generator, dtype=torch.float64)
+    images = torch.rand(2, 3, 6, 4, generator=generator, dtype=torch.float64)
+    images[0, :, 0] = 0
+    images[0, :, 1] = 1
+    images[1, :, :2] = torch.arange(levels).double()[torch.randint(levels, (3, 2, 4))] / (levels - 1)
+    slow = torch.stack([slow_shift(lattice, image) for image in images])
+    assert torch.allclose(lattice_shift(lattice, images), slow, rtol=0, atol=1e-12)
+
+
+def test_a_zero_lattice_changes_nothing(store):
+    images = store.batch(np.arange(8))
+    delta = torch.zeros(3, 32, 16)
+    found = UniversalPerturbation(delta, 8 / 255, lattice=torch.zeros(3, 25, 25, 25))
+    assert torch.equal(found.apply(images, Modality.VISIBLE), images)
+
+
+def test_col_del_budgets(store, victim):
+    images = store.batch(np.flatnonzero(store.modalities == Modality.VISIBLE))
+    reached = {}
+    for budget in ("total", "double"):
+        found = ColDel(steps=15, batch_size=16, budget=budget).fit(victim, store)
+        reached[budget] = float((found.apply(images, Modality.VISIBLE) - images).abs().max()) * 255
+        assert found.lattice.abs().max() <= 8 / 255 + 1e-6
+    assert reached["total"] <= 8 + 1e-3
+    assert 8 < reached["double"] <= 16 + 1e-3
+
+
+def test_meta_attack_agrees_with_a_naive_step(store, victim):
+    model = models.build("agw", 12, "lite").double()
+    model.load_state_dict(victim.state_dict())
+    model.eval()
+    attack = MetaAttack(batch_size=6, steps=5, eps=4 / 255, decay=0.5)
+    # Crops away from black and white, so that the clip to [0, 1] plays no part.
+    store = ImageStore(np.clip(store.images, 20, 235), store.records)
+    problem = attack.prepare(model, store, 0)
+    banks = {modality: problem.points[problem.bank == modality] for modality in Modality}
+
+    def gradient(delta, rows):
+        delta = delta.clone().requires_grad_()
+        margins, own_scores, best_scores = [], [], []
+        for row in rows:
+            modality = store.records[row].modality
+            bank = banks[modality]
+            image = store.batch(np.array([row])).double()
+            clean = model.embed(image, modality)[0].detach()
+            scores = [float(clean @ point / point.norm()) for point in bank]
+            own, least = int(np.argmax(scores)), int(np.argmin(scores))
+            pixels = image + delta
+            feature = model.embed(pixels, modality)[0]
+            margins.append(((feature - bank[least]).norm() - (feature - bank[own]).norm() + 0.5).clamp(min=0))
+            own_scores.append(feature @ bank[own])
+            best_scores.append(max(feature @ point for index, point in enumerate(bank) if index != own))
+        mean = [sum(values) / len(rows) for values in (margins, own_scores, best_scores)]
+        loss = 10 * mean[0] + (mean[1] - mean[2]).clamp(min=0)
+        return torch.autograd.grad(loss, delta)[0]
+
+    state = {name: value.double() for name, value in attack.start((3, 32, 16), 0).items()}
+    delta, momentum = torch.zeros(2, 3, 32, 16, dtype=torch.float64)
+    eps = 4 / 255
+    with base.frozen(model):
+        for step in range(5):
+            epoch = step // problem.batches.per_epoch
+            size = eps / 10 * math.exp(-0.5 * (epoch + 1))
+            order = [Modality.VISIBLE, Modality.INFRARED] if step % 2 == 0 else [Modality.INFRARED, Modality.VISIBLE]
+            train, test = (problem.batches.each[modality].at(step) for modality in order)
+            first = gradient(delta, train)
+            ahead = delta - size * (momentum + first / first.abs().sum()).sign()
+            clipped = ahead.clamp(-eps, eps)
+            second = gradient(clipped, test) * (ahead == clipped)
+            momentum = momentum + (first + second) / (first + second).abs().sum()
+            delta = (delta - size * momentum.sign()).clamp(-eps, eps)
+            attack.step(model, problem, state, step, 0)
+            assert torch.allclose(state["momentum"], momentum, rtol=0, atol=1e-12)
+            assert torch.allclose(state["delta"], delta, rtol=0, atol=1e-12)
+
+
+def test_grey_crops_are_the_luma(store, victim):
+    rows = np.arange(0, 96, 3)
+    attack = UAPRetrieval(grey_probability=1.0, batch_size=8)
+    with base.frozen(victim):
+        problem = attack.prepare(victim, store, 0)
+        grey = attack.crops(victim, problem, rows, 0, 0)
+        plain = UAPRetrieval().crops(victim, problem, rows, 0, 0)
+        some = UAPRetrieval(grey_probability=0.5).crops(victim, problem, rows, 0, 0)
+    assert torch.equal(grey[:, 0], grey[:, 2])
+    luma = sum(share * plain[:, channel] for channel, share in enumerate(LUMA))
+    assert torch.allclose(grey[:, 0], luma, atol=1e-6)
+    infrared = store.modalities[rows] == Modality.INFRARED
+    assert torch.allclose(grey[infrared], plain[infrared], atol=1e-6)
+    greyed, kept = (torch.stack([(some == other).flatten(1).all(1) for other in (grey, plain)])).float().sum(1)
+    assert 4 < greyed < 28
+    assert 4 < kept < 28
+
+
+def test_a_delta_that_stands_still_is_halved(store):
+    attack = UAPRetrieval(eps=0.1)
+    problem = dataclasses.make_dataclass("P", ["batches"])(MixedBatches(store, 8, 0))
+    state = {"delta": torch.full((3, 4, 4), 0.1), "saturation": torch.ones(())}
+    size = attack.step_size(problem, state, problem.batches.per_epoch)
+    assert torch.equal(state["delta"], torch.full((3, 4, 4), 0.05))
+    assert size == pytest.approx(0.01 * math.exp(-0.02))
+    attack.step_size(problem, state, 2 * problem.batches.per_epoch)
+    assert torch.equal(state["delta"], torch.full((3, 4, 4), 0.05))  # no longer saturated
+    moving = {"delta": torch.full((3, 4, 4), 0.1), "saturation": torch.zeros(())}
+    attack.step_size(problem, moving, 0)
+    assert moving["delta"].max() == pytest.approx(0.1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(4, 200), instances=st.integers(2, 12), seed=st.integers(0, 9), step=st.integers(0, 9))
+def test_identity_batches(store, size, instances, seed, step):
+    rows = IdentityBatches(store, size, seed, instances).at(step)
+    assert len(rows) <= size
+    assert len(np.unique(rows)) == len(rows)
+    modalities = store.modalities[rows]
+    assert (modalities.diff() >= 0).all()
+    assert modalities.unique().tolist() == [0, 1]
+    _, counts = np.unique([store.records[row].identity for row in rows], return_counts=True)
+    assert len(counts) >= 2
+    assert counts.min() >= 2
+    assert counts.max() <= instances
+
+
+def test_batch_mates_by_hand():
+    clean = torch.tensor([[0.0], [1.0], [3.0], [10.0], [11.0], [30.0]])
+    identities = torch.tensor([0, 0, 0, 1, 1, 2])
+    far, farthest = batch_mates(clean, identities, own="farthest")
+    _, nearest = batch_mates(clean, identities, own="nearest")
+    assert far.tolist() == [5, 5, 5, 5, 5, 0]
+    assert farthest.tolist() == [2, 2, 0, 4, 3, 5]
+    assert nearest.tolist() == [1, 0, 1, 4, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("col-del", {"budget": "triple"}, "budget"),
+        ("col-del", {"levels": 1}, "levels"),
+        ("uap", {"step_share": 0}, "step_share"),
+        ("uap", {"rescale": 1}, "rescale"),
+        ("uap-retrieval", {"grey_probability": 1.5}, "grey_probability"),
+        ("uap-retrieval", {"clusters": -1}, "clusters"),
+        ("meta-attack", {"margin": "0.5"}, "margin"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(name, options, words):
+    with pytest.raises(InputError, match=words) as refusal:
+        UNIVERSAL[name](**options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_too_few_identities_are_refused(store, victim):
+    rows = [row for row, record in enumerate(store.records) if record.identity == store.records[0].identity]
+    one = ImageStore(store.images[rows], [store.records[row] for row in rows])
+    for name in ("uap-retrieval", "meta-attack", "col-del"):
+        with pytest.raises(InputError, match="2"):
+            UNIVERSAL[name](steps=1, batch_size=4).fit(victim, one)
+    with pytest.raises(InputError, match="batch_size"):
+        ColDel(steps=1, batch_size=3).fit(victim, store)
