@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 
 def kmeans_centroids(features: Tensor, clusters: int, seed: int) -> Tensor:
     """Return k-means centroids (k, D) of features (N, D), k cut to N; not normalised after averaging."""
     clusters = min(clusters, len(features))
-    found = KMeans(clusters, n_init=1, max_iter=20, random_state=seed).fit(features.double().cpu().numpy())
+    # scikit-learn takes seeds of 32 bits.
+    clustering = KMeans(clusters, n_init=1, max_iter=20, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        # Images that are all alike have fewer distinct features than clusters; a doubled centroid does no harm.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = clustering.fit(features.double().cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(features)
 
 

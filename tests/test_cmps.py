@@ -1,0 +1,487 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+
+from tests.naive_cmps import paper_steps, released_steps
+from vireid_lite import models
+from vireid_lite.attacks import CMPS, UniversalPerturbation, base
+from vireid_lite.attacks.cmps import CHOICES, PRESETS
+from vireid_lite.data import ImageStore, Modality, cached
+from vireid_lite.errors import InputError
+
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def store(tiny):
+    return cached(tiny, tiny.train, False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A network whose stems and statistics differ, so that neither can stand in for the other."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.build("agw", 12, "lite").eval()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+        torch.nn.init.normal_(network.stages[0].infrared.conv1.weight, 0, 0.2)
+    return network
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    """The same network in float64."""
+    import copy
+
+    return copy.deepcopy(model).double()
+
+
+def fit_states(attack, model, store, seed=SEED):
+    """Return delta after every step."""
+    seen = []
+    attack.fit(model, store, seed, watch=lambda step, found: seen.append(found.delta.clone()))
+    return seen
+
+
+def batch_of(model, store, rows):
+    return base.images_of(store, rows, model)
+
+
+def coins(seed, step, turn, count, probability=0.2):
+    return (torch.rand(count, generator=base.generator_for(seed, 4, step, turn)) < probability).tolist()
+
+
+def one_by_one(model, images, modality, feature="embedding"):
+    with torch.no_grad():
+        return torch.cat(
+            [
+                model.embed(image[None], modality) if feature == "embedding" else model(image[None], modality).pooled
+                for image in images
+            ]
+        )
+
+
+def kmeans(features, clusters, seed=SEED):
+    found = KMeans(min(clusters, len(features)), n_init=1, max_iter=20, random_state=seed).fit(features.numpy())
+    return torch.from_numpy(found.cluster_centers_)
+
+
+def test_paper_mode_equals_its_naive_derivation(exact, store):
+    steps, eps = 10, 8 / 255
+    attack = CMPS(steps=steps, batch_size=4, eps=eps)
+    with base.frozen(exact):
+        batches = attack.prepare(exact, store, SEED).batches
+    everything = {m: batch_of(exact, store, np.flatnonzero(store.modalities.numpy() == m)) for m in Modality}
+    grey = torch.stack([(0.299 * r + 0.587 * g + 0.114 * b).expand(3, -1, -1) for r, g, b in everything[0]])
+    banks = {
+        "visible": kmeans(one_by_one(exact, everything[0], Modality.VISIBLE), 12),
+        "infrared": kmeans(one_by_one(exact, everything[1], Modality.INFRARED), 12),
+        "grey": kmeans(one_by_one(exact, grey, Modality.VISIBLE), 12),
+    }
+    given = [
+        {
+            "visible": batch_of(exact, store, batches[Modality.VISIBLE].at(step)),
+            "infrared": batch_of(exact, store, batches[Modality.INFRARED].at(step)),
+            "grey_visible": coins(SEED, step, 0, 4),
+            "grey_infrared": coins(SEED, step, 1, 4),
+        }
+        for step in range(steps)
+    ]
+    assert any(any(batch["grey_visible"]) for batch in given), "the case must grey something"
+    expected = paper_steps(exact, given, banks, eps=eps, step_size=eps / 12)
+    found = fit_states(attack, exact, store)
+    assert expected[-1].abs().max() == pytest.approx(eps), "the budget must bind within the case"
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "eps"), [(16, 8 / 255), (20, 1e-6)])
+def test_released_mode_equals_its_naive_derivation(exact, store, steps, eps):
+    few = ImageStore(store.images[:8], store.records[:8]) if eps < 1e-3 else store
+    if eps < 1e-3:  # the same batch every step lets delta stand still, so that it is halved
+        mixed = np.array([0, 1, 4, 5])
+        few = ImageStore(np.array(store.images[mixed]) // 2 + 50, [store.records[row] for row in mixed])
+        infrared = np.flatnonzero(store.modalities.numpy() == 1)[:4]
+        few = ImageStore(
+            np.concatenate([few.images, np.array(store.images[infrared]) // 2 + 50]),
+            [*few.records, *(store.records[row] for row in infrared)],
+        )
+    size = 8 if eps < 1e-3 else 10
+    attack = CMPS(mode="released", steps=steps, batch_size=size, eps=eps, clusters=5)
+    with base.frozen(exact):
+        batches = attack.prepare(exact, few, SEED).batches["mixed"]
+    images = batch_of(exact, few, np.arange(len(few)))
+    greyed = torch.rand(len(few), generator=base.generator_for(SEED, 2)) < 0.2
+    luma = torch.stack([(0.299 * r + 0.587 * g + 0.114 * b).expand(3, -1, -1) for r, g, b in images])
+    stems = exact.stages[0]
+    raw = [i * stems.std + stems.mean for i in (torch.where(greyed.view(-1, 1, 1, 1), luma, images), images)]
+    first, second = (kmeans(one_by_one(exact, i, Modality.VISIBLE, "pooled"), 5) for i in raw)
+    given = [
+        {
+            "images": batch_of(exact, few, batches.at(step)),
+            "greyed": coins(SEED, step, 0, size),
+            "epoch": step // batches.per_epoch,
+        }
+        for step in range(steps)
+    ]
+    expected = released_steps(exact, given, first, second, eps=eps)
+    found = fit_states(attack, exact, few)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12 * min(1, eps * 1e3))
+    assert expected[-1].abs().max() == pytest.approx(eps, rel=0.6), "the budget must be near within the case"
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    mode=st.sampled_from(["paper", "released"]),
+    eps=st.sampled_from([1 / 255, 8 / 255, 0.3]),
+    tied=st.booleans(),
+    seed=st.integers(0, 2**40),
+    training=st.booleans(),
+)
+def test_the_contract_holds_in_both_modes(model, store, mode, eps, tied, seed, training):
+    model.train(training)
+    model.bottleneck.weight.requires_grad_(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    asks = [p.requires_grad for p in model.parameters()]
+    attack = CMPS(mode=mode, eps=eps, tied=tied, steps=3, batch_size=6)
+    found, again = (attack.fit(model, store, seed) for _ in range(2))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == asks
+    assert all(p.grad is None for p in model.parameters())
+    assert all(module.training == training for module in model.modules())
+    assert torch.equal(found.delta, again.delta)
+    assert 0 < found.delta.abs().max() <= eps * (1 + 1e-6)
+    for modality in Modality:
+        images = store.batch(np.flatnonzero(store.modalities.numpy() == modality)[:3])
+        kept = images.clone()
+        for attacked in (found.apply(images, modality), found.apply_rounded(images, modality)):
+            assert torch.equal(images, kept)
+            assert (attacked - images).abs().max() <= eps + 1e-6
+            assert attacked.min() >= 0
+            assert attacked.max() <= 1
+            if tied and modality == Modality.INFRARED:
+                assert torch.equal(attacked[:, 0], attacked[:, 1])
+                assert torch.equal(attacked[:, 0], attacked[:, 2])
+        with pytest.raises(InputError, match=r"lie in \[0, 1\]"):
+            found.apply(images + 0.5, modality)
+    model.eval()
+
+
+@pytest.mark.parametrize("mode", ["paper", "released"])
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_black_or_white_image_still_gets_a_gradient(model, store, mode, value):
+    flat = ImageStore(np.full_like(store.images, value), store.records)
+    attack = CMPS(mode=mode, batch_size=6)
+    with base.frozen(model):
+        problem = attack.prepare(model, flat, 0)
+        for modality in Modality:
+            rows = np.flatnonzero(flat.modalities.numpy() == modality)[:4]
+            delta = torch.zeros(3, *flat.images.shape[1:3])
+            gradient = torch.autograd.grad(
+                attack.features(
+                    model,
+                    base.clip(base.images_of(flat, rows, model) + delta.requires_grad_(), masked=mode == "released"),
+                    modality,
+                ).sum(),
+                delta,
+            )[0]
+            assert gradient.abs().sum() > 0
+    assert problem.centroids.isfinite().all()
+
+
+def test_every_image_goes_through_its_own_stem_except_as_released(model, store):
+    def counts(**options):
+        seen = [0, 0]
+        hooks = [
+            stem.register_forward_hook(lambda _, given, out, m=m: seen.__setitem__(m, seen[m] + len(given[0])))
+            for m, stem in enumerate((model.stages[0].visible, model.stages[0].infrared))
+        ]
+        CMPS(steps=2, batch_size=4, **options).fit(model, store, 0)
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    images = [int((store.modalities == m).sum()) for m in Modality]
+    assert counts() == [2 * images[0] + 2 * 4, images[1] + 2 * 4], "grey is visible"
+    assert counts(mode="released")[1] == 0
+    assert counts(mode="released", stem="own")[1] > 0
+    assert counts(stem="visible")[1] == 0
+
+
+def test_a_killed_fit_resumes_bit_for_bit(model, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "NOTE_EVERY", 2)
+    for mode in ("paper", "released"):
+        attack, note = CMPS(mode=mode, steps=7, batch_size=5), tmp_path / f"{mode}.pt"
+        whole = attack.fit(model, store, 3)
+
+        def stop(step, _):
+            if step == 4:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            attack.fit(model, store, 3, state_path=note, watch=stop)
+        steps = []
+        resumed = attack.fit(model, store, 3, state_path=note, watch=lambda step, _, seen=steps: seen.append(step))
+        assert steps[0] == 4, "the finished steps are not repeated"
+        assert torch.equal(resumed.delta, whole.delta)
+        assert resumed.history == whole.history
+        with pytest.raises(InputError, match="other settings"):
+            attack.fit(model, store, 4, state_path=note)
+
+
+def problem_of(model, store, **options):
+    attack = CMPS(batch_size=6, **options)
+    with base.frozen(model):
+        return attack, attack.prepare(model, store, SEED)
+
+
+def rows_of(store, modality):
+    return np.flatnonzero(store.modalities.numpy() == modality)
+
+
+# One case for every switch: what it changes, on inputs that show it.
+
+
+def test_bank_cross_pulls_and_pushes_as_equation_1(model, store):
+    _, problem = problem_of(model, store)
+    visible, infrared = rows_of(store, 0), rows_of(store, 1)
+    banks = problem.centroids.split(12)  # visible, infrared, grey
+    bank_of = {"pull": problem.pull // 12, "push": problem.push // 12}
+    assert len(banks) == 3
+    assert set(bank_of["pull"][0, visible].tolist()) == {2}
+    assert set(bank_of["push"][0, visible].tolist()) == {1}
+    assert set(bank_of["pull"][1, infrared].tolist()) == {0}
+    assert set(bank_of["push"][1, infrared].tolist()) == {2}
+    assert set(bank_of["pull"][2, visible].tolist()) == {1}, "the grey anchor's term"
+    assert set(bank_of["push"][2, visible].tolist()) == {0}
+    _, same = problem_of(model, store, bank="same")
+    assert torch.equal(same.pull[0, infrared] // 12, torch.ones(len(infrared), dtype=torch.int64))
+    _, mixed = problem_of(model, store, bank="mixed")
+    assert set((mixed.push[0] // 12).tolist()) == {0}
+    assert set((mixed.push[1] // 12).tolist()) == {1}
+
+
+def test_choice_by_identity_pushes_from_the_own_and_never_pulls_to_it(model, store):
+    identities = np.array([record.identity for record in store.records])
+    names = np.unique(identities)
+    _, problem = problem_of(model, store, centroids="identity", choice="identity")
+    visible = rows_of(store, 0)
+    assert (names[problem.push[0, visible] % 12] == identities[visible]).all()
+    assert (names[problem.pull[0, visible] % 12] != identities[visible]).all()
+    with pytest.raises(InputError, match="identity"):
+        CMPS(choice="identity")
+
+
+def test_score_dot_favours_long_centroids():
+    clean = torch.tensor([[1.0, 0.0]])
+    bank = torch.tensor([[0.9, 0.1], [5.0, 5.0]])
+    assert CMPS(score="cosine")._choose(clean, bank, None, None, nearest=True).item() == 0
+    assert CMPS(score="dot")._choose(clean, bank, None, None, nearest=True).item() == 1
+
+
+def test_feature_distance_and_centroid_input(model, store):
+    images = store.batch(rows_of(store, 0)[:3])
+    assert torch.equal(
+        CMPS(feature="pooled").features(model, images, Modality.VISIBLE), model(images, Modality.VISIBLE).pooled
+    )
+    assert torch.equal(CMPS().features(model, images, Modality.VISIBLE), model.embed(images, Modality.VISIBLE))
+    difference = torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)
+    assert CMPS(distance="euclidean")._distance(*difference).item() == 5
+    assert CMPS(distance="squared")._distance(*difference).item() == 25
+    _, raw = problem_of(model, store, centroid_input="raw", centroids="identity")
+    stems = model.stages[0]
+    mean, std = stems.mean.clone(), stems.std.clone()
+    try:
+        stems.mean.zero_(), stems.std.fill_(1)
+        _, plain = problem_of(model, store, centroids="identity")
+    finally:
+        stems.mean.copy_(mean), stems.std.copy_(std)
+    assert torch.allclose(raw.centroids, plain.centroids, atol=1e-5)
+    _, normalised = problem_of(model, store, centroids="identity")
+    assert not torch.allclose(raw.centroids, normalised.centroids, atol=1e-2)
+
+
+def spied_greys(model, store, **options):
+    """Return for every gradient the share of crops that were replaced by their luma."""
+    attack, seen = CMPS(steps=2, batch_size=4, grey_probability=1.0, **options), []
+    original = CMPS.objective
+
+    def spy(self, model, problem, delta, rows, turn=0, chosen=None):
+        seen.append(0.0 if chosen is None else chosen.float().mean().item())
+        return original(self, model, problem, delta, rows, turn, chosen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CMPS, "objective", spy)
+        attack.fit(model, store, 0)
+    return seen
+
+
+def test_grey_stands_in_every_pass_or_in_the_first_only(model, store):
+    assert spied_greys(model, store) == [1, 1, 1, 1]
+    assert spied_greys(model, store, grey="first") == [1, 0, 1, 0]
+    assert spied_greys(model, store, mode="released") == [1, 0, 1, 0]
+
+
+def test_grey_changes_visible_gradients_and_not_infrared_ones(model, store):
+    attack, problem = problem_of(model, store)
+    delta, chosen = torch.zeros(3, *store.images.shape[1:3]), torch.ones(6, dtype=torch.bool)
+    with base.frozen(model):
+        for modality, alike in ((Modality.VISIBLE, False), (Modality.INFRARED, True)):
+            rows = rows_of(store, modality)[:6]
+            plain, grey = (attack.gradient(model, problem, delta, rows, modality, c)[0] for c in (None, chosen))
+            assert torch.allclose(plain, grey, atol=1e-3 * plain.abs().max().item()) == alike
+        anchor = CMPS(batch_size=6, grey_anchor=True)
+        rows = rows_of(store, 0)[:6]
+        own = attack.objective(model, problem, delta, rows, 0, chosen)[0]
+        middle = anchor.objective(model, problem, delta, rows, 0, chosen)[0]
+        assert not torch.isclose(own, middle), "a grey anchor takes the middle term of equation 1"
+        assert torch.equal(
+            attack.objective(model, problem, delta, rows)[0], anchor.objective(model, problem, delta, rows)[0]
+        )
+
+
+def test_initial_uniform_is_rand_of_255_levels_and_non_negative():
+    start = CMPS(initial="uniform").start((3, 8, 8), 0)["delta"]
+    assert 0 <= start.min() < start.max() <= 1 / 255
+    assert not CMPS().start((3, 8, 8), 0)["delta"].any()
+
+
+def test_clip_masks_the_gradient_of_what_left_the_range_only_as_released(model, store):
+    black = ImageStore(np.zeros_like(store.images), store.records)
+    delta = torch.full((3, *store.images.shape[1:3]), -1 / 255)
+    for clip, gets in (("straight-through", True), ("masked", False)):
+        attack, problem = problem_of(model, black, clip=clip, margin=10.0)
+        with base.frozen(model):
+            gradient, _, active = attack.gradient(model, problem, delta, rows_of(black, 0)[:4])
+        assert active == 1
+        assert bool(gradient.abs().sum() > 0) == gets
+
+
+def test_rescale_halves_a_saturated_delta_that_stands_still():
+    attack = CMPS(mode="released")
+    state = {"delta": torch.full((3, 4, 4), attack.eps), "saturation": torch.tensor(0.9)}
+    attack._rescale(state)
+    assert state["delta"].max() == pytest.approx(attack.eps), "the share still moved"
+    attack._rescale(state)
+    assert state["delta"].max() == pytest.approx(attack.eps / 2)
+    state = {"delta": torch.zeros(3, 4, 4), "saturation": torch.tensor(0.0)}
+    attack._rescale(state)
+    assert not state["delta"].any()
+
+
+def test_without_shuffling_crops_are_grouped_by_identity_then_camera(model, store):
+    _, problem = problem_of(model, store, shuffle=False)
+    rows = np.concatenate([problem.batches["mixed"].at(step) for step in range(problem.batches["mixed"].per_epoch)])
+    keys = [(store.records[row].identity, store.records[row].camera) for row in rows]
+    assert keys == sorted(keys)
+    assert np.array_equal(
+        problem.batches["mixed"].at(0), problem.batches["mixed"].at(problem.batches["mixed"].per_epoch)
+    )
+    _, shuffled = problem_of(model, store)
+    assert not np.array_equal(shuffled.batches["mixed"].at(0), problem.batches["mixed"].at(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({}, 2 / 12),
+        ({"step_share": 0.3}, 0.6),
+        ({"mode": "released"}, 0.1 * math.exp(-0.01)),
+        ({"decay": 1.0}, 2 / 12 / math.e),
+    ],
+)
+def test_step_size_and_decay(model, store, options, share):
+    """Two updates of one sign, or the single one as released, move a pixel by so many steps."""
+    found = CMPS(steps=1, batch_size=6, **options).fit(model, store, 0)
+    assert found.delta.abs().max().item() == pytest.approx(share * 8 / 255, rel=1e-4)
+
+
+def test_updates_and_modalities_differ_in_what_is_computed_where(model, store):
+    asked = []
+    original = CMPS.gradient
+
+    def spy(self, model, problem, delta, rows, turn=0, chosen=None):
+        asked.append((set(problem.store.modalities[rows].tolist()), delta.clone()))
+        return original(self, model, problem, delta, rows, turn, chosen)
+
+    def run(**options):
+        asked.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CMPS, "gradient", spy)
+            CMPS(steps=1, batch_size=6, **options).fit(model, store, 0)
+        return [modalities for modalities, _ in asked], torch.equal(asked[0][1], asked[1][1])
+
+    assert run() == ([{0}, {1}], False), "the infrared step starts where the visible one ended"
+    assert run(update="joint") == ([{0}, {1}], True)
+    modalities, same = run(update="look-ahead", bank="mixed")
+    assert modalities[0] == modalities[1]
+    assert not same
+    assert run(modalities="infrared")[0] == [{1}, {1}]
+    assert run(modalities="visible")[0] == [{0}, {0}]
+
+
+def test_clusters_are_as_many_as_identities_or_as_asked(model, store):
+    assert len(problem_of(model, store)[1].centroids) == 3 * 12
+    assert len(problem_of(model, store, clusters=4)[1].centroids) == 3 * 4
+    assert len(problem_of(model, store, mode="released")[1].centroids) == 2 * len(store), "206, cut to what there is"
+
+
+def test_every_difference_between_the_modes_is_a_switch(model, store):
+    """Paper mode with all of released mode's values is released mode, to the bit, and the other way round."""
+    for mode, other in (("paper", "released"), ("released", "paper")):
+        walked = CMPS(mode=mode, steps=3, batch_size=6, **PRESETS[other]).fit(model, store, 1)
+        assert torch.equal(walked.delta, CMPS(mode=other, steps=3, batch_size=6).fit(model, store, 1).delta)
+
+
+def test_the_loss_falls(model, store):
+    attack = CMPS(steps=12, batch_size=12)
+    history = attack.fit(model, store, 0).history
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["second_loss"] < history[0]["second_loss"]
+    assert len(history) == 12
+
+
+@pytest.mark.parametrize("name", sorted(CHOICES))
+def test_unknown_values_are_refused_in_one_line(name):
+    with pytest.raises(InputError, match=name) as caught:
+        CMPS(**{name: "neither"})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "both"},
+        {"eps": 0},
+        {"eps": 8},
+        {"steps": 0},
+        {"grey_probability": 2},
+        {"clusters": -1},
+        {"momentum": "1"},
+        {"modalities": "visible", "update": "joint"},
+        {"grey_anchor": True, "bank": "same"},
+        {"tied": 1},
+    ],
+)
+def test_impossible_settings_are_refused(options):
+    with pytest.raises(InputError):
+        CMPS(**options)
+
+
+def test_one_modality_missing_or_a_list_of_records_is_refused(model, store, tiny):
+    rows = rows_of(store, 0)
+    visible = ImageStore(store.images[rows], [store.records[row] for row in rows])
+    with pytest.raises(InputError, match="infrared"):
+        CMPS(steps=1).fit(model, visible)
+    with pytest.raises(InputError, match="reader"):
+        CMPS(steps=1).fit(model, tiny.train)
+    assert isinstance(CMPS(steps=1).fit(model, tiny), UniversalPerturbation)
