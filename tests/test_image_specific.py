@@ -18,7 +18,6 @@ from vireid_lite.attacks.image_specific import (
     FNA,
     IMAGE_SPECIFIC,
     LTA,
-    LUMA,
     MFGSM,
     ODFA,
     PGD,
@@ -310,7 +309,7 @@ def test_local_grey_is_one_rectangle_of_the_stated_shape(size):
     found = locally_grey(images, torch.Generator().manual_seed(1))
     changed = (found != images).any(1)
     assert changed.flatten(1).any(1).all()
-    grey = torch.einsum("c,nchw->nhw", torch.tensor(LUMA), images)
+    grey = torch.einsum("c,nchw->nhw", torch.tensor((0.299, 0.587, 0.114)), images)
     assert torch.allclose(
         found[changed[:, None].expand_as(found)], grey[:, None].expand_as(found)[changed[:, None].expand_as(found)]
     )

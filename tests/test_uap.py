@@ -13,7 +13,6 @@ from vireid_lite import models
 from vireid_lite.attacks import base
 from vireid_lite.attacks.base import UniversalPerturbation, lattice_shift, training_store
 from vireid_lite.attacks.uap import (
-    LUMA,
     UNIVERSAL,
     ColDel,
     IdentityBatches,
@@ -282,7 +281,7 @@ def test_grey_crops_are_the_luma(store, victim):
         plain = UAPRetrieval().crops(victim, problem, rows, 0, 0)
         some = UAPRetrieval(grey_probability=0.5).crops(victim, problem, rows, 0, 0)
     assert torch.equal(grey[:, 0], grey[:, 2])
-    luma = sum(share * plain[:, channel] for channel, share in enumerate(LUMA))
+    luma = sum(share * plain[:, channel] for channel, share in enumerate((0.299, 0.587, 0.114)))
     assert torch.allclose(grey[:, 0], luma, atol=1e-6)
     infrared = store.modalities[rows] == Modality.INFRARED
     assert torch.allclose(grey[infrared], plain[infrared], atol=1e-6)

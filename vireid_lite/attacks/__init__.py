@@ -63,8 +63,9 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
 
 def attack_modules(name: str) -> list[str]:
     """Return the modules an attack's result depends on beside the victim's, as `provenance.code_hash` takes them."""
-    own = ATTACKS[name].__module__.removeprefix("vireid_lite.").replace(".", "/")
-    return ["attacks/base", "attacks/centroids", own]
+    own = ATTACKS[name].__module__.rpartition(".")[2]
+    beside = {"cmps": ["centroids"], "uap": ["centroids"], "dmr": ["centroids", "uap"]}.get(own, [])
+    return [f"attacks/{module}" for module in ("base", *beside, own)]
 
 
 def load_perturbation(path: str | Path) -> UniversalPerturbation | GeneratorPerturbation:

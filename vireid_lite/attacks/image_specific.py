@@ -23,6 +23,7 @@ from vireid_lite.attacks.base import (
     frozen,
     generator_for,
     images_of,
+    luma,
     project,
     tie_infrared,
     to_8_bits,
@@ -34,7 +35,6 @@ from vireid_lite.models.two_stream import check_images
 
 Objective = Callable[[Tensor, int], Tensor]  # (images, step) -> (N,), what an attack maximises for each image
 
-LUMA = (0.299, 0.587, 0.114)  # of R, G and B in a grey image
 AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # LTA's rectangle: share of the image, height / width
 
 
@@ -301,8 +301,7 @@ def locally_grey(images: Tensor, generator: torch.Generator, attempts: int = 20)
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
     inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
     inside &= (tall <= height) & (wide <= width)
-    grey = sum(weight * images[:, channel] for channel, weight in enumerate(LUMA)).clamp(0, 1)
-    return torch.where(inside[:, None].to(images.device), grey[:, None], images)
+    return torch.where(inside[:, None].to(images.device), luma(images), images)
 
 
 class GuideBank:

@@ -26,16 +26,16 @@ from vireid_lite.attacks.base import (
     images_of,
     l1_normalised,
     lattice_shift,
+    luma,
     tie_infrared,
 )
-from vireid_lite.attacks.cmps import kmeans_centroids
+from vireid_lite.attacks.centroids import kmeans_centroids
 from vireid_lite.data.loading import ImageStore
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 
 EMBED_ROWS = 256  # crops embedded at once before the first step
 NOISE, GREY = 11, 12  # what a seed is drawn for
-LUMA = (0.299, 0.587, 0.114)
 
 
 def clean_outputs(model: nn.Module, store: ImageStore) -> tuple[Tensor, Tensor]:
@@ -346,8 +346,7 @@ class UAPRetrieval(SignDescent):
         if not self.grey_probability:
             return images
         chosen = torch.rand(len(rows), generator=generator_for(seed, GREY, step)) < self.grey_probability
-        luma = (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True).clamp(0, 1)
-        return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), luma, images)
+        return luma(images, chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
