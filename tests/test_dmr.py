@@ -115,6 +115,30 @@ def test_the_loss_falls(store, victim):
     assert min(losses[-3:]) < losses[0]
 
 
+def test_the_loss_pulls_to_the_farthest_other_and_pushes_from_the_nearest_own(store, victim):
+    attack = DMR(batch_size=16)
+    with base.frozen(victim), torch.no_grad():
+        problem, generator = attack.prepare(victim, store, 0)
+        weights = attack.start((3, 32, 16), 0)["weights"]
+        rows = problem.batches.at(0)
+        modalities = store.modalities[rows]
+        images = store.batch(rows)
+        clean = victim.embed(images, modalities)
+        features = victim.embed((images + attack.eps * run(generator, weights, images)).clamp(0, 1), modalities)
+        hinges = []
+        for one, row in enumerate(rows):
+            own, other = [], []
+            for two, mate in enumerate(rows):
+                same = store.records[mate].identity == store.records[row].identity
+                if one != two:
+                    (own if same else other).append(two)
+            near = min(own, key=lambda two: float((clean[two] - clean[one]).norm()))
+            far = max(other, key=lambda two: float((clean[two] - clean[one]).norm()))
+            gap = (features[one] - clean[far]).norm() - (features[one] - clean[near]).norm()
+            hinges.append(max(0.0, float(gap) + 0.3))
+        assert float(attack.loss(victim, problem, generator, weights, rows)) == pytest.approx(np.mean(hinges), abs=1e-5)
+
+
 def test_each_image_passes_its_own_stem(store, victim):
     attack, counts = DMR(batch_size=16), {}
     stems = {Modality.VISIBLE: victim.stages[0].visible, Modality.INFRARED: victim.stages[0].infrared}

@@ -143,6 +143,27 @@ def test_the_loss_falls(store, victim, name):
         assert losses[7] < losses[1]
     else:
         assert losses[-1] < losses[0]
+    assert (losses[0] < 0) == (name == "uap")  # a cross-entropy that grows; the others are hinges
+
+
+@pytest.mark.parametrize("name", ["uap", "uap-retrieval", "meta-attack", "col-del"])
+def test_training_sees_what_apply_makes(store, victim, name):
+    # A full delta and a full lattice together: the sum is within eps, and tied on infrared images, in training too.
+    attack, seen = UNIVERSAL[name](batch_size=16, tied=True), []
+    with base.frozen(victim):
+        problem = attack.prepare(victim, store, 0)
+        state = attack.start((3, 32, 16), 0)
+        for what in {"delta", "lattice"} & state.keys():
+            state[what] = attack.eps * (2 * torch.rand_like(state[what]) - 1)
+        found = attack.finish(state, [], 0)
+        rows = problem.batches.each[Modality.VISIBLE].at(0) if name == "meta-attack" else problem.batches.at(0)
+        hook = victim.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+        attack.step(victim, problem, state, 0, 0)
+        hook.remove()
+    images = store.batch(rows)
+    assert torch.allclose(seen[0], found.apply(images, store.modalities[rows]), rtol=0, atol=1e-6)
+    infrared = seen[-1][8:]
+    assert torch.equal(infrared[:, 0], infrared[:, 2])
 
 
 @pytest.mark.parametrize("name", GRADIENT)
@@ -227,7 +248,7 @@ def test_meta_attack_agrees_with_a_naive_step(store, victim):
     model = models.build("agw", 12, "lite").double()
     model.load_state_dict(victim.state_dict())
     model.eval()
-    attack = MetaAttack(batch_size=6, steps=5, eps=4 / 255, decay=0.5)
+    attack = MetaAttack(batch_size=6, steps=5, eps=4 / 255, decay=0.1, step_share=0.7)
     # Crops away from black and white, so that the clip to [0, 1] plays no part.
     store = ImageStore(np.clip(store.images, 20, 235), store.records)
     problem = attack.prepare(model, store, 0)
@@ -258,7 +279,7 @@ def test_meta_attack_agrees_with_a_naive_step(store, victim):
     with base.frozen(model):
         for step in range(5):
             epoch = step // problem.batches.per_epoch
-            size = eps / 10 * math.exp(-0.5 * (epoch + 1))
+            size = 0.7 * eps * math.exp(-0.1 * (epoch + 1))
             order = [Modality.VISIBLE, Modality.INFRARED] if step % 2 == 0 else [Modality.INFRARED, Modality.VISIBLE]
             train, test = (problem.batches.each[modality].at(step) for modality in order)
             first = gradient(delta, train)
