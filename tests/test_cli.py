@@ -95,6 +95,62 @@ def test_pairs_are_ranked_in_both_directions_beside_chance(vireid, copies, tmp_p
     assert len(list((tmp_path / "pairs").glob("rankings_*.png"))) == 2
 
 
+@pytest.fixture(scope="session")
+def tiny_victim(tmp_path_factory):
+    """The checkpoint of a small victim, trained once."""
+    folder = tmp_path_factory.mktemp("tiny-victim")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["vireid-lite", "train", *TINY, "--epochs", "2", "--out-dir", str(folder)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert not stop.value.code
+    return folder / "victim.safetensors"
+
+
+@pytest.mark.parametrize("root", paired_roots())
+def test_a_perturbation_crafted_on_synthetic_data_is_applied_to_pairs(vireid, copies, tmp_path, tiny_victim, root):
+    """No success is claimed: the scores stand beside chance, and the figures show what was done to the images."""
+    made = tmp_path / "attack"
+    code, out, said = vireid(
+        *("attack", "cmps", *TINY, "--checkpoint", tiny_victim, "--gradients", 20, "--out-dir", made),
+        *("--set", "batch_size=8"),
+    )
+    assert code == 0, said
+    assert out.count("attacked, 8 bits: rank-1") == 2
+    assert json.loads((made / "scores.json").read_text())["attack"]["steps"] == 10
+    assert not (made / "state.pt").exists()
+    scored = tmp_path / "scored"
+    code, out, said = vireid(
+        *("evaluate", "--dataset", "paired_folder", "--root", root or copies("paired_folder"), "--size", "32x16"),
+        *("--checkpoint", tiny_victim, "--perturbation", made / "perturbation.safetensors", "--out-dir", scored),
+    )
+    assert code == 0, said
+    assert out.count(", attacked: rank-1") == 2
+    assert out.count("chance rank-1") == 4
+    assert len(list(scored.glob("attacked_*.png"))) == len(list(scored.glob("rankings_*_attacked.png"))) == 2
+    facts = json.loads((scored / "scores.json").read_text())
+    assert facts["perturbation"]["name"] == "cmps"
+    for direction, attacked in facts["scores"].items():
+        gap = attacked["rank1"] - facts["clean"][direction]["rank1"]
+        assert attacked["difference"]["rank1"]["difference"] == pytest.approx(gap, abs=1e-6)
+    one_line(
+        vireid(
+            *("evaluate", *TINY[:-1], "40x16", "--perturbation", made / "perturbation.safetensors"),
+            *("--checkpoint", tiny_victim, "--out-dir", tmp_path / "other"),
+        ),
+        "32x16",
+        "40x16",
+    )
+
+
+def test_an_image_specific_attack_scores_both_directions_and_leaves_no_perturbation(vireid, tmp_path, tiny_victim):
+    command = ["attack", "m-fgsm", *TINY, "--checkpoint", tiny_victim, "--tied", "--out-dir", tmp_path]
+    code, out, said = vireid(*command, "--set", "steps=2")
+    assert code == 0, said
+    assert out.count("attacked: rank-1") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
 def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vireid, tmp_path):
     command = ["train", *TINY, "--epochs", 1, "--out-dir", tmp_path / "victim"]
     assert vireid(*command)[0] == 0
@@ -140,6 +196,14 @@ def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vir
         (["book", "-p", "EPZ", "4/255"], ["EPZ"]),
         (["book", "-p", "SEED", "x"], ["SEED"]),
         (["frobnicate"], ["frobnicate"]),
+        (["attack", "cmsp"], ["cmsp", "cmps"]),
+        (["attack", "cmps", "--eps", "8"], ["--eps"]),
+        (["attack", "cmps", "--set", "mode=both"], ["both"]),
+        (["attack", "cmps", "--set", "speed=3"], ["speed", "mode"]),
+        (["attack", "cmps", "--set", "eps=0.1"], ["--eps"]),
+        (["attack", "cmps", "--gradients", "10", "--set", "steps=5"], ["steps", "gradients"]),
+        (["attack", "m-fgsm", "--set", "steps=none"], ["steps"]),
+        (["evaluate", "--perturbation", "/no/such.safetensors"], ["/no/such.safetensors"]),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(vireid, arguments, words):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from naive_cmps import paper_steps, released_steps
 from sklearn.cluster import KMeans
 
-from tests.naive_cmps import paper_steps, released_steps
 from vireid_lite import models
 from vireid_lite.attacks import CMPS, UniversalPerturbation, base
 from vireid_lite.attacks.cmps import CHOICES, PRESETS

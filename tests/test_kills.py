@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from vireid_lite import models
+from vireid_lite.attacks import CMPS, load_perturbation
 from vireid_lite.campaign import run_campaign
 from vireid_lite.cards import read_cards
 from vireid_lite.data import Dataset, Modality, Record, cached, load_dataset
@@ -70,6 +72,17 @@ def _campaign(cache: str, folder: str) -> None:
     os.environ["VIREID_CACHE"] = cache
     torch.set_num_threads(1)
     run_campaign(Path(folder).parent / "campaign.toml", Path(folder), device="cpu", progress=False)
+
+
+def _attack(cache: str, folder: str) -> None:
+    os.environ["VIREID_CACHE"] = cache
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = models.build("agw", 16, "lite").eval()
+    found = CMPS(steps=300, batch_size=8).fit(
+        model, load_dataset("synthetic", **DATA), state_path=Path(folder) / "state.pt"
+    )
+    found.save(Path(folder) / "perturbation.safetensors")
 
 
 def run(target, cache: Path, folder: Path, kill_after: float | None = None) -> float:
@@ -155,3 +168,15 @@ def test_a_campaign_repeats_and_loses_no_run(tmp_path):
     assert {card["seed"] for card in read_cards(tmp_path / "killed")} == set(range(6))
     assert cards() == 6
     assert not half_files(tmp_path)
+
+
+def test_an_attack_ends_with_the_bits_of_an_uninterrupted_one(tmp_path):
+    note = tmp_path / "killed" / "state.pt"
+    seen = kill_until_done(
+        _attack, tmp_path, lambda: len(torch.load(note, weights_only=True)["history"]) if note.exists() else 0
+    )
+    assert never_falls(seen)
+    whole, killed = (load_perturbation(tmp_path / name / "perturbation.safetensors") for name in ("whole", "killed"))
+    assert torch.equal(whole.delta, killed.delta)
+    assert whole.history == killed.history
+    assert not half_files(tmp_path / "killed")

@@ -65,11 +65,18 @@ def _split_pair(option: str, pair: str, example: str) -> tuple[str, str]:
 
 
 def _parse_options(pairs: list[str] | None) -> dict:
-    """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text."""
-    options = {}
-    for key, value in (_split_pair("-o", pair, "difficulty=hard") for pair in pairs or []):
+    """Read a data set's KEY=VALUE pairs."""
+    options = _parse_pairs("-o", pairs, "difficulty=hard")
+    for key in options:
         if key in ("tier", "dataset", "root", "name", "size"):
             raise InputError(f"-o {key}: give it as an option of its own, --{'dataset' if key == 'name' else key}")
+    return options
+
+
+def _parse_pairs(option: str, pairs: list[str] | None, example: str) -> dict:
+    """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text."""
+    options = {}
+    for key, value in (_split_pair(option, pair, example) for pair in pairs or []):
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -123,6 +130,51 @@ def train(
     )
 
 
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="victim.safetensors; default: the tier's synthetic victim, trained if need be")
+]
+Split = Annotated[str, typer.Option(help="test, or val where a choice is made")]
+
+
+def _victim_and_data(tier, dataset, root, option, size, checkpoint, split, seed, device):
+    """Return the victim on its device, its card, and the data set at the size the victim was trained on."""
+    from vireid_lite.models.checkpoints import load_checkpoint
+    from vireid_lite.victims import load_or_train, tier_dataset, tier_named
+
+    if split not in ("test", "val"):
+        raise InputError(f"--split {split!r}: give test or val")
+    if checkpoint is None and dataset not in (None, "synthetic", "paired_folder"):
+        raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
+    # Crops of another size than the victim was trained on would be scored without a word.
+    model, card = load_checkpoint(checkpoint) if checkpoint else (None, {})
+    trained = card.get("dataset", {}).get("size")
+    data = _dataset(tier, dataset, root, size or (f"{trained[0]}x{trained[1]}" if trained else None), option)
+    if model is None:
+        print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
+        victim = tier_named(tier).recipe, tier_dataset(tier, "synthetic")
+        model, card = load_or_train(*victim, seed=seed, device=device)
+    return model.to(device).eval(), card, data
+
+
+def _scores_line(data, direction: str, result, what: str = "") -> str:
+    _, low, high = result.chance.independent.rank1
+    return (
+        f"{data.name}, {direction}{what}: rank-1 {100 * result.rank1:.1f} %, mAP {100 * result.mAP:.1f} %, "
+        f"mINP {100 * result.mINP:.1f} %; chance rank-1 {100 * low:.1f} to {100 * high:.1f} %"
+    )
+
+
+def _save_figure(figure, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    from vireid_lite.provenance import write_atomically
+
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150)
+    plt.close(figure)
+    write_atomically(path, picture.getvalue())
+
+
 @app.command()
 def evaluate(
     tier: Tier = "lite",
@@ -130,61 +182,155 @@ def evaluate(
     data_root: DataRoot = None,
     option: Options = None,
     size: Size = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="victim.safetensors; default: the tier's synthetic victim, trained if need be")
+    checkpoint: Checkpoint = None,
+    perturbation: Annotated[
+        Path | None, typer.Option(help="what `vireid-lite attack` saved; applied to the queries, in 8 bits")
     ] = None,
     query_modality: Annotated[str, typer.Option(help="visible, infrared or both")] = "both",
-    split: Annotated[str, typer.Option(help="test, or val where a choice is made")] = "test",
+    split: Split = "test",
     seed: Seed = 0,
     device: Device = "auto",
     out_dir: OutDir = Path("evaluation"),
 ) -> None:
-    """Rank queries against a gallery; write OUT_DIR/scores.json and a figure of rankings for each direction."""
-    from vireid_lite.campaign import scores_for_card
+    """Rank queries against a gallery; write OUT_DIR/scores.json and a figure of rankings for each direction.
+
+    With --perturbation the scores are those of attacked queries, beside the clean ones, and the figures show both.
+    """
+    from vireid_lite.attacks import load_perturbation
+    from vireid_lite.campaign import difference, scores_for_card
     from vireid_lite.cards import plain
     from vireid_lite.data import Modality
     from vireid_lite.evaluation import direction_name, ranked
     from vireid_lite.evaluation import evaluate as score
-    from vireid_lite.models.checkpoints import load_checkpoint
     from vireid_lite.plots import ranking_strips, set_style
     from vireid_lite.provenance import exclusive, pick_device, write_atomically
-    from vireid_lite.victims import load_or_train, tier_dataset, tier_named
 
     named = {modality.name.lower(): [modality] for modality in Modality} | {"both": list(Modality)}
     if query_modality not in named:
         raise InputError(f"--query-modality {query_modality!r}: give visible, infrared or both")
-    if split not in ("test", "val"):
-        raise InputError(f"--split {split!r}: give test or val")
     chosen = pick_device(device)
-    if checkpoint is None and dataset not in (None, "synthetic", "paired_folder"):
-        raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
-    # Crops of another size than the victim was trained on would be scored without a word.
-    model, card = load_checkpoint(checkpoint) if checkpoint else (None, {})
-    trained = card.get("dataset", {}).get("size")
-    data = _dataset(tier, dataset, data_root, size or (f"{trained[0]}x{trained[1]}" if trained else None), option)
-    if model is None:
-        print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
-        victim = tier_named(tier).recipe, tier_dataset(tier, "synthetic")
-        model, card = load_or_train(*victim, seed=seed, device=chosen)
-    model = model.to(chosen).eval()
+    made = load_perturbation(perturbation) if perturbation else None
+    model, card, data = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, split, seed, chosen)
     set_style()
     written = {"dataset": data.describe(), "split": split, "victim": card.get("key"), "scores": {}}
+    if made is not None:
+        written |= {"perturbation": made.made_by, "clean": {}}
     with exclusive(out_dir):
         for modality in named[query_modality]:
             trials = data.trials(modality) if split == "test" else [data.val_trial(modality)]
-            result = score(model, data, modality, trials=trials, device=chosen)
             direction = direction_name(modality)
+            result = score(model, data, modality, trials=trials, device=chosen)
             written["scores"][direction] = scores_for_card(result)
-            _, low, high = result.chance.independent.rank1
-            print(
-                f"{data.name}, {direction}: rank-1 {100 * result.rank1:.1f} %, mAP {100 * result.mAP:.1f} %, "
-                f"mINP {100 * result.mINP:.1f} %; chance rank-1 {100 * low:.1f} to {100 * high:.1f} %"
-            )
-            picture = io.BytesIO()
-            ranking_strips(data, *ranked(model, data, trials[0], queries=6, device=chosen)).savefig(picture, dpi=150)
-            write_atomically(out_dir / f"rankings_{direction.replace(' ', '_')}.png", picture.getvalue())
+            strips = ranked(model, data, trials[0], queries=6, device=chosen)
+            print(_scores_line(data, direction, result))
+            name = direction.replace(" ", "_")
+            _save_figure(ranking_strips(data, *strips), out_dir / f"rankings_{name}.png")
+            if made is not None:
+                clean, result = (
+                    result,
+                    score(model, data, modality, trials=trials, perturb=made.apply_rounded, device=chosen),
+                )
+                written["clean"][direction] = written["scores"][direction]
+                moved = difference(clean, result)
+                written["scores"][direction] = {**scores_for_card(result), "difference": moved}
+                low, high = 100 * moved["rank1"]["low"], 100 * moved["rank1"]["high"]
+                print(_scores_line(data, direction, result, ", attacked") + f"; change {low:+.1f} to {high:+.1f}")
+                _attacked_figures(made, model, data, trials[0], strips[0], chosen, out_dir, name)
         write_atomically(out_dir / "scores.json", json.dumps(written, indent=1, default=plain).encode())
     print(f"scores and rankings: {out_dir}")
+
+
+def _attacked_figures(made, model, data, trial, queries, device, out_dir: Path, name: str) -> None:
+    """Write the rankings of attacked queries, and the queries before and after at true scale and magnified."""
+    import numpy as np
+
+    from vireid_lite.data import cached
+    from vireid_lite.evaluation import ranked
+    from vireid_lite.plots import attack_sheet, picture, ranking_strips
+
+    store = cached(data, trial.query, False)
+    clean = store.batch(np.array([store.row[query] for query in queries]))
+    attacked = made.apply_rounded(clean, queries[0].modality)
+    strips = ranked(model, data, trial, queries=queries, perturb=made.apply_rounded, device=device)
+    figure = ranking_strips(data, *strips, crops=[picture(image) for image in attacked])
+    _save_figure(figure, out_dir / f"rankings_{name}_attacked.png")
+    sheet = attack_sheet(clean[:4], attacked[:4], made.eps, [f"query {n + 1}" for n in range(len(clean[:4]))])
+    _save_figure(sheet, out_dir / f"attacked_{name}.png")
+
+
+@app.command()
+def attack(
+    name: Annotated[
+        str, typer.Argument(help="cmps, uap, uap-retrieval, m-fgsm, sign-noise, ...; a wrong one lists all")
+    ],
+    eps: Annotated[str, typer.Option(help="largest change of a pixel in [0, 1], such as 8/255 or 0.03")] = "8/255",
+    tied: Annotated[bool, typer.Option("--tied", help="three equal channels on infrared images")] = False,
+    gradients: Annotated[
+        int | None, typer.Option(min=1, help="batches forward and backward in all; default: the attack's own steps")
+    ] = None,
+    identities: Annotated[
+        int | None, typer.Option(min=2, help="training identities a universal attack learns from; default: all")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE for the attack, such as mode=released or steps=400")
+    ] = None,
+    tier: Tier = "lite",
+    dataset: DatasetName = None,
+    data_root: DataRoot = None,
+    option: Options = None,
+    size: Size = None,
+    checkpoint: Checkpoint = None,
+    split: Split = "test",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out_dir: OutDir = Path("attack"),
+) -> None:
+    """Attack a frozen victim, score both directions, or resume a killed attack.
+
+    Writes OUT_DIR/scores.json and, for a universal attack, OUT_DIR/perturbation.safetensors, which
+    `vireid-lite evaluate --perturbation` applies to other data or another victim.
+    """
+    from vireid_lite.attacks import UniversalAttack, build_attack
+    from vireid_lite.campaign import run_attack
+    from vireid_lite.cards import plain
+    from vireid_lite.evaluation import direction_name
+    from vireid_lite.parameters import fraction
+    from vireid_lite.plots import set_style
+    from vireid_lite.provenance import exclusive, pick_device, write_atomically
+
+    try:
+        budget = fraction(eps)
+    except ValueError as error:
+        raise InputError(f"--eps {eps!r}: {error} is needed") from None
+    options = _parse_pairs("--set", set_, "mode=released")
+    if repeated := sorted({"eps", "tied", "gradients", "identities", "name"} & set(options)):
+        raise InputError(f"--set {repeated[0]}: give it as an option of its own, --{repeated[0]}")
+    chosen_attack = build_attack(name, gradients=gradients, eps=budget, tied=tied, **options)
+    chosen = pick_device(device)
+    model, card, data = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, split, seed, chosen)
+    set_style()
+    with exclusive(out_dir):
+        state = out_dir / "state.pt"
+        result = run_attack(
+            chosen_attack, model, data, seed=seed, identities=identities, split=split, state_path=state, device=chosen
+        )
+        for before, exact, rounded in zip(result.clean, result.exact, result.rounded, strict=True):
+            direction = direction_name(before.query_modality)
+            for what, scores in (("", before), (", attacked", exact), (", attacked, 8 bits", rounded)):
+                print(_scores_line(data, direction, scores, what))
+        facts = {"attack": {**chosen_attack.describe(), "seed": seed, "identities": identities}}
+        facts |= {"dataset": data.describe(), "split": split, "victim": card.get("key"), **result.describe()}
+        write_atomically(out_dir / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
+        if isinstance(chosen_attack, UniversalAttack):
+            result.made.save(out_dir / "perturbation.safetensors")
+            for before in result.clean:
+                modality = before.query_modality
+                trial = data.trials(modality)[0] if split == "test" else data.val_trial(modality)
+                queries = trial.query[:: max(1, len(trial.query) // 6)][:6]
+                direction = direction_name(modality).replace(" ", "_")
+                _attacked_figures(result.made, model, data, trial, queries, chosen, out_dir, direction)
+        state.unlink(missing_ok=True)
+    print(f"scores and perturbation: {out_dir}")
 
 
 @app.command()
