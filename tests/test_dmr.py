@@ -110,6 +110,13 @@ def test_a_killed_fit_resumes_to_the_same_bits(store, victim, tmp_path, monkeypa
     assert again.history == whole.history
 
 
+def test_the_first_weights_come_from_the_seed_alone():
+    first = DMR().start((3, 32, 16), 1)["weights"]
+    torch.rand(1)
+    assert torch.equal(DMR().start((3, 32, 16), 1)["weights"], first)
+    assert not torch.equal(DMR().start((3, 32, 16), 2)["weights"], first)
+
+
 def test_the_loss_falls(store, victim):
     losses = [note["loss"] for note in DMR(steps=15, batch_size=96).fit(victim, store).history]
     assert min(losses[-3:]) < losses[0]
