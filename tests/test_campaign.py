@@ -134,3 +134,80 @@ def test_committed_campaigns_can_be_read():
     for path in files:
         for run in campaign.read_campaign(path):
             campaign.prepare(run)
+
+
+ATTACKED = """
+seeds = [0, 1]
+dataset = { size = [32, 16], num_identities = 8, images_per_modality = 4, val_identities = 4, test_identities = 6 }
+train = { epochs = 1, identities = 4, images = 2 }
+attack = { gradients = 6, identities = 6 }
+
+[[run]]
+
+[[run]]
+anatomy = true
+attack = {}
+[run.grid]
+"attack.tied" = [false, true]
+"attack" = [{ name = "cmps", batch_size = 4 }, { name = "m-fgsm", steps = 2 }, { name = "sign-noise" }]
+"""
+
+
+def test_a_grid_runs_every_combination_and_pairs_each_attack_with_its_clean_victim(tmp_path):
+    path = tmp_path / "attacked.toml"
+    path.write_text(ATTACKED)
+    report = campaign.run_campaign(path, tmp_path / "out", progress=False)
+    assert len(report["ran"]) == 2 * (1 + 2 * 3)
+    victims = {card["seed"]: card for card in cards.read_cards(tmp_path / "out", kind="victim")}
+    attacked = cards.read_cards(tmp_path / "out", kind="attack")
+    assert {(c["attack"]["name"], c["attack"]["tied"], c["seed"]) for c in attacked} == {
+        (name, tied, seed) for name in ("cmps", "m-fgsm", "sign-noise") for tied in (False, True) for seed in (0, 1)
+    }
+    for card in attacked:
+        assert not cards.is_stale(card)
+        assert any(module.startswith("attacks/") for module in card["modules"])
+        if card["attack"]["name"] == "cmps":
+            assert (card["attack"]["steps"], card["attack"]["identities"]) == (3, 6)
+        for direction, clean in card["clean"].items():
+            victim = victims[card["seed"]]["scores"][direction]
+            assert clean["rank1"] == pytest.approx(victim["rank1"], abs=1e-6)
+            for scores in (card["scores"][direction], card["scores_8_bit"][direction]):
+                moved = scores["difference"]["rank1"]
+                assert moved["low"] <= moved["difference"] <= moved["high"]
+                assert moved["difference"] == pytest.approx(scores["rank1"] - clean["rank1"], abs=1e-5)
+                assert len(scores["identity_rank1"]) == 6
+            assert 0 < card["anatomy"][direction]["ssim"] < 1
+    assert not list((provenance.cache_folder() / "attacks").glob("*.pt")), "the notes of finished fits are removed"
+    text = (tmp_path / "out" / report["ran"][-1]).read_text()
+    assert "/" not in text.replace("attacks/", "").replace("models/", "").replace("data/", ""), "a card holds no path"
+
+
+def test_what_is_chosen_on_validation_identities_says_so(tmp_path):
+    (tmp_path / "tune.toml").write_text(ATTACKED.replace("[[run]]\nanatomy = true", '[[run]]\nsplit = "val"'))
+    runs = campaign.read_campaign(tmp_path / "tune.toml")
+    assert {run["split"] for run in runs if run["attack"]} == {"val"}
+    *_, tuned = campaign.prepare(runs[-1])
+    assert tuned["split"] == "val"
+    assert "split" not in campaign.prepare({**runs[-1], "split": "test"})[2], (
+        "test is what a card says by saying nothing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('"attack.tied" = [false, true]', '"attack.tied" = false'),
+        ('"attack.tied" = [false, true]', '"atack.tied" = [false]'),
+        ('"attack.tied" = [false, true]', '"attack.tide" = [false]'),
+        ('name = "cmps"', 'name = "cmsp"'),
+        ("batch_size = 4", "batch_size = 1"),
+        ("gradients = 6", "gradients = 1"),
+    ],
+)
+def test_a_campaign_refuses_impossible_attacks_before_anything_runs(tmp_path, change, said):
+    path = tmp_path / "wrong.toml"
+    assert change in ATTACKED
+    path.write_text(ATTACKED.replace(change, said))
+    with pytest.raises(InputError, match="run 2") as caught:
+        campaign.read_campaign(path)
+    assert "\n" not in str(caught.value)

@@ -57,9 +57,9 @@ def read_campaign(path: Path) -> list[dict]:
 
     Each [[run]] takes name, tier, seeds, dataset (data set options, with `name` and `size`), victim (backbone,
     pretrained), train (fields of TrainSettings), attack (name, gradients, identities, and the attack's own options),
-    split ("test", or "val" where a choice is made), anatomy (take the drop apart) and grid: lists of values for dotted
-    keys such as "attack.tied", of which every combination is run. What the file's top level sets is every run's
-    default; tables are merged. Raises InputError for anything else.
+    split ("test", or "val" where a choice is made), anatomy (take the drop apart) and grid: lists of values for keys
+    such as "attack.tied", or of tables for "attack", of which every combination is run. What the file's top level sets
+    is every run's default; tables are merged. Raises InputError for anything else.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -87,18 +87,22 @@ def read_campaign(path: Path) -> list[dict]:
 
 
 def _grid(here: str, run: dict) -> list[dict]:
-    """Return the run once for every combination of its grid's values."""
+    """Return the run once for every combination of its grid's values, the first key changing slowest."""
     grid = run.pop("grid", {})
     for key, values in grid.items():
         table, dot, name = key.partition(".")
-        if not (dot and name and table in TABLES) or not isinstance(values, list) or not values:
-            raise InputError(f'{here}: grid needs lists for keys such as "attack.tied", got {key!r} = {values!r}')
+        fits = isinstance(values, list) and values and table in TABLES and bool(dot) == bool(name)
+        if not fits or not (name or all(isinstance(value, dict) for value in values)):
+            raise InputError(
+                f'{here}: grid needs lists, of values for keys such as "attack.tied" or of tables for one of '
+                f"{', '.join(TABLES)}; got {key!r} = {values!r}"
+            )
     cells = []
     for values in itertools.product(*grid.values()):
         cell = copy.deepcopy(run)
         for key, value in zip(grid, values, strict=True):
             table, _, name = key.partition(".")
-            cell[table][name] = value
+            cell[table] |= {name: value} if name else value
         cells.append(cell)
     return cells
 
