@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vireid_lite import metrics, tables
+from vireid_lite.attacks import ATTACKS
+from vireid_lite.errors import InputError
+
+CAMPAIGN = """
+seeds = [0, 1]
+dataset = { size = [32, 16], num_identities = 8, images_per_modality = 4, val_identities = 4, test_identities = 6 }
+[[run]]
+attack = { name = "sign-noise" }
+"""
+
+
+def scores(values):
+    people = {"identity_rank1": list(values), "identity_AP": list(values), "identity_queries": [4] * len(values)}
+    moved = {"difference": float(np.mean(values)) - 0.8, "low": -0.9, "high": float(np.max(values)) - 0.75}
+    own = {"rank1": float(np.mean(values)), "mAP": float(np.mean(values)), **people}
+    chance = {
+        "chance": {"rank1": {"mean": 0.1, "low": 0.0, "high": 0.2}},
+        "minimum": {"rank1": 0, "mAP": 0.05, "mINP": 0},
+    }
+    return {**own, **chance, "difference": {"rank1": moved, "mAP": moved}}
+
+
+def card(name="cmps", seed=0, value=0.3, tied=False, rounded=None, **more):
+    generator = np.random.default_rng(seed)
+    values = np.clip(value + 0.1 * generator.standard_normal(20), 0, 1)
+    attack = {"name": name, "tied": tied, "eps": 8 / 255, **({"mode": "paper"} if name == "cmps" else {}), **more}
+    both = dict.fromkeys(tables.DIRECTIONS, scores(values))
+    clean = {direction: {"rank1": 0.8, "mAP": 0.8, "mINP": 0.8} for direction in tables.DIRECTIONS}
+    other = dict.fromkeys(tables.DIRECTIONS, scores(values if rounded is None else np.full(20, rounded)))
+    dataset = {"name": "synthetic", "difficulty": "easy"}
+    return {
+        "tier": "lite",
+        "dataset": dataset,
+        "victim": {"model": "agw"},
+        "seed": seed,
+        "attack": attack,
+        "clean": clean,
+        "scores": both,
+        "scores_8_bit": other,
+    }
+
+
+def test_every_attack_has_a_label():
+    assert set(tables.LABELS) == set(ATTACKS)
+    assert tables.label({"name": "cmps", "mode": "released"}) == "CMPS (released)"
+
+
+def test_seed_rows_hold_each_card_twice_and_the_precision_asked_for():
+    cards = [card(seed=0, rounded=0.5), card(seed=1, rounded=0.5)]
+    rows = tables.seed_rows(cards)
+    assert len(rows) == 4
+    assert rows["rank1"].tolist() == pytest.approx([50.0] * 4)
+    assert (rows["rank1 difference"] - (rows["rank1"] - rows["rank1 clean"])).abs().max() < 1e-9
+    assert (rows["rank1 low"] <= rows["rank1 high"]).all()
+    exact = tables.seed_rows(cards, precision="float")
+    assert exact["rank1"].iloc[0] == pytest.approx(100 * cards[0]["scores"][tables.DIRECTIONS[0]]["rank1"])
+    with pytest.raises(InputError, match="precision"):
+        tables.seed_rows(cards, "16-bit")
+
+
+def test_a_table_orders_attacks_counts_seeds_and_starts_with_the_clean_row():
+    cards = [
+        card("m-fgsm", 0),
+        card("cmps", 0),
+        card("cmps", 1),
+        card("cmps", 0, tied=True),
+        card("sign-noise", 0, 0.79),
+    ]
+    table = tables.attack_table(cards)
+    assert table.index.tolist() == ["none", "sign noise", "CMPS (paper)", "CMPS (paper)", "M-FGSM"]
+    assert table["infrared"].tolist() == ["", "free", "free", "tied", "free"]
+    column = table[tables.DIRECTIONS[0]]
+    assert column.iloc[0].startswith("80.0")
+    assert column.iloc[2].endswith("2 of 2 fell")
+    assert column.iloc[1].endswith("0 of 1 fell"), "an interval that reaches zero is no fall"
+    assert tables.attack_table([]).empty
+
+
+def test_compare_is_the_paired_bootstrap_and_refuses_other_victims():
+    first, second = card("uap"), card("cmps", value=0.1)
+    direction = tables.DIRECTIONS[0]
+    found = tables.compare(first, second, direction)
+    before, after = (c["scores_8_bit"][direction]["identity_rank1"] for c in (first, second))
+    assert found == metrics.paired_bootstrap(before, after, np.arange(20), [4] * 20)
+    assert tables.compare(first, first, direction).difference == 0
+    with pytest.raises(InputError, match="seed"):
+        tables.compare(first, card("cmps", seed=1), direction)
+
+
+def test_pending_counts_what_has_no_card_and_names_the_command(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_text(CAMPAIGN)
+    said = tables.pending(path, tmp_path)
+    assert "2 of 2 runs" in said
+    assert f"vireid-lite campaign {path.as_posix()}" in said
+    from vireid_lite.campaign import prepare, read_campaign
+    from vireid_lite.cards import card_name
+
+    names = [card_name(prepare(run)[2]) for run in read_campaign(path)]
+    (tmp_path / names[0]).touch()
+    assert "1 of 2 runs" in tables.pending(path, tmp_path)
+    (tmp_path / names[1]).touch()
+    assert tables.pending(path, tmp_path) == ""
+    assert tables.pending(path, Path("nowhere"), kind="other") == ""
+
+
+def test_the_spread_over_seeds_shows_its_ends():
+    assert tables.spread([10, 20, 60]) == "30.0 (10.0 to 60.0)"
+    assert tables.spread([10]) == "10.0"
