@@ -328,7 +328,7 @@ class UniversalAttack:
         train: Dataset | ImageStore,
         seed: int = 0,
         *,
-        state_path: str | Path | None = None,
+        state_path: Path | None = None,
         watch: Callable[[int, UniversalPerturbation], None] | None = None,
         progress: bool = False,
     ) -> UniversalPerturbation:
@@ -341,7 +341,6 @@ class UniversalAttack:
         Raises InputError where a modality has no image, or the note at state_path belongs to another fit.
         """
         store = training_store(train, progress=progress)
-        state_path = Path(state_path) if state_path else None
         for modality in Modality:
             if not (store.modalities == modality).any():
                 raise InputError(f"{self.name}: no {modality.name.lower()} training image; both modalities are needed")
@@ -383,7 +382,7 @@ def _note(path: Path, key: str, state: dict[str, Tensor], history: list[dict]) -
 
 def _resume(path: Path | None, key: str | None, state: dict[str, Tensor]) -> list[dict]:
     """Load a note of the same fit into `state`, if there is one; return its history."""
-    if path is None or not path.exists():
+    if path is None or not Path(path).exists():
         return []
     try:
         note = torch.load(path, map_location="cpu", weights_only=True)
