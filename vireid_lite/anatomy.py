@@ -6,6 +6,7 @@ For one trial and one direction. "Clean" and "attacked" describe the same querie
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vireid_lite import metrics
-from vireid_lite.data import Dataset, ImageStore, Modality, Trial, cached
+from vireid_lite.data import Dataset, ImageStore, Modality, Record, Trial, cached
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import Perturbation, check_query_store, embed_store, identities_and_cameras
+from vireid_lite.evaluation import Evaluation, Perturbation, check_query_store, evaluate, identities_and_cameras
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian window, in pixels (Wang et al. 2004, section III-C)
 C1, C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
@@ -74,35 +75,38 @@ def anatomy(
     perturb: Perturbation | None = None,
     query_store: ImageStore | None = None,
     trial: Trial | None = None,
+    evaluated: tuple[Evaluation, Evaluation] | None = None,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> Anatomy:
-    """Embed clean queries, attacked queries and the gallery once, and take a drop apart.
+    """Take a drop apart: clean queries, attacked queries and the gallery, as features and as images.
 
     perturb, query_store: the attack, as in `evaluation.evaluate`; without either, attacked equals clean.
     trial: None stands for the first test trial of the direction; query_modality: None for the official direction.
+    evaluated: (clean, attacked) evaluations of this trial alone, whose features are taken over.
     Raises InputError where both attacks are given, the store lacks a query, or crops are smaller than SSIM's window.
     """
     trial = dataset.trials(query_modality)[0] if trial is None else trial
     modality = trial.query[0].modality
     if query_store is not None:
         check_query_store(query_store, trial.query, perturb)
-    gallery_store, store = cached(dataset, trial.gallery, False), cached(dataset, trial.query, False)
-    gallery = embed_store(model, gallery_store, batch_size=batch_size, device=device, progress=False)
-    clean, attacked, likeness, error = [], [], [], []
-    for rows, images in store.batches(batch_size, device):
+    if evaluated is None:
+        options = {"trials": [trial], "batch_size": batch_size, "device": device, "progress": False}
+        before = evaluate(model, dataset, modality, **options)
+        attack = {"perturb": perturb, "query_store": query_store}
+        evaluated = before, evaluate(model, dataset, modality, clean=before, **attack, **options)
+    clean, attacked = (in_order(evaluation.query, trial.query) for evaluation in evaluated)
+    gallery = in_order(evaluated[0].gallery, trial.gallery)
+    likeness, error = [], []
+    for rows, images in cached(dataset, trial.query, False).batches(batch_size, device):
         changed = images
         if query_store is not None:
             changed = query_store.batch(np.array([query_store.row[record] for record in trial.query[rows]]), device)
         elif perturb is not None:
-            with torch.enable_grad():  # an attack may need gradients of its own
-                changed = perturb(images, modality)
+            changed = perturb(images, modality)  # an attack may need gradients of its own
         with torch.no_grad():
-            for features, batch in ((clean, images), (attacked, changed)):
-                features.append(model.embed(batch.contiguous(memory_format=torch.channels_last), modality))
             likeness.append(ssim(changed, images))
             error.append((changed - images).square().mean((1, 2, 3)))
-    clean, attacked = torch.cat(clean), torch.cat(attacked)
 
     def state(query: Tensor) -> QueryState:
         scores = metrics.evaluate_features(query, gallery, *identities_and_cameras(trial), protocol=dataset.protocol)
@@ -118,6 +122,12 @@ def anatomy(
         ssim=torch.cat(likeness).mean().item(),
         psnr=_decibels(torch.cat(error).mean()).item(),
     )
+
+
+def in_order(features: Tensor, records: Sequence[Record]) -> Tensor:
+    """Return the features of a trial's records, (N, D), from those of its distinct records."""
+    row = {record: index for index, record in enumerate(dict.fromkeys(records))}
+    return features[[row[record] for record in records]]
 
 
 def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tuple[float, float]:
@@ -189,10 +199,19 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         raise InputError(f"ssim: images of {height}x{width} are smaller than the {WINDOW}x{WINDOW} window; load larger")
     offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     weights = torch.softmax(-offsets.square() / (2 * SIGMA**2), 0)
-    window = torch.outer(weights, weights)[None, None]
+
+    def band(length: int) -> Tensor:
+        """Return the matrix (length, length - 10) that takes weighted means of neighbours."""
+        matrix = images.new_zeros(length, length - WINDOW + 1)
+        for place in range(matrix.shape[1]):
+            matrix[place : place + WINDOW, place] = weights
+        return matrix
+
+    # A Gaussian window is a product of two: down the columns, then along the rows.
+    down, along = band(images.shape[2]).T, band(images.shape[3])
 
     def local_mean(maps: Tensor) -> Tensor:
-        return F.conv2d(maps.flatten(0, 1)[:, None], window).unflatten(0, maps.shape[:2])[:, :, 0]
+        return down @ maps @ along
 
     mean_x, mean_y = local_mean(images), local_mean(reference)
     variances = local_mean(images * images) - mean_x**2 + (local_mean(reference * reference) - mean_y**2)

@@ -305,14 +305,21 @@ def run_attack(
     seconds = time.perf_counter() - started
     exact, rounded = (
         [
-            evaluate(model, dataset, m, trials=trials[m], device=device, progress=progress, **attacked[m][precision])
-            for m in Modality
+            evaluate(
+                model, dataset, m, trials=trials[m], clean=clean[m], device=device, progress=False, **how[precision]
+            )
+            for m, how in zip(Modality, attacked, strict=True)
         ]
         for precision in (0, 1)
     )
     anatomies = None
     if take_apart:
-        anatomies = [anatomy(model, dataset, m, trial=trials[m][0], device=device, **attacked[m][1]) for m in Modality]
+        # One trial: of several, the first.
+        known = [(clean[m], rounded[m]) if len(trials[m]) == 1 else None for m in Modality]
+        anatomies = [
+            anatomy(model, dataset, m, trial=trials[m][0], evaluated=known[m], device=device, **attacked[m][1])
+            for m in Modality
+        ]
     return Attacked(made, clean, exact, rounded, anatomies, seconds)
 
 

@@ -23,13 +23,16 @@ class Evaluation:
 
     cmc: (max_rank,) mean over trials, fractions; cmc[0] is rank-1. trials: each trial's RetrievalScores.
     chance: of the first trial's setting. per_identity: mean rank-1 and AP of each identity over all its valid queries
-    of all trials, in the order of the identities' numbers.
+    of all trials, in the order of the identities' numbers. query, gallery: the features that were ranked, (N, D) each,
+    of every distinct record of all trials, in the order they first occur.
     """
 
     query_modality: Modality
     trials: list[metrics.RetrievalScores]
     chance: metrics.ChanceLevel
     per_identity: metrics.PerIdentity
+    query: torch.Tensor
+    gallery: torch.Tensor
 
     @property
     def cmc(self) -> np.ndarray:
@@ -94,6 +97,7 @@ def evaluate(
     perturb: Perturbation | None = None,
     query_store: ImageStore | None = None,
     trials: Sequence[Trial] | None = None,
+    clean: Evaluation | None = None,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -104,23 +108,28 @@ def evaluate(
     clean. query_store: queries crafted beforehand, read instead of the cached clean crops; an ImageStore, or what has
     its `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
     trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
-    Raises InputError where the store lacks a query, or both perturb and query_store are given.
+    clean: an evaluation of the same model on the same trials, whose gallery features and chance level are taken over.
+    Raises InputError where the store lacks a query, both perturb and query_store are given, or clean does not fit.
     """
     query_modality = dataset.default_query if query_modality is None else query_modality
     trials = dataset.trials(query_modality) if trials is None else list(trials)
     options = {"batch_size": batch_size, "device": device, "progress": progress}
 
-    def store_of(sides: list[list[Record]]) -> ImageStore:
-        return cached(dataset, list(dict.fromkeys(record for side in sides for record in side)), progress)
-
+    queries, gallery = (distinct(trials, side) for side in ("query", "gallery"))
     if query_store is None:
-        query_store = store_of([trial.query for trial in trials])
+        query_features = embed_store(model, cached(dataset, queries, progress), perturb=perturb, **options)
     else:
-        check_query_store(query_store, [record for trial in trials for record in trial.query], perturb)
-    gallery_store = store_of([trial.gallery for trial in trials])
-    query_rows, gallery_rows = query_store.row, gallery_store.row
-    query_features = embed_store(model, query_store, perturb=perturb, **options)
-    gallery_features = embed_store(model, gallery_store, **options)
+        check_query_store(query_store, queries, perturb)
+        order = [query_store.row[record] for record in queries]
+        query_features = embed_store(model, query_store, **options)[order]
+    if clean is None:
+        gallery_features = embed_store(model, cached(dataset, gallery, progress), **options)
+        chance = metrics.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
+    else:
+        if (clean.query_modality, len(clean.query), len(clean.gallery)) != (query_modality, len(queries), len(gallery)):
+            raise InputError("evaluation: clean is of other trials; evaluate the same trials without the attack first")
+        gallery_features, chance = clean.gallery, clean.chance
+    query_rows, gallery_rows = ({record: row for row, record in enumerate(side)} for side in (queries, gallery))
     scores = [
         metrics.evaluate_features(
             query_features[[query_rows[record] for record in trial.query]],
@@ -130,8 +139,12 @@ def evaluate(
         )
         for trial in trials
     ]
-    chance = metrics.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
-    return Evaluation(query_modality, scores, chance, _per_identity(scores, trials))
+    return Evaluation(query_modality, scores, chance, _per_identity(scores, trials), query_features, gallery_features)
+
+
+def distinct(trials: Sequence[Trial], side: str) -> list[Record]:
+    """Return every distinct record of one side of all trials, "query" or "gallery", in the order they first occur."""
+    return list(dict.fromkeys(record for trial in trials for record in getattr(trial, side)))
 
 
 def check_query_store(store: ImageStore, queries: Sequence[Record], perturb: Perturbation | None) -> None:
