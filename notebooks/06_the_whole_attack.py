@@ -15,7 +15,7 @@
 # # The whole attack
 #
 # Chapter 5 took the cross-modality triplet apart. This chapter puts the attack together: ten lines by hand, then the
-# method of the CMPS paper {cite}`gong2024cmps` and the method of its released code, which differ in about twenty
+# method of the CMPS paper {cite}`gong2024cmps` and the method of its released code, which differ in some two dozen
 # places. It runs both, looks at what they leave in an image and in a ranking, compares them with every other universal
 # attack of this book at equal cost, and measures what each difference between paper and code is worth.
 
@@ -149,7 +149,7 @@ Markdown(
 # $$
 #
 # $\Delta_i'$ is the momentum that the infrared step of the iteration before left behind: one momentum passes through
-# both spectra, which is what the paper calls synergy. (The paper writes $\eta$ for $\delta$. It prints a plus where
+# both spectra. (The paper writes $\eta$ for $\delta$. It prints a plus where
 # the released code has the minus; {ref}`below <paper-against-code>`.) `prepare` embeds the clean images, makes the
 # centroids and looks up, for each image, the two that its feature is pulled to and pushed from. The rest is this loop:
 
@@ -1113,17 +1113,16 @@ Markdown(
 # %% [markdown]
 # ```{admonition} What the paper's proof shows, and what it does not
 # :class: note
-# The paper argues that joint optimisation over two modalities reaches a loss at most as large as optimisation over
-# one. As a statement it rests on four things:
+# The paper offers a proof that perturbations optimised over the modalities together are the better ones. It rests on
+# four things:
 #
 # - the losses are assumed **convex** in $\delta$. A network's loss is not;
-# - equation (24), that the joint minimiser does at least as well on the joint loss, is **the definition of argmin**. It
-#   holds for any pair of losses, whatever they are;
+# - equation (24) is **the definition of argmin**, written out. It holds for any loss, whatever it is;
 # - it favours a **joint** update. Algorithm 1, which the paper runs, is **stepwise**: it minimises one term, then the
 #   other;
 # - equation (27) and the union bound after it are **asserted**, not derived.
 #
-# What is left is true and weak: whoever minimises the sum has the smaller sum. That the smaller sum makes a better
+# What is left is true and weak: whoever minimises the sum has the smaller sum. That a smaller sum makes a better
 # attack on *rankings*, on *other people*, within a *budget* and a few hundred sign steps is an empirical question. The
 # proof does not touch it, and chapter 5's controls do.
 # ```
@@ -1150,7 +1149,7 @@ Markdown(
 # %% [markdown]
 # ## Easier settings
 #
-# The same attack can look far stronger elsewhere. What was measured here:
+# The same attack may look stronger or weaker elsewhere. What was measured here:
 
 # %% tags=["hide-input"]
 easier = of_kind("small-crops")
@@ -1196,11 +1195,10 @@ Markdown(
 )
 
 # %% [markdown]
-# Three things differ between such settings, and a comparison of two attacks from two papers mixes them: the **crop**
-# (in a small crop one pixel is a larger share of the person), the **network** (a victim trained on fewer people, or for
-# fewer epochs, has narrower margins between people), and the **data** (people who look alike need less of a push). Only
-# what stands in the table was measured, and it changes one of these at a time or says what it changes. Which of them
-# makes a published number what it is cannot be read from a table that changes all three.
+# Three things can differ between two settings, and a comparison of attacks from two papers mixes them: the **crop** (in
+# a small one a pixel is a larger share of the person), the **network** (how far apart it puts people) and the **data**
+# (how alike they look). Only what stands in the table was measured here. Which of the three makes a published number
+# what it is cannot be read from a table that changes all of them.
 
 # %% [markdown]
 # ## What a defender learns
