@@ -143,7 +143,7 @@ class Seen(NamedTuple):
 
 def side_of(trial, count=settings.queries):
     people = list(dict.fromkeys(record.identity for record in trial.query))
-    places = np.linspace(0, len(people) - 1, min(len(people), max(1, count // 2))).round()
+    places = np.linspace(0, len(people) - 1, min(len(people), max(2, count // 2))).round()
     chosen = []
     for person in (people[int(place)] for place in places):
         own = [record for record in trial.query if record.identity == person]
@@ -349,7 +349,7 @@ Markdown(
 #
 # Nothing here says *how much* class attacks hurt. That is a fifth number, and the table below has it.
 #
-# ### 1. Direction
+# ### Direction (1)
 #
 # At the clean image, the gradient of the predicted class's cross-entropy, and that of Metric-FGSM's loss
 # {cite}`bai2019metric`, {math}`\sum \lVert f(x') - f_\mathrm{same} \rVert^2` over clean images of the same person.
@@ -426,7 +426,7 @@ table(
 # two are related for single queries, but about as often against as with each other: which training person resembles
 # the query is luck.
 #
-# ### 2 and 3. Distance, and people who are classes
+# ### Distance, and people who are classes (2, 3)
 #
 # PGD and SMA share everything but the loss: budget, steps, step size, random start, and they know the query alone.
 # SMA {cite}`bouniot2020metric` climbs the distance of the smallest example. Both attack the test queries, and, as the
