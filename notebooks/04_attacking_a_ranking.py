@@ -912,23 +912,26 @@ for m in Modality:
         f" steps of the budget. Without a budget (FNA) it is {percent(gone)} % (chance {percent(*chance)} %), "
         + ("at chance or below, as it must be." if gone <= chance.high else "above chance: **this check fails here**.")
     )
+    # SMA's rank-1 of each query, interpolated to the distance that PGD reached.
     path = np.array([moved(before[m], sweep[m, size]) for size in sizes])
-    turn = path.argsort()
-    far = moved(before[m], after["pgd"][m])
-    expected = np.interp(far, path[turn], np.array(heights)[turn])
-    found = metrics.bootstrap(
-        after["pgd"][m].scores.per_query_rank1, identities_and_cameras(sides[m].trial)[0][before[m].scores.valid]
-    )
+    turn, far = path.argsort(), moved(before[m], after["pgd"][m])
+    upper = np.clip(np.searchsorted(path[turn], far), 1, len(path) - 1)
+    near, next_to = turn[upper - 1], turn[upper]
+    share = np.clip((far - path[near]) / max(path[next_to] - path[near], 1e-9), 0, 1)
+    each = [sweep[m, sizes[place]].scores.per_query_rank1 for place in (near, next_to)]
+    expected = (1 - share) * each[0] + share * each[1]
+    reached_by_pgd = after["pgd"][m].scores.per_query_rank1
+    people = identities_and_cameras(sides[m].trial)[0][before[m].scores.valid]
+    gap = metrics.paired_bootstrap(expected, reached_by_pgd, people)
     said[-1] += (
-        f" Measurement 4: PGD moves the feature by {far:.2f}, where SMA's line stands at {percent(expected)} %; PGD"
-        f" itself leaves {percent(*found)} %, "
+        f" Measurement 4: PGD moves the feature by {far:.2f} and leaves {percent(reached_by_pgd.mean())} %; SMA's line"
+        f" stands at {percent(expected.mean())} % there. PGD minus SMA at that distance: {percent(*gap)} points, "
         + (
-            "more than SMA at that distance: it moves the feature to less effect."
-            if found.low > expected
-            else "less than SMA at that distance, so its way was no detour: that part of the explanation is refuted"
-            " here."
-            if found.high < expected
-            else "which is not told apart. That a class attack's way is to less effect is not shown here."
+            "so PGD moves the feature to less effect."
+            if gap.low > 0
+            else "so PGD's way is no detour, and that part of the explanation is refuted here."
+            if gap.high < 0
+            else "which is not told apart: that a class attack moves the feature to less effect is not shown here."
         )
     )
 Markdown("\n\n".join(said))
