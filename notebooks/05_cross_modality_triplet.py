@@ -72,7 +72,7 @@ settings = check_parameters(globals(), costs, EPS=fraction, IDENTITIES=int, STEP
 # |---|---|
 # | What does the attacker know? | the network ({term}`white box`), unlabelled training images, the number of people |
 # | What is perturbed? | the query, by one {term}`universal perturbation` for both modalities, three free channels |
-# | How much? | {math}`|\delta| \le \varepsilon` for every pixel and channel; `EPS` above |
+# | How much? | no pixel and channel changes by more than $\varepsilon$, `EPS` above |
 # | On what is it measured? | training crops where it is learned, test identities where a result is claimed |
 # | What is new here? | we look at features and gradients; only one section scores a ranking |
 
@@ -340,9 +340,10 @@ figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False
 plt.show()
 
 # %% [markdown]
-# One anchor is an anecdote. For all others the two distances themselves are the picture. And as $\delta$ was made on
-# these people, we look at others: test identities, each crop with centroids chosen as in training, by the rule
-# that [a later section](#the-choice-the-paper-leaves-open) is about.
+# One anchor is an anecdote. For all others the two distances themselves are the picture
+# ({numref}`fig-triplet-distances`). And as $\delta$ was made on these people, we look at others: test identities, each
+# crop with centroids chosen as in training, by the rule that [a later section](#the-choice-the-paper-leaves-open) is
+# about.
 
 
 # %%
@@ -356,13 +357,26 @@ def choose(clean, pull_bank, push_bank):
 
 PULL_PUSH = {0: ("grey", "infrared"), 1: ("visible", "grey"), 2: ("infrared", "visible")}  # by turn
 train_features = embed_store(model, store, device=device, progress=False)
-for turn, modality in ((0, VISIBLE), (1, INFRARED), (2, VISIBLE)):
+for turn, modality in ((0, VISIBLE), (1, INFRARED), (2, VISIBLE)):  # the function is the package's choice
     rows = torch.from_numpy(rows_of[modality])
     pull, push = choose(train_features[rows], *PULL_PUSH[turn])
     # Rounding may decide between two centroids that are equally similar.
     assert (pull == problem.pull[turn, rows]).float().mean() > 0.98
     assert (push == problem.push[turn, rows]).float().mean() > 0.98
 
+
+def two_distances(problem, rows, turn, delta):
+    """||C^n - f|| and ||C^p - f|| of some crops under delta, (n,) each."""
+    features = features_of(problem, rows, turn, delta)
+    return [distance(features, centroids).cpu().numpy() for centroids in chosen(problem, rows, turn)]
+
+
+def term(problem, rows, turn, delta):
+    near, far = two_distances(problem, rows, turn, delta)
+    return np.maximum(near - far + rho, 0)
+
+
+# %% tags=["hide-input"]
 trial = dataset.trials(VISIBLE)[0]
 sides = [cached(dataset, side, progress=False) for side in trial]
 parts = [np.unique(np.linspace(0, len(side) - 1, 400).round().astype(int)) for side in sides]  # at most 400 each
@@ -379,18 +393,6 @@ for turn, modality in ((0, VISIBLE), (1, INFRARED), (2, VISIBLE)):
     pull[turn, rows], push[turn, rows] = choose(held_features[rows], *PULL_PUSH[turn])
 unseen = Problem(held, problem.centroids, pull, push, {})
 some = {m: rows[np.unique(np.linspace(0, len(rows) - 1, 64).round().astype(int))] for m, rows in held_rows.items()}
-
-
-def two_distances(problem, rows, turn, delta):
-    """||C^n - f|| and ||C^p - f|| of some crops under delta, (n,) each."""
-    features = features_of(problem, rows, turn, delta)
-    return [distance(features, centroids).cpu().numpy() for centroids in chosen(problem, rows, turn)]
-
-
-def term(problem, rows, turn, delta):
-    near, far = two_distances(problem, rows, turn, delta)
-    return np.maximum(near - far + rho, 0)
-
 
 # %% mystnb={"figure": {"caption": "Test identities: distance to what is pushed from against distance to what is pulled to, clean (rings) and under delta (crosses). A point that moves right or down lowers the loss; below the dashed line its term is zero. Look whether all points move alike, and how far the line is.", "name": "fig-triplet-distances"}, "image": {"alt": "Three scatter plots side by side with rings and crosses, and a rising dashed line in the lower right corner of each."}} tags=["hide-input"]
 figure, panels = plt.subplots(1, 3, figsize=(8.4, 3.9), layout="constrained", sharex=True, sharey=True)
@@ -423,7 +425,7 @@ def bracket(found, digits=3, sign="+"):
     return f"{found[0]:{sign}.{digits}f} [{found[1]:{sign}.{digits}f}, {found[2]:{sign}.{digits}f}]"
 
 
-lines = ["| term | distance to $C^p$ | change | distance to $C^n$ | change |", "|---|---|---|---|---|"]
+lines = ["| term | distance to Cᵖ | change | distance to Cⁿ | change |", "|---|---|---|---|---|"]
 moved = {}
 for name, modality, turn in (("1, visible", VISIBLE, 0), ("2, grey", VISIBLE, 2), ("3, infrared", INFRARED, 1)):
     before, after = (two_distances(unseen, some[modality], turn, delta) for delta in (down[0], down[-1]))
@@ -436,9 +438,9 @@ Markdown(
     "\n".join(lines)
     + f"\n\nAfter {settings.steps} iterations. "
     + (
-        "In every term the push does more than the pull: features leave $C^p$ by more than they near $C^n$."
+        "In every term the push does more than the pull: features leave Cᵖ by more than they near Cⁿ."
         if all(leaves)
-        else "In every term the pull does more than the push: features near $C^n$ by more than they leave $C^p$."
+        else "In every term the pull does more than the push: features near Cⁿ by more than they leave Cᵖ."
         if not any(leaves)
         else "Whether the push or the pull does more depends on the term."
     )
@@ -622,10 +624,8 @@ plt.show()
 #
 # If $C^p$ is to stand for the query's matches, it should hold its own person. Does it?
 
-# %%
-lines = [
-    "| anchor | $C^p$ shows its person: k-means | identity means | guess | different $C^n$ | most frequent $C^n$ |"
-]
+# %% tags=["hide-input"]
+lines = ["| anchor | Cᵖ shows its person: k-means | identity means | guess | different Cⁿ | most frequent Cⁿ |"]
 lines.append("|---|---|---|---|---|---|")
 hits = []
 for name, modality, turn in (("visible", VISIBLE, 0), ("infrared", INFRARED, 1)):
@@ -675,7 +675,7 @@ Markdown(
 # gradient of term 1 over visible images and that of term 3 over infrared ones. If their angle is small, a step for one
 # serves the other. If they stand at right angles, a step for one is no help to the other, and beyond that it harms.
 #
-# A cosine means nothing alone, so it gets company:
+# A cosine means nothing alone, so it gets company ({numref}`fig-triplet-angles`):
 #
 # - **a ceiling**: the cosine of two gradients of the *same* modality on different images. A batch's gradient is part
 #   signal, part noise, and two modalities cannot agree more than two batches of one do;
@@ -850,7 +850,7 @@ Markdown(
         if active.min() == 1
         else "Images that are done stop pulling, and the others have the batch to themselves."
     )
-    + f" By the triangle inequality a hinge can rest only where $C^p$ and $C^n$ are at least $\\rho$ = {rho:g} apart;"
+    + f" By the triangle inequality a hinge can rest only where Cᵖ and Cⁿ are at least rho = {rho:g} apart;"
     f" the distance of a pair is {apart.min():.2f} to {apart.max():.2f}."
 )
 
@@ -963,8 +963,8 @@ pd.DataFrame(table).T
 ratios = {p: (raw[p][VISIBLE].abs().sum((1, 2, 3)).mean() / raw[p][INFRARED].abs().sum((1, 2, 3)).mean()) for p in raw}
 said = " and ".join(f"{ratio.item():.2f} after {p} iterations" for p, ratio in ratios.items())
 Markdown(
-    "Gradients at $\\delta = 0$: share of the values whose step has the sign that one modality alone would give. The true"
-    f" ratio of the L1 norms, visible to infrared, is {said}: the nearer to 1, the less the normalisation had to do here."
+    "Gradients at delta = 0: share of the values whose step has the sign that one modality alone would give. The"
+    f" true ratio of the L1 norms, visible to infrared, is {said}: the nearer to 1, the less there was to normalise."
 )
 
 # %% [markdown]
@@ -1019,7 +1019,7 @@ pushed_from = theirs.push[1].cpu() - (len(theirs.centroids) - len(bank))
 own_share = torch.where(few.modalities == 1, infrared_share[pushed_from], 1 - infrared_share[pushed_from])
 lengths = bank.norm(dim=1)
 Markdown(
-    f"On {len({record.identity for record in few.records})} identities: of the images behind a crop's $C^p$"
+    f"On {len({record.identity for record in few.records})} identities: of the images behind a crop's Cᵖ"
     f" **{100 * own_share.nanmean().item():.0f} %** are of the crop's own modality (in equation 1: none). Centroids of"
     f" pooled features are {lengths.min().item():.1f} to {lengths.max().item():.1f} long, and the dot product favours"
     " the long ones."
