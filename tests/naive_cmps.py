@@ -108,18 +108,18 @@ def released_steps(model, batches, first_bank, second_bank, *, eps, margin=0.5, 
 
 
 def _released_gradient(model, images, greyed, eta, bank, margin):
-    """Return the gradient to eta of the mean over images of [|f - c_far|^2 - |f - c_near|^2 + margin]_+."""
+    """Return the gradient to eta of the mean over images of [|f - c_far| - |f - c_near| + margin]_+."""
     total = torch.zeros_like(eta)
     for image, grey_it in zip(images, greyed, strict=True):
         with torch.no_grad():
-            clean = model(image[None], Modality.VISIBLE).pooled[0]
+            clean = model((_grey(image) if grey_it else image)[None], Modality.VISIBLE).pooled[0]
         # Centroids keep their lengths in the score, so long ones are favoured.
         scores = [(centroid @ clean / clean.norm()).item() for centroid in bank]
         positive, negative = bank[_most([-score for score in scores])], bank[_most(scores)]
         shifted = (_grey(image) if grey_it else image) + eta
         attacked = shifted.clamp(0, 1).requires_grad_()
         feature = model(attacked[None], Modality.VISIBLE).pooled[0]
-        hinge = (feature - positive).square().sum() - (feature - negative).square().sum() + margin
+        hinge = (feature - positive).square().sum().sqrt() - (feature - negative).square().sum().sqrt() + margin
         if hinge > 0:
             inside = (shifted >= 0) & (shifted <= 1)  # the clip's gradient, 1 on the boundary
             total += torch.autograd.grad(hinge, attacked)[0] * inside / len(images)

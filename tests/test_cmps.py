@@ -179,23 +179,45 @@ def test_the_contract_holds_in_both_modes(model, store, mode, eps, tied, seed, t
 @pytest.mark.parametrize("mode", ["paper", "released"])
 @pytest.mark.parametrize("value", [0, 255])
 def test_a_black_or_white_image_still_gets_a_gradient(model, store, mode, value):
-    flat = ImageStore(np.full_like(store.images, value), store.records)
-    attack = CMPS(mode=mode, batch_size=6)
+    flat = ImageStore(np.array(store.images), store.records)
+    flat.images[1::2] = value
+    attack = CMPS(mode=mode, batch_size=6, margin=10.0)
     with base.frozen(model):
         problem = attack.prepare(model, flat, 0)
         for modality in Modality:
-            rows = np.flatnonzero(flat.modalities.numpy() == modality)[:4]
-            delta = torch.zeros(3, *flat.images.shape[1:3])
-            gradient = torch.autograd.grad(
-                attack.features(
-                    model,
-                    base.clip(base.images_of(flat, rows, model) + delta.requires_grad_(), masked=mode == "released"),
-                    modality,
-                ).sum(),
-                delta,
-            )[0]
+            rows = np.flatnonzero(flat.modalities.numpy() == modality)[1::2]
+            assert (flat.images[rows] == value).all()
+            gradient, _, active = attack.gradient(model, problem, torch.zeros(3, *flat.images.shape[1:3]), rows)
+            assert active == 1
             assert gradient.abs().sum() > 0
-    assert problem.centroids.isfinite().all()
+
+
+def test_the_released_loss_is_torchs_triplet_margin_loss(model, store):
+    """The published line is 10 triplet_margin_loss(anchor, farthest, nearest, .5); ten vanishes with the sign."""
+    attack, problem = problem_of(model, store, mode="released")
+    rows, delta = np.arange(10), torch.zeros(3, *store.images.shape[1:3])
+    with base.frozen(model):
+        loss, _ = attack.objective(model, problem, delta, rows)
+        features = attack.features(model, store.batch(rows), store.modalities[rows])
+    pull, push = (problem.centroids[index[0, rows]] for index in (problem.pull, problem.push))
+    expected = torch.nn.functional.triplet_margin_loss(features, pull, push, 0.5, eps=0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_greyed_crop_is_compared_by_its_grey_feature_as_released(model, store):
+    attack, problem = problem_of(model, store, mode="released", score="cosine")
+    visible = rows_of(store, 0)
+    with base.frozen(model), torch.no_grad():
+        grey = attack.features(model, base.luma(store.batch(visible)), Modality.VISIBLE)
+    bank = torch.nn.functional.normalize(problem.centroids[: len(problem.centroids) // 2])
+    nearest = (grey @ bank.T).argmax(1)
+    assert torch.equal(problem.push[2, visible], nearest)
+    assert not torch.equal(problem.push[2, visible], problem.push[0, visible])
+
+
+def test_a_single_centroid_is_refused(model, store):
+    with pytest.raises(InputError, match="1 centroid"):
+        problem_of(model, store, clusters=1)
 
 
 def test_every_image_goes_through_its_own_stem_except_as_released(model, store):

@@ -31,6 +31,7 @@ from vireid_lite.errors import InputError
 from vireid_lite.evaluation import Evaluation, direction_name, evaluate
 from vireid_lite.provenance import (
     cache_folder,
+    code_hash,
     device_name,
     exclusive,
     peak_memory_mib,
@@ -201,13 +202,16 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Path | None = None
     modules = code_modules(dataset.name, recipe.model)
     if run["attack"]:
         attack, identities = attack_of(run["attack"])
+        modules += attack_modules(attack.name)
+    # Read, and kept, before anything runs: a file edited meanwhile is not what made the card.
+    code_hash(*modules)
+    if run["attack"]:
         note = cache_folder() / "attacks" / f"{stable_hash([configuration, trained['key']])}.pt"
         clean = _clean_scores(model, dataset, trained["key"], run["split"], chosen)
         options = {"identities": identities, "split": run["split"], "state_path": note, "take_apart": run["anatomy"]}
         options |= {"clean": clean, "device": chosen, "progress": progress}
         attacked = run_attack(attack, model, dataset, seed=run["seed"], **options)
         results, train_seconds = attacked.describe(), 0.0
-        modules += attack_modules(attack.name)
     else:
         evaluated = [evaluate(model, dataset, modality, device=chosen, progress=progress) for modality in Modality]
         results = {

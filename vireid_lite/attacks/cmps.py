@@ -74,7 +74,7 @@ PRESETS = {
         "bank": "mixed",
         "score": "dot",
         "feature": "pooled",
-        "distance": "squared",
+        "distance": "euclidean",
         "centroid_input": "raw",
         "stem": "visible",
         "grey": "first",
@@ -93,7 +93,7 @@ class Problem:
     """What a fit never changes: the crops, the centroids, and which of them each crop is pulled to and pushed from.
 
     centroids: (K, D), all banks one after the other. pull, push: (3, N) rows of `centroids` for each crop in the first
-    pass, in the second one, and where it is a grey anchor. batches: of each modality, and "mixed".
+    pass, in the second one, and where it was turned grey and that counts. batches: of each modality, and "mixed".
     """
 
     store: ImageStore
@@ -117,11 +117,12 @@ class CMPS(UniversalAttack):
     modalities, for the first and the second pass.
     centroids: "kmeans", or one per "identity". clusters: k of the k-means, 0 for min(256, training identities).
     choice: pushed from the most and pulled to the least similar centroid of the clean feature ("similarity", the rule
-    of UAP-Retrieval; the paper names none), or pushed from its own "identity", pulled to the least similar other.
+    of UAP-Retrieval; the paper names none), or pushed from its own "identity", pulled to the least similar other. With
+    mixed banks a crop turned grey is compared by its grey feature, as released.
     score: similarity with L2-normalised centroids ("cosine") or with centroids as they are ("dot").
     feature: "embedding" (what is ranked: L2-normalised, after the BNNeck) or "pooled" (before it, not normalised).
-    distance: "euclidean" or "squared". centroid_input: with the network's mean and std, or "raw" without them.
-    stem: each image's "own", or the "visible" one for all.
+    distance: "euclidean", in both modes, or "squared". centroid_input: with the network's mean and std ("normalised"),
+    or "raw" without them. stem: each image's "own", or the "visible" one for all.
     grey_probability: how often a crop is replaced by its luma; grey: in "every" pass or only in the "first".
     grey_anchor: a visible crop that was replaced takes equation 1's middle term instead of the first.
     initial: "zero", or "uniform": Rand(0, 1) of 255 levels, the paper's text. clip: how [0, 1] passes gradients.
@@ -213,32 +214,48 @@ class CMPS(UniversalAttack):
         banks = list(self._banks(model, store, made, identities, seed))
         centroids, first = torch.cat([bank for bank, _ in banks]), np.cumsum([0] + [len(bank) for bank, _ in banks])
 
-        def pick(rows: np.ndarray, pull_bank: int, push_bank: int) -> tuple[Tensor, Tensor]:
+        if min(len(bank) for bank, _ in banks) < 2:
+            raise InputError("cmps: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
+
+        def pick(seen: Tensor, rows: np.ndarray, pull_bank: int, push_bank: int) -> tuple[Tensor, Tensor]:
             own = identities[rows] if self.choice == "identity" else None
-            pull = self._choose(clean[rows], *banks[pull_bank], own, nearest=False)
-            push = self._choose(clean[rows], *banks[push_bank], own, nearest=True)
+            pull = self._choose(seen[rows], *banks[pull_bank], own, nearest=False)
+            push = self._choose(seen[rows], *banks[push_bank], own, nearest=True)
             return pull + int(first[pull_bank]), push + int(first[push_bank])
 
         pull, push = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
         everything = np.arange(len(store))
         visible, infrared = (np.flatnonzero(modalities == modality) for modality in Modality)
         if self.bank == "mixed":
-            plan = [(0, everything, 0, 0), (1, everything, 1, 1)]
+            # A crop turned grey is compared as it is, grey (CMPS_attack.py:44-54).
+            grey = self._embed_all(model, store, grey="all")
+            plan = [(0, clean, everything, 0, 0), (1, clean, everything, 1, 1), (2, grey, everything, 0, 0)]
         elif self.bank == "same":
-            plan = [(p, rows, b, b) for p in (0, 1) for rows, b in ((visible, 0), (infrared, 1))]
+            plan = [(p, clean, rows, b, b) for p in (0, 1) for rows, b in ((visible, 0), (infrared, 1))]
         else:  # equation 1; banks are visible 0, infrared 1, grey 2
-            plan = [(p, *term) for p in (0, 1) for term in ((visible, 2, 1), (infrared, 0, 2))] + [(2, visible, 1, 0)]
-        for turn, rows, pull_bank, push_bank in plan:
-            pull[turn, rows], push[turn, rows] = pick(rows, pull_bank, push_bank)
+            plan = [(p, clean, *term) for p in (0, 1) for term in ((visible, 2, 1), (infrared, 0, 2))]
+            plan.append((2, clean, visible, 1, 0))
+        for turn, seen, rows, pull_bank, push_bank in plan:
+            pull[turn, rows], push[turn, rows] = pick(seen, rows, pull_bank, push_bank)
         return Problem(store, centroids, pull, push, batches)
 
-    def _embed_all(self, model: nn.Module, store: ImageStore, *, raw: bool = False, grey: str = "none", seed: int = 0):
-        """Return clean features of the whole store, (N, D); grey: "none", "all", or "some" at grey_probability."""
+    def _embed_all(
+        self,
+        model: nn.Module,
+        store: ImageStore,
+        rows: np.ndarray | None = None,
+        *,
+        raw: bool = False,
+        grey: str = "none",
+        seed: int = 0,
+    ) -> Tensor:
+        """Return clean features of a store's rows, or of all, (N, D); grey: "none", "all", or "some" of them."""
         stems = model.stages[0]
         parts = []
         draw = torch.rand(len(store), generator=generator_for(seed, 2))
-        for start in range(0, len(store), EMBED_ROWS):
-            rows = np.arange(start, min(start + EMBED_ROWS, len(store)))
+        everything = np.arange(len(store)) if rows is None else rows
+        for start in range(0, len(everything), EMBED_ROWS):
+            rows = everything[start : start + EMBED_ROWS]
             images = images_of(store, rows, model)
             if grey != "none":
                 images = luma(images, draw[rows] < (1.0 if grey == "all" else self.grey_probability))
@@ -262,8 +279,7 @@ class CMPS(UniversalAttack):
             rows = [np.flatnonzero(modalities == modality) for modality in Modality]
             sets = [(made[group], group) for group in rows]
             if self.bank == "cross":
-                visible = ImageStore(store.images[rows[0]], [store.records[row] for row in rows[0]])
-                sets.append((self._embed_all(model, visible, raw=raw, grey="all"), rows[0]))
+                sets.append((self._embed_all(model, store, rows[0], raw=raw, grey="all"), rows[0]))
         for features, group in sets:
             if self.centroids == "identity":
                 yield identity_centroids(features, identities[group])
@@ -304,6 +320,8 @@ class CMPS(UniversalAttack):
             images = luma(images, chosen)
             if self.grey_anchor:
                 turns[chosen & (modality == Modality.VISIBLE)] = 2
+            elif self.bank == "mixed" and turn == 0:
+                turns[chosen] = 2
         if (modality == modality[0]).all():
             modality = Modality(int(modality[0]))  # one modality: no splitting of the batch in the stems
         added = tie_infrared(delta, modality) if self.tied else delta
@@ -338,10 +356,10 @@ class CMPS(UniversalAttack):
         size = self.step_share * self.eps * math.exp(-self.decay * (epoch + 1) if self.decay else 0.0)
         delta, momentum = state["delta"], state["momentum"]
 
-        def draw(turn: int, rows: np.ndarray) -> Tensor | None:
-            if not self.grey_probability or (self.grey == "first" and turn == 1):
+        def draw(part: int, rows: np.ndarray) -> Tensor | None:
+            if not self.grey_probability or (self.grey == "first" and part == 1):
                 return None
-            return torch.rand(len(rows), generator=generator_for(seed, 4, step, turn)) < self.grey_probability
+            return torch.rand(len(rows), generator=generator_for(seed, 4, step, part)) < self.grey_probability
 
         if mixed:
             rows = problem.batches["mixed"].at(step)
@@ -355,13 +373,16 @@ class CMPS(UniversalAttack):
         else:
             turns = self._turns(problem, step)
             if self.update == "joint":
-                found = [self.gradient(model, problem, delta, rows, turn, draw(turn, rows)) for turn, rows in turns]
+                found = [
+                    self.gradient(model, problem, delta, rows, turn, draw(part, rows))
+                    for part, (turn, rows) in enumerate(turns)
+                ]
                 momentum = self.momentum * momentum + l1_normalised(found[0][0] + found[1][0])
                 delta = (delta - size * momentum.sign()).clamp(-self.eps, self.eps)
             else:
                 found = []
-                for turn, rows in turns:
-                    found.append(self.gradient(model, problem, delta, rows, turn, draw(turn, rows)))
+                for part, (turn, rows) in enumerate(turns):
+                    found.append(self.gradient(model, problem, delta, rows, turn, draw(part, rows)))
                     momentum = self.momentum * momentum + l1_normalised(found[-1][0])
                     delta = (delta - size * momentum.sign()).clamp(-self.eps, self.eps)
             (_, loss, active), (_, other, also) = found
