@@ -1039,9 +1039,9 @@ Markdown(
 # | one joint step instead of two alternating ones | neither modality sees what the other's step did |
 # | no grey crops | grey is left in the centroids alone |
 #
-# Identity centroids are a control of another kind: do labels buy anything? Every comparison is paired over the
-# identities of one victim, *control minus CMPS*, from committed {term}`run cards <run card>`. Above zero the control is
-# weaker.
+# Identity centroids, each image pushed from its own person's, are a control of another kind: do labels buy anything?
+# Every comparison is paired over the identities of one victim, *control minus CMPS*, from committed
+# {term}`run cards <run card>`; steps and step size are the same on both sides. Above zero the control is weaker.
 
 # %% tags=["hide-input"]
 from vireid_lite import tables
@@ -1054,7 +1054,7 @@ CONTROLS = {
     "infrared images alone": {"modalities": "infrared"},
     "joint step": {"update": "joint"},
     "no grey crops": {"grey_probability": 0},
-    "identity centroids": {"centroids": "identity"},
+    "identity centroids": {"centroids": "identity", "choice": "identity"},
 }
 SEEDS = (0, 1, 2)
 lite = tier_recipe("lite").describe()
