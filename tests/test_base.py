@@ -30,7 +30,7 @@ def test_rounding_to_8_bits_keeps_budget_range_and_equal_channels(eps, seed, sca
     shift = base.tie(some_delta(scale, seed)).contiguous()
     adversarial = base.project(clean + shift, clean, eps)
     rounded = base.to_8_bits(adversarial, clean, eps)
-    assert (rounded - clean).abs().max() <= eps + 1e-6
+    assert (rounded - clean).abs().max() <= eps + 5e-6, "a thousandth of a level"
     assert 0 <= rounded.min() <= rounded.max() <= 1
     assert torch.allclose(255 * rounded, (255 * rounded).round(), atol=1e-4)
     assert torch.equal(rounded[0, 0], rounded[0, 1])

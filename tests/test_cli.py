@@ -118,7 +118,7 @@ def test_a_perturbation_crafted_on_synthetic_data_is_applied_to_pairs(vireid, co
     assert code == 0, said
     assert out.count("attacked, 8 bits: rank-1") == 2
     assert json.loads((made / "scores.json").read_text())["attack"]["steps"] == 10
-    assert not (made / "state.pt").exists()
+    assert not list(made.glob("state*")), "the note of a finished attack is removed"
     scored = tmp_path / "scored"
     code, out, said = vireid(
         *("evaluate", "--dataset", "paired_folder", "--root", root or copies("paired_folder"), "--size", "32x16"),
@@ -203,6 +203,8 @@ def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vir
         (["attack", "cmps", "--set", "eps=0.1"], ["--eps"]),
         (["attack", "cmps", "--gradients", "10", "--set", "steps=5"], ["steps", "gradients"]),
         (["attack", "m-fgsm", "--set", "steps=none"], ["steps"]),
+        (["attack", "m-fgsm", "--gradients", "10"], ["--gradients"]),
+        (["attack", "fgsm", "--identities", "10"], ["--identities"]),
         (["evaluate", "--perturbation", "/no/such.safetensors"], ["/no/such.safetensors"]),
     ],
 )

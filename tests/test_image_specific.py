@@ -123,7 +123,7 @@ def test_contract(model, kind, modality, eps, tied, training, fill, seed):
     assert found.min() >= 0
     assert found.max() <= 1
     rounded = to_8_bits(found, images, eps)
-    assert (rounded - images).abs().max() <= eps + 1e-6
+    assert (rounded - images).abs().max() <= eps + 5e-6, "a thousandth of a level"
     assert torch.equal((rounded * 255).round() / 255, rounded)
     if tied and modality == Modality.INFRARED:
         for attacked in (found, rounded):

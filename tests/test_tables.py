@@ -29,7 +29,9 @@ def scores(values):
 def card(name="cmps", seed=0, value=0.3, tied=False, rounded=None, **more):
     generator = np.random.default_rng(seed)
     values = np.clip(value + 0.1 * generator.standard_normal(20), 0, 1)
-    attack = {"name": name, "tied": tied, "eps": 8 / 255, **({"mode": "paper"} if name == "cmps" else {}), **more}
+    attack = {"name": name, "tied": tied, "eps": 8 / 255, **more}
+    if name == "cmps":
+        attack |= {"mode": "paper", "centroids": "kmeans", "choice": "similarity"}
     both = dict.fromkeys(tables.DIRECTIONS, scores(values))
     clean = {direction: {"rank1": 0.8, "mAP": 0.8, "mINP": 0.8} for direction in tables.DIRECTIONS}
     other = dict.fromkeys(tables.DIRECTIONS, scores(values if rounded is None else np.full(20, rounded)))
@@ -80,6 +82,19 @@ def test_a_table_orders_attacks_counts_seeds_and_starts_with_the_clean_row():
     assert column.iloc[2].endswith("2 of 2 fell")
     assert column.iloc[1].endswith("0 of 1 fell"), "an interval that reaches zero is no fall"
     assert tables.attack_table([]).empty
+    for other in (
+        card("cmps", 0, eps=0.5),
+        {**card("cmps", 2), "dataset": {"name": "synthetic", "difficulty": "hard"}},
+    ):
+        with pytest.raises(InputError, match="filter"):
+            tables.attack_table([*cards, other])
+
+
+def test_the_phrase_on_knowledge_follows_the_settings():
+    plain, labelled = ({"name": "cmps", "centroids": c, "choice": "similarity"} for c in ("kmeans", "identity"))
+    assert "unlabelled" in tables.knows(plain)
+    assert "with identities" in tables.knows(labelled)
+    assert "classifier" in tables.knows({"name": "uap"})
 
 
 def test_compare_is_the_paired_bootstrap_and_refuses_other_victims():
@@ -98,7 +113,8 @@ def test_pending_counts_what_has_no_card_and_names_the_command(tmp_path):
     path.write_text(CAMPAIGN)
     said = tables.pending(path, tmp_path)
     assert "2 of 2 runs" in said
-    assert f"vireid-lite campaign {path.as_posix()}" in said
+    assert "vireid-lite campaign book/campaigns/some.toml" in said
+    assert str(tmp_path) not in said, "a page shows no path of this machine"
     from vireid_lite.campaign import prepare, read_campaign
     from vireid_lite.cards import card_name
 
@@ -108,6 +124,7 @@ def test_pending_counts_what_has_no_card_and_names_the_command(tmp_path):
     (tmp_path / names[1]).touch()
     assert tables.pending(path, tmp_path) == ""
     assert tables.pending(path, Path("nowhere"), kind="other") == ""
+    assert tables.pending(tmp_path / "missing.toml", tmp_path) == ""
 
 
 def test_the_spread_over_seeds_shows_its_ends():

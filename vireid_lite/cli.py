@@ -296,7 +296,7 @@ def attack(
     from vireid_lite.evaluation import direction_name
     from vireid_lite.parameters import fraction
     from vireid_lite.plots import set_style
-    from vireid_lite.provenance import exclusive, pick_device, write_atomically
+    from vireid_lite.provenance import exclusive, pick_device, stable_hash, write_atomically
 
     try:
         budget = fraction(eps)
@@ -306,11 +306,19 @@ def attack(
     if repeated := sorted({"eps", "tied", "gradients", "identities", "name"} & set(options)):
         raise InputError(f"--set {repeated[0]}: give it as an option of its own, --{repeated[0]}")
     chosen_attack = build_attack(name, gradients=gradients, eps=budget, tied=tied, **options)
+    universal = isinstance(chosen_attack, UniversalAttack)
+    for option_name, given, taken in (
+        ("gradients", gradients, universal and chosen_attack.gradients_per_step),
+        ("identities", identities, universal),
+    ):
+        if given is not None and not taken:
+            raise InputError(f"{name} takes no --{option_name}: it learns nothing from training images; leave it out")
     chosen = pick_device(device)
     model, card, data = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, split, seed, chosen)
     set_style()
     with exclusive(out_dir):
-        state = out_dir / "state.pt"
+        # Named by the data too: a note of other pixels must not be taken over.
+        state = out_dir / f"state-{stable_hash([data.describe(), split])}.pt"
         result = run_attack(
             chosen_attack, model, data, seed=seed, identities=identities, split=split, state_path=state, device=chosen
         )
@@ -321,7 +329,7 @@ def attack(
         facts = {"attack": {**chosen_attack.describe(), "seed": seed, "identities": identities}}
         facts |= {"dataset": data.describe(), "split": split, "victim": card.get("key"), **result.describe()}
         write_atomically(out_dir / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
-        if isinstance(chosen_attack, UniversalAttack):
+        if universal:
             result.made.save(out_dir / "perturbation.safetensors")
             for before in result.clean:
                 modality = before.query_modality
@@ -330,7 +338,7 @@ def attack(
                 direction = direction_name(modality).replace(" ", "_")
                 _attacked_figures(result.made, model, data, trial, queries, chosen, out_dir, direction)
         state.unlink(missing_ok=True)
-    print(f"scores and perturbation: {out_dir}")
+    print(f"{'scores and perturbation' if universal else 'scores'}: {out_dir}")
 
 
 @app.command()

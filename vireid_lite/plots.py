@@ -143,7 +143,7 @@ def cmc_curves(curves: dict[str, np.ndarray], chance: np.ndarray | None = None) 
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for number, (name, cmc) in enumerate(curves.items()):
         ranks = np.arange(1, len(cmc) + 1)
-        axes.plot(ranks, 100 * cmc, marker="os^Dv"[number % 5], markersize=4, color=SERIES[number], label=name)
+        axes.plot(ranks, 100 * cmc, marker="os^Dv"[number % 5], markersize=4, color=SERIES[number % 6], label=name)
     if chance is not None:
         axes.plot(np.arange(1, len(chance) + 1), 100 * chance, color=CHANCE, linestyle=":", label="chance")
     axes.set(xlabel="rank k", ylabel="queries matched by rank k (%)", ylim=(0, 101))

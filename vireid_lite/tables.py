@@ -44,6 +44,15 @@ def label(attack: dict) -> str:
     return f"{name} ({attack['mode']})" if attack["name"] == "cmps" else name
 
 
+def knows(attack: dict) -> str:
+    """Return what the attacker of a card knows, in one phrase."""
+    if attack["name"] == "cmps" and "identity" in (attack["centroids"], attack["choice"]):
+        return "the victim's weights; training images with identities"
+    if attack["name"] == "uap":
+        return "the victim's weights and its classifier; unlabelled training images"
+    return ATTACKS[attack["name"]].knows
+
+
 def seed_rows(cards: Iterable[dict], precision: str = "8-bit") -> pd.DataFrame:
     """Return one row for each card and direction, scores in percent.
 
@@ -62,7 +71,7 @@ def seed_rows(cards: Iterable[dict], precision: str = "8-bit") -> pd.DataFrame:
             row = {
                 "difficulty": card["dataset"].get("difficulty", ""),
                 "attack": label(attack),
-                "knows": ATTACKS[attack["name"]].knows,
+                "knows": knows(attack),
                 "infrared": "tied" if attack["tied"] else "free",
                 "seed": card["seed"],
                 "direction": direction,
@@ -84,11 +93,13 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
 
     A cell holds the mean over seeds, the lowest and highest seed, and in how many seeds the paired interval of the
     difference from clean lies below zero. Rows keep the order of `ATTACKS`; the clean row comes first.
-    score: "rank1" or "mAP".
+    score: "rank1" or "mAP". Raises InputError where two cards would share a line and a seed, such as two difficulties.
     """
     rows = seed_rows(cards, precision)
     if rows.empty:
         return rows
+    if rows.duplicated(["attack", "infrared", "seed", "direction"]).any() or rows.difficulty.nunique() > 1:
+        raise InputError("tables: one difficulty and one setting of each attack at a time; filter the cards first")
     order = {name: place for place, name in enumerate(dict.fromkeys(LABELS.values()))}
     lines = [{"attack": "none", "what the attacker knows": "", "infrared": ""}]
     for direction in DIRECTIONS:
@@ -133,10 +144,13 @@ def compare(first: dict, second: dict, direction: str, score: str = "rank1", pre
 def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     """Return one Markdown sentence on the runs of a campaign that have no card yet, with the command; "" if none.
 
+    campaign: a file of `book/campaigns`; nothing is said where it is missing, as in an installed package.
     kind: only the runs of this name.
     """
+    if not campaign.exists():
+        return ""
     runs = [run for run in read_campaign(campaign) if kind in (None, run["name"])]
     missing = [run for run in runs if not (folder / card_name(prepare(run)[2])).exists()]
     if not missing:
         return ""
-    return f"**Pending**: {len(missing)} of {len(runs)} runs. `vireid-lite campaign {campaign.as_posix()}` makes them."
+    return f"**Pending**: {len(missing)} of {len(runs)} runs. `vireid-lite campaign book/campaigns/{campaign.name}` makes them."

@@ -96,7 +96,8 @@ def project(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
 def to_8_bits(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
     """Return the adversarial images as an image file holds them: the nearest of 256 levels that keeps the budget.
 
-    images: the clean images, themselves of 8 bits. Equal channels stay equal to the bit.
+    images: the clean images, themselves of 8 bits. Equal channels stay equal to the bit. The budget is kept to a
+    thousandth of a level.
     """
     # A level may lie on the budget itself; the slack absorbs float32's rounding of 255 * eps, never a whole level.
     low, high = ((images - eps) * 255 - 1e-3).ceil(), ((images + eps) * 255 + 1e-3).floor()
