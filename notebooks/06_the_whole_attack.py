@@ -58,11 +58,17 @@ SEED = 0  # of everything random here
 DEVICE = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR = "_build/chapters"  # folder for files this chapter writes
 EPS = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
-GRADIENTS = None  # batches that go forward and backward in one attack; None: 240 at tier lite, else 1000
-IDENTITIES = None  # training people the attack learns from; None: 200 at tier lite, else three in four
+GRADIENTS = None  # batches forward and backward; None: 240 at tier lite, else 1000
+IDENTITIES = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=optional(int))
+settings = check_parameters(
+    globals(),
+    costs,
+    EPS=fraction,
+    GRADIENTS=optional(int),
+    IDENTITIES=optional(int),
+)
 
 # %% [markdown]
 # ## Threat model
@@ -162,11 +168,13 @@ shape = (3, *dataset.size)
 with frozen(model):
     problem = attack.prepare(model, small, settings.seed)
     delta, momentum = torch.zeros(2, *shape, device=device)
+    alpha = attack.step_share * attack.eps
     for step in range(2):
         for modality in Modality:  # visible, then infrared
             rows = problem.batches[modality].at(step)
-            draw = torch.rand(len(rows), generator=generator_for(settings.seed, 4, step, int(modality)))
-            images = luma(images_of(small, rows, model), draw < attack.grey_probability)
+            seeded = generator_for(settings.seed, 4, step, int(modality))
+            grey = torch.rand(len(rows), generator=seeded) < attack.grey_probability
+            images = luma(images_of(small, rows, model), grey)
 
             delta.requires_grad_()
             features = model.embed(clip(images + delta), modality)
@@ -178,10 +186,11 @@ with frozen(model):
             gradient = torch.autograd.grad(loss, delta)[0]
 
             momentum = attack.momentum * momentum + l1_normalised(gradient)
-            alpha = attack.step_share * attack.eps
-            delta = (delta.detach() - alpha * momentum.sign()).clamp(-attack.eps, attack.eps)
+            delta = delta.detach() - alpha * momentum.sign()
+            delta = delta.clamp(-attack.eps, attack.eps)
 
-    state = {name: value.to(device) for name, value in attack.start(shape, settings.seed).items()}
+    state = attack.start(shape, settings.seed)
+    state = {name: value.to(device) for name, value in state.items()}
     for step in range(2):
         attack.step(model, problem, state, step, settings.seed)
 
@@ -471,7 +480,7 @@ falls = [
 ]
 kept = 100 * falls[1] / falls[0] if falls[0] > 0 else float("nan")
 Markdown(
-    f"**8 bits against float**: rank-1 moves by at most {100 * rounding:.1f} points; a pixel of $\\delta$ that sits at a"
+    f"**8 bits against float**: rank-1 moves by at most {100 * rounding:.1f} points; a pixel of δ that sits at a"
     " bound of whole levels is not rounded at all. **Free against tied**: on infrared"
     f" queries the free perturbation costs {100 * falls[0]:.1f} points of rank-1, the mean of its channels"
     f" {100 * falls[1]:.1f}"
@@ -625,7 +634,7 @@ Markdown(
 #
 # The last two learn from identities, and DMR is universal only in its weights.
 
-# %%
+# %% tags=["hide-input"]
 from vireid_lite.attacks import ATTACKS, UniversalAttack
 from vireid_lite.cards import read_cards, stale_note
 from vireid_lite.parameters import COSTS
@@ -798,7 +807,7 @@ Markdown(
 # in how many the test people cannot tell.
 
 
-# %%
+# %% tags=["hide-input"]
 def twin(card, cards):
     """Return the card of the same victim, data, seed and infrared form among `cards`, or None."""
     parts = ("tier", "dataset", "victim", "seed")
@@ -868,7 +877,7 @@ Markdown(
 # $\varepsilon$. Where it does not, the attack or the measurement is broken.
 
 
-# %%
+# %% tags=["hide-input"]
 def changed(one, other):
     """Return the names of the attack's parameters in which two cards differ."""
     first, second = one["attack"], other["attack"]
@@ -997,7 +1006,7 @@ Markdown("\n\n".join(filter(None, ["\n".join(lines) if effort else "", *dict.fro
 # the code's position, **minus** rank-1 of paper mode. A plus means that the attack got weaker.
 
 
-# %%
+# %% tags=["hide-input"]
 PLAIN = CMPS(step_share=max([card["attack"]["step_share"] for card in paper_cards], default=None)).describe()
 
 

@@ -153,4 +153,5 @@ def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     missing = [run for run in runs if not (folder / card_name(prepare(run)[2])).exists()]
     if not missing:
         return ""
-    return f"**Pending**: {len(missing)} of {len(runs)} runs. `vireid-lite campaign book/campaigns/{campaign.name}` makes them."
+    command = f"vireid-lite campaign book/campaigns/{campaign.name}"
+    return f"**Pending**: {len(missing)} of {len(runs)} runs. `{command}` makes them."
