@@ -999,19 +999,17 @@ if any(notes):
 
 # %% tags=["hide-input"]
 if cards:
-    both = []
-    for precision in ("8-bit", "float"):
-        rows = seed_rows(cards, precision)
-        changes = [
-            f"{row['rank1 difference']:.1f} [{row['rank1 low']:.1f}, {row['rank1 high']:.1f}]"
-            for row in rows.to_dict("records")
-        ]
-        both.append(rows.assign(**{f"change, {precision}": changes}))
     keep = ["difficulty", "attack", "infrared", "direction", "seed", "rank1 clean", "rank1", "mAP clean", "mAP"]
-    frame = both[0][[*keep, "change, 8-bit"]].assign(**{"change, float": both[1]["change, float"]})
+    frame = seed_rows(cards)[keep]
+    for score in ("rank1", "mAP"):
+        for precision in ("8-bit", "float"):
+            frame[f"{score} change, {precision}"] = [
+                f"{row[f'{score} difference']:.1f} [{row[f'{score} low']:.1f}, {row[f'{score} high']:.1f}]"
+                for row in seed_rows(cards, precision).to_dict("records")
+            ]
     frame = frame.sort_values(["difficulty", "attack", "infrared", "direction", "seed"])
     page = frame.to_html(index=False, float_format="{:.1f}".format, border=0)
-    text = "Every seed: scores in %, changes of rank-1 with 95 % paired intervals over identities"
+    text = "Every seed: scores in % (attacked: 8 bits), changes with 95 % paired intervals over identities"
     display(HTML(f"<details><summary>{text}</summary>{page}</details>"))
 else:
     display(Markdown("Every seed with its paired intervals: pending."))
