@@ -62,13 +62,7 @@ GRADIENTS = None  # batches forward and backward; None: 240 at tier lite, else 1
 IDENTITIES = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
 
 # %%
-settings = check_parameters(
-    globals(),
-    costs,
-    EPS=fraction,
-    GRADIENTS=optional(int),
-    IDENTITIES=optional(int),
-)
+settings = check_parameters(globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=optional(int))
 
 # %% [markdown]
 # ## Threat model
@@ -847,17 +841,17 @@ for name in names:
         if any(texts):
             written = [" / ".join(map(str, text)) if text else "pending" for text in texts]
             lines.append(f"| {name} | {form} | {' | '.join(written)} |")
-total = np.sum(list(verdicts.values()), axis=0) if verdicts else None
 rivals = {
     name: np.sum([value for key, value in verdicts.items() if key[0] == name], axis=0)
     for name in names
     if "noise" not in name
 }
+total = np.sum(list(rivals.values()), axis=0) if rivals else np.zeros(3, int)
 always = [name for name, (lower, higher, same) in rivals.items() if lower and not higher and not same]
 mixed = [name for name, (lower, higher, same) in rivals.items() if name not in always]
 Markdown(
     "\n".join(lines)
-    + f"\n\nOf {total.sum()} comparisons CMPS (paper) is stronger in {total[0]}, weaker in {total[1]}, and not told"
+    + f"\n\nNoise aside, of {total.sum()} comparisons CMPS (paper) is stronger in {total[0]}, weaker in {total[1]}, and not told"
     f" apart in {total[2]}. "
     + (f"Stronger in every one: than {', '.join(always)}. " if always else "Stronger than no rival in every one. ")
     + (f"Not so: {', '.join(mixed)}." if mixed else "")
