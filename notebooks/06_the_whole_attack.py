@@ -730,14 +730,15 @@ all_attacks("mAP")
 
 
 # %% tags=["hide-cell"]
-def seed_by_seed(precision):
-    """Show each seed's rank-1 with its difference from clean."""
+def seed_by_seed(score, precision):
+    """Show each seed's score with its difference from clean."""
     rows = tables.seed_rows(main, precision)
+    title = f"{'rank-1' if score == 'rank1' else score}, {precision}"
     if rows.empty:
-        return f"**{precision}**: pending"
+        return f"**{title}**: pending"
     seeds = sorted(rows.seed.unique())
     lines = [
-        f"| {precision} | | infrared | query to gallery | " + " | ".join(f"seed {seed}" for seed in seeds) + " |",
+        f"| {title} | | infrared | query to gallery | " + " | ".join(f"seed {seed}" for seed in seeds) + " |",
         "|---|---|---|---|" + "---|" * len(seeds),
     ]
     for key, group in rows.groupby(["difficulty", "attack", "infrared", "direction"], sort=False):
@@ -745,13 +746,14 @@ def seed_by_seed(precision):
         texts = []
         for seed in seeds:
             row = cells.get(seed)
-            change = row and [row[f"rank1 {part}"] / 100 for part in ("difference", "low", "high")]
-            texts.append(f"{row['rank1']:.1f}; {moved(change)}" if row else "pending")
+            change = row and [row[f"{score} {part}"] / 100 for part in ("difference", "low", "high")]
+            texts.append(f"{row[score]:.1f}; {moved(change)}" if row else "pending")
         lines.append(f"| {' | '.join(key)} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
-Markdown("\n\n".join(seed_by_seed(precision) for precision in ("8-bit", "float")))
+pairs = [(score, precision) for score in ("rank1", "mAP") for precision in ("8-bit", "float")]
+Markdown("\n\n".join(seed_by_seed(*pair) for pair in pairs))
 
 # %% [markdown]
 # What each of these drops consists of, over the seeds whose cards took it apart (free infrared, 8 bits):

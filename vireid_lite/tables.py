@@ -106,7 +106,7 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
         part = rows[rows.direction == direction]
         lines[0][direction] = spread(part.drop_duplicates("seed")[f"{score} clean"])
     keys = ["attack", "knows", "infrared"]
-    groups = sorted(rows.groupby(keys, sort=False), key=lambda item: (order[item[0][0].split(" (")[0]], item[0][0]))
+    groups = sorted(rows.groupby(keys), key=lambda item: (order[item[0][0].split(" (")[0]], item[0][0], item[0][2]))
     for (attack, knows, infrared), group in groups:
         line = {"attack": attack, "what the attacker knows": knows, "infrared": infrared}
         for direction in DIRECTIONS:
