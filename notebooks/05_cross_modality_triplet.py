@@ -983,7 +983,6 @@ meaning = {
     "bank": "where centroids come from",
     "score": "similarity to a centroid (dot: long ones win)",
     "feature": "what the distances are taken of",
-    "distance": "the distance in the triplet",
     "centroid_input": "what the centroids' images passed before the network",
     "stem": "the stem images go through",
     "grey": "in which pass crops turn grey",
