@@ -653,10 +653,9 @@ def of_kind(*kinds):
 def state_of(kind, cards):
     """Say what has not run yet, and what was made by code that has changed since."""
     command = "vireid-lite campaign book/campaigns/attacks.toml"
-    pending = f"**Pending**: `{command}` makes the cards." if not cards else ""
-    if CAMPAIGN.exists():
-        found = tables.pending(CAMPAIGN, COSTS.parent, kind)
-        pending = found.replace(CAMPAIGN.as_posix(), "book/campaigns/attacks.toml") or pending
+    pending = tables.pending(CAMPAIGN, COSTS.parent, kind)
+    if not cards:
+        pending = pending or f"**Pending**: `{command}` makes the cards."
     return " ".join(filter(None, [pending, stale_note(cards)]))
 
 

@@ -1,9 +1,13 @@
 """Shared by all tests: every cache in a temporary folder, and small data to work on."""
 
 import matplotlib
+import numpy as np
 import pytest
+import torch
 
-from vireid_lite.data import SyntheticVI
+from vireid_lite import models
+from vireid_lite.attacks.base import training_store
+from vireid_lite.data import ImageStore, Modality, SyntheticVI
 
 matplotlib.use("Agg")
 
@@ -20,3 +24,29 @@ def _cache(tmp_path_factory):
 def tiny():
     """12 identities with 4 images in each modality, and 6 held out twice."""
     return SyntheticVI(12, 4, size=(32, 16), val_identities=6, test_identities=6)
+
+
+@pytest.fixture(scope="module")
+def store(tiny):
+    """The training crops of `tiny`."""
+    return training_store(tiny)
+
+
+@pytest.fixture(scope="module")
+def saturated(store):
+    """The same crops in pure black and white, where a clip's gradient is the only one there is."""
+    images = np.where(store.images > 110, 255, 0).astype(np.uint8)
+    infrared = (store.modalities == Modality.INFRARED).numpy()
+    images[infrared] = images[infrared][..., :1]
+    return ImageStore(images, store.records)
+
+
+@pytest.fixture(scope="module")
+def victim():
+    """A small network whose modes and requires_grad are mixed on purpose: an attack has to put each back."""
+    torch.manual_seed(0)
+    model = models.build("agw", 12, "lite")
+    model.train()
+    model.stages[0].eval()
+    next(model.parameters()).requires_grad_(False)
+    return model

@@ -11,15 +11,10 @@ from sklearn.cluster import KMeans
 from vireid_lite import models
 from vireid_lite.attacks import CMPS, UniversalPerturbation, base
 from vireid_lite.attacks.cmps import CHOICES, PRESETS
-from vireid_lite.data import ImageStore, Modality, cached
+from vireid_lite.data import ImageStore, Modality
 from vireid_lite.errors import InputError
 
 SEED = 5
-
-
-@pytest.fixture(scope="module")
-def store(tiny):
-    return cached(tiny, tiny.train, False)
 
 
 @pytest.fixture(scope="module")

@@ -3,55 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from contract import facts, same_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vireid_lite import models
 from vireid_lite.attacks import base
-from vireid_lite.attacks.base import UniversalPerturbation, training_store
+from vireid_lite.attacks.base import UniversalPerturbation
 from vireid_lite.attacks.dmr import DMR, Generator, GeneratorPerturbation, run
 from vireid_lite.attacks.uap import SignNoise
-from vireid_lite.data import ImageStore, Modality
+from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def store(tiny):
-    return training_store(tiny)
-
-
-@pytest.fixture(scope="module")
-def saturated(store):
-    """The same crops in pure black and white."""
-    images = np.where(store.images > 110, 255, 0).astype(np.uint8)
-    infrared = (store.modalities == Modality.INFRARED).numpy()
-    images[infrared] = images[infrared][..., :1]
-    return ImageStore(images, store.records)
-
-
-@pytest.fixture(scope="module")
-def victim():
-    torch.manual_seed(0)
-    model = models.build("agw", 12, "lite")
-    # Modes and requires_grad are mixed on purpose: an attack has to put each back.
-    model.train()
-    model.stages[0].eval()
-    next(model.parameters()).requires_grad_(False)
-    return model
 
 
 @pytest.fixture(scope="module")
 def found(store, victim):
     return DMR(steps=3, batch_size=16).fit(victim, store, 1)
-
-
-def facts(model):
-    tensors = {name: value.clone() for name, value in model.state_dict().items()}
-    return tensors, [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
-
-
-def same_facts(before, after):
-    return before[1:] == after[1:] and all(torch.equal(value, after[0][name]) for name, value in before[0].items())
 
 
 @settings(max_examples=10, deadline=None)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from contract import facts, same_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -66,21 +67,6 @@ def guides_for(count=3, seed=1):
     return Guides(F.normalize(features[:, :4], dim=2), F.normalize(features[:, 4], dim=1))
 
 
-def everything(model):
-    """What an attack must leave alone, as values that compare."""
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    modes = [module.training for module in model.modules()]
-    return state, modes, [(p.requires_grad, p.grad) for p in model.parameters()]
-
-
-def same_victim(before, after):
-    return (
-        before[1:] == after[1:]
-        and before[0].keys() == after[0].keys()
-        and all(torch.equal(value, after[0][name]) for name, value in before[0].items())
-    )
-
-
 def gradient_of(objective, images):
     images = images.clone().requires_grad_(True)
     return torch.autograd.grad(objective(images, 0).sum(), images)[0]
@@ -106,10 +92,10 @@ def test_contract(model, kind, modality, eps, tied, training, fill, seed):
     model.train(training)
     model.bottleneck.eval()  # a mixed mode must come back mixed
     model.stages[0].requires_grad_(not training)
-    before = everything(model)
+    before = facts(model)
     try:
         found = attack(model, images, modality, guides, seed=seed)
-        assert same_victim(before, everything(model)), "the victim must be bit-identical"
+        assert same_facts(before, facts(model)), "the victim must be bit-identical"
         again = attack(model, images, modality, guides, seed=seed)
     finally:
         model.eval().requires_grad_(True)

@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from contract import facts, same_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vireid_lite import models
 from vireid_lite.attacks import base
-from vireid_lite.attacks.base import UniversalPerturbation, lattice_shift, training_store
+from vireid_lite.attacks.base import UniversalPerturbation, lattice_shift
 from vireid_lite.attacks.uap import (
     UNIVERSAL,
     ColDel,
@@ -27,40 +28,6 @@ from vireid_lite.data import ImageStore, Modality
 from vireid_lite.errors import InputError
 
 GRADIENT = [name for name, attack in UNIVERSAL.items() if attack.gradients_per_step]
-
-
-@pytest.fixture(scope="module")
-def store(tiny):
-    return training_store(tiny)
-
-
-@pytest.fixture(scope="module")
-def saturated(store):
-    """The same crops in pure black and white, where a clip's gradient is the only one there is."""
-    images = np.where(store.images > 110, 255, 0).astype(np.uint8)
-    infrared = (store.modalities == Modality.INFRARED).numpy()
-    images[infrared] = images[infrared][..., :1]
-    return ImageStore(images, store.records)
-
-
-@pytest.fixture(scope="module")
-def victim():
-    torch.manual_seed(0)
-    model = models.build("agw", 12, "lite")
-    # Modes and requires_grad are mixed on purpose: an attack has to put each back.
-    model.train()
-    model.stages[0].eval()
-    next(model.parameters()).requires_grad_(False)
-    return model
-
-
-def facts(model):
-    tensors = {name: value.clone() for name, value in model.state_dict().items()}
-    return tensors, [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
-
-
-def same_facts(before, after):
-    return before[1:] == after[1:] and all(torch.equal(value, after[0][name]) for name, value in before[0].items())
 
 
 @settings(max_examples=30, deadline=None)

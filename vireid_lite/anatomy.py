@@ -6,7 +6,6 @@ For one trial and one direction. "Clean" and "attacked" describe the same querie
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vireid_lite import metrics
-from vireid_lite.data import Dataset, ImageStore, Modality, Record, Trial, cached
+from vireid_lite.data import Dataset, ImageStore, Modality, Trial, cached
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import Evaluation, Perturbation, check_query_store, evaluate, identities_and_cameras
+from vireid_lite.evaluation import (
+    Evaluation,
+    Perturbation,
+    check_query_store,
+    distinct,
+    evaluate,
+    identities_and_cameras,
+    in_order,
+)
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian window, in pixels (Wang et al. 2004, section III-C)
 C1, C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
@@ -95,8 +102,9 @@ def anatomy(
         before = evaluate(model, dataset, modality, **options)
         attack = {"perturb": perturb, "query_store": query_store}
         evaluated = before, evaluate(model, dataset, modality, clean=before, **attack, **options)
-    clean, attacked = (in_order(evaluation.query, trial.query) for evaluation in evaluated)
-    gallery = in_order(evaluated[0].gallery, trial.gallery)
+    queries = distinct([trial], "query")
+    clean, attacked = (in_order(evaluation.query, queries, trial.query) for evaluation in evaluated)
+    gallery = in_order(evaluated[0].gallery, distinct([trial], "gallery"), trial.gallery)
     likeness, error = [], []
     for rows, images in cached(dataset, trial.query, False).batches(batch_size, device):
         changed = images
@@ -122,12 +130,6 @@ def anatomy(
         ssim=torch.cat(likeness).mean().item(),
         psnr=_decibels(torch.cat(error).mean()).item(),
     )
-
-
-def in_order(features: Tensor, records: Sequence[Record]) -> Tensor:
-    """Return the features of a trial's records, (N, D), from those of its distinct records."""
-    row = {record: index for index, record in enumerate(dict.fromkeys(records))}
-    return features[[row[record] for record in records]]
 
 
 def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tuple[float, float]:

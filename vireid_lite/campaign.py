@@ -213,7 +213,7 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Path | None = None
         attacked = run_attack(attack, model, dataset, seed=run["seed"], **options)
         results, train_seconds = attacked.describe(), 0.0
     else:
-        evaluated = [evaluate(model, dataset, modality, device=chosen, progress=progress) for modality in Modality]
+        evaluated = clean_scores(model, dataset, device=chosen, progress=progress)
         results = {
             "scores": {direction_name(result.query_modality): scores_for_card(result) for result in evaluated},
             "history": trained["history"],
@@ -294,7 +294,7 @@ def run_attack(
     state_path: where a killed fit is noted. take_apart: compute the anatomy of the drop as well.
     clean: scores without the attack where they are known already (`clean_scores`).
     """
-    made, attacked, trials = None, [], trials_of(dataset, split)
+    made, attacked, trials = None, [], {m: trials_of(dataset, m, split) for m in Modality}
     clean = clean or clean_scores(model, dataset, split, device)
     started = time.perf_counter()
     if isinstance(attack, UniversalAttack):
@@ -327,17 +327,23 @@ def run_attack(
     return Attacked(made, clean, exact, rounded, anatomies, seconds)
 
 
-def trials_of(dataset: Dataset, split: str) -> dict[Modality, list[Trial]]:
-    """Return the trials of both directions, of "test" or of "val"."""
-    return {m: dataset.trials(m) if split == "test" else [dataset.val_trial(m)] for m in Modality}
+def trials_of(dataset: Dataset, query_modality: Modality, split: str) -> list[Trial]:
+    """Return the trials of one direction, of "test" or of "val"."""
+    return dataset.trials(query_modality) if split == "test" else [dataset.val_trial(query_modality)]
 
 
 def clean_scores(
-    model: nn.Module, dataset: Dataset, split: str = "test", device: torch.device | str = "cpu"
+    model: nn.Module,
+    dataset: Dataset,
+    split: str = "test",
+    device: torch.device | str = "cpu",
+    progress: bool = False,
 ) -> list[Evaluation]:
     """Return the scores of both directions without any attack."""
-    trials = trials_of(dataset, split)
-    return [evaluate(model, dataset, m, trials=trials[m], device=device, progress=False) for m in Modality]
+    return [
+        evaluate(model, dataset, m, trials=trials_of(dataset, m, split), device=device, progress=progress)
+        for m in Modality
+    ]
 
 
 def difference(clean: Evaluation, attacked: Evaluation) -> dict[str, dict[str, float]]:

@@ -197,7 +197,7 @@ def evaluate(
     With --perturbation the scores are those of attacked queries, beside the clean ones, and the figures show both.
     """
     from vireid_lite.attacks import load_perturbation
-    from vireid_lite.campaign import difference, scores_for_card
+    from vireid_lite.campaign import difference, scores_for_card, trials_of
     from vireid_lite.cards import plain
     from vireid_lite.data import Modality
     from vireid_lite.evaluation import direction_name, ranked
@@ -217,7 +217,7 @@ def evaluate(
         written |= {"perturbation": made.made_by, "clean": {}}
     with exclusive(out_dir):
         for modality in named[query_modality]:
-            trials = data.trials(modality) if split == "test" else [data.val_trial(modality)]
+            trials = trials_of(data, modality, split)
             direction = direction_name(modality)
             result = score(model, data, modality, trials=trials, device=chosen)
             written["scores"][direction] = scores_for_card(result)
@@ -291,7 +291,7 @@ def attack(
     `vireid-lite evaluate --perturbation` applies to other data or another victim.
     """
     from vireid_lite.attacks import UniversalAttack, build_attack
-    from vireid_lite.campaign import run_attack
+    from vireid_lite.campaign import run_attack, trials_of
     from vireid_lite.cards import plain
     from vireid_lite.evaluation import direction_name
     from vireid_lite.parameters import fraction
@@ -333,7 +333,7 @@ def attack(
             result.made.save(out_dir / "perturbation.safetensors")
             for before in result.clean:
                 modality = before.query_modality
-                trial = data.trials(modality)[0] if split == "test" else data.val_trial(modality)
+                trial = trials_of(data, modality, split)[0]
                 queries = trial.query[:: max(1, len(trial.query) // 6)][:6]
                 direction = direction_name(modality).replace(" ", "_")
                 _attacked_figures(result.made, model, data, trial, queries, chosen, out_dir, direction)

@@ -129,11 +129,10 @@ def evaluate(
         if (clean.query_modality, len(clean.query), len(clean.gallery)) != (query_modality, len(queries), len(gallery)):
             raise InputError("evaluation: clean is of other trials; evaluate the same trials without the attack first")
         gallery_features, chance = clean.gallery, clean.chance
-    query_rows, gallery_rows = ({record: row for row, record in enumerate(side)} for side in (queries, gallery))
     scores = [
         metrics.evaluate_features(
-            query_features[[query_rows[record] for record in trial.query]],
-            gallery_features[[gallery_rows[record] for record in trial.gallery]],
+            in_order(query_features, queries, trial.query),
+            in_order(gallery_features, gallery, trial.gallery),
             *identities_and_cameras(trial),
             protocol=dataset.protocol,
         )
@@ -145,6 +144,12 @@ def evaluate(
 def distinct(trials: Sequence[Trial], side: str) -> list[Record]:
     """Return every distinct record of one side of all trials, "query" or "gallery", in the order they first occur."""
     return list(dict.fromkeys(record for trial in trials for record in getattr(trial, side)))
+
+
+def in_order(features: torch.Tensor, stored: Sequence[Record], records: Sequence[Record]) -> torch.Tensor:
+    """Return the features of `records`, (N, D), out of those of the distinct records `stored`, (M, D)."""
+    row = {record: index for index, record in enumerate(stored)}
+    return features[[row[record] for record in records]]
 
 
 def check_query_store(store: ImageStore, queries: Sequence[Record], perturb: Perturbation | None) -> None:

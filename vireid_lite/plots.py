@@ -83,9 +83,9 @@ def ranking_strips(
         gridspec_kw={"width_ratios": [1.3] + [1] * top, "wspace": 0.12, "hspace": 0.28},
         squeeze=False,
     )
-    pictures = [dataset.read(query) for query in queries] if crops is None else crops
-    for row, query, ranking, picture in zip(grid, queries, rankings, pictures, strict=True):
-        show_crop(row[0], picture)
+    crops = [dataset.read(query) for query in queries] if crops is None else crops
+    for row, query, ranking, crop in zip(grid, queries, rankings, crops, strict=True):
+        show_crop(row[0], crop)
         row[0].set_title("query", fontsize=8, pad=2)
         for axes in row[1:]:
             axes.axis("off")
@@ -104,6 +104,11 @@ def picture(image: Tensor) -> np.ndarray:
     return image.detach().cpu().float().permute(1, 2, 0).numpy()
 
 
+def two_scales(change: Tensor, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures of a change (3, H, W) at true scale and magnified to fill [-eps, eps]; mid-grey is no change."""
+    return tuple(picture((0.5 + scale * change).clamp(0, 1)) for scale in (1, 1 / (2 * eps)))
+
+
 def attack_sheet(clean: Tensor, attacked: Tensor, eps: float, names: Sequence[str]) -> Figure:
     """Draw each image clean and attacked, and their difference at true scale and magnified to fill [-eps, eps].
 
@@ -112,9 +117,8 @@ def attack_sheet(clean: Tensor, attacked: Tensor, eps: float, names: Sequence[st
     aspect = clean.shape[2] / clean.shape[3]
     figure, grid = plt.subplots(len(clean), 4, figsize=(5.6, 1.25 * aspect * len(clean) + 0.4), squeeze=False)
     for row, before, after, name in zip(grid, clean, attacked, names, strict=True):
-        moved = after - before
-        for axes, shown in zip(row, (before, after, 0.5 + moved, 0.5 + moved / (2 * eps)), strict=True):
-            show_crop(axes, picture(shown.clamp(0, 1)))
+        for axes, shown in zip(row, (picture(before), picture(after), *two_scales(after - before, eps)), strict=True):
+            show_crop(axes, shown)
         row[0].set_ylabel(name, fontsize=9)
     titles = ("clean", "attacked", "difference,\ntrue scale", f"difference,\n×{1 / (2 * eps):.0f}")
     for axes, title in zip(grid[0], titles, strict=True):
@@ -129,8 +133,8 @@ def delta_sheet(deltas: dict[str, Tensor], eps: float) -> Figure:
     aspect = first.shape[1] / first.shape[2]
     figure, grid = plt.subplots(2, len(deltas), figsize=(1.3 * len(deltas) + 0.8, 2.6 * aspect + 0.5), squeeze=False)
     for column, (name, delta) in zip(grid.T, deltas.items(), strict=True):
-        for axes, shown in zip(column, (0.5 + delta, 0.5 + delta / (2 * eps)), strict=True):
-            show_crop(axes, picture(shown.clamp(0, 1)))
+        for axes, shown in zip(column, two_scales(delta, eps), strict=True):
+            show_crop(axes, shown)
         column[0].set_title(name, fontsize=9)
     grid[0, 0].set_ylabel("true scale", fontsize=9)
     grid[1, 0].set_ylabel(f"×{1 / (2 * eps):.0f}", fontsize=9)

@@ -79,13 +79,10 @@ def seed_rows(cards: Iterable[dict], precision: str = "8-bit") -> pd.DataFrame:
             for score in ("rank1", "mAP"):
                 moved = attacked["difference"][score]
                 row |= {f"{score} clean": 100 * clean[score], score: 100 * attacked[score]}
-                row |= {f"{score} {part}": 100 * moved[key] for part, key in INTERVAL}
+                row |= {f"{score} {part}": 100 * moved[part] for part in ("difference", "low", "high")}
             row |= {"chance": 100 * exact["chance"]["rank1"]["high"], "minimum": 100 * exact["minimum"]["mAP"]}
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-INTERVAL = (("difference", "difference"), ("low", "low"), ("high", "high"))
 
 
 def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "8-bit") -> pd.DataFrame:
@@ -100,15 +97,17 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
         return rows
     if rows.duplicated(["attack", "infrared", "seed", "direction"]).any() or rows.difficulty.nunique() > 1:
         raise InputError("tables: one difficulty and one setting of each attack at a time; filter the cards first")
-    order = {name: place for place, name in enumerate(dict.fromkeys(LABELS.values()))}
+    order = list(LABELS.values())
     lines = [{"attack": "none", "what the attacker knows": "", "infrared": ""}]
     for direction in DIRECTIONS:
         part = rows[rows.direction == direction]
         lines[0][direction] = spread(part.drop_duplicates("seed")[f"{score} clean"])
     keys = ["attack", "knows", "infrared"]
-    groups = sorted(rows.groupby(keys), key=lambda item: (order[item[0][0].split(" (")[0]], item[0][0], item[0][2]))
-    for (attack, knows, infrared), group in groups:
-        line = {"attack": attack, "what the attacker knows": knows, "infrared": infrared}
+    groups = sorted(
+        rows.groupby(keys), key=lambda item: (order.index(item[0][0].split(" (")[0]), item[0][0], item[0][2])
+    )
+    for (attack, known, infrared), group in groups:
+        line = {"attack": attack, "what the attacker knows": known, "infrared": infrared}
         for direction in DIRECTIONS:
             part = group[group.direction == direction]
             fallen = int((part[f"{score} high"] < 0).sum())
