@@ -1,0 +1,144 @@
+"""Images and feature maps in the frequency domain: amplitude and phase, and where the energy sits.
+
+Every transform is the full two-dimensional FFT over the last two dimensions, orthonormal, so that energy is the same on
+both sides. Maps are float32 or float64 tensors of at least two dimensions, (..., H, W); anything else raises
+InputError. Source of the amplitude, phase and recombination: Yang et al., NeurIPS 2024, section 3.2, which writes
+arctan where only atan2 gives the maps back.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vireid_lite.errors import InputError
+
+
+def decompose(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return amplitude and phase, each (..., H, W), in fft2's order.
+
+    The amplitude is at least 0; the phase is an atan2 in (-pi, pi], 0 where the amplitude is 0. The gradient is finite,
+    and 0 where the amplitude is 0 (or below the smallest normal number); the phase's grows as 1 / amplitude before
+    that. It can be differentiated once.
+    """
+    return _Polar.apply(_spectrum(maps))
+
+
+def recombine(amplitude: Tensor, phase: Tensor) -> Tensor:
+    """Return maps (..., H, W): the real part of the orthonormal inverse transform of amplitude * exp(1j * phase)."""
+    _check_maps(amplitude)
+    _check_maps(phase)
+    return torch.fft.ifft2(_Cartesian.apply(*torch.broadcast_tensors(amplitude, phase)), norm="ortho").real
+
+
+def amplitude_only(images: Tensor) -> Tensor:
+    """Return (..., H, W) images whose phase is replaced by 0. Not clipped; all waves peak at the top left pixel."""
+    amplitude, phase = decompose(images)
+    return recombine(amplitude, torch.zeros_like(phase))
+
+
+def phase_only(images: Tensor) -> Tensor:
+    """Return (..., H, W) images whose amplitude is replaced by one constant, each map's root mean square amplitude.
+
+    So every map keeps its energy. Not clipped.
+    """
+    amplitude, phase = decompose(images)
+    return recombine(amplitude.square().mean((-2, -1), keepdim=True).sqrt(), phase)
+
+
+def swap(amplitude_of: Tensor, phase_of: Tensor) -> Tensor:
+    """Return (..., H, W) images with the amplitude of one and the phase of the other. Not clipped."""
+    return recombine(decompose(amplitude_of)[0], decompose(phase_of)[1])
+
+
+def for_show(images: Tensor) -> Tensor:
+    """Return (..., C, H, W) or (H, W) images in [0, 1], each rescaled from its 1st to 99th percentile, for figures."""
+    _check_maps(images)
+    values = images.flatten(-min(images.ndim, 3))
+    low, high = (values.quantile(share, -1)[(...,) + (None,) * min(images.ndim, 3)] for share in (0.01, 0.99))
+    return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+
+def radial_frequency(height: int, width: int) -> Tensor:
+    """Return (H, W) float64: each bin's distance from DC, in fft2's order.
+
+    The unit is half a cycle per pixel, the Nyquist frequency: 0 at DC, 1 at Nyquist along an axis, sqrt(2) at most.
+    """
+    # Whole numbers over the size, so that a bin on the edge of a ring lies exactly there.
+    down, across = (
+        ((torch.arange(size) + size // 2) % size - size // 2) * 2 / torch.tensor(size, dtype=torch.float64)
+        for size in (height, width)
+    )
+    return torch.hypot(down[:, None], across)
+
+
+def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
+    """Return (..., bands), each map's share of energy in rings of equal width in radius; they sum to 1.
+
+    Ring b holds b / bands <= radius < (b + 1) / bands; the last also holds the corners, up to radius sqrt(2). The mean
+    of a map is in the first. Maps without energy give zeros.
+    """
+    energy = _spectrum(maps).abs().square()
+    # Rounded, so that a bin on an edge falls to the ring above it however its radius was computed.
+    ring = (radial_frequency(*maps.shape[-2:]) * bands).round(decimals=9).long().clamp(max=bands - 1)
+    members = torch.nn.functional.one_hot(ring.flatten(), bands).to(energy)
+    energy = energy.flatten(-2) @ members
+    return energy / energy.sum(-1, keepdim=True).clamp(min=torch.finfo(energy.dtype).tiny)
+
+
+def band_pass(maps: Tensor, low: float, high: float) -> Tensor:
+    """Return (..., H, W) maps with only the bins low <= radius < high, so that disjoint bands sum to the whole.
+
+    low, high: in the unit of `radial_frequency`; 0 takes the mean in, anything above sqrt(2) the last corner.
+    """
+    spectrum, radius = _spectrum(maps), radial_frequency(*maps.shape[-2:])
+    kept = ((low <= radius) & (radius < high)).to(maps.device)
+    return torch.fft.ifft2(spectrum * kept, norm="ortho").real
+
+
+def _check_maps(maps: Tensor) -> None:
+    """Raise InputError unless `maps` are float32 or float64, of at least two dimensions."""
+    if maps.dtype not in (torch.float32, torch.float64) or maps.ndim < 2:
+        found = f"{str(maps.dtype).removeprefix('torch.')} of shape {tuple(maps.shape)}"
+        raise InputError(f"frequency: maps must be float32 or float64 of shape (..., H, W), got {found}")
+
+
+def _spectrum(maps: Tensor) -> Tensor:
+    _check_maps(maps)
+    return torch.fft.fft2(maps, norm="ortho")
+
+
+class _Polar(torch.autograd.Function):
+    """Complex numbers to amplitude and phase; in as few passes as the chain rule needs, as this runs in every step."""
+
+    @staticmethod
+    def forward(ctx, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        spectrum = spectrum + 0.0  # -0.0 becomes 0.0; the phase of -1 - 0.0j would be -pi
+        amplitude = spectrum.abs()
+        ctx.save_for_backward(spectrum, amplitude)
+        return amplitude, spectrum.angle()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_amplitude: Tensor, by_phase: Tensor) -> Tensor:
+        spectrum, amplitude = ctx.saved_tensors
+        inverse = amplitude.reciprocal().masked_fill_(amplitude < torch.finfo(amplitude.dtype).tiny, 0)
+        return torch.complex(by_amplitude, by_phase * inverse) * (spectrum * inverse)
+
+
+class _Cartesian(torch.autograd.Function):
+    """Amplitude and phase to complex numbers; torch.polar's backward takes twice as long on a CPU."""
+
+    @staticmethod
+    def forward(ctx, amplitude: Tensor, phase: Tensor) -> Tensor:
+        cosine, sine = phase.cos(), phase.sin()
+        ctx.save_for_backward(amplitude, cosine, sine)
+        return torch.complex(amplitude * cosine, amplitude * sine)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        amplitude, cosine, sine = ctx.saved_tensors
+        real, imaginary = gradient.real, gradient.imag
+        return real * cosine + imaginary * sine, amplitude * (imaginary * cosine - real * sine)
