@@ -13,22 +13,34 @@ import time
 import tomllib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from vireid_lite import metrics
-from vireid_lite.anatomy import Anatomy, anatomy
-from vireid_lite.attacks import ImageAttack, UniversalAttack, attack_modules, build_attack, craft
+from vireid_lite.anatomy import Anatomy, anatomy, within_modality
+from vireid_lite.attacks import (
+    ImageAttack,
+    Modification,
+    ModifiedVictim,
+    UniversalAttack,
+    attack_modules,
+    build_attack,
+    craft,
+    train_modified_victim,
+)
 from vireid_lite.attacks.base import training_store
+from vireid_lite.attacks.modified_victim import MODULES as MODIFIED_MODULES
 from vireid_lite.cards import card_name, code_modules, is_stale, read_card, write_card
 from vireid_lite.data import Augmentation, Dataset, Modality, Trial, cached, fingerprint
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import Evaluation, direction_name, evaluate
+from vireid_lite.evaluation import Evaluation, direction_name, distinct, evaluate
 from vireid_lite.provenance import (
     cache_folder,
     code_hash,
@@ -41,7 +53,7 @@ from vireid_lite.provenance import (
 )
 from vireid_lite.victims import Recipe, load_or_train, tier_dataset, tier_recipe
 
-TABLES = ("dataset", "victim", "train", "attack")
+TABLES = ("dataset", "victim", "train", "attack", "modified")
 RUN = {
     "name": str,
     "tier": str,
@@ -58,7 +70,8 @@ def read_campaign(path: Path) -> list[dict]:
 
     Each [[run]] takes name, tier, seeds, dataset (data set options, with `name` and `size`), victim (backbone,
     pretrained), train (fields of TrainSettings), attack (name, gradients, identities, and the attack's own options),
-    split ("test", or "val" where a choice is made), anatomy (take the drop apart) and grid: lists of values for keys
+    modified (fields of Modification: the victim itself is trained so), split ("test", or "val" where a choice is made),
+    anatomy (take the drop apart) and grid: lists of values for keys
     such as "attack.tied", or of tables for "attack", of which every combination is run. What the file's top level sets
     is every run's default; tables are merged. Raises InputError for anything else.
     """
@@ -80,8 +93,9 @@ def read_campaign(path: Path) -> list[dict]:
         merged = {**content, **run}
         for table in TABLES:
             merged[table] = {**content.get(table, {}), **run.get(table, {})}
-        if "attack" not in run:
-            merged["attack"] = {}
+        merged |= {table: {} for table in ("attack", "modified") if table not in run}
+        if run.get("modified") == {} and not any(key.startswith("modified") for key in run.get("grid", {})):
+            raise InputError(f'{here}: modified is empty; name at least its loss, such as {{ loss = "quadruple" }}')
         for cell in _grid(here, merged):
             expanded += _seeds(here, cell)
     return expanded
@@ -131,6 +145,16 @@ def _seeds(here: str, run: dict) -> list[dict]:
             attack_of(attack)
         except InputError as error:
             raise InputError(f"{here}: {error}") from None
+    if modified := run["modified"]:
+        _check(f"{here}, modified", modified, dict.fromkeys(Modification.__dataclass_fields__, object))
+        if attack or split != "test":
+            raise InputError(f"{here}: a modified victim is scored on test, and without an attack; leave those out")
+        if run["train"].get("shuffle_labels"):
+            raise InputError(f"{here}: a modified victim is trained on the right labels; leave shuffle_labels out")
+        try:
+            Modification(**modified)
+        except InputError as error:
+            raise InputError(f"{here}: {error}") from None
     found = []
     for seed in run.get("seeds", [0]):
         if type(seed) is not int or not 0 <= seed < 2**63:
@@ -173,6 +197,8 @@ def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]
         configuration["attack"] = {**attack.describe(), "identities": identities}
         if run["split"] != "test":
             configuration["split"] = run["split"]
+    if run["modified"]:
+        configuration["modification"] = asdict(Modification(**run["modified"]))
     return dataset, recipe, configuration
 
 
@@ -197,36 +223,44 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Path | None = None
     """Train, or load, the victim of one run, attack it if the run says so, score both directions, write the card."""
     dataset, recipe, configuration = prepare(run, root)
     chosen = pick_device(device)
-    model, trained = load_or_train(recipe, dataset, seed=run["seed"], device=chosen, progress=progress)
-    started = time.perf_counter()
-    modules = code_modules(dataset.name, recipe.model)
-    if run["attack"]:
-        attack, identities = attack_of(run["attack"])
-        modules += attack_modules(attack.name)
-    # Read, and kept, before anything runs: a file edited meanwhile is not what made the card.
-    code_hash(*modules)
-    if run["attack"]:
-        note = cache_folder() / "attacks" / f"{stable_hash([configuration, trained['key']])}.pt"
-        clean = _clean_scores(model, dataset, trained["key"], run["split"], chosen)
-        options = {"identities": identities, "split": run["split"], "state_path": note, "take_apart": run["anatomy"]}
-        options |= {"clean": clean, "device": chosen, "progress": progress}
-        attacked = run_attack(attack, model, dataset, seed=run["seed"], **options)
-        results, train_seconds = attacked.describe(), 0.0
+    modules, note = code_modules(dataset.name, recipe.model), None
+    if run["modified"]:
+        modules += MODIFIED_MODULES
+        code_hash(*modules)
+        modified = train_modified_victim(
+            recipe, dataset, Modification(**run["modified"]), seed=run["seed"], device=chosen, progress=progress
+        )
+        trained, started = modified.card, time.perf_counter()
+        results = score_modified(modified, dataset, chosen)
+        results |= {"history": trained["history"], "train_seconds": trained["seconds"]}
     else:
-        evaluated = clean_scores(model, dataset, device=chosen, progress=progress)
-        results = {
-            "scores": {direction_name(result.query_modality): scores_for_card(result) for result in evaluated},
-            "history": trained["history"],
-            "train_seconds": trained["seconds"],
-        }
-        train_seconds = trained["wall_seconds"]
+        model, trained = load_or_train(recipe, dataset, seed=run["seed"], device=chosen, progress=progress)
+        started = time.perf_counter()
+        if run["attack"]:
+            attack, identities = attack_of(run["attack"])
+            modules += attack_modules(attack.name)
+        # Read, and kept, before anything runs: a file edited meanwhile is not what made the card.
+        code_hash(*modules)
+        if run["attack"]:
+            note = cache_folder() / "attacks" / f"{stable_hash([configuration, trained['key']])}.pt"
+            clean = _clean_scores(model, dataset, trained["key"], run["split"], chosen)
+            options = {"identities": identities, "split": run["split"], "take_apart": run["anatomy"]}
+            options |= {"state_path": note, "clean": clean, "device": chosen, "progress": progress}
+            results = run_attack(attack, model, dataset, seed=run["seed"], **options).describe()
+        else:
+            evaluated = clean_scores(model, dataset, device=chosen, progress=progress)
+            results = {
+                "scores": {direction_name(result.query_modality): scores_for_card(result) for result in evaluated},
+                "history": trained["history"],
+                "train_seconds": trained["seconds"],
+            }
     memory = peak_memory_mib(chosen)
     path = write_card(
         out,
         configuration,
         {
             **results,
-            "wall_seconds": train_seconds + time.perf_counter() - started,
+            "wall_seconds": (0.0 if run["attack"] else trained["wall_seconds"]) + time.perf_counter() - started,
             "peak_memory_mib": memory if run["attack"] else max(trained["peak_memory_mib"], memory),
             "device": device_name(chosen),
             "threads": torch.get_num_threads(),
@@ -234,9 +268,40 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Path | None = None
         },
         modules,
     )
-    if run["attack"]:
+    if note is not None:
         note.unlink(missing_ok=True)
     return path
+
+
+def score_modified(modified: ModifiedVictim, dataset: Dataset, device: torch.device | str = "cpu") -> dict:
+    """Return a modified victim's scores as its card holds them, by direction.
+
+    "scores": queries and gallery perturbed as in training (clean, where it was trained without noise), the reading of
+    the paper's text. "scores_query": queries alone perturbed. "scores_clean": nothing perturbed. "within": rank-1 of
+    queries ranked against clean images of their own modality, "clean" and "perturbed".
+    """
+    model, perturbation = modified.model, modified.perturbation
+    options = {"device": device, "progress": False}
+    results: dict = {"scores": {}}
+    perturb = perturbation and perturbation.apply
+    for modality in Modality:
+        name, trials = direction_name(modality), dataset.trials(modality)
+        clean = evaluate(model, dataset, modality, trials=trials, **options)
+        identities = np.array([record.identity for record in distinct(trials, "query")])
+        within = {"clean": within_modality(clean.query, clean.query, identities)[0]}
+        if perturb is None:
+            results["scores"][name] = scores_for_card(clean)
+        else:
+            query = evaluate(model, dataset, modality, trials=trials, perturb=perturb, clean=clean, **options)
+            both = evaluate(
+                model, dataset, modality, trials=trials, perturb=perturb, perturb_gallery=perturb, **options
+            )
+            within["perturbed"] = within_modality(query.query, clean.query, identities)[0]
+            results["scores"][name] = scores_for_card(both)
+            for key, scored in (("scores_query", query), ("scores_clean", clean)):
+                results.setdefault(key, {})[name] = scores_for_card(scored)
+        results.setdefault("within", {})[name] = within
+    return results
 
 
 class Attacked(NamedTuple):

@@ -95,6 +95,7 @@ def evaluate(
     query_modality: Modality | None = None,
     *,
     perturb: Perturbation | None = None,
+    perturb_gallery: Perturbation | None = None,
     query_store: ImageStore | None = None,
     trials: Sequence[Trial] | None = None,
     clean: Evaluation | None = None,
@@ -105,11 +106,13 @@ def evaluate(
     """Rank every query of every trial, and score it under the data set's protocol.
 
     query_modality: None stands for the official direction. perturb: applied to the queries alone; the gallery stays
-    clean. query_store: queries crafted beforehand, read instead of the cached clean crops; an ImageStore, or what has
+    clean, unless perturb_gallery says otherwise. query_store: queries crafted beforehand, read instead of the cached
+    clean crops; an ImageStore, or what has
     its `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
     trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
     clean: an evaluation of the same model on the same trials, whose gallery features and chance level are taken over.
-    Raises InputError where the store lacks a query, both perturb and query_store are given, or clean does not fit.
+    Raises InputError where the store lacks a query, both perturb and query_store are given, or clean does not fit or
+    would hide a perturbed gallery.
     """
     query_modality = dataset.default_query if query_modality is None else query_modality
     trials = dataset.trials(query_modality) if trials is None else list(trials)
@@ -122,8 +125,10 @@ def evaluate(
         check_query_store(query_store, queries, perturb)
         order = [query_store.row[record] for record in queries]
         query_features = embed_store(model, query_store, **options)[order]
+    if clean is not None and perturb_gallery is not None:
+        raise InputError("evaluation: clean brings a clean gallery; leave it out where the gallery is perturbed")
     if clean is None:
-        gallery_features = embed_store(model, cached(dataset, gallery, progress), **options)
+        gallery_features = embed_store(model, cached(dataset, gallery, progress), perturb=perturb_gallery, **options)
         chance = metrics.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
     else:
         if (clean.query_modality, len(clean.query), len(clean.gallery)) != (query_modality, len(queries), len(gallery)):

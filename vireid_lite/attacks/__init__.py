@@ -8,7 +8,9 @@ from pathlib import Path
 from vireid_lite.attacks.base import EPS, UniversalAttack, UniversalPerturbation
 from vireid_lite.attacks.cmps import CMPS
 from vireid_lite.attacks.dmr import DMR, GeneratorPerturbation
+from vireid_lite.attacks.feature_level import FeatureLevelAttack
 from vireid_lite.attacks.image_specific import IMAGE_SPECIFIC, AdversarialStore, Guides, ImageAttack, craft
+from vireid_lite.attacks.modified_victim import Modification, ModifiedVictim, train_modified_victim
 from vireid_lite.attacks.uap import UNIVERSAL
 from vireid_lite.errors import InputError
 
@@ -20,18 +22,22 @@ __all__ = [
     "IMAGE_SPECIFIC",
     "UNIVERSAL",
     "AdversarialStore",
+    "FeatureLevelAttack",
     "GeneratorPerturbation",
     "Guides",
     "ImageAttack",
+    "Modification",
+    "ModifiedVictim",
     "UniversalAttack",
     "UniversalPerturbation",
     "attack_modules",
     "build_attack",
     "craft",
     "load_perturbation",
+    "train_modified_victim",
 ]
 
-ATTACKS = {**UNIVERSAL, "dmr": DMR, "cmps": CMPS, **IMAGE_SPECIFIC}
+ATTACKS = {**UNIVERSAL, "dmr": DMR, "cmps": CMPS, "feature-level": FeatureLevelAttack, **IMAGE_SPECIFIC}
 
 
 def build_attack(name: str, *, gradients: int | None = None, **options: object) -> UniversalAttack | ImageAttack:
@@ -64,8 +70,13 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
 def attack_modules(name: str) -> list[str]:
     """Return the modules an attack's result depends on beside the victim's, as `provenance.code_hash` takes them."""
     own = ATTACKS[name].__module__.rpartition(".")[2]
-    beside = {"cmps": ["centroids"], "uap": ["centroids"], "dmr": ["centroids", "uap"]}.get(own, [])
-    return [f"attacks/{module}" for module in ("base", *beside, own)]
+    beside = {
+        "cmps": ["attacks/centroids"],
+        "uap": ["attacks/centroids"],
+        "dmr": ["attacks/centroids", "attacks/uap"],
+        "feature_level": ["attacks/uap", "attention", "frequency", "quadruple"],
+    }.get(own, [])
+    return ["attacks/base", *beside, f"attacks/{own}"]
 
 
 def load_perturbation(path: str | Path) -> UniversalPerturbation | GeneratorPerturbation:
