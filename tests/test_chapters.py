@@ -126,7 +126,7 @@ def test_cells_before_the_body(chapter):
     assert f'costs = Costs("{name}")' in costs["text"]
     assert costs["text"].rstrip().endswith("\ncosts")
     assert parameters["metadata"]["tags"] == ["parameters"]
-    assert check["text"].startswith("settings = check_parameters(globals(), costs")
+    assert "".join(check["text"].split()).startswith("settings=check_parameters(globals(),costs")
     assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
 
 

@@ -22,7 +22,7 @@ SHAPE = (3, 32, 16)
 WHOLE = 96  # a batch of every training crop of `tiny`: the loss is then a function of delta and heads alone
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     levels=st.integers(1, 32),
     seed=st.integers(0, 2**31),
@@ -82,9 +82,7 @@ def test_a_killed_fit_resumes_to_the_same_bits(store, victim, options, tmp_path,
         attack.fit(victim, store, 3, state_path=tmp_path / "killed.pt", watch=kill)
     assert same_facts(before, facts(victim))
     resumed = []
-    found = attack.fit(
-        victim, store, 3, state_path=tmp_path / "killed.pt", watch=lambda step, _: resumed.append(step)
-    )
+    found = attack.fit(victim, store, 3, state_path=tmp_path / "killed.pt", watch=lambda step, _: resumed.append(step))
     assert resumed == [2, 3, 4]
     assert found.history == whole.history
     # The notes before the last step hold what the perturbation leaves out: the heads and every momentum.
@@ -136,8 +134,11 @@ def large(store):
     return ImageStore((images + noise).astype(np.uint8), store.records)
 
 
-@pytest.mark.parametrize("more", [{}, {"tied": True, "shared": True, "normalise": True}])
-def test_the_objective_is_the_papers_sum(large, victim, more):
+@pytest.mark.parametrize(
+    ("differentiated", "more"),
+    [(("hinge", "on"), {}), (("linear", "reversed"), {"tied": True, "shared": True, "normalise": True})],
+)
+def test_the_objective_is_the_papers_sum(large, victim, differentiated, more):
     model = models.build("agw", 12, "lite").double().eval()
     model.load_state_dict(victim.state_dict())
     attack = FeatureLevelAttack(batch_size=12, instances=4, **more)
@@ -175,7 +176,9 @@ def test_the_objective_is_the_papers_sum(large, victim, more):
     above = [argument + alpha for argument in arguments if argument + alpha > 0]
     assert len(above) == 6
     quadruple = {"hinge": sum(above), "linear": sum(argument + alpha for argument in arguments)}
-    for form, identity in itertools.product(("hinge", "linear"), ("on", "off", "reversed")):
+    # The gradients last, as they free the graph.
+    forms = sorted(itertools.product(("hinge", "linear"), ("on", "off", "reversed")), key=differentiated.__eq__)
+    for form, identity in forms:
         loss = quadruple[form] + {"on": entropy, "off": 0.0, "reversed": -entropy}[identity]
         asked = [delta, *problem.parameters]
         with base.frozen(model):
@@ -185,10 +188,11 @@ def test_the_objective_is_the_papers_sum(large, victim, more):
         assert found["quadruple"].item() == pytest.approx(quadruple[form].item(), rel=1e-9)
         assert found["identity"].item() == pytest.approx(0.0 if identity == "off" else entropy.item(), rel=1e-9)
         assert found["active"].item() == 0.5
-        slopes, naive = (torch.autograd.grad(each, asked, retain_graph=True) for each in (found["loss"], loss))
-        for first, second in zip(slopes, naive, strict=True):
-            assert first.abs().max() > 0
-            assert (first - second).abs().max() <= 1e-6 * second.abs().max()
+    assert (form, identity) == differentiated
+    slopes, naive = (torch.autograd.grad(each, asked) for each in (found["loss"], loss))
+    for first, second in zip(slopes, naive, strict=True):
+        assert first.abs().max() > 0
+        assert (first - second).abs().max() <= 1e-6 * second.abs().max()
 
 
 def begin(attack, model, store, seed=0):
@@ -230,7 +234,7 @@ def test_without_a_loss_delta_stays_the_noise_it_was(store, victim):
 
 
 def test_without_learn_delta_only_the_heads_learn(store, victim):
-    options = {"form": "linear", "learn_delta": False, "head_rate": 1e-4, "batch_size": WHOLE, "steps": 6}
+    options = {"form": "linear", "learn_delta": False, "head_rate": 1e-4, "batch_size": WHOLE, "steps": 4}
     attack = FeatureLevelAttack(**options)
     found = attack.fit(victim, store, 4)
     start = attack.start(SHAPE, 4)["delta"]
@@ -238,7 +242,7 @@ def test_without_learn_delta_only_the_heads_learn(store, victim):
     losses = [note["loss"] for note in found.history]
     assert all(later < earlier for earlier, later in itertools.pairwise(losses))
     still = FeatureLevelAttack(**options, heads="frozen").fit(victim, store, 4)
-    assert [note["loss"] for note in still.history] == pytest.approx([losses[0]] * 6, rel=1e-5)
+    assert [note["loss"] for note in still.history] == pytest.approx([losses[0]] * 4, rel=1e-5)
 
 
 def test_frozen_heads_stay_as_they_were_drawn(store, victim):
@@ -305,7 +309,7 @@ def test_reversed_identity_raises_what_on_lowers(store, victim):
     entropy = {}
     for identity in ("on", "reversed"):
         attack = FeatureLevelAttack(
-            quadruple=False, identity=identity, attention="none", sfm=False, batch_size=WHOLE, initial="zero", steps=6
+            quadruple=False, identity=identity, attention="none", sfm=False, batch_size=WHOLE, initial="zero", steps=4
         )
         history = attack.fit(victim, store).history
         entropy[identity] = history[-1]["identity"] - history[0]["identity"]
@@ -341,7 +345,14 @@ def test_the_heads_of_an_attack_change_its_delta(store, victim):
     options = {"form": "linear", "identity": "off", "steps": 2, "batch_size": 16, "initial": "zero"}
     found = [
         FeatureLevelAttack(**options, **more).fit(victim, store).delta[Modality.VISIBLE]
-        for more in ({}, {"heads": "frozen"}, {"sfm": False}, {"attention": "none"}, {"blocks": (4,)}, {"attention": "se"})
+        for more in (
+            {},
+            {"heads": "frozen"},
+            {"sfm": False},
+            {"attention": "none"},
+            {"blocks": (4,)},
+            {"attention": "se"},
+        )
     ]
     assert not any(torch.equal(first, second) for first, second in itertools.combinations(found, 2))
 

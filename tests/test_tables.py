@@ -51,6 +51,8 @@ def card(name="cmps", seed=0, value=0.3, tied=False, rounded=None, **more):
 def test_every_attack_has_a_label():
     assert set(tables.LABELS) == set(ATTACKS)
     assert tables.label({"name": "cmps", "mode": "released"}) == "CMPS (released)"
+    variants = [{"name": "feature-level", "form": f, "identity": i} for f in ("hinge", "linear") for i in ("on", "off")]
+    assert len({tables.label(attack) for attack in variants}) == 4, "a table would mix two attacks under one name"
 
 
 def test_seed_rows_hold_each_card_twice_and_the_precision_asked_for():
@@ -95,6 +97,15 @@ def test_the_phrase_on_knowledge_follows_the_settings():
     assert "unlabelled" in tables.knows(plain)
     assert "with identities" in tables.knows(labelled)
     assert "classifier" in tables.knows({"name": "uap"})
+    on, off, noise = (
+        tables.knows({"name": "feature-level", "identity": identity, "quadruple": quadruple})
+        for identity, quadruple in (("on", True), ("off", True), ("off", False))
+    )
+    assert "identities" in on
+    assert "classifier" in on
+    assert "identities" in off
+    assert "classifier" not in off
+    assert noise == tables.knows({"name": "uniform-noise"})
 
 
 def test_compare_is_the_paired_bootstrap_and_refuses_other_victims():
@@ -106,6 +117,31 @@ def test_compare_is_the_paired_bootstrap_and_refuses_other_victims():
     assert tables.compare(first, first, direction).difference == 0
     with pytest.raises(InputError, match="seed"):
         tables.compare(first, card("cmps", seed=1), direction)
+
+
+def test_a_victim_trained_twice_is_two_victims():
+    """The same recipe and seed on another machine gives other weights, which the clean scores show."""
+    first, second = card("uap"), card("cmps", value=0.1)
+    assert tables.same_victim(first, second)
+    assert not tables.same_victim(first, card("cmps", seed=1))
+    moved = {direction: {**scores, "mAP": 0.8 + 2e-3} for direction, scores in second["clean"].items()}
+    again = {**second, "clean": {**second["clean"], tables.DIRECTIONS[1]: moved[tables.DIRECTIONS[1]]}}
+    assert not tables.same_victim(first, again), "one direction is enough to tell"
+    with pytest.raises(InputError, match="trained twice"):
+        tables.compare(first, again, tables.DIRECTIONS[0])
+
+
+def test_paired_over_seeds_resamples_people_and_not_rows():
+    before, after = ([card(name, seed, value)["scores"][tables.DIRECTIONS[0]] for seed in (0, 1)] for name, value in
+                     (("uap", 0.5), ("cmps", 0.2)))  # fmt: skip
+    both = tables.paired(before, after)
+    values = [np.concatenate([one["identity_rank1"] for one in side]) for side in (before, after)]
+    people = np.tile(np.arange(20), 2)
+    assert both == metrics.paired_bootstrap(*values, people, [4] * 40)
+    twice = tables.paired(before[:1] * 2, after[:1] * 2)
+    once = tables.paired(before[:1], after[:1])
+    assert twice == pytest.approx(once), "a seed counted twice must not make the interval narrower"
+    assert tables.paired(before, before, "mAP").difference == 0
 
 
 def test_pending_counts_what_has_no_card_and_names_the_command(tmp_path):

@@ -27,6 +27,7 @@ LABELS = {
     "col-del": "Col.+Del.",
     "dmr": "DMR",
     "cmps": "CMPS",
+    "feature-level": "feature-level",
     "fgsm": "FGSM",
     "pgd": "PGD",
     "metric-fgsm": "Metric-FGSM",
@@ -39,9 +40,13 @@ LABELS = {
 
 
 def label(attack: dict) -> str:
-    """Return an attack's name as tables print it; CMPS with its mode."""
+    """Return an attack's name as tables print it: CMPS with its mode, the feature-level attack with its two losses."""
     name = LABELS[attack["name"]]
-    return f"{name} ({attack['mode']})" if attack["name"] == "cmps" else name
+    if attack["name"] == "cmps":
+        return f"{name} ({attack['mode']})"
+    if attack["name"] == "feature-level":
+        return f"{name} ({attack['form']}, identity {attack['identity']})"
+    return name
 
 
 def knows(attack: dict) -> str:
@@ -50,6 +55,8 @@ def knows(attack: dict) -> str:
         return "the victim's weights; training images with identities"
     if attack["name"] == "uap":
         return "the victim's weights and its classifier; unlabelled training images"
+    if attack["name"] == "feature-level" and attack["identity"] == "off":
+        return "the victim's weights; training images with identities" if attack["quadruple"] else "nothing"
     return ATTACKS[attack["name"]].knows
 
 
@@ -124,20 +131,44 @@ def spread(values: Iterable[float]) -> str:
     return f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})"
 
 
+def paired(before: Sequence[dict], after: Sequence[dict], score: str = "rank1") -> metrics.Difference:
+    """Return after minus before, fractions, with its 95 % interval over people.
+
+    before, after: scores of one direction as cards hold them, such as `card["scores_8_bit"][direction]`, one a seed and
+    in the same order. All seeds of a person stay together when people are resampled. score: "rank1" or "mAP".
+    """
+    field = {"rank1": "identity_rank1", "mAP": "identity_AP"}[score]
+    values = (np.concatenate([scores[field] for scores in side]) for side in (before, after))
+    people = np.concatenate([np.arange(len(scores[field])) for scores in before])
+    return metrics.paired_bootstrap(*values, people, np.concatenate([scores["identity_queries"] for scores in before]))
+
+
+def same_victim(first: dict, second: dict) -> bool:
+    """Return whether two attack cards are of one recipe, data set and seed, and of one training of it.
+
+    A training differs a little from machine to machine. Its clean mAP gives it away, of which a thousandth is allowed
+    for rounding.
+    """
+    alike = all(first[part] == second[part] for part in ("tier", "dataset", "victim", "seed"))
+    clean = [[card["clean"][direction]["mAP"] for direction in DIRECTIONS] for card in (first, second)]
+    return alike and bool(np.abs(np.subtract(*clean)).max() < 1e-3)
+
+
 def compare(first: dict, second: dict, direction: str, score: str = "rank1", precision: str = "8-bit"):
     """Return second minus first, two cards of the same victim, paired over identities: `metrics.Difference`, fractions.
 
-    Two attacks differ in strength only where the interval excludes zero.
-    Raises InputError where the cards are of different victims, data or seeds.
+    Two attacks differ in strength only where the interval excludes zero. Cards without an attack hold a victim each.
+    Raises InputError where the cards are of different victims, data or seeds, or attack two trainings of one victim.
     """
     for part in ("tier", "dataset", "victim", "seed"):
         if first[part] != second[part]:
             raise InputError(f"tables: the two cards differ in {part}; compare attacks on one victim")
-    field = {"rank1": "identity_rank1", "mAP": "identity_AP"}[score]
+    if "clean" in first and not same_victim(first, second):
+        raise InputError(
+            "tables: the two cards' clean scores differ, so the victim was trained twice; rerun one of them"
+        )
     name = "scores" if precision == "float" else "scores_8_bit"
-    before, after = first[name][direction], second[name][direction]
-    people = np.arange(len(before[field]))
-    return metrics.paired_bootstrap(before[field], after[field], people, before["identity_queries"])
+    return paired([first[name][direction]], [second[name][direction]], score)
 
 
 def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
