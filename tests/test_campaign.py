@@ -1,10 +1,16 @@
 import json
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-from vireid_lite import campaign, cards, provenance
+from vireid_lite import campaign, cards, models, provenance
+from vireid_lite.attacks import Modification, ModifiedVictim, train_modified_victim
+from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
+from vireid_lite.evaluation import evaluate
 
 SMALL = """
 tier = "lite"
@@ -180,6 +186,127 @@ def test_a_grid_runs_every_combination_and_pairs_each_attack_with_its_clean_vict
     assert not list((provenance.cache_folder() / "attacks").glob("*.pt")), "the notes of finished fits are removed"
     text = (tmp_path / "out" / report["ran"][-1]).read_text()
     assert "/" not in text.replace("attacks/", "").replace("models/", "").replace("data/", ""), "a card holds no path"
+
+
+MODIFIED = """
+dataset = { size = [32, 16], num_identities = 8, images_per_modality = 4, val_identities = 4, test_identities = 6 }
+train = { epochs = 1, identities = 4, images = 2 }
+attack = { gradients = 6, identities = 6 }
+
+[[run]]
+
+[[run]]
+name = "modified"
+[run.grid]
+"modified" = [
+  { loss = "quadruple", blocks = [4] },
+  { attention = "none", sfm = false, loss = "recipe", noise = "none", epochs = 2 },
+]
+"""
+DIRECTIONS = {"visible to infrared", "infrared to visible"}
+
+
+def test_a_modified_victim_makes_a_card_of_its_own(tmp_path):
+    path, out = tmp_path / "modified.toml", tmp_path / "out"
+    path.write_text(MODIFIED)
+    report = campaign.run_campaign(path, out, progress=False)
+    assert len(report["ran"]) == 3
+    (usual,) = cards.read_cards(out, kind="victim")
+    assert "modification" not in usual
+    noisy, benign = sorted(cards.read_cards(out, kind="modified"), key=lambda card: card["modification"]["loss"])
+    for card in (noisy, benign):
+        assert not cards.is_stale(card)
+        assert "attacks/modified_victim" in card["modules"]
+        assert card["attack"] is None
+        assert card["victim"] == usual["victim"]
+        assert set(card["modification"]) == set(Modification.__dataclass_fields__)
+        assert len(card["history"]) == (card["modification"]["epochs"] or 1)
+        assert 0 < card["train_seconds"] < card["wall_seconds"]
+        assert set(card["scores"]) == set(card["within"]) == DIRECTIONS
+        assert all(len(scores["identity_AP"]) == 6 for scores in card["scores"].values())
+    assert noisy["modification"]["blocks"] == [4]
+    assert set(noisy["scores_query"]) == set(noisy["scores_clean"]) == DIRECTIONS
+    assert all(set(within) == {"clean", "perturbed"} for within in noisy["within"].values())
+    # Where nothing was added, scores are clean already.
+    assert not {"scores_query", "scores_clean"} & set(benign)
+    assert all(set(within) == {"clean"} for within in benign["within"].values())
+    kept = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert sorted(campaign.run_campaign(path, out, progress=False)["done"]) == sorted(report["ran"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
+    # The card tells what the kept victim scores: clean, and with both sides perturbed.
+    (run,) = (run for run in campaign.read_campaign(path) if run["modified"].get("loss") == "quadruple")
+    dataset, recipe, _ = campaign.prepare(run)
+    found = train_modified_victim(recipe, dataset, Modification(**run["modified"]), device="cpu", progress=False)
+    add = found.perturbation.apply
+    for name, options in (("scores_clean", {}), ("scores", {"perturb": add, "perturb_gallery": add})):
+        expected = evaluate(found.model, dataset, Modality.INFRARED, progress=False, **options)
+        assert noisy[name]["infrared to visible"]["mAP"] == pytest.approx(expected.mAP, abs=1e-5)
+
+
+def test_scores_of_a_modified_victim_say_what_was_perturbed(tiny):
+    torch.manual_seed(0)
+    seen = []
+
+    def black(images, modality):
+        seen.append((modality, len(images)))
+        return torch.zeros_like(images)
+
+    model = models.build("agw", 12, "lite").eval()
+    results = campaign.score_modified(ModifiedVictim(model, SimpleNamespace(apply=black), {}), tiny)
+    sizes = {m: len({record for trial in tiny.trials(m) for record in trial.query}) for m in Modality}
+    sides = [Modality.VISIBLE, Modality.VISIBLE, Modality.INFRARED]  # queries alone, then both sides
+    assert seen == [(m if first else m.other, sizes[m if first else m.other]) for first in (True, False) for m in sides]
+    for modality in Modality:
+        name = campaign.direction_name(modality)
+        clean = evaluate(model, tiny, modality, progress=False)
+        assert results["scores_clean"][name]["rank1"] == pytest.approx(clean.rank1, abs=1e-5)
+        assert results["scores_query"][name]["rank1"] == pytest.approx(1 / 6), "one feature for all finds one identity"
+        # Own modality: the nearest clean image beside the query itself.
+        (trial,) = tiny.trials(modality)
+        people = np.array([record.identity for record in trial.query])
+        attacked = evaluate(model, tiny, modality, perturb=black, progress=False)
+        for kind, query in (("clean", clean.query), ("perturbed", attacked.query)):
+            distances = torch.cdist(query, clean.query).fill_diagonal_(torch.inf)
+            nearest = people[distances.argmin(1)]
+            assert results["within"][name][kind] == pytest.approx((nearest == people).mean())
+    plain = campaign.score_modified(ModifiedVictim(model, None, {}), tiny)
+    assert set(plain) == {"scores", "within"}
+    for name, scores in plain["scores"].items():
+        assert scores["mAP"] == results["scores_clean"][name]["mAP"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('loss = "quadruple"', 'loss = "triplet"'),
+        ('loss = "quadruple"', 'loss = "quadruple", margin = 0.2'),
+        ("blocks = [4]", "blocks = [9]"),
+        ("blocks = [4]", 'blocks = "4"'),
+        ("epochs = 2", "epochs = 0"),
+        ('name = "modified"', 'name = "modified"\nsplit = "val"'),
+        ('name = "modified"', 'name = "modified"\nattack = { name = "sign-noise" }'),
+        ('"modified" = [', '"modifed" = ['),
+    ],
+)
+def test_a_campaign_refuses_impossible_modifications_before_anything_runs(tmp_path, change, said):
+    path = tmp_path / "wrong.toml"
+    assert change in MODIFIED
+    path.write_text(MODIFIED.replace(change, said))
+    with pytest.raises(InputError, match="run 2") as caught:
+        campaign.read_campaign(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_committed_cards_still_have_the_names_their_campaign_asks_for():
+    book = provenance.PACKAGE.parent / "book"
+    asked = set()
+    for run in campaign.read_campaign(book / "campaigns" / "attacks.toml"):
+        configuration = campaign.prepare(run)[2]
+        assert "modification" not in configuration
+        asked.add(cards.card_name(configuration))
+    committed = {path.name for path in (book / "results").glob("attack-*.json")}
+    assert committed
+    assert committed <= asked
 
 
 def test_what_is_chosen_on_validation_identities_says_so(tmp_path):

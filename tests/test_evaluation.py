@@ -55,6 +55,35 @@ def test_only_the_query_is_perturbed(model, tiny):
     assert attacked.rank1 == pytest.approx(1 / 6), "one feature for all queries finds one identity"
 
 
+def test_the_gallery_is_perturbed_only_where_asked(model, tiny):
+    seen = []
+
+    def negative(images, modality):
+        seen.append(modality)
+        return 1 - images
+
+    clean = evaluate(model, tiny, Modality.INFRARED, progress=False)
+    options = {"perturb_gallery": negative, "progress": False}
+    gallery = evaluate(model, tiny, Modality.INFRARED, **options)
+    assert seen == [Modality.VISIBLE]
+    both = evaluate(model, tiny, Modality.INFRARED, perturb=negative, **options)
+    query = evaluate(model, tiny, Modality.INFRARED, perturb=negative, clean=clean, progress=False)
+    assert torch.equal(gallery.query, clean.query)
+    assert not torch.allclose(gallery.gallery, clean.gallery, atol=1e-3)
+    assert torch.equal(both.query, query.query)
+    assert torch.equal(both.gallery, gallery.gallery)
+    (trial,) = tiny.trials(Modality.INFRARED)
+    expected = metrics.evaluate(torch.cdist(both.query, both.gallery), *identities_and_cameras(trial))
+    assert both.mAP == pytest.approx(expected.mAP, abs=1e-6)
+
+
+def test_a_clean_gallery_cannot_stand_for_a_perturbed_one(model, tiny):
+    clean = evaluate(model, tiny, Modality.VISIBLE, progress=False)
+    with pytest.raises(InputError, match="clean brings a clean gallery") as refusal:
+        evaluate(model, tiny, Modality.VISIBLE, clean=clean, perturb_gallery=lambda x, _: x, progress=False)
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("query_modality", Modality)
 def test_crafted_queries_score_as_the_same_change_made_on_the_fly(model, tiny, query_modality):
     (trial,) = tiny.trials(query_modality)

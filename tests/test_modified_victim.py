@@ -92,11 +92,8 @@ def test_a_second_call_loads(small, monkeypatch):
     again = train_modified_victim(RECIPE, small, modification, seed=2, **QUIET)
     assert same(weights(first.model), weights(again.model))
     assert again.card == first.card
-    (trial,) = small.trials(Modality.VISIBLE)
-    scores = [
-        evaluate(found.model, small, Modality.VISIBLE, trials=[trial], progress=False) for found in (first, again)
-    ]
-    assert torch.equal(scores[0].query, scores[1].query), "the modules act in what was loaded"
+    scored = [evaluate(found.model, small, Modality.VISIBLE, progress=False) for found in (first, again)]
+    assert torch.equal(scored[0].query, scored[1].query), "the modules act in what was loaded"
     asked = {"recipe": RECIPE, "dataset": small, "modification": replace(modification, start="scratch"), "seed": 2}
     for change in ({}, {"seed": 3}, {"modification": replace(modification, eps=4 / 255)}):
         with pytest.raises(pytest.fail.Exception, match="trained again"):
