@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from attacks import bare, random_store
@@ -43,20 +44,19 @@ def measure(backbone: str, size: tuple[int, int], batch: int, repeats: int, devi
     """Print the cost of both steps; return that of the whole one."""
     torch.manual_seed(0)
     model = models.build("agw", 206, backbone).to(device).eval()
-    store = random_store(52, 4, size)
+    store = random_store(4, 4, size)
     attacks = {
         "step": FeatureLevelAttack(form="linear", batch_size=batch),
         "without heads": FeatureLevelAttack(form="linear", batch_size=batch, attention="none", sfm=False),
     }
 
-    def stepping(attack: FeatureLevelAttack) -> Callable[[int], None]:
-        problem = attack.prepare(model, store, 0)
-        state = {name: value.to(device) for name, value in attack.start((3, *size), 0).items()}
-        return lambda repeat: attack.step(model, problem, state, repeat, 0)
-
+    runs = {}
     with frozen(model):
-        runs = {name: stepping(attack) for name, attack in attacks.items()}
-        rows = attacks["step"].prepare(model, store, 0).batches.at(0)
+        for name, attack in attacks.items():
+            problem = attack.prepare(model, store, 0)
+            state = {part: value.to(device) for part, value in attack.start((3, *size), 0).items()}
+            runs[name] = partial(attack.step, model, problem, state, seed=0)
+        rows = problem.batches.at(0)
         images, modality = images_of(store, rows, model), store.modalities[rows]
         seconds = rounds({"bare": lambda _: bare(model, images, modality), **runs}, repeats, device)
     median = {name: statistics.median(values) for name, values in seconds.items()}
@@ -64,8 +64,9 @@ def measure(backbone: str, size: tuple[int, int], batch: int, repeats: int, devi
     for name in attacks:
         ratios = [step / once for step, once in zip(seconds[name], seconds["bare"], strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4)
+        cost = median[name] / median["bare"]
         print(
-            f"  {name} {median[name]:.3f} s: {median[name] / median['bare']:.2f} times, rounds {low:.2f} to {high:.2f}"
+            f"  {name} {median[name]:.3f} s: {cost:.2f} times bare; quarters of the rounds at {low:.2f} and {high:.2f}"
         )
     return median["step"] / median["bare"]
 

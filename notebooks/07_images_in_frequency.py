@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Images in frequency
 #
-# The feature-level attack {cite}`yang2024feature` takes feature maps apart into *amplitude* and *phase* and puts a
+# The feature-level attack {cite}`yang2024feature` takes feature maps apart into {term}`amplitude and phase` and puts a
 # weight on the phase. Before we can judge that, we have to know what the two parts are. This chapter takes images of
 # both spectra apart, lets the {term}`victim` say which part carries the person, and looks where in the spectrum an
 # image, a gradient and a {term}`universal perturbation` have their energy.

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # FSAM: attention on phase
 #
-# The feature-level attack {cite}`yang2024feature` puts a small attention module on the *phase* of feature maps, once
-# after block 0 and once after block 4 of the network. Its authors say that the module also helps a network that nobody
+# The feature-level attack {cite}`yang2024feature` puts {term}`FSAM`, a small attention module, on the *phase* of feature
+# maps, once after block 0 and once after block 4 of the network. Its authors say that the module also helps a network that nobody
 # attacks. This chapter looks at the module by itself: what its equations do to an angle, what its attention can see,
 # what it does to a trained network, and whether it makes one better. Nothing is attacked here; chapters 9 and 10 are
 # about that.
@@ -647,29 +647,36 @@ right.legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% tags=["hide-input"]
-final = averages[settings.steps]
+final = {f"block {block}, {m.name.lower()}": averages[settings.steps][row] for row, (block, m) in enumerate(styles)}
 moves = [after - before for after, before in zip(last_score, without, strict=True)]
+identity = [name for name, weight in final.items() if weight > 0.95]
+nothing = [name for name, weight in final.items() if weight < 0.05]
 
 
 def pair_of(values):
     return " and ".join(f"{value:.1f}" for value in values)
 
 
+if len(identity) == len(final):
+    what = (
+        "All have learned to get out of the way: with all weights at 1 FSAM is the identity, and training went there."
+    )
+else:
+    what = f"Near 1, where a module is the identity: {'; '.join(identity) or 'none'}."
+    what += f" Near 0, where it drops every phase: {'; '.join(nothing)}." if nothing else ""
+    what += " What did not go to 1 changes its maps, and this loss does not object."
 Markdown(
     f"On the fixed set the loss is {target:.2f} without modules, {first_loss:.2f} with untrained ones and **{last_loss:.2f}** after"
     f" {settings.steps} steps; rank-1 of test people is {pair_of(without)} % without, {pair_of(first_score)} % with untrained and"
-    f" **{pair_of(last_score)} %** with trained modules. The lowest of the four mean weights is {min(final):.3f}. "
-    + (
-        "They have learned to get out of the way: with all weights at 1 FSAM is the identity, and training went there."
-        if min(final) > 0.95
-        else "They have not become the identity: some weights stay below 1, and this loss does not object to them."
-    )
-    + f" Rank-1 moves by at most {max(map(abs, moves)):.1f} points against no module; one network, one seed, no interval."
+    f" **{pair_of(last_score)} %** with trained modules. Mean weights at the end: "
+    + "; ".join(f"{name} {weight:.2f}" for name, weight in final.items())
+    + f". {what} Rank-1 moves by at most {max(map(abs, moves)):.1f} points against no module; one network, one seed, no"
+    " interval."
 )
 
 # %% [markdown]
-# {numref}`fig-fsam-maps` shows the weights themselves, before and after. A sigmoid reaches 1 only in the limit, and near
-# it the gradient vanishes: a module that has got out of the way does not easily come back.
+# {numref}`fig-fsam-maps` shows the weights themselves, before and after. A sigmoid reaches 0 and 1 only in the limit, and
+# near them the gradient vanishes: a module that has gone to either end does not easily come back.
 
 # %% mystnb={"figure": {"caption": "Mean weights over test images, by frequency: the mean of the map (DC) is the ringed bin in the middle, faster waves are further out. Top: untrained. Bottom: after training. Stripes through the middle are the edges of the array, where the kernel's window is cut.", "name": "fig-fsam-maps"}, "image": {"alt": "Two rows of four grids of squares, coloured from dark (weight zero) to light (weight one), for blocks zero and four and both spectra, with a small ring in the middle of each."}} tags=["hide-input"]
 figure, grid = plt.subplots(2, 4, figsize=(7.2, 5.2), layout="constrained")
@@ -938,7 +945,7 @@ Markdown("\n".join(lines) + f"\n\n{text} {state()}")
 # - A phase is an angle. Times a weight below 1 it is not less, it is elsewhere, and where depends on the first pixel.
 # - The real part turns unequal weights of opposite bins into a loss of amplitude: a cosine that can be written down.
 # - CBAM's attention looks at neighbours, maxima and means. On a spectrum in the usual order all three mean something else.
-# - Weight 1 is the identity. If a module goes there, its accuracy is the network's.
+# - Weight 1 is the identity. A module that has gone there adds nothing but its cost; look at the weights before the scores.
 # - A gain without seeds and intervals is a number. With them it is a measurement, and may be none.
 
 # %% [markdown]
