@@ -66,7 +66,7 @@ def measure(backbone: str, size: tuple[int, int], batch: int, repeats: int, devi
         low, _, high = statistics.quantiles(ratios, n=4)
         cost = median[name] / median["bare"]
         print(
-            f"  {name} {median[name]:.3f} s: {cost:.2f} times bare, rounds' quarters at {low:.2f} and {high:.2f}"
+            f"  {name} {median[name]:.3f} s: {cost:.2f} times bare; quarters of the rounds at {low:.2f} and {high:.2f}"
         )
     return median["step"] / median["bare"]
 

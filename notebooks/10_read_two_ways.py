@@ -118,7 +118,7 @@ STATED = [
     ("learning rate", "0.1, a tenth of it after epochs 20 and 50, with a warm-up", "section 4"),
     ("epochs, images of a batch", "60; 64 (16 identities × 4)", "section 4"),
     ("margin α", "0.2", "section 3.3"),
-    ("commands", "train.py --method agw --lr 0.1, then test.py --resume", "page of the code"),
+    ("commands", "`train.py --method agw --lr 0.1`, then `test.py --resume`", "page of the code"),
     ("parameters, before / FGSM / UAP / ours", "23.55M / 23.55M / 23.55M / 23.55M", "table 1"),
     ("which side is perturbed in the test", "not stated", "–"),
     ("clean images on the attacked network", "no such row found", "–"),
