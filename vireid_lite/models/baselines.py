@@ -1,0 +1,172 @@
+"""The plain victims of the transfer tables: IDE, trained by identity loss alone, and PCB, six stripes of it.
+
+Both bring their losses along (`objective`), so `TrainSettings.triplet` is not read. Everything else is this project's:
+stems of their own for each modality, a last layer that keeps its resolution, a BNNeck, cosine ranking.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vireid_lite.data.records import Modality
+from vireid_lite.errors import InputError
+from vireid_lite.hetero_centre import hetero_centre_loss
+from vireid_lite.losses import identity_loss
+from vireid_lite.models.two_stream import (
+    ModelOutput,
+    TwoStream,
+    bnneck,
+    generalised_mean,
+    identity_classifier,
+    out_channels,
+    trunk,
+)
+from vireid_lite.objectives import Batch, Objective
+
+STRIPES = 6
+STRIPE_CHANNELS = 256  # of each stripe after its reduction, as in PCB
+
+
+class IDE(TwoStream):
+    """The identity-discriminative embedding: average pooling, a BNNeck and the identity loss alone.
+
+    With a ResNet-50 and 395 identities it has 24,330,624 parameters; the ResNet-18 of the transfer table is this class
+    on that trunk, with 11,389,312. The IDE of 2016 ranks the pooled features by Euclidean distance; here the BNNeck
+    stands between them and the classifier, and its output is ranked, as in every network of this project.
+
+    num_identities: classes of the identity classifier. backbone, pretrained: see `two_stream.trunk`.
+    hetero_centre: weight of the hetero-centre loss on the ranked features, which have length 1; 0 leaves it out, the
+    published weight is 0.5.
+    Raises InputError for values that make no network.
+    Source: Zheng et al., "Person Re-identification: Past, Present and Future", 2016; Zhu et al. (`hetero_centre.py`).
+    """
+
+    gem_p = 1.0  # average pooling; the feature-level attack pools its first stage with it
+
+    def __init__(
+        self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, hetero_centre: float = 0.0
+    ) -> None:
+        weight = _weight(hetero_centre)
+        stem, layers = trunk(backbone, pretrained)
+        super().__init__(stem, layers)
+        channels = out_channels(layers[3][-1])
+        self.hetero_centre = weight
+        self.bottleneck = bnneck(channels)
+        self.classifier: nn.Linear = identity_classifier(channels, num_identities)
+
+    def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
+        """Return pooled (N, D), embedding (N, D) and logits (N, num_identities).
+
+        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
+        """
+        pooled = generalised_mean(self.feature_map(images, modality), self.gem_p)
+        embedding = self.bottleneck(pooled)
+        return ModelOutput(pooled, embedding, self.classifier(embedding))
+
+    def objective(self, batch: Batch) -> Objective:
+        """Return the identity loss and, where it has a weight, the hetero-centre loss; no triplet is read."""
+        output = self(batch.images, batch.modality)
+        found = {"identity": identity_loss(output.logits, batch.labels, batch.settings.label_smoothing)}
+        if self.hetero_centre:
+            features = F.normalize(output.embedding)
+            found["hetero_centre"] = self.hetero_centre * hetero_centre_loss(features, batch.labels, batch.modality)
+        return Objective(found, output.logits, batch.labels)
+
+
+class PCB(TwoStream):
+    """The part-based convolutional baseline: six horizontal stripes, each with its own reduction and classifier.
+
+    A stripe is average-pooled, reduced to 256 channels, passed through a BNNeck and classified; the identity loss is
+    the sum over the stripes, as published. A feature is the stripes' BNNeck outputs, each divided by its length, side
+    by side: 1,536 numbers. `embed` divides them by their length once more, which is the square root of 6 for every
+    image and changes no ranking. Logits are the mean over the stripes, pooled the average of the whole map. With a
+    ResNet-50 and 395 identities there are 27,273,088 parameters.
+
+    Left out: the ReLU and dropout between BatchNorm and classifier, and the classifier's bias, since a BNNeck does
+    without. PCB's own code shares the reduction between the stripes and ranks what comes before it; Zhu et al. have one
+    for each, of 512 channels, and rank what comes after it, as here.
+
+    num_identities, backbone, pretrained: as for `IDE`. A map lower than six rows is read with rows in common, as
+    adaptive pooling does. hetero_centre: weight of the hetero-centre loss of the stripes' features, summed over the
+    stripes; 0 leaves it out, the published weight is 0.5.
+    Raises InputError for values that make no network.
+    Source: Sun et al., "Beyond Part Models", ECCV 2018, and its code (resnet.py); Zhu et al. (`hetero_centre.py`).
+    """
+
+    gem_p = 1.0  # as in IDE
+
+    def __init__(
+        self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, hetero_centre: float = 0.0
+    ) -> None:
+        weight = _weight(hetero_centre)
+        stem, layers = trunk(backbone, pretrained)
+        super().__init__(stem, layers)
+        channels = out_channels(layers[3][-1])
+        self.hetero_centre = weight
+        self.bottleneck = nn.ModuleList(_reduction(channels) for _ in range(STRIPES))
+        self.classifier = nn.ModuleList(identity_classifier(STRIPE_CHANNELS, num_identities) for _ in range(STRIPES))
+
+    def stripes(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pooled (N, D) of the whole map, and by stripe, top first, features (N, 6, 256) and logits (N, 6, K).
+
+        images, modality: as for `forward`. Features are the BNNeck outputs, not normalised.
+        """
+        maps = self.feature_map(images, modality)
+        parts = horizontal_stripes(maps, STRIPES).unbind(1)
+        features = [bottleneck(part) for bottleneck, part in zip(self.bottleneck, parts, strict=True)]
+        logits = [classifier(part) for classifier, part in zip(self.classifier, features, strict=True)]
+        return generalised_mean(maps, self.gem_p), torch.stack(features, 1), torch.stack(logits, 1)
+
+    def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
+        """Return pooled (N, D), embedding (N, 1536), each stripe's part of length 1, and logits (N, num_identities).
+
+        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
+        """
+        pooled, features, logits = self.stripes(images, modality)
+        return ModelOutput(pooled, _side_by_side(features), logits.mean(1))
+
+    def objective(self, batch: Batch) -> Objective:
+        """Return the losses of `IDE.objective`, each summed over the stripes."""
+        _, features, logits = self.stripes(batch.images, batch.modality)
+        smoothing = batch.settings.label_smoothing
+        found = {"identity": sum(identity_loss(part, batch.labels, smoothing) for part in logits.unbind(1))}
+        if self.hetero_centre:
+            loss = hetero_centre_loss(_side_by_side(features), batch.labels, batch.modality)
+            found["hetero_centre"] = self.hetero_centre * loss
+        return Objective(found, logits.mean(1), batch.labels)
+
+
+def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
+    """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C).
+
+    Stripe i holds the rows from floor(i h / count) to ceil((i + 1) h / count), as in adaptive average pooling, whose
+    own backward pass differs from run to run on a GPU.
+    """
+    rows = maps.mean(3)
+    height = rows.shape[2]
+    edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
+    return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
+
+
+def _side_by_side(features: Tensor) -> Tensor:
+    """Return stripes (N, S, D), each divided by its length, as (N, S D)."""
+    return F.normalize(features, dim=2).flatten(1)
+
+
+def _reduction(channels: int) -> nn.Sequential:
+    """Return a stripe's reduction and BNNeck; under this name both train at the full learning rate, as published."""
+    reduction = nn.Linear(channels, STRIPE_CHANNELS, bias=False)
+    nn.init.kaiming_normal_(reduction.weight, mode="fan_out")
+    return nn.Sequential(OrderedDict(reduction=reduction, neck=bnneck(STRIPE_CHANNELS)))
+
+
+def _weight(value: float) -> float:
+    """Return the weight of the hetero-centre loss, checked."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise InputError(f"models: hetero_centre must be a number from 0 (left out) up, got {value!r}; published: 0.5")
+    return float(value)

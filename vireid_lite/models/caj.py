@@ -1,0 +1,45 @@
+"""CAJ: channel-augmented joint learning, a training recipe of AGW."""
+
+from __future__ import annotations
+
+import torch
+
+from vireid_lite.data.augmentation import channel_exchange
+from vireid_lite.data.records import Modality
+from vireid_lite.losses import identity_loss
+from vireid_lite.models.agw import AGW
+from vireid_lite.objectives import Batch, Objective
+from vireid_lite.training import TRIPLETS
+
+
+class CAJ(AGW):
+    """AGW trained on each visible image twice: as it is, and with one of its channels in all three.
+
+    Network, options and feature are AGW's; with a ResNet-50 and 395 identities there are 24,359,311 parameters.
+
+    The published recipe is `TrainSettings(triplet="adp", augmentation=Augmentation(erasing=0.5))`, trained without the
+    KL term, whose weight is 0 by default. Two things of it are not here: the two copies of a visible image share their
+    crop, flip and erased box, and an infrared image is passed on without a channel choice (ChannelAdapGray), which
+    changes nothing in three equal channels but the colour of an erased box. `Augmentation(channels=True)` brings that
+    choice, and exchanges half of the plain copies besides.
+
+    The collapse: with "adp" the triplet loss of some runs (issue 27 of the official repository) stays at 0.693, rank-1
+    near 1 %; that is log 2, its value where an anchor's positives and negatives are equally far (delta = 0), and there
+    its slope is zero, where that of "wrt" is 1/2. Beyond its clamp (|delta| > 9.38) the gradient is zero as well, so
+    the triplet leads out of neither state; `settings.triplet` therefore chooses among all of `training.TRIPLETS`.
+    Source: Ye et al., "Channel Augmented Joint Learning for Visible-Infrared Recognition", ICCV 2021, CAJ
+    data_loader.py:67-106, train_ext.py.
+    """
+
+    def objective(self, batch: Batch) -> Objective:
+        """Return the identity loss and the triplet over plain visible, exchanged visible and infrared images."""
+        visible = int((batch.modality == Modality.VISIBLE).sum())  # they come first
+        plain = batch.images[:visible]
+        images = torch.cat([plain, channel_exchange(plain, batch.generator), batch.images[visible:]])
+        modality, labels = (torch.cat([each[:visible], each]) for each in (batch.modality, batch.labels))
+        output = self(images.contiguous(memory_format=torch.channels_last), modality)
+        found = {"identity": identity_loss(output.logits, labels, batch.settings.label_smoothing)}
+        triplet = TRIPLETS[batch.settings.triplet]
+        if triplet is not None:
+            found["triplet"] = triplet(output.pooled, labels)
+        return Objective(found, output.logits, labels)

@@ -1,0 +1,173 @@
+"""DDAG: stripes of an image attend to each other, images of a training batch attend to those of their identity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vireid_lite import losses
+from vireid_lite.data.records import Modality
+from vireid_lite.errors import InputError
+from vireid_lite.models.baselines import horizontal_stripes
+from vireid_lite.models.two_stream import (
+    ModelOutput,
+    TwoStream,
+    bnneck,
+    generalised_mean,
+    identity_classifier,
+    out_channels,
+    trunk,
+)
+from vireid_lite.objectives import Batch, Objective
+
+HEADS = 4  # of the graph attention; each is a quarter of the trunk's width, 512 at ResNet-50 (train_ddag.py)
+
+
+class DDAG(TwoStream):
+    """The DDAG two-stream network: average pooling and a BNNeck, then the parts that `PartAggregation` adds to it.
+
+    Trained by `objective`, where `GraphAttention` helps; at test time it plays no part. ResNet-50 with 395 identities
+    has 41,931,929 parameters, of which 41,927,833 are trained (not the two BNNecks' biases); 5,008,150 of them are the
+    graph's. The published network also holds parameters that nothing reads (two classifiers, a 1x1 convolution behind
+    the aggregation, most of three ResNets); they are left out, and the 1x1 convolutions on stripes are linear layers.
+
+    num_identities: classes of the identity classifier, which global and part feature share. backbone, pretrained: see
+    `two_stream.trunk`. parts: stripes, 3 as published. dropout: share dropped in the graph, 0.2 as published.
+    Raises InputError for values that make no network.
+    Source: Ye et al., "Dynamic Dual-Attentive Aggregation Learning", ECCV 2020; DDAG model_main.py:133-198.
+    """
+
+    gem_p = 1.0  # average pooling; the feature-level attack pools its first stage with it
+
+    def __init__(
+        self,
+        num_identities: int,
+        backbone: str = "resnet50",
+        pretrained: bool = False,
+        *,
+        parts: int = 3,
+        dropout: float = 0.2,
+    ) -> None:
+        if type(parts) is not int or parts < 1:
+            raise InputError(f"models: parts must be a whole number from 1 up, got {parts!r}")
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise InputError(f"models: dropout must be a number from 0 to below 1, got {dropout!r}")
+        stem, layers = trunk(backbone, pretrained)
+        channels = out_channels(layers[3][-1])
+        super().__init__(stem, layers)
+        # The prefixes put all heads at the full learning rate, as published (train_ddag.py, optimizer_P).
+        self.bottleneck = bnneck(channels)
+        self.bottleneck_parts = PartAggregation(channels, parts)
+        self.classifier: nn.Linear = identity_classifier(channels, num_identities)
+        self.classifier_graph = GraphAttention(channels, num_identities, dropout)
+
+    def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
+        """Return pooled (N, D), embedding (N, D; the part-aggregated feature) and its logits (N, num_identities).
+
+        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
+        """
+        pooled, _, embedding = self._features(images, modality)
+        return ModelOutput(pooled, embedding, self.classifier(embedding))
+
+    def objective(self, batch: Batch) -> Objective:
+        """Return identity + triplet + part + w graph, and the logits of the global feature.
+
+        identity, part: cross-entropy of the global and of the part-aggregated feature; triplet: batch-hard, margin 0.3,
+        of the pooled features (`settings.triplet` is not read); graph: negative log-likelihood of `GraphAttention`.
+        w = 1 / (1 + L), L the sum of the first three as noted for the last epoch, and 0 in the first epoch.
+        Source: equations 1, 9, 10 and 11; train_ddag.py:286-321 (L there too leaves the graph's own loss out).
+        """
+        pooled, neck, embedding = self._features(batch.images, batch.modality)
+        logits, smoothing = self.classifier(neck), batch.settings.label_smoothing
+        graph = F.nll_loss(self.classifier_graph(pooled, batch.labels, batch.generator), batch.labels)
+        found = {
+            "identity": losses.identity_loss(logits, batch.labels, smoothing),
+            "triplet": losses.hard_triplet(pooled, batch.labels, 0.3),
+            "part": losses.identity_loss(self.classifier(embedding), batch.labels, smoothing),
+        }
+        weight = 0.0
+        if batch.history:
+            weight = 1 / (1 + sum(batch.history[-1][f"{name}_loss"] for name in found))
+        return Objective({**found, "graph": weight * graph}, logits, batch.labels)
+
+    def _features(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pooled, the BNNeck's and the part-aggregated features, (N, D) each."""
+        maps = self.feature_map(images, modality)
+        pooled = generalised_mean(maps, self.gem_p)
+        neck = self.bottleneck(pooled)
+        return pooled, neck, self.bottleneck_parts(maps, neck)
+
+
+class PartAggregation(nn.Module):
+    """Intra-modality weighted part aggregation: stripes attend to each other, and a gate sums them up.
+
+    BN(f + sum_i g_i sum_j a_ij v(x_j)), with a_i = softmax_j(q(x_i) . k(x_j)), unscaled, g a softmax over the parts and
+    f the BNNeck's feature of the whole map.
+    Source: Ye et al., DDAG; attention.py (IWPA).
+    """
+
+    def __init__(self, channels: int, parts: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.gate = nn.Parameter(torch.full((parts,), 1 / parts))
+        self.norm = bnneck(channels)
+
+    def forward(self, maps: Tensor, embedding: Tensor) -> Tensor:
+        """Return (N, C) for maps (N, C, h, w) and the feature (N, C) that the parts are added to."""
+        parts = horizontal_stripes(maps, len(self.gate))
+        attention = (self.query(parts) @ self.key(parts).mT).softmax(2)
+        return self.norm(embedding + self.gate.softmax(0) @ (attention @ self.value(parts)))
+
+
+class GraphAttention(nn.Module):
+    """Graph attention over a training batch: four layers side by side, then one that names the identities.
+
+    An edge joins two images of one identity, of either modality; the published adjacency is normalised, but only
+    whether an entry is above 0 is ever read, so it is a mask.
+    Source: Ye et al., DDAG, equations 6 to 9; model_main.py and attention.py.
+    """
+
+    def __init__(self, channels: int, num_identities: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.heads = nn.ModuleList([GraphLayer(channels, channels // HEADS) for _ in range(HEADS)])
+        self.out = GraphLayer(channels // HEADS * HEADS, num_identities)
+
+    def forward(self, pooled: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return log-probabilities (N, num_identities) for pooled features (N, C) and labels int64 (N,).
+
+        generator: on the CPU; the dropout of features, attention and hidden nodes is drawn from it.
+        """
+        same = labels[:, None] == labels[None, :]
+
+        def drop(values: Tensor) -> Tensor:
+            if not self.dropout:
+                return values
+            kept = torch.rand(values.shape, generator=generator) >= self.dropout
+            return values * kept.to(values.device, non_blocking=True) / (1 - self.dropout)
+
+        nodes = drop(pooled)
+        nodes = torch.cat([F.elu(head(nodes, same, drop)) for head in self.heads], 1)
+        return F.elu(self.out(drop(nodes), same, drop)).log_softmax(1)
+
+
+class GraphLayer(nn.Module):
+    """One graph attention layer: h'_i = sum_j a_ij h_j, h = x W, a_i = softmax over edges of leaky(a . [h_i, h_j]).
+
+    Source: Veličković et al., "Graph Attention Networks", ICLR 2018, equations 1 to 4; slope 0.2.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(channels, width), 2**0.5))
+        self.attention = nn.Parameter(nn.init.xavier_uniform_(torch.empty(2 * width, 1), 2**0.5))
+
+    def forward(self, nodes: Tensor, same: Tensor, drop) -> Tensor:
+        """Return (N, width) for nodes (N, C) and edges (N, N) bool; drop: maps attention to attention."""
+        hidden = nodes @ self.weight
+        source, target = (hidden @ vector for vector in self.attention.chunk(2))  # (N, 1) each
+        scores = F.leaky_relu(source + target.T, 0.2).masked_fill(~same, -torch.inf)
+        return drop(scores.softmax(1)) @ hidden

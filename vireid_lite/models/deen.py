@@ -1,0 +1,243 @@
+"""DEEN: two more embeddings of every image, made from its middle map, kept apart by the loss and ranked together."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vireid_lite import losses
+from vireid_lite.data.records import Modality
+from vireid_lite.errors import InputError
+from vireid_lite.models.two_stream import (
+    ModelOutput,
+    TwoStream,
+    bnneck,
+    generalised_mean,
+    identity_classifier,
+    out_channels,
+    trunk,
+)
+from vireid_lite.objectives import Batch, Objective
+from vireid_lite.quadruple import class_centres
+
+BRANCHES = 3  # the original map and the two made from it
+CPM_WEIGHT, ORTHOGONALITY_WEIGHT = 0.8, 0.01  # DEEN train.py, lambda_1 and lambda_2
+
+
+class DEEN(TwoStream):
+    """The DEEN two-stream network: each layer is fused with its input, and layer 4 runs on three maps an image.
+
+    Block 4 holds the expansion and layer 4: inside, the branches stand on the batch axis, so that its BatchNorm sees 3N
+    maps; it delivers them side by side, (N, 3C, h, w). The BNNeck and the classifier are shared by the branches.
+    ResNet-50 with 395 identities has 42,037,792 parameters, of which 42,035,744 are trained (not the BNNeck's
+    bias); without layer 4 and with 206 identities, as published for RegDB, 13,094,176 and 13,093,152.
+
+    Left out against the published code: a dropout of 0.01 behind the expansion (it would draw outside the objective's
+    generator). Its position attention reads C/2 channels x P positions as C x P/2, which mixes the two; here positions
+    attend to positions. Weights are counted the same.
+
+    num_identities: classes of the identity classifier. backbone, pretrained: see `two_stream.trunk`.
+    flip: `embed` sums the features of the image and of its mirror image, as the published test does; off by default.
+    layer4: False leaves it and the fusion of layer 3 out: block 3 is the expansion of layer 2, block 4 is layer 3.
+    Raises InputError for values that make no network.
+    Source: Zhang and Wang, "Diverse Embedding Expansion Network", CVPR 2023; LLCM DEEN/model.py:91-272.
+    """
+
+    gem_p = 1.0  # average pooling; the feature-level attack pools its first stage with it
+
+    def __init__(
+        self,
+        num_identities: int,
+        backbone: str = "resnet50",
+        pretrained: bool = False,
+        *,
+        flip: bool = False,
+        layer4: bool = True,
+    ) -> None:
+        for name, value in (("flip", flip), ("layer4", layer4)):
+            if type(value) is not bool:
+                raise InputError(f"models: {name} must be true or false, got {value!r}")
+        stem, layers = trunk(backbone, pretrained)
+        widths = [stem.conv1.out_channels, *(out_channels(layer[-1]) for layer in layers)]
+        fused = [Fused(*layers[k], Fusion(widths[k + 1], widths[k], stride)) for k, stride in enumerate((1, 2, 2))]
+        if layer4:
+            channels = widths[4]
+            stages = [*fused, nn.Sequential(Expansion(widths[3]), *layers[3], SideBySide(channels))]
+        else:
+            channels = widths[3]
+            expansion = nn.Sequential(Expansion(widths[2]), SideBySide(widths[2]))
+            stages = [*fused[:2], expansion, nn.Sequential(Stacked(), *layers[2], SideBySide(channels))]
+        super().__init__(stem, stages)
+        self.flip = flip
+        self.bottleneck = bnneck(channels)
+        self.classifier: nn.Linear = identity_classifier(channels, num_identities)
+
+    def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
+        """Return pooled (N, 3C), embedding (N, 6C) and logits (N, num_identities), the mean of the three branches'.
+
+        embedding: pooled and BNNeck features of the branches, six vectors of length 1, side by side: the inner product
+        of two embeddings is the sum of the six similarity matrices that the published test adds up (DEEN test.py).
+        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
+        """
+        pooled, neck = self._branches(images, modality)
+        embedding = F.normalize(torch.cat([pooled, neck], 1), dim=2).flatten(1)
+        return ModelOutput(pooled.flatten(1), embedding, self.classifier(neck).mean(1))
+
+    def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
+        """Return the features that are ranked, of length 1: (N, 6C), the embedding divided by the root of 6.
+
+        With `flip` it is the sum over the image and its mirror image, divided by its length (published: undivided).
+        Mode, gradient, arguments and errors are those of `TwoStream.embed`.
+        """
+        features = super().embed(images, modality)
+        return F.normalize(features + super().embed(images.flip(3), modality)) if self.flip else features
+
+    def objective(self, batch: Batch) -> Objective:
+        """Return identity + triplet + 0.8 cpm + 0.01 orthogonality, and the logits of all 3N rows.
+
+        identity: cross-entropy; triplet: batch-hard, margin 0.3, of pooled features (`settings.triplet` is not read);
+        both over the 3N rows. cpm: `centre_pair_mining` of the first branch with each of the others, summed.
+        orthogonality: inner product of the two expanded pooled features, summed over images and divided by 3N.
+        Source: LLCM DEEN/train.py:284-294 and model.py.
+        """
+        pooled, neck = self._branches(batch.images, batch.modality)
+        logits, labels = self.classifier(neck).flatten(0, 1), batch.labels.repeat_interleave(BRANCHES)
+        plain, first, second = pooled.unbind(1)
+        cpm = sum(centre_pair_mining(plain, made, batch.labels, batch.modality) for made in (first, second))
+        found = {
+            "identity": losses.identity_loss(logits, labels, batch.settings.label_smoothing),
+            "triplet": losses.hard_triplet(pooled.flatten(0, 1), labels, 0.3),
+            "cpm": CPM_WEIGHT * cpm,
+            "orthogonality": ORTHOGONALITY_WEIGHT * (first * second).sum() / len(labels),
+        }
+        return Objective(found, logits, labels)
+
+    def _branches(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the branches' pooled and BNNeck features, (N, 3, C) each."""
+        pooled = generalised_mean(self.feature_map(images, modality), self.gem_p).unflatten(1, (BRANCHES, -1))
+        return pooled, self.bottleneck(pooled.flatten(0, 1)).view_as(pooled)
+
+
+def centre_pair_mining(plain: Tensor, made: Tensor, labels: Tensor, modality: Tensor, margin: float = 0.2) -> Tensor:
+    """Return the centre-guided pair mining loss of one expanded branch.
+
+    v, i are the visible and infrared centres of an identity in the plain branch, w those of the expanded one, own and
+    other the two modalities in turn. An expanded centre is to lie nearer the other modality's centre than its own
+    modality's, and nearer than any two identities lie to each other:
+
+        [d - |own_j - w_j| + m]+ + ([d - min_k |w_j - w_k| + m]+ + [d - min_k |own_j - own_k| + m]+) / 2
+
+    with d = |other_j - w_j|, k over the other identities, the first distance without gradient; averaged over
+    identities and the two modalities.
+
+    plain, made: (N, C) float. labels: int64 (N,). modality: int64 (N,), on the CPU or not. margin: m.
+    Raises InputError unless every identity has an image of both modalities.
+    Source: the released code, LLCM DEEN/loss.py (CPMLoss), where the centres are chunks of a sorted batch.
+    """
+    (visible, infrared), expanded = (class_centres(features, labels, modality) for features in (plain, made))
+    total = plain.new_zeros(())
+    for own, other, centre in ((visible, infrared, expanded[0]), (infrared, visible, expanded[1])):
+        pulled = torch.linalg.vector_norm(other - centre, dim=1)
+        left = torch.linalg.vector_norm(own - centre, dim=1).detach()
+        hinges = [F.relu(pulled - far + margin) for far in (left, nearest(centre), nearest(own))]
+        total = total + (hinges[0] + (hinges[1] + hinges[2]) / 2).mean() / 2
+    return total
+
+
+def nearest(centres: Tensor) -> Tensor:
+    """Return each centre's distance to the nearest other one, (J,), for (J, C); infinite where there is no other."""
+    distance = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.masked_fill(torch.eye(len(centres), dtype=torch.bool, device=centres.device), torch.inf).amin(1)
+
+
+class Fused(nn.Sequential):
+    """The blocks of a layer and, last, a `Fusion` of what they deliver with what they were given."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (N, C, h, w) to the layer's output shape."""
+        *blocks, fusion = self
+        high = maps
+        for block in blocks:
+            high = block(high)
+        return fusion(high, maps)
+
+
+class Fusion(nn.Module):
+    """Multi-stage feature aggregation: a layer's output attends to its input, over channels and then over positions.
+
+    high: channels of the output. low: of the input. stride: of the layer. Both attentions are products without a
+    softmax, divided by the number of what is summed over; each ends in a BatchNorm at 0 and is added.
+    Source: LLCM DEEN/model.py (MFA_block, of CNL and PNL).
+    """
+
+    def __init__(self, high: int, low: int, stride: int) -> None:
+        super().__init__()
+        inner = low // 2
+        self.theta1, self.phi1 = nn.Conv2d(high, low, 1), nn.Conv2d(low, low, 1, stride)
+        self.g1, self.out1, self.bn1 = nn.Conv2d(low, low, 1), nn.Conv2d(low, high, 1, stride), nn.BatchNorm2d(high)
+        self.theta2, self.phi2 = nn.Conv2d(high, inner, 1), nn.Conv2d(low, inner, 1)
+        self.g2, self.out2, self.bn2 = nn.Conv2d(low, inner, 1), nn.Conv2d(inner, high, 1), nn.BatchNorm2d(high)
+        for norm in (self.bn1, self.bn2):
+            nn.init.zeros_(norm.weight)
+
+    def forward(self, high: Tensor, low: Tensor) -> Tensor:
+        """Return the shape of `high` (N, C, h, w) for the layer's input `low`, (N, C', h * stride, w * stride)."""
+        theta, phi, g = (each.flatten(2) for each in (self.theta1(high), self.phi1(low), self.g1(low)))
+        channels = (theta @ phi.mT / phi.shape[1]) @ g
+        high = high + self.bn1(self.out1(channels.unflatten(2, low.shape[2:])))
+        theta, phi, g = (each.flatten(2) for each in (self.theta2(high), self.phi2(low), self.g2(low)))
+        positions = (g @ phi.mT / phi.shape[2]) @ theta  # associative: no positions x positions matrix is built
+        return high + self.bn2(self.out2(positions.unflatten(2, high.shape[2:])))
+
+
+class Expansion(nn.Module):
+    """Diverse embedding expansion: a map and two more made from it, one below the other on the batch axis.
+
+    Each new map is the mean of three 3x3 convolutions of dilation 1, 2 and 3 to a quarter of the channels, a ReLU, and
+    a 1x1 convolution back.
+    Source: LLCM DEEN/model.py (DEE_module).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = channels // 4
+        self.down = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(channels, inner, 3, padding=d, dilation=d, bias=False) for d in (1, 2, 3))
+            for _ in range(BRANCHES - 1)
+        )
+        self.up = nn.ModuleList(nn.Conv2d(inner, channels, 1) for _ in range(BRANCHES - 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (N, C, h, w) to (3N, C, h, w): all originals first, then each branch."""
+        made = [
+            up(F.relu(sum(conv(maps) for conv in down) / len(down)))
+            for down, up in zip(self.down, self.up, strict=True)
+        ]
+        return torch.cat([maps, *made])
+
+
+class SideBySide(nn.Module):
+    """The branches from the batch axis to the channel axis, so that N images give N maps."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # Where `two_stream.out_channels` reads what a block delivers.
+        self.bn2 = SimpleNamespace(num_features=BRANCHES * channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (3N, C, h, w) to (N, 3C, h, w)."""
+        return torch.cat(maps.chunk(BRANCHES), 1)
+
+
+class Stacked(nn.Module):
+    """The inverse of `SideBySide`."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (N, 3C, h, w) to (3N, C, h, w)."""
+        return torch.cat(maps.chunk(BRANCHES, 1))
