@@ -16,6 +16,7 @@ from safetensors.torch import load
 
 from vireid_lite import models
 from vireid_lite.attacks import CMPS, load_perturbation
+from vireid_lite.benchmark import read_grid, run_grid
 from vireid_lite.campaign import run_campaign
 from vireid_lite.cards import read_cards
 from vireid_lite.data import Dataset, Modality, Record, cached, load_dataset
@@ -35,9 +36,38 @@ seeds = [0, 1, 2, 3, 4, 5]
 dataset = { size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4 }
 train = { epochs = 4, identities = 4, images = 2 }
 """
+GRID = """
+seeds = [0]
+[data.tiny.any]
+dataset = { size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4 }
+[victims.AGW]
+any = { train = { epochs = 3, identities = 4, images = 2 } }
+[victims.PCB]
+any = { victim = { model = "pcb" }, train = { epochs = 3, identities = 4, images = 2 } }
+[attacks.CMPS]
+any = { attack = { name = "cmps", gradients = 8 } }
+[attacks.retrained]
+any = { modified = { loss = "quadruple", epochs = 1 } }
+[[table]]
+name = "white box"
+data = ["tiny"]
+victims = ["AGW", "PCB"]
+attacks = ["none", "CMPS"]
+[[table]]
+name = "retrained"
+data = ["tiny"]
+victims = ["AGW"]
+attacks = ["retrained"]
+[[table]]
+name = "transfer"
+data = ["tiny"]
+victims = ["PCB"]
+surrogates = ["AGW"]
+attacks = ["CMPS"]
+"""
 # A server that has imported torch forks each victim of a kill in milliseconds.
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["vireid_lite.victims", "vireid_lite.campaign", "vireid_lite.models.agw", "test_kills"])
+SPAWN.set_forkserver_preload(["vireid_lite.victims", "vireid_lite.benchmark", "vireid_lite.models.agw", "test_kills"])
 
 
 class SlowFrames(Dataset):
@@ -74,6 +104,12 @@ def _campaign(cache: str, folder: str) -> None:
     run_campaign(Path(folder).parent / "campaign.toml", Path(folder), device="cpu", progress=False)
 
 
+def _bench(cache: str, folder: str) -> None:
+    os.environ["VIREID_CACHE"] = cache
+    torch.set_num_threads(1)
+    run_grid(read_grid(Path(folder).parent / "grid.toml"), Path(folder), device="cpu", progress=False)
+
+
 def _attack(cache: str, folder: str) -> None:
     os.environ["VIREID_CACHE"] = cache
     torch.set_num_threads(1)
@@ -98,14 +134,14 @@ def run(target, cache: Path, folder: Path, kill_after: float | None = None) -> f
     return time.perf_counter() - started
 
 
-def kill_until_done(target, tmp_path: Path, progress) -> list:
-    """Run the target whole for comparison, then kill it ten times and let it end; return progress after each kill."""
+def kill_until_done(target, tmp_path: Path, progress, kills: int = KILLS) -> list:
+    """Run the target whole for comparison, then kill it several times and let it end; return progress after each."""
     run(_nothing, tmp_path, tmp_path)  # the server imports torch now, not while the clock runs
     whole = run(target, tmp_path / "whole-cache", tmp_path / "whole")
     dice = random.Random(1)
     seen = [0]
     patience = 1.0
-    for _ in range(KILLS):
+    for _ in range(kills):
         run(target, tmp_path / "cache", tmp_path / "killed", dice.uniform(0.05, 0.35) * whole * patience)
         seen.append(progress())
         # On a busy machine a kill may come before anything is done; the next one then waits longer.
@@ -167,6 +203,23 @@ def test_a_campaign_repeats_and_loses_no_run(tmp_path):
     kill_until_done(_campaign, tmp_path, cards)
     assert {card["seed"] for card in read_cards(tmp_path / "killed")} == set(range(6))
     assert cards() == 6
+    assert not half_files(tmp_path)
+
+
+def test_a_grid_killed_five_times_ends_with_the_cards_of_a_whole_one(tmp_path):
+    (tmp_path / "grid.toml").write_text(GRID)
+    seen = kill_until_done(_bench, tmp_path, lambda: len(list((tmp_path / "killed").glob("*.json"))), kills=5)
+    assert never_falls(seen)
+    whole, killed = (
+        {(path.name): json.loads(path.read_text()) for path in (tmp_path / name).glob("*.json")}
+        for name in ("whole", "killed")
+    )
+    assert len(whole) == 6
+    assert whole.keys() == killed.keys()
+    timed = ("seconds", "memory", "date", "history")
+    for name, card in whole.items():
+        fields = [field for field in card if not any(word in field for word in timed)]
+        assert {field: card[field] for field in fields} == {field: killed[name][field] for field in fields}
     assert not half_files(tmp_path)
 
 

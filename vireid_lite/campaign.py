@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
@@ -11,6 +12,7 @@ import re
 import threading
 import time
 import tomllib
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -23,7 +25,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from vireid_lite import metrics
+from vireid_lite import metrics, models
+from vireid_lite.acceleration import Compute
 from vireid_lite.anatomy import Anatomy, anatomy, within_modality
 from vireid_lite.attacks import (
     ImageAttack,
@@ -33,6 +36,7 @@ from vireid_lite.attacks import (
     attack_modules,
     build_attack,
     craft,
+    load_perturbation,
     train_modified_victim,
 )
 from vireid_lite.attacks.base import training_store
@@ -41,6 +45,7 @@ from vireid_lite.cards import card_name, code_modules, is_stale, read_card, writ
 from vireid_lite.data import Augmentation, Dataset, Modality, Trial, cached, fingerprint
 from vireid_lite.errors import InputError
 from vireid_lite.evaluation import Evaluation, direction_name, distinct, evaluate
+from vireid_lite.parameters import TIERS as DATASET_OF_TIER
 from vireid_lite.provenance import (
     cache_folder,
     code_hash,
@@ -50,10 +55,15 @@ from vireid_lite.provenance import (
     pick_device,
     stable_hash,
     versions,
+    write_atomically,
 )
-from vireid_lite.victims import Recipe, load_or_train, tier_dataset, tier_recipe
+from vireid_lite.transfer import broken, resized
+from vireid_lite.victims import Recipe, load_or_train, tier_dataset, tier_named, tier_recipe
 
-TABLES = ("dataset", "victim", "train", "attack", "modified")
+TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
+SURROGATE_SEED = 100  # how far a surrogate's seed lies from its target's, where it is not given
+VICTIM = {"model": str, "backbone": str, "pretrained": bool, "options": dict}
+SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": int}
 RUN = {
     "name": str,
     "tier": str,
@@ -68,12 +78,13 @@ RUN = {
 def read_campaign(path: Path) -> list[dict]:
     """Return the runs of a TOML file, one dict for each seed and each cell of a grid.
 
-    Each [[run]] takes name, tier, seeds, dataset (data set options, with `name` and `size`), victim (backbone,
-    pretrained), train (fields of TrainSettings), attack (name, gradients, identities, and the attack's own options),
-    modified (fields of Modification: the victim itself is trained so), split ("test", or "val" where a choice is made),
-    anatomy (take the drop apart) and grid: lists of values for keys
-    such as "attack.tied", or of tables for "attack", of which every combination is run. What the file's top level sets
-    is every run's default; tables are merged. Raises InputError for anything else.
+    Each [[run]] takes name, tier, seeds, dataset (data set options, with `name` and `size`), victim (model, options,
+    backbone, pretrained), train (fields of TrainSettings), attack (name, gradients, identities, and the attack's own
+    options), modified (fields of Modification: the victim itself is trained so), surrogate (dataset, victim, train,
+    seed: the network the attack is made on instead, of the run's own where it says nothing), compute (fields of
+    Compute), split ("test", or "val" where a choice is made), anatomy (take the drop apart) and grid: lists of values
+    for keys such as "attack.tied", or of tables for "attack", of which every combination is run. What the file's top
+    level sets is every run's default; tables are merged. Raises InputError for anything else.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -93,11 +104,11 @@ def read_campaign(path: Path) -> list[dict]:
         merged = {**content, **run}
         for table in TABLES:
             merged[table] = {**content.get(table, {}), **run.get(table, {})}
-        merged |= {table: {} for table in ("attack", "modified") if table not in run}
+        merged |= {table: {} for table in ("attack", "modified", "surrogate") if table not in run}
         if run.get("modified") == {} and not any(key.startswith("modified") for key in run.get("grid", {})):
             raise InputError(f'{here}: modified is empty; name at least its loss, such as {{ loss = "quadruple" }}')
         for cell in _grid(here, merged):
-            expanded += _seeds(here, cell)
+            expanded += checked(here, cell)
     return expanded
 
 
@@ -122,15 +133,25 @@ def _grid(here: str, run: dict) -> list[dict]:
     return cells
 
 
-def _seeds(here: str, run: dict) -> list[dict]:
-    """Check one run and return it once for every seed."""
-    _check(f"{here}, victim", run["victim"], {"backbone": str, "pretrained": bool})
-    _check(f"{here}, dataset", run["dataset"], {"name": str, "size": list}, others=True)
-    if misplaced := sorted({"backbone", "pretrained"} & set(run["train"])):
-        raise InputError(f"{here}: {misplaced[0]} belongs to victim, not to train")
-    size, attack = run["dataset"].get("size", [1, 1]), run["attack"]
-    if len(size) != 2 or not all(type(side) is int for side in size):
-        raise InputError(f"{here}: size must be [height, width] in pixels, got {size}")
+def checked(here: str, run: dict) -> list[dict]:
+    """Check one run, whose tables are all there, and return it once for every seed. Raises InputError; here: where."""
+    _check_network(here, run)
+    attack = run["attack"]
+    if run["surrogate"]:
+        _check(f"{here}, surrogate", run["surrogate"], SURROGATE)
+        _check_network(f"{here}, surrogate", {"dataset": {}, "victim": {}, "train": {}, **run["surrogate"]})
+        if not attack:
+            raise InputError(f"{here}: a surrogate is there to be attacked; give the run an attack")
+    try:
+        compute = Compute(**run["compute"])
+    except TypeError:
+        raise InputError(
+            f"{here}: compute takes {', '.join(Compute.__dataclass_fields__)}; got {', '.join(run['compute'])}"
+        ) from None
+    except InputError as error:
+        raise InputError(f"{here}: {error}") from None
+    if run["modified"] and compute != Compute():
+        raise InputError(f"{here}: a modified victim is trained in float32; leave compute out")
     name = run.get("name", "attack" if attack else "victim")
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise InputError(f"{here}: name {name!r} must be small letters, digits and hyphens")
@@ -159,10 +180,26 @@ def _seeds(here: str, run: dict) -> list[dict]:
     for seed in run.get("seeds", [0]):
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise InputError(f"{here}: a seed must be a whole number of at least 0, got {seed!r}")
+        if run["surrogate"] and run["surrogate"].get("seed", seed + SURROGATE_SEED) == seed:
+            raise InputError(f"{here}: surrogate and target share the seed {seed}; give the surrogate another")
         tables = {key: run[key] for key in TABLES}
         more = {"tier": run.get("tier", "lite"), "split": split, "anatomy": run.get("anatomy", False)}
         found.append({"name": name, **more, **tables, "seed": seed})
     return found
+
+
+def _check_network(here: str, run: dict) -> None:
+    """Raise InputError unless the tables dataset, victim and train of a run, or of its surrogate, are well-formed."""
+    _check(f"{here}, victim", run["victim"], VICTIM)
+    _check(f"{here}, dataset", run["dataset"], {"name": str, "size": list}, others=True)
+    if misplaced := sorted(set(VICTIM) & set(run["train"])):
+        raise InputError(f"{here}: {misplaced[0]} belongs to victim, not to train")
+    model = run["victim"].get("model", "agw")
+    if model not in models.NETWORKS:
+        raise InputError(f"{here}: unknown network {model!r}; choose one of {', '.join(models.NETWORKS)}")
+    size = run["dataset"].get("size", [1, 1])
+    if len(size) != 2 or not all(type(side) is int for side in size):
+        raise InputError(f"{here}: size must be [height, width] in pixels, got {size}")
 
 
 def _check(where: str, table: object, kinds: dict[str, type], others: bool = False) -> None:
@@ -176,14 +213,12 @@ def _check(where: str, table: object, kinds: dict[str, type], others: bool = Fal
             raise InputError(f"{where}: {key} must be of type {kinds[key].__name__}, got {value!r}")
 
 
-def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]:
+Root = Path | dict[str, Path] | None  # one folder, or one for each data set by name
+
+
+def prepare(run: dict, root: Root = None) -> tuple[Dataset, Recipe, dict]:
     """Return a run's data set, recipe and configuration; the configuration keys its card."""
-    dataset, records = _dataset(run["tier"], json.dumps(run["dataset"], sort_keys=True), root)
-    settings = dict(run["train"])
-    if "augmentation" in settings:
-        _check("augmentation", settings["augmentation"], dict.fromkeys(Augmentation.__dataclass_fields__, object))
-        settings["augmentation"] = Augmentation(**settings["augmentation"])
-    recipe = tier_recipe(run["tier"], **run["victim"], **settings)
+    dataset, records, recipe = _network(run["tier"], run, root)
     configuration = {
         "kind": run["name"],
         "tier": run["tier"],
@@ -199,7 +234,60 @@ def prepare(run: dict, root: Path | None = None) -> tuple[Dataset, Recipe, dict]
             configuration["split"] = run["split"]
     if run["modified"]:
         configuration["modification"] = asdict(Modification(**run["modified"]))
+    if run.get("surrogate"):
+        its_data, its_records, its_recipe = _network(run["tier"], surrogate_of(run), root)
+        if its_data.size != dataset.size and not isinstance(attack, UniversalAttack):
+            raise InputError(f"{attack.name}: crafted for one image each; surrogate and target need crops of one size")
+        configuration["surrogate"] = {
+            "dataset": {**its_data.describe(), "records": its_records},
+            "victim": its_recipe.describe(),
+            "seed": surrogate_of(run)["seed"],
+            "identities": "shared" if _population(its_data) == _population(dataset) else "others",
+        }
+    if run.get("compute"):
+        configuration["compute"] = Compute(**run["compute"]).describe()
     return dataset, recipe, configuration
+
+
+def surrogate_of(run: dict) -> dict:
+    """Return the tables dataset, victim and train, and the seed, of the network a run's attack is made on.
+
+    Where the surrogate's own table says nothing it is the target's; a data set of another name starts from nothing.
+    """
+    own = run["surrogate"]
+    data = own.get("dataset", {})
+    same = data.get("name", run["dataset"].get("name")) == run["dataset"].get("name")
+    return {
+        "dataset": {**run["dataset"], **data} if same else data,
+        "victim": own.get("victim", run["victim"]),
+        "train": own.get("train", run["train"]),
+        "seed": own.get("seed", run["seed"] + SURROGATE_SEED),
+    }
+
+
+def _population(dataset: Dataset) -> tuple:
+    """Return what decides who the people of a data set are: synthetic ones come from its seed, whatever the knobs."""
+    options = dataset.describe()
+    return dataset.name, options.get("seed") if dataset.name == "synthetic" else options.get("split")
+
+
+def _network(tier: str, run: dict, root: Root) -> tuple[Dataset, str, Recipe]:
+    """Return the data set, the fingerprint of its records and the recipe that a run's tables describe."""
+    tier_named(tier)
+    name = run["dataset"].get("name") or DATASET_OF_TIER[tier]
+    if isinstance(root, dict):
+        root = root.get(name)
+    dataset, records = _dataset(tier, json.dumps(run["dataset"], sort_keys=True), None if name == "synthetic" else root)
+    return dataset, records, recipe_of(tier, run)
+
+
+def recipe_of(tier: str, run: dict) -> Recipe:
+    """Return the recipe that a run's tables victim and train describe."""
+    settings = dict(run["train"])
+    if "augmentation" in settings:
+        _check("augmentation", settings["augmentation"], dict.fromkeys(Augmentation.__dataclass_fields__, object))
+        settings["augmentation"] = Augmentation(**settings["augmentation"])
+    return tier_recipe(tier, **run["victim"], **settings)
 
 
 @cache
@@ -219,49 +307,75 @@ def attack_of(table: dict) -> tuple[UniversalAttack | ImageAttack, int | None]:
     return attack, identities if isinstance(attack, UniversalAttack) else None
 
 
-def run_one(run: dict, out: Path, device: str = "auto", root: Path | None = None, progress: bool = False) -> Path:
-    """Train, or load, the victim of one run, attack it if the run says so, score both directions, write the card."""
+def run_one(run: dict, out: Path, device: str = "auto", root: Root = None, progress: bool = False) -> Path:
+    """Train, or load, the victim of one run, attack it if the run says so, score both directions, write the card.
+
+    With a surrogate the attack is made on that network and its data, trained or loaded first.
+    """
     dataset, recipe, configuration = prepare(run, root)
     chosen = pick_device(device)
-    modules, note = code_modules(dataset.name, recipe.model), None
+    compute = Compute(**run["compute"]) if run.get("compute") else None
+    options = {"device": chosen, "compute": compute, "progress": progress}
+    modules, note, attack = code_modules(dataset.name, recipe.model), None, None
+    if run["attack"]:
+        attack, identities = attack_of(run["attack"])
+        modules += attack_modules(attack.name)
     if run["modified"]:
         modules += MODIFIED_MODULES
-        code_hash(*modules)
+    if compute:
+        modules.append("acceleration")
+    if run.get("surrogate"):
+        source = surrogate_of(run)
+        its_data, _, its_recipe = _network(run["tier"], source, root)
+        modules = list(dict.fromkeys([*modules, *code_modules(its_data.name, its_recipe.model), "transfer"]))
+    # Read, and kept, before anything runs: a file edited meanwhile is not what made the card.
+    code_hash(*modules)
+    trained_in = 0.0
+    if run["modified"]:
         modified = train_modified_victim(
             recipe, dataset, Modification(**run["modified"]), seed=run["seed"], device=chosen, progress=progress
         )
         trained, started = modified.card, time.perf_counter()
         results = score_modified(modified, dataset, chosen)
         results |= {"history": trained["history"], "train_seconds": trained["seconds"]}
+        trained_in, memory = trained["wall_seconds"], max(trained["peak_memory_mib"], peak_memory_mib(chosen))
     else:
-        model, trained = load_or_train(recipe, dataset, seed=run["seed"], device=chosen, progress=progress)
+        model, trained = load_or_train(recipe, dataset, seed=run["seed"], **options)
+        surrogate = None
+        if run.get("surrogate"):
+            attacked, its_card = load_or_train(its_recipe, its_data, seed=source["seed"], **options)
+            surrogate = attacked, its_data
         started = time.perf_counter()
-        if run["attack"]:
-            attack, identities = attack_of(run["attack"])
-            modules += attack_modules(attack.name)
-        # Read, and kept, before anything runs: a file edited meanwhile is not what made the card.
-        code_hash(*modules)
-        if run["attack"]:
-            note = cache_folder() / "attacks" / f"{stable_hash([configuration, trained['key']])}.pt"
-            clean = _clean_scores(model, dataset, trained["key"], run["split"], chosen)
-            options = {"identities": identities, "split": run["split"], "take_apart": run["anatomy"]}
-            options |= {"state_path": note, "clean": clean, "device": chosen, "progress": progress}
-            results = run_attack(attack, model, dataset, seed=run["seed"], **options).describe()
-        else:
-            evaluated = clean_scores(model, dataset, device=chosen, progress=progress)
-            results = {
-                "scores": {direction_name(result.query_modality): scores_for_card(result) for result in evaluated},
-                "history": trained["history"],
-                "train_seconds": trained["seconds"],
-            }
-    memory = peak_memory_mib(chosen)
+        with contextlib.ExitStack() as running:
+            for network in (model, *(surrogate or ())[:1]):
+                running.enter_context((compute or Compute()).on(network, chosen))
+            if attack is not None:
+                note = cache_folder() / "attacks" / f"{stable_hash([configuration, trained['key']])}.pt"
+                clean = _clean_scores(model, dataset, trained["key"], run["split"], chosen)
+                how = {"identities": identities, "split": run["split"], "take_apart": run["anatomy"]}
+                how |= {"state_path": note, "clean": clean, "device": chosen, "progress": progress}
+                if surrogate:
+                    its_modules = code_modules(its_data.name, its_recipe.model) + attack_modules(attack.name)
+                    made_by = [its_card["key"], configuration["attack"], run["seed"], code_hash(*its_modules)]
+                    how["keep"] = cache_folder() / "attacks" / f"{stable_hash(made_by)}.safetensors"
+                results = run_attack(attack, model, dataset, seed=run["seed"], surrogate=surrogate, **how).describe()
+                memory = peak_memory_mib(chosen)
+            else:
+                evaluated = clean_scores(model, dataset, device=chosen, progress=progress)
+                results = {
+                    "scores": {direction_name(result.query_modality): scores_for_card(result) for result in evaluated},
+                    "history": trained["history"],
+                    "train_seconds": trained["seconds"],
+                }
+                trained_in, memory = trained["wall_seconds"], max(trained["peak_memory_mib"], peak_memory_mib(chosen))
     path = write_card(
         out,
         configuration,
         {
             **results,
-            "wall_seconds": (0.0 if run["attack"] else trained["wall_seconds"]) + time.perf_counter() - started,
-            "peak_memory_mib": memory if run["attack"] else max(trained["peak_memory_mib"], memory),
+            "cell": cell_key(run),
+            "wall_seconds": trained_in + time.perf_counter() - started,
+            "peak_memory_mib": memory,
             "device": device_name(chosen),
             "threads": torch.get_num_threads(),
             "versions": versions(),
@@ -271,6 +385,26 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Path | None = None
     if note is not None:
         note.unlink(missing_ok=True)
     return path
+
+
+def cell_key(run: dict) -> str:
+    """Return 16 hex digits of what a run asks for, its name apart: known without its data, unlike the card's own key.
+
+    Two ways of writing one attack, victim or modification have one key.
+    """
+    asked = {name: run[name] for name in ("tier", "split", "dataset", "seed")}
+    asked["victim"] = recipe_of(run["tier"], run).describe()
+    if run["attack"]:
+        attack, identities = attack_of(run["attack"])
+        asked["attack"] = {**attack.describe(), "identities": identities}
+    if run["modified"]:
+        asked["modified"] = asdict(Modification(**run["modified"]))
+    if run.get("surrogate"):
+        source = surrogate_of(run)
+        asked["surrogate"] = [source["dataset"], recipe_of(run["tier"], source).describe(), source["seed"]]
+    if run.get("compute"):
+        asked["compute"] = Compute(**run["compute"]).describe()
+    return stable_hash(asked)
 
 
 def score_modified(modified: ModifiedVictim, dataset: Dataset, device: torch.device | str = "cpu") -> dict:
@@ -309,6 +443,7 @@ class Attacked(NamedTuple):
 
     clean, exact, rounded: the scores of both directions without the attack, with attacked images as floats, and after
     rounding these to 8 bits. anatomies: of the rounded images, or None. seconds: of crafting, without scoring.
+    transferred: whether another network than the one scored was attacked.
     """
 
     made: object
@@ -317,12 +452,14 @@ class Attacked(NamedTuple):
     rounded: list[Evaluation]
     anatomies: list[Anatomy] | None
     seconds: float
+    transferred: bool = False
 
     def describe(self) -> dict:
         """Return everything as a run card holds it, directions by name, `history` thinned to a dozen steps.
 
         Each set of attacked scores gains "difference": rank-1 and mAP minus the clean ones on the same queries, with
-        the 95 % interval of the paired bootstrap over identities.
+        the 95 % interval of the paired bootstrap over identities; a transferred attack's also "broken"
+        (`transfer.broken`).
         """
         names = [direction_name(result.query_modality) for result in self.clean]
         results: dict = {"clean": {}, "scores": {}, "scores_8_bit": {}}
@@ -332,6 +469,8 @@ class Attacked(NamedTuple):
             # What does not depend on the attack stands once, beside the exact scores.
             kept = {key: v for key, v in scores_for_card(rounded).items() if "chance" not in key and key != "minimum"}
             results["scores_8_bit"][name] = {**kept, "difference": difference(clean, rounded)}
+            if self.transferred:
+                results["scores_8_bit"][name]["broken"] = broken(clean, rounded)
         if self.anatomies is not None:
             results["anatomy"] = {n: a.describe() for n, a in zip(names, self.anatomies, strict=True)}
         history = self.made.history if self.made is not None else []
@@ -349,6 +488,8 @@ def run_attack(
     split: str = "test",
     state_path: Path | None = None,
     take_apart: bool = False,
+    surrogate: tuple[nn.Module, Dataset] | None = None,
+    keep: Path | None = None,
     clean: list[Evaluation] | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -357,19 +498,32 @@ def run_attack(
 
     identities: how many training identities a universal attack learns from; None for all. split: "test" or "val".
     state_path: where a killed fit is noted. take_apart: compute the anatomy of the drop as well.
+    surrogate: the network the attack is made on instead, and the data set whose training images a universal attack
+    learns from; what it makes is resized to the target's crops (`transfer.resized`). keep: where a universal attack's
+    perturbation is kept, and read from if it is there: one surrogate serves many targets.
     clean: scores without the attack where they are known already (`clean_scores`).
     """
     made, attacked, trials = None, [], {m: trials_of(dataset, m, split) for m in Modality}
     clean = clean or clean_scores(model, dataset, split, device)
     started = time.perf_counter()
+    attacked_model, learned_from = surrogate or (model, dataset)
     if isinstance(attack, UniversalAttack):
-        store = training_store(dataset, identities, progress)
-        made = attack.fit(model, store, seed, state_path=state_path, progress=progress)
+        if keep is not None and keep.exists():
+            made = load_perturbation(keep)
+            started -= made.made_by["fit_seconds"]  # as long as it took when it was made
+        else:
+            store = training_store(learned_from, identities, progress)
+            made = attack.fit(attacked_model, store, seed, state_path=state_path, progress=progress)
+            if keep is not None:
+                made.made_by = {**made.made_by, "fit_seconds": time.perf_counter() - started}
+                made.save(keep)
+        if learned_from.size != dataset.size:
+            made = resized(made, dataset.size)
         attacked = [({"perturb": made.apply}, {"perturb": made.apply_rounded}) for _ in Modality]
     else:
         for modality in Modality:
             records = list(dict.fromkeys(record for trial in trials[modality] for record in trial.query))
-            crafted = craft(attack, model, cached(dataset, records, progress), seed=seed, progress=progress)
+            crafted = craft(attack, attacked_model, cached(dataset, records, progress), seed=seed, progress=progress)
             attacked.append(({"query_store": crafted}, {"query_store": crafted.rounded(attack.eps)}))
     seconds = time.perf_counter() - started
     exact, rounded = (
@@ -389,7 +543,7 @@ def run_attack(
             anatomy(model, dataset, m, trial=trials[m][0], evaluated=known[m], device=device, **attacked[m][1])
             for m in Modality
         ]
-    return Attacked(made, clean, exact, rounded, anatomies, seconds)
+    return Attacked(made, clean, exact, rounded, anatomies, seconds, surrogate is not None)
 
 
 def trials_of(dataset: Dataset, query_modality: Modality, split: str) -> list[Trial]:
@@ -422,14 +576,15 @@ def difference(clean: Evaluation, attacked: Evaluation) -> dict[str, dict[str, f
     }
 
 
-_CLEAN: dict[tuple[str, str], list[Evaluation]] = {}
+_CLEAN: dict[str, list[Evaluation]] = {}
 
 
 def _clean_scores(model: nn.Module, dataset: Dataset, key: str, split: str, device: torch.device) -> list[Evaluation]:
-    """Return a victim's clean scores, computed once a process."""
-    if (key, split) not in _CLEAN:
-        _CLEAN[key, split] = clean_scores(model, dataset, split, device)
-    return _CLEAN[key, split]
+    """Return a victim's clean scores, computed once a process; one victim serves several searches of SYSU-MM01."""
+    where = stable_hash([key, dataset.describe(), split])
+    if where not in _CLEAN:
+        _CLEAN[where] = clean_scores(model, dataset, split, device)
+    return _CLEAN[where]
 
 
 def scores_for_card(result: Evaluation) -> dict:
@@ -458,7 +613,7 @@ def run_campaign(
     *,
     workers: int = 1,
     device: str = "auto",
-    root: Path | None = None,
+    root: Root = None,
     rerun_stale: bool = False,
     progress: bool = True,
 ) -> dict[str, list[str]]:
@@ -478,14 +633,49 @@ def run_campaign(
             todo.append(run)
         elif not stale:
             report["done"].append(name)
-    with exclusive(out, wait=False), tqdm(total=len(todo), unit="run", desc=path.stem, disable=not progress) as bar:
-        for written in _run_all(todo, out, workers, device, root, progress):
-            report["ran"].append(written.name)
-            bar.update()
+    for written in run_cells(todo, out, workers, device=device, root=root, progress=progress, title=path.stem):
+        report["ran"].append(written.name)
     return report
 
 
-def _run_all(todo: list[dict], out: Path, workers: int, device: str, root: Path | None, progress: bool):
+def run_cells(
+    todo: list[dict],
+    out: Path,
+    workers: int = 1,
+    *,
+    scheduler: str | None = None,
+    cluster: bool = False,
+    device: str = "auto",
+    root: Root = None,
+    progress: bool = True,
+    title: str = "",
+) -> Iterator[Path]:
+    """Run the runs and yield the path of each card as it is written; the folder is held against other processes.
+
+    workers: processes side by side on this machine. cluster: let a local Dask cluster of so many workers run them, one
+    that survives the death of a worker; scheduler: the address of a running cluster instead.
+    Raises InputError where a run cannot be made; the cards of the others are kept.
+    """
+    with exclusive(out, wait=False), tqdm(total=len(todo), unit="run", desc=title, disable=not progress) as bar:
+        if scheduler or (cluster and workers > 1):
+            written = _run_on_cluster(todo, out, workers, scheduler, device, root, progress)
+        else:
+            written = _run_all(todo, out, workers, device, root, progress)
+        for path in written:
+            bar.update()
+            yield path
+
+
+def _run_on_cluster(todo, out: Path, workers: int, scheduler: str | None, device: str, root: Root, progress: bool):
+    from vireid_lite.cluster import run_on_cluster  # runs `run_one` of this module
+
+    options = {"scheduler": scheduler, "workers": workers, "device": device, "root": root, "progress": progress}
+    for name, card in run_on_cluster(todo, **options):
+        write_atomically(out / name, card)
+        yield out / name
+
+
+def _run_all(todo: list[dict], out: Path, workers: int, device: str, root: Root, progress: bool):
     if workers <= 1 or len(todo) <= 1:
         for run in todo:
             yield run_one(run, out, device, root, progress)

@@ -14,13 +14,22 @@ from vireid_lite.errors import InputError
 from vireid_lite.provenance import PACKAGE, code_hash, stable_hash, write_atomically
 
 SCHEMA = 1
+CARDS = "*-s*-*.json"  # the file names of `card_name`
+# The modules of networks that bring their own losses.
+NETWORKS = {
+    "ddag": ["models/ddag", "models/baselines", "objectives"],
+    "deen": ["models/deen", "quadruple", "objectives"],
+    "ide": ["models/baselines", "hetero_centre", "objectives"],
+    "pcb": ["models/baselines", "hetero_centre", "objectives"],
+    "caj": ["models/agw", "models/caj", "objectives"],
+}
 REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "code", "modules")
 
 
 def code_modules(dataset: str, model: str) -> list[str]:
     """Return the modules a victim's scores depend on; an attack adds its own (`attacks.attack_modules`)."""
     data = ["records", "loading", "augmentation", dataset, "rendering" if dataset == "synthetic" else "protocol"]
-    own = ["models/two_stream", f"models/{model}", "losses", "training", "metrics"]
+    own = ["models/two_stream", *NETWORKS.get(model, [f"models/{model}"]), "losses", "training", "metrics"]
     return [f"data/{name}" for name in data] + own
 
 
@@ -83,7 +92,7 @@ def read_card(path: Path) -> dict:
 
 def read_cards(folder: Path, **wanted: object) -> list[dict]:
     """Return the folder's run cards in name order, only those whose top-level fields equal `wanted`."""
-    cards = [read_card(path) for path in sorted(Path(folder).glob("*-s*-*.json"))]
+    cards = [read_card(path) for path in sorted(Path(folder).glob(CARDS))]
     return [card for card in cards if all(card.get(name) == value for name, value in wanted.items())]
 
 

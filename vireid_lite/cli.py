@@ -359,6 +359,57 @@ def campaign(
 
 
 @app.command()
+def bench(
+    name: Annotated[
+        str, typer.Argument(help="smoke, cmps-tables, cmps-figures, feature-level-tables, transfer, or a .toml file")
+    ],
+    tier: Tier = "lite",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what is done and what is to do; no data needed")
+    ] = False,
+    out_dir: OutDir = Path("book/results"),
+    data_root: Annotated[
+        list[str] | None,
+        typer.Option("--data-root", "--root", help="NAME=FOLDER of your own copy, such as sysu=/data/SYSU"),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; default: the grid's")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE in every run, such as train.epochs=2")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes of a Dask cluster on this machine")] = 1,
+    scheduler: Annotated[str | None, typer.Option(help="address of a running Dask cluster, tcp://HOST:PORT")] = None,
+    device: Device = "auto",
+    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="make cards again whose code has changed")] = False,
+) -> None:
+    """Run what a grid of the papers' tables has no card for yet, and print its tables."""
+    from vireid_lite import benchmark
+
+    wanted = seeds.split(",") if seeds else None
+    if wanted and not all(map(_is_number, wanted)):
+        raise InputError(f"--seeds {seeds!r}: give whole numbers with commas between them, such as 0,1,2")
+    roots = {}
+    for pair in data_root or []:
+        dataset, folder = _split_pair("--data-root", pair, "sysu=/data/SYSU-MM01")
+        roots[dataset] = Path(folder)
+    settings = _parse_pairs("--set", set_, "train.epochs=2")
+    grid = benchmark.read_grid(name, tier, seeds=[int(seed) for seed in wanted] if wanted else None, settings=settings)
+    if dry_run:
+        print(benchmark.describe_plan(grid, benchmark.plan(grid, benchmark.Results(out_dir), rerun_stale=rerun_stale)))
+        return
+    report = benchmark.run_grid(
+        grid,
+        out_dir,
+        workers=workers,
+        scheduler=scheduler,
+        device=device,
+        root=roots or None,
+        rerun_stale=rerun_stale,
+    )
+    print(benchmark.describe(grid, benchmark.Results(out_dir)))
+    print("; ".join(f"{state}: {len(names)}" for state, names in report.items()))
+
+
+@app.command()
 def book(
     tier: Tier = "lite",
     chapters: Annotated[str | None, typer.Option(help="numbers to execute, such as 1,3; default: all")] = None,

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from vireid_lite import models
+from vireid_lite.acceleration import Compute
 from vireid_lite.cards import code_modules
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import InputError
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
+from vireid_lite.objectives import train_by_objective
 from vireid_lite.parameters import TIERS as DATASET_OF_TIER
 from vireid_lite.provenance import (
     cache_folder,
@@ -27,19 +29,24 @@ from vireid_lite.provenance import (
 )
 from vireid_lite.training import TrainSettings, train
 
+# Options of the licensed data sets that decide the test alone: victims are shared over them.
+TEST_ONLY = ("search", "shot", "draw", "num_trials", "official_vis2ir")
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """A victim before it is trained: the network, its options, and how it is trained."""
+    """A victim before it is trained: the network, its options (as `models.build` takes them), how it is trained."""
 
     model: str = "agw"
     backbone: str = "resnet50"
     pretrained: bool = False
     settings: TrainSettings = field(default_factory=TrainSettings)
+    options: dict = field(default_factory=dict)
 
     def describe(self) -> dict:
-        """Return the recipe as plain values, for run cards and keys."""
-        return asdict(self)
+        """Return the recipe as plain values, for run cards and keys; options only where there are any."""
+        described = asdict(self)
+        return described if self.options else {name: v for name, v in described.items() if name != "options"}
 
 
 @dataclass(frozen=True)
@@ -121,9 +128,18 @@ def tier_dataset(
 
 
 def tier_recipe(
-    tier: str, *, backbone: str | None = None, pretrained: bool | None = None, **settings: object
+    tier: str,
+    *,
+    model: str | None = None,
+    backbone: str | None = None,
+    pretrained: bool | None = None,
+    options: dict | None = None,
+    **settings: object,
 ) -> Recipe:
-    """Return a tier's recipe with named fields of its TrainSettings replaced; None keeps the tier's value."""
+    """Return a tier's recipe with named fields of its TrainSettings replaced; None keeps the tier's value.
+
+    model, options: another network than the tier's, and its own options.
+    """
     recipe = tier_named(tier).recipe
     given = {name: value for name, value in settings.items() if value is not None}
     unknown = sorted(set(given) - set(TrainSettings.__dataclass_fields__))
@@ -133,6 +149,8 @@ def tier_recipe(
         )
     return replace(
         recipe,
+        model=model or recipe.model,
+        options=options or {},
         backbone=backbone or recipe.backbone,
         pretrained=recipe.pretrained if pretrained is None else pretrained,
         settings=replace(recipe.settings, **given),
@@ -146,22 +164,34 @@ def load_or_train(
     seed: int = 0,
     device: torch.device | str = "auto",
     folder: Path | None = None,
+    compute: Compute | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, dict]:
     """Return the trained victim in eval mode and its checkpoint card.
 
-    The victim is keyed by recipe, data, seed and the code it depends on, and kept in `folder`, or among everything
-    that can be made again (`provenance.cache_folder`). A killed training resumes at its last epoch.
+    The victim is keyed by recipe, training data, seed, the code it depends on and `compute`, the precision it is
+    trained in (None: float32), and kept in `folder`, or among everything that can be made again
+    (`provenance.cache_folder`). A killed training resumes at its last epoch.
     Card keys beside the builder's own: recipe, dataset, seed, history, wall_seconds, peak_memory_mib, device, code.
     """
     device = pick_device(device) if isinstance(device, str) else device
     code = code_hash(*code_modules(dataset.name, recipe.model))
-    key = stable_hash([recipe.describe(), dataset.describe(), fingerprint(dataset.train), seed, code])
+    trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
+    key = stable_hash(
+        [
+            recipe.describe(),
+            trained_on,
+            fingerprint(dataset.train),
+            seed,
+            code,
+            *([compute.describe()] if compute else []),
+        ]
+    )
     folder = folder or cache_folder() / "victims" / key
     path = folder / "victim.safetensors"
     with exclusive(folder):
         if not path.exists():
-            _train_and_save(recipe, dataset, seed, device, folder, key, code, progress)
+            _train_and_save(recipe, dataset, seed, device, folder, key, code, compute or Compute(), progress)
     model, card = load_checkpoint(path)
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
@@ -176,6 +206,7 @@ def _train_and_save(
     folder: Path,
     key: str,
     code: str,
+    compute: Compute,
     progress: bool,
 ) -> None:
     if not dataset.train:
@@ -183,12 +214,14 @@ def _train_and_save(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         num_identities = len({record.identity for record in dataset.train})
-        model = models.build(recipe.model, num_identities, recipe.backbone, recipe.pretrained)
+        model = models.build(recipe.model, num_identities, recipe.backbone, recipe.pretrained, **recipe.options)
     started = time.perf_counter()
     state_path = folder / "state.pt"
-    history = train(
-        model, dataset, recipe.settings, seed=seed, state_path=state_path, key=key, device=device, progress=progress
-    )
+    learn = train_by_objective if hasattr(model, "objective") else train
+    with compute.on(model, device):
+        history = learn(
+            model, dataset, recipe.settings, seed=seed, state_path=state_path, key=key, device=device, progress=progress
+        )
     card = {
         "key": key,
         "recipe": recipe.describe(),
@@ -199,6 +232,7 @@ def _train_and_save(
         "wall_seconds": time.perf_counter() - started,
         "peak_memory_mib": peak_memory_mib(device),
         "device": device_name(device),
+        "compute": compute.describe(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "code": code,

@@ -1,0 +1,351 @@
+"""Grids: what they name is run once, found again wherever its card came from, and printed beside chance."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from miniatures import make_llcm, make_regdb, make_sysu
+
+from vireid_lite import benchmark, campaign, cards
+from vireid_lite.cli import app
+from vireid_lite.errors import InputError
+
+DATA = "size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4"
+TRAIN = "train = { epochs = 1, identities = 4, images = 2 }"
+GRID = f"""
+title = "Two victims"
+source = ""
+seeds = [0, 1]
+
+[data.tiny]
+any = {{ dataset = {{ name = "synthetic", {DATA} }} }}
+[data.others]
+any = {{ dataset = {{ name = "synthetic", {DATA}, seed = 1 }} }}
+[victims.AGW]
+any = {{ victim = {{ model = "agw", backbone = "lite", pretrained = false }}, {TRAIN} }}
+[victims.IDE]
+any = {{ victim = {{ model = "ide", backbone = "lite", pretrained = false }}, {TRAIN} }}
+[attacks.noise]
+any = {{ attack = {{ name = "sign-noise" }} }}
+[attacks.CMPS]
+any = {{ attack = {{ name = "cmps", gradients = 4 }} }}
+[not-built]
+MMN = "no such victim here"
+"""
+TABLES = """
+[[table]]
+name = "white box"
+data = ["tiny"]
+victims = ["AGW", "MMN"]
+attacks = ["none", "noise"]
+eps = ["4/255", 0.03]
+
+[[table]]
+name = "transfer"
+data = ["tiny"]
+query = ["infrared"]
+victims = ["AGW"]
+surrogates = ["AGW", "IDE"]
+learned-on = ["tiny", "others"]
+attacks = ["CMPS"]
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID + TABLES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The grid above, run, and the folder of its cards."""
+    folder = tmp_path_factory.mktemp("grid")
+    (folder / "grid.toml").write_text(GRID + TABLES)
+    grid = benchmark.read_grid(folder / "grid.toml")
+    report = benchmark.run_grid(grid, folder / "cards", progress=False)
+    return grid, folder / "cards", report
+
+
+@pytest.mark.parametrize("tier", ["lite", "standard", "full"])
+@pytest.mark.parametrize("name", benchmark.GRIDS)
+def test_shipped_grids_are_readable_at_every_tier_without_data(name, tier):
+    grid = benchmark.read_grid(name, tier, seeds=[0])
+    assert grid.runs
+    for row in grid.rows:
+        assert bool(row.runs) != bool(row.reason), row
+        assert {run["seed"] for run in row.runs} <= {0}
+        for run in row.runs:
+            assert run["tier"] == tier
+            if run["surrogate"]:
+                assert campaign.surrogate_of(run)["seed"] != run["seed"]
+
+
+def test_a_row_for_each_direction_budget_and_surrogate_and_each_run_once(file):
+    grid = benchmark.read_grid(file)
+    white = [row for row in grid.rows if row.table == "white box"]
+    assert len(white) == 2 * 2 * 2 * 2
+    assert {row.query for row in white} == {"visible", "infrared"}
+    assert {row.query for row in grid.rows if row.table == "transfer"} == {"infrared"}
+    assert all(row.reason == "no such victim here" and not row.runs for row in white if row.victim == "MMN")
+    budgets = {run["attack"]["eps"] for row in white for run in row.runs if run["attack"]}
+    assert budgets == {4 / 255, 0.03}
+    keys = [campaign.cell_key(run) for run in grid.runs]
+    assert len(keys) == len(set(keys)) == 2 + 2 * 2 + 2 * 4
+    # The first seed of every row comes before the second of any.
+    assert [run["seed"] for run in grid.runs] == sorted(run["seed"] for run in grid.runs)
+
+
+def test_a_surrogate_is_of_another_seed_and_of_the_people_asked_for(file):
+    rows = [row for row in benchmark.read_grid(file).rows if row.surrogate]
+    for row in rows:
+        for run in row.runs:
+            source = campaign.surrogate_of(run)
+            assert {run["seed"], source["seed"]} == {0, 1}
+            assert source["dataset"].get("seed", 0) == (1 if row.learned_on == "others" else 0)
+            assert source["victim"]["model"] == row.surrogate.lower()
+    (alone,) = benchmark.read_grid(file, seeds=[7]).rows[-1].runs
+    assert campaign.surrogate_of(alone)["seed"] == 8
+
+
+def test_seeds_and_settings_replace_the_grids_own(file):
+    settings = {"train.epochs": 2, "attack.tied": True, "dataset.size": [48, 24]}
+    grid = benchmark.read_grid(file, seeds=[4], settings=settings)
+    for run in grid.runs:
+        assert run["seed"] == 4
+        assert run["train"]["epochs"] == 2
+        assert run["dataset"]["size"] == [48, 24]
+        assert run["attack"] == {} or run["attack"]["tied"]
+        if run["surrogate"]:
+            source = campaign.surrogate_of(run)
+            assert (source["train"]["epochs"], source["dataset"]["size"]) == (2, [48, 24])
+
+
+X = "[[table]]\nname = 'x'\n"
+TINY_AGW = X + "data = ['tiny']\nvictims = ['AGW']\n"
+TINY_X = X + "data = ['tiny']\nvictims = ['X']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[tables]]", "unknown key 'tables'"),
+        ("x = [", "not readable TOML"),
+        ("", r"it has no \[\[table\]\]"),
+        ("[[table]]\ndata = ['tiny']", "it has no name"),
+        (X + "victim = ['AGW']", "unknown key 'victim'"),
+        (X + "victims = ['AGW']", "data must be a list of at least one value"),
+        (X + "data = ['tiny']\nvictims = ['AGV']", "victims 'AGV' is unknown; the grid names AGW"),
+        (X + "data = ['tny']\nvictims = ['AGW']", "data 'tny' is unknown"),
+        (TINY_AGW + "attacks = ['CMSP']", "attacks 'CMSP' is unknown"),
+        (TINY_AGW + "query = ['thermal']", "query 'thermal' is unknown"),
+        (TINY_AGW + "attacks = ['CMPS']\neps = ['8/']", "eps '8/'"),
+        (TINY_AGW + "seeds = ['a']", "a seed must be a whole number"),
+        ("[victims.X]\nany = { victim = { model = 'agx' } }\n" + TINY_X, "'agx'"),
+        ("[victims.X]\nlight = { }\n" + TINY_X, "unknown key 'light'"),
+        ("[attacks.X]\nany = { attack = { name = 'cmps', stepz = 3 } }\n" + TINY_AGW + "attacks = ['X']", "stepz"),
+    ],
+)
+def test_a_grid_with_a_typo_is_one_line(tmp_path, text, said):
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID + text)
+    with pytest.raises(InputError, match=said) as error:
+        benchmark.read_grid(path)
+    assert "\n" not in str(error.value)
+
+
+def test_names_settings_and_missing_files_are_one_line(file, tmp_path):
+    for call, said in (
+        (lambda: benchmark.read_grid("cmps-table"), "grid 'cmps-table' is unknown; choose from smoke"),
+        (lambda: benchmark.read_grid(tmp_path / "none.toml"), "does not exist"),
+        (lambda: benchmark.read_grid(file, "huge"), "TIER 'huge' is unknown"),
+        (lambda: benchmark.read_grid(file, settings={"epochs": 2}), "--set epochs"),
+        (lambda: benchmark.read_grid(file, settings={"train.epoch": 2}), "'epoch' is unknown"),
+    ):
+        with pytest.raises(InputError, match=said):
+            call()
+
+
+def test_a_finished_grid_is_done_and_every_row_filled(done):
+    grid, folder, report = done
+    assert len(report["ran"]) == len(grid.runs)
+    again = benchmark.run_grid(grid, folder, progress=False)
+    assert again["ran"] == []
+    assert sorted(again["done"]) == sorted(report["ran"])
+    lines = benchmark.table(grid, benchmark.Results(folder))
+    assert list(lines[lines.reason == ""].done) == list(lines[lines.reason == ""].runs)
+    built = lines[lines.reason == ""]
+    assert built[["mean", "chance low", "chance high", "minimum", "seconds"]].notna().all(axis=None)
+    assert (built["chance low"] <= built["chance high"]).all()
+    assert built["broken"].notna().sum() == (built.surrogate != "").sum()
+    # What is scored without an attack is the clean score itself.
+    plain = built[built.attack == "none"]
+    assert list(plain["rank-1"]) == list(plain["rank-1 clean"])
+    assert "off r1" not in lines
+
+
+def test_a_lost_card_alone_is_made_again(done, tmp_path):
+    grid, folder, report = done
+    for name in report["ran"][1:]:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert benchmark.run_grid(grid, tmp_path, progress=False)["ran"] == report["ran"][:1]
+    first, second = (json.loads((place / report["ran"][0]).read_text()) for place in (folder, tmp_path))
+    assert first["scores"] == second["scores"]
+
+
+def test_a_campaigns_card_of_the_same_configuration_counts(done, tmp_path):
+    grid, _, _ = done
+    run = next(run for run in grid.runs if run["attack"] and not run["surrogate"] and run["attack"]["eps"] == 4 / 255)
+    rounded = {**run, "name": "somewhere-else", "attack": {**run["attack"], "eps": 0.0156862745}}
+    campaign.run_one(rounded, tmp_path, "cpu")
+    plan = benchmark.plan(grid, benchmark.Results(tmp_path))
+    assert len(plan.done) == 1
+    assert plan.done[0].startswith("somewhere-else")
+    assert campaign.cell_key(run) not in {campaign.cell_key(other) for other in plan.todo}
+
+
+def test_a_stale_card_is_named_and_a_fresh_one_preferred(done, tmp_path):
+    grid, folder, report = done
+    for name in report["ran"]:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    path = tmp_path / report["ran"][0]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "0" * 12}))
+    plan = benchmark.plan(grid, benchmark.Results(tmp_path))
+    assert (plan.stale, plan.todo) == ([path.name], [])
+    assert len(benchmark.plan(grid, benchmark.Results(tmp_path), rerun_stale=True).todo) == 1
+    assert benchmark.table(grid, benchmark.Results(tmp_path)).stale.sum() > 0
+    fresh = {**json.loads((folder / path.name).read_text()), "kind": "other"}
+    (tmp_path / cards.card_name(fresh)).write_text(json.dumps(fresh))
+    assert benchmark.plan(grid, benchmark.Results(tmp_path)).stale == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', "\0"])
+def test_a_corrupt_or_foreign_card_is_one_line_and_nothing_is_lost(done, tmp_path, text):
+    grid, _, _ = done
+    (tmp_path / "x-s0-y.json").write_text(text)
+    for call in (lambda: benchmark.Results(tmp_path), lambda: benchmark.run_grid(grid, tmp_path, progress=False)):
+        with pytest.raises(InputError, match=r"x-s0-y\.json") as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert (tmp_path / "x-s0-y.json").read_text() == text
+
+
+def test_the_estimate_is_of_cards_of_its_kind(done):
+    _, folder, _ = done
+    results = benchmark.Results(folder)
+    more = benchmark.read_grid(folder.parent / "grid.toml", seeds=[5])
+    plan = benchmark.plan(more, results)
+    assert (len(plan.todo), plan.unknown) == (len(more.runs), 0)
+    assert plan.seconds > 0
+    said = benchmark.describe_plan(more, plan)
+    assert "0 done" in said
+    assert "not built: no such victim here" in said
+
+
+def test_every_reported_number_has_a_status(tmp_path):
+    found = benchmark.status(benchmark.Results(tmp_path))
+    assert len(found) == 500
+    assert set(found.status) <= set(benchmark.STATUS)
+    assert (found.reason != "").equals(found.status == "not built")
+    assert not found.reason.str.contains("no shipped grid").any(), "a reported line that no grid names"
+    assert set(found[found.status == "not built"].victim) == {"MRCN", "CAJ + FSAM", "DEEN + FSAM"}
+    pd.testing.assert_frame_equal(found[benchmark.reported().columns], benchmark.reported())
+
+
+def test_a_number_is_rerun_where_a_card_of_its_line_is_and_shown_where_a_synthetic_one_is(done, tmp_path):
+    _, folder, report = done
+    card = json.loads((folder / report["ran"][0]).read_text())
+
+    def statuses():
+        found = benchmark.status(benchmark.Results(tmp_path), ["cmps-tables"])
+        line = (found.table == "Table 3") & (found.attack == "none")
+        return set(found[line].status), set(found[(found.table == "Table 3") & ~line].status)
+
+    assert statuses() == ({"open without licensed data"}, {"open without licensed data"})
+    row = next(row for row in benchmark.read_grid("cmps-tables", "full").rows if row.table == "Table 3")
+    full = {**card, "tier": "full", "cell": campaign.cell_key(row.runs[0]), "dataset": {"name": "llcm"}}
+    (tmp_path / "full-s0-1.json").write_text(json.dumps(full))
+    assert statuses() == ({"rerun on the same data"}, {"open without licensed data"})
+
+
+def test_a_paper_number_stands_with_its_own_direction(tmp_path):
+    lines = benchmark.table(benchmark.read_grid("feature-level-tables", "full"), benchmark.Results(tmp_path))
+    final = lines[(lines.table == "Table 1") & (lines.attack == "FSAM+AQAL")]
+    # The paper names no direction on SYSU-MM01: the official one has infrared queries.
+    assert list(final[final.dataset == "sysu"].set_index("query")["paper r1"].dropna().index) == ["infrared"]
+    assert list(final[final.dataset == "regdb"].set_index("query")["paper r1"].dropna().index) == ["visible"]
+
+
+def test_the_command_line_needs_no_data_for_a_dry_run(tmp_path):
+    from typer.testing import CliRunner
+
+    arguments = ["bench", "cmps-tables", "--tier", "full", "--dry-run", "--out-dir", str(tmp_path), "--seeds", "0"]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 0, found.output
+    assert "Table 3, llcm, [llcm], DEEN, CMPS, visible to infrared: 0 of 1 done" in found.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["smoke", "--seeds", "0,x"], "--seeds '0,x': give whole numbers"),
+        (["smoke", "--data-root", "/data"], "--data-root '/data': a name and a value"),
+        (["smoke", "--set", "epochs"], "--set 'epochs'"),
+        (["smoke", "--tier", "huge"], "TIER 'huge' is unknown"),
+        (["smok"], "grid 'smok' is unknown"),
+        (["cmps-tables", "--tier", "full", "--seeds", "0"], "sysu: give the folder of your own copy"),
+        (["smoke", "--scheduler", "tcp://127.0.0.1:1"], "no Dask scheduler answers at tcp://127.0.0.1:1"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line(arguments, said, tmp_path):
+    with pytest.raises(InputError, match=re.escape(said)):
+        app(["bench", *arguments, "--out-dir", str(tmp_path)], standalone_mode=False)
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("licensed")
+    made = {"sysu": make_sysu, "regdb": make_regdb, "llcm": make_llcm}
+    return {name: make(folder / name) for name, make in made.items()}
+
+
+TINY = {
+    "dataset.size": [32, 16],
+    "victim.backbone": "lite",
+    "victim.pretrained": False,
+    "train.epochs": 1,
+    "train.identities": 2,
+    "train.images": 2,
+    "attack.gradients": 4,
+    "modified.epochs": 1,
+}
+
+
+@pytest.mark.parametrize("name", ["cmps-tables", "feature-level-tables"])
+def test_miniature_benchmarks_fill_every_row_at_tier_full(name, roots, tmp_path):
+    """Both directions, SYSU's and LLCM's ten trials, and all ten splits of RegDB for the first victim's first row."""
+    grid = benchmark.read_grid(name, "full", seeds=[0], settings=TINY)
+    whole = next(row.runs for row in grid.rows if row.data == "regdb")
+    assert [run["dataset"]["split"] for run in whole] == list(range(1, 11))
+    thin = [row.runs if row.runs == whole else row.runs[:1] for row in grid.rows]
+    rows = tuple(benchmark.Row(**{**row.__dict__, "runs": runs}) for row, runs in zip(grid.rows, thin, strict=True))
+    grid = benchmark.Grid(grid.name, grid.title, grid.source, grid.tier, rows)
+    benchmark.run_grid(grid, tmp_path, root=roots, device="cpu", progress=False)
+    results = benchmark.Results(tmp_path)
+    lines = benchmark.table(grid, results)
+    built = lines[lines.reason == ""]
+    assert list(built.done) == list(built.runs)
+    assert built[["mean", "chance low", "minimum"]].notna().all(axis=None)
+    assert built["off r1"].notna().sum() == built["paper r1"].notna().sum() > 0
+    assert set(built["query"]) == {"visible", "infrared"}
+    for card in results.cards:
+        trials = {"sysu": 10, "llcm": 10, "regdb": 1}[card["dataset"]["name"]]
+        for scores in card["scores"].values():
+            assert len(scores["trials"]) == trials
+    # Runs of other settings than the grid's own are no rerun of the paper's.
+    assert "rerun on the same data" not in set(benchmark.status(results, [name]).status)
+    assert len(benchmark.plan(grid, results).done) == len(grid.runs), "what is done is known without the data as well"

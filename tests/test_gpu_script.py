@@ -1,0 +1,290 @@
+"""benchmarks/gpu.sh at toy size on a CPU: every row a valid card, resumed, bounded, and printed beside chance."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vireid_lite import metrics, models
+from vireid_lite.acceleration import Compute
+from vireid_lite.campaign import prepare, read_campaign
+from vireid_lite.cards import card_name, read_card
+from vireid_lite.data import Modality, cached
+from vireid_lite.tables import DIRECTIONS, label
+
+ROOT = Path(__file__).resolve().parents[1]
+TOY = ["--toy", "--only", "easy", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """The script as a module; worker processes import it too, so it has to stay on the path."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import gpu
+
+        yield gpu
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def _short():
+    """Intervals are not what is tested here, and take most of the seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "paired_bootstrap", partial(metrics.paired_bootstrap, repeats=20))
+        yield
+
+
+@pytest.fixture(scope="module")
+def ran(gpu, _short, tmp_path_factory):
+    """One toy call: (folder, what it printed, its exit code)."""
+    out, lines = tmp_path_factory.mktemp("gpu"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *words, **options: lines.append(" ".join(map(str, words))))
+        code = gpu.main([*TOY, "--out", str(out)])
+    return out, "\n".join(lines), code
+
+
+def cards_of(out):
+    return {path.name: read_card(path) for path in sorted(out.glob("*-s*-*.json"))}
+
+
+def test_every_row_of_the_campaign_has_a_card_with_device_seconds_memory_and_compute(gpu, ran):
+    out, _, code = ran
+    cards, runs = cards_of(out), [r for r in gpu.runs_of(3, True, False) if r["dataset"]["difficulty"] == "easy"]
+    assert code == 0
+    assert sorted(cards) == sorted(card_name(prepare(run)[2]) for run in runs)
+    asked = [run for run in read_campaign(gpu.CAMPAIGN) if run["seed"] == 0 and run["dataset"]["difficulty"] == "easy"]
+    attacks = {label(card["attack"]) for card in cards.values() if card["attack"]}
+    asked = [{**run["attack"], "tied": False} for run in asked if run["attack"]]
+    # Nothing but rows with infrared tied is left out of a toy run, so no attack is missing.
+    assert len(attacks) == len({json.dumps(row, sort_keys=True) for row in asked})
+    for card in cards.values():
+        assert card["seed"] == 3
+        assert card["device"]
+        assert card["wall_seconds"] > 0
+        assert card["peak_memory_mib"] > 0
+        assert card["compute"] == Compute().describe()
+        for direction in DIRECTIONS:
+            assert card["scores"][direction]["minimum"]["mAP"] <= card["scores"][direction]["chance"]["mAP"]["mean"]
+    assert sum(path.stat().st_size for path in out.glob("*.json")) < 2**20
+
+
+def test_the_tables_show_each_score_beside_clean_and_chance(ran):
+    out, printed, _ = ran
+    for card in cards_of(out).values():
+        for direction in DIRECTIONS:
+            scores = card["scores"][direction]
+            chance, minimum = f"{100 * scores['chance']['rank1']['high']:.1f}", f"{100 * scores['minimum']['mAP']:.1f}"
+            if card["attack"]:
+                attacked = f"{100 * card['scores_8_bit'][direction]['rank1']:.1f}"
+                clean = f"{100 * card['clean'][direction]['rank1']:.1f}"
+                form = "tied" if card["attack"]["tied"] else "free"
+                table = printed.split(f"easy, {direction}, in percent")[1].split("\n\n")[0]
+                (line,) = re.findall(rf"^ *{re.escape(label(card['attack']))} +{form} .*$", table, re.MULTILINE)
+                words = line.split()
+                assert {clean, attacked, chance, minimum} <= set(words)
+            else:
+                assert f"{direction}: rank-1 {100 * scores['rank1']:.1f}" in printed
+                assert f"(up to {chance})" in printed
+
+
+def test_the_notes_hold_machine_versions_steps_and_every_ratio(ran):
+    out, printed, _ = ran
+    text = (out / "gpu-s3.json").read_text()
+    notes = json.loads(text)
+    assert str(ROOT) not in text
+    assert notes["machine"]["device"]
+    assert notes["machine"]["versions"]["torch"] == version("torch")
+    assert notes["missing"] == []
+    assert {"easy render", "throughput of training", "throughput of crafting", "easy victim"} <= set(notes["steps"])
+    for name, step in notes["steps"].items():
+        assert step["end"] == "done", (name, step)
+        assert step["peak_memory_mib"] > 0
+        assert f"{name}: {step['seconds']:.1f} s" in printed
+    for part in ("training", "crafting"):
+        found = notes["throughput"][part]
+        ms = {name: value["ms"] for name, value in found["measured"].items()}
+        assert all(value > 0 for value in ms.values())
+        assert all(math.isfinite(value) for value in found["ratios"].values())
+        for name in found["ratios"]:
+            assert name in printed
+    training, crafting = (notes["throughput"][part] for part in ("training", "crafting"))
+    ms = {name: value["ms"] for name, value in training["measured"].items()}
+    # A throughput: the bare step's time over ours. A cost: our time over the bare passes'.
+    whole = training["ratios"]["training step over bare"]
+    assert whole == pytest.approx(ms["bare step, same shape"] / ms["training step"], rel=1e-2)
+    assert training["kept"] == {"training step over bare": whole >= 0.85}
+    assert training["ratios"]["cost of deterministic"] > 0
+    ms = {name: value["ms"] for name, value in crafting["measured"].items()}
+    cost = crafting["ratios"]["crafting step over bare"]
+    assert cost == pytest.approx(ms["CMPS step"] / ms["two bare passes"], rel=1e-2)
+    assert crafting["kept"] == {"crafting step over bare": cost <= 1.15}
+
+
+def test_crops_rendered_in_other_processes_are_the_data_set_s_own(gpu, ran):
+    dataset = prepare(gpu.runs_of(3, True, False)[0])[0]
+    assert "read" not in vars(dataset)
+    for records in (dataset.train, dataset.trials(Modality.INFRARED)[0].query):
+        store = cached(dataset, records, False)
+        for row in (0, len(records) // 2, -1):
+            np.testing.assert_array_equal(store.images[row], dataset.read(records[row]))
+
+
+def test_a_second_call_makes_what_is_missing_and_nothing_else(gpu, ran, capsys):
+    out, _, _ = ran
+    before = {name: (out / name).stat().st_mtime_ns for name in cards_of(out)}
+    lost = next(name for name in before if "uap" in name)
+    scores = read_card(out / lost)["scores"]
+    (out / lost).unlink()
+    assert gpu.main([*TOY, "--out", str(out)]) == 0
+    assert re.findall(r"s left\] (.*?):", capsys.readouterr().out) == ["easy render", "easy uap"]
+    assert read_card(out / lost)["scores"] == scores
+    after = {name: (out / name).stat().st_mtime_ns for name in cards_of(out)}
+    assert {name for name in after if after[name] != before[name]} == {lost}
+    assert gpu.main([*TOY, "--out", str(out)]) == 0
+    assert not re.findall(r"s left\]", capsys.readouterr().out)
+
+
+def test_the_shell_script_hands_over_seed_folder_start_and_path(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\npwd\necho "$PYTHONPATH"\necho "$CUBLAS_WORKSPACE_CONFIG"\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("CUBLAS", "PYTHONPATH"))}
+
+    def called(*arguments):
+        options = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path}
+        command = [ROOT / "benchmarks" / "gpu.sh", *arguments]
+        return subprocess.run(command, env={**bare, "PYTHON": str(python)}, **options).stdout.splitlines()
+
+    where, path, workspace, flag, code, *given = called("7", "cards", "--only", "hard", "--toy")
+    assert (where, workspace, flag) == (str(ROOT), ":4096:8", "-c")
+    assert path.split(":") == [str(ROOT), str(ROOT / "benchmarks")]
+    compile(code, "gpu.sh", "exec")
+    assert given[:5] == ["--seed", "7", "--out", str(tmp_path / "cards"), "--started"]
+    assert abs(int(given[5]) - time.time()) < 60
+    assert given[6:] == ["--only", "hard", "--toy"]
+    assert called()[5:9] == ["--seed", "0", "--out", str(tmp_path / "_build" / "gpu")]
+
+
+def test_attacks_are_never_added_to_a_victim_that_is_gone(gpu, ran, tmp_path, monkeypatch, capsys):
+    out, _, _ = ran
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path))
+    card = next(path for path in out.glob("*.json") if "sign-noise" in path.name)
+    kept = card.read_bytes()
+    card.unlink()
+    monkeypatch.setattr(gpu, "render", lambda run, workers: 1)
+    try:
+        assert gpu.main([*TOY, "--out", str(out)]) == 0
+    finally:
+        card.write_bytes(kept)
+    assert "its victim is not in VIREID_CACHE any more" in capsys.readouterr().out
+    assert not list(tmp_path.glob("victims/*"))
+
+
+def test_steps_that_do_not_fit_are_skipped_stopped_or_noted_as_failed(gpu, tmp_path, capsys):
+    facts = {"machine": {}, "seed": 0, "toy": True, "compute": {}}
+    session = gpu.Session(tmp_path / "gpu-s0.json", torch.device("cpu"), time.time() + 1.5, facts)
+    assert session.step("long", lambda: pytest.fail("it ran"), estimate=60) is None
+    assert session.step("right", lambda: "result", 0.001, "kind") == "result"
+
+    def fails():
+        raise RuntimeError("no kernel for this\nsecond line")
+
+    assert session.step("wrong", fails) is None
+    with pytest.raises(gpu.OutOfTime), gpu.alarm(0.3):
+        session.step("slow", lambda: time.sleep(30))
+    steps = json.loads((tmp_path / "gpu-s0.json").read_text())["steps"]
+    ends = {name: step["end"] for name, step in steps.items()}
+    assert ends == {"right": "done", "wrong": "failed: RuntimeError: no kernel for this", "slow": "stopped"}
+    assert steps["slow"]["seconds"] < 5
+    assert session.failed
+    said = capsys.readouterr().out
+    assert "skipped long: about 60 s" in said
+    assert "skipped slow: stopped by the budget" in said
+    # What a kind of step takes longer than estimated is learned: the next one no longer fits.
+    session.deadline = time.time() + 5
+    session.step("first", lambda: time.sleep(0.5), 0.01, "universal")
+    assert session.step("second", lambda: pytest.fail("it ran"), 0.2, "universal") is None
+
+
+def test_a_variant_that_fails_costs_no_other(gpu):
+    calls = []
+
+    def fails(count):
+        raise RuntimeError("no deterministic form\nof this")
+
+    found = gpu.measure({"good": calls.append, "bad": fails}, 4, 3, torch.device("cpu"))
+    assert calls == [3, 4, 4, 4]  # a warm-up, then the rounds
+    assert found["bad"] == {"failed": "no deterministic form"}
+    assert found["good"]["ms_low"] <= found["good"]["ms"] <= found["good"]["ms_high"]
+
+
+def test_a_budget_that_is_over_keeps_the_files_and_says_how_to_go_on(gpu, tmp_path, capsys):
+    assert gpu.main([*TOY, "--out", str(tmp_path), "--minutes", "1e-5"]) == 0
+    said = capsys.readouterr().out
+    assert "call again with the same arguments" in said
+    assert "0 of 15 cards" in said
+    assert len(json.loads((tmp_path / "gpu-s3.json").read_text())["missing"]) == 15
+
+
+def test_what_cannot_be_is_one_line_and_exit_code_2(gpu, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "gpu-s3.json").write_text("{")
+    for arguments, line in (
+        (["--out", str(tmp_path / "a")], "no GPU is here; --toy"),
+        ([*TOY, "--out", str(tmp_path / "b"), "--minutes", "0"], "--minutes must be above 0"),
+        ([*TOY, "--out", str(tmp_path)], "is no notes of this script"),
+    ):
+        assert gpu.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert line in error
+        assert error.count("\n") == 1
+
+
+def test_the_bare_network_of_the_same_shape_has_the_victim_s_maps(gpu):
+    maps = []
+    with torch.device("meta"):  # shapes alone
+        for same_shape in (True, False):
+            bare = gpu.bare_network(False, 5, same_shape, torch.device("meta"))
+            bare.layer4.register_forward_hook(lambda module, arguments, output: maps.append(output.shape))
+            bare(torch.rand(2, 3, 256, 128))
+        victim = models.build("agw", 5, "resnet50")
+        found = victim.feature_map(torch.rand(2, 3, 256, 128), Modality.VISIBLE).shape
+    assert maps == [found, torch.Size([2, 2048, 8, 4])]
+    assert found == (2, 2048, 16, 8)
+
+
+def test_the_shipped_rows_are_the_lite_campaigns_settings_at_both_difficulties(gpu):
+    def rows(path, difficulty=None):
+        runs = [r for r in read_campaign(path) if r["seed"] == 0 and r["name"] in ("attack", "feature")]
+        return [r["attack"] for r in runs if difficulty in (None, r["dataset"].get("difficulty"))]
+
+    chosen = [json.dumps({"tied": False, **row}, sort_keys=True) for row in rows(gpu.CAMPAIGN, "easy")]
+    assert chosen == [json.dumps({"tied": False, **row}, sort_keys=True) for row in rows(gpu.CAMPAIGN, "hard")]
+    campaigns = gpu.CAMPAIGN.parent
+    known = [*rows(campaigns / "attacks.toml"), *rows(campaigns / "feature_level.toml")]
+    for row in map(json.loads, chosen):
+        fitting = [
+            lite
+            for lite in known
+            if {"tied": row["tied"], **lite}.items() <= {"gradients": 240, "identities": 200, **row}.items()
+        ]
+        assert fitting, row
+    assert {row["compute"]["precision"] for row in read_campaign(gpu.CAMPAIGN)} == {"bf16"}
+    assert sorted({row["seed"] for row in read_campaign(gpu.CAMPAIGN)}) == [0, 1, 2, 3, 4]
+    dataset, recipe, _ = prepare(next(r for r in gpu.runs_of(0, False, True) if not r["attack"]))
+    assert dataset.size == (256, 128)
+    assert len({record.identity for record in dataset.train}) >= 2000
+    assert (recipe.backbone, recipe.pretrained) == ("resnet50", False)
