@@ -25,7 +25,7 @@ from vireid_lite.parameters import check_values, read_parameters
 from vireid_lite.provenance import device_name, pick_device, versions, write_atomically
 
 PACKAGE = Path(__file__).parent
-NOT_READ_BY_CHAPTERS = ("book.py", "cli.py")
+NOT_READ_BY_CHAPTERS = ("book.py", "claims.py", "cli.py", "cluster.py", "editions.py")
 DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
 
 
@@ -69,7 +69,7 @@ def paired_notebook(source: Path) -> bytes:
 
 
 def sync(root: Path | None = None) -> list[Path]:
-    """Write what is derived from a source: each chapter's notebook, and every copy of the public address.
+    """Write what is derived from a source: chapters' notebooks, the claims page, every copy of the public address.
 
     The address that CITATION.cff holds is taken as the former one and replaced in the files that quote it.
     Returns the files that changed.
@@ -93,6 +93,10 @@ def sync(root: Path | None = None) -> list[Path]:
                 update(path, text.replace(f"/github/{names[0]}/", f"/github/{names[1]}/").encode())
     for source in find_chapters(root):
         update(source.with_suffix(".ipynb"), paired_notebook(source))
+    if (root / "book" / "claims.toml").exists():
+        from vireid_lite.claims import page  # only here: it needs torch, and a build does not
+
+        update(root / "book" / "claims.md", page(root).encode())
     return changed
 
 

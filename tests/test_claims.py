@@ -1,0 +1,397 @@
+"""The ledger: every verdict follows from its evidence, the page is written from the file, and both can be wrong."""
+
+import copy
+import csv
+import re
+import shutil
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vireid_lite import book, claims, tables
+from vireid_lite.cards import read_cards
+from vireid_lite.claims import CONTRADICTS, HOLDS, NOT, OPEN, PARTLY, VERDICTS
+from vireid_lite.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+ONE = """
+[papers]
+cmps = "CMPS"
+[repositories]
+CMPS = "78126a2"
+[printed]
+eps = 8
+[[claim]]
+id = "C1"
+paper = "cmps"
+where = "abstract"
+about = "text"
+statement = "It says {eps}."
+verdict = "contradicts itself"
+evidence = { kind = "text", places = ["equation 1", "equation 2"], text = "they differ" }
+"""
+
+
+@pytest.fixture(scope="module")
+def ledger():
+    return claims.read_ledger(ROOT / "book" / "claims.toml")
+
+
+@pytest.fixture(scope="module")
+def cards():
+    return read_cards(ROOT / "book" / "results")
+
+
+@pytest.fixture(scope="module")
+def found(ledger, cards):
+    return claims.check(ledger, cards)
+
+
+def test_the_ledger_is_large_enough_and_covers_both_papers(ledger):
+    assert len(ledger.claims) >= 40
+    assert len({claim.id for claim in ledger.claims}) == len(ledger.claims)
+    assert {claim.paper for claim in ledger.claims} == {"cmps", "feature"}
+    for word in ("transfer", "notices", "first", "rerun", "grey", "parameters"):
+        assert any(word in claim.statement for claim in ledger.claims), word
+
+
+def test_every_verdict_is_what_its_evidence_gives(ledger, found):
+    assert set(VERDICTS) == {"holds", "holds partly", "does not", "open without licensed data", "contradicts itself"}
+    for claim in ledger.claims:
+        assert claim.verdict in VERDICTS
+        assert found[claim.id].verdict == claim.verdict, claim.id
+        assert found[claim.id].text, claim.id
+        assert found[claim.id].data, claim.id
+
+
+def test_the_page_is_the_rendering_of_the_file(ledger, found):
+    written = (ROOT / "book" / "claims.md").read_text(encoding="utf-8")
+    assert written == claims.render(ledger, found, ROOT), "run vireid-lite book --sync"
+
+
+def test_each_claim_is_one_row_of_short_cells(ledger, found):
+    rows = [line for line in claims.render(ledger, found, ROOT).splitlines() if re.match(r"\| [CF]\d", line)]
+    assert len(rows) == len(ledger.claims)
+    for claim, row in zip(ledger.claims, rows, strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert len(cells) == 5
+        assert all(cells)
+        assert cells[0] == claim.id
+        assert max(len(re.sub(r"\]\([^)]*\)", "", cell)) for cell in cells) <= 260, row
+
+
+def test_evidence_outside_the_cards_names_places_and_commits(ledger):
+    for claim in ledger.claims:
+        kind, places = claim.evidence["kind"], claim.evidence.get("places", [])
+        if kind == "code":
+            assert re.fullmatch(r"[0-9a-f]{7,40}", ledger.repositories[claim.evidence["repository"]])
+            assert all(re.fullmatch(r"[\w./-]+\.(py|md|sh)(:\d+(-\d+)?)?", place) for place in places), claim.id
+        if claim.verdict == CONTRADICTS and kind == "text":
+            assert len(set(places)) >= 2, claim.id
+        if kind == "cards":
+            assert claim.evidence["command"].startswith("vireid-lite "), claim.id
+
+
+def test_synthetic_people_settle_no_number_of_a_licensed_set(ledger, found, cards):
+    for claim in ledger.claims:
+        if claim.about == "number" and "synthetic" in found[claim.id].data:
+            assert claim.verdict == OPEN, claim.id
+    forced = next(claim for claim in ledger.claims if claim.verdict == HOLDS and claim.evidence["kind"] == "cards")
+    with pytest.raises(InputError, match="which synthetic images cannot settle"):
+        claims.check(ledger._replace(claims=[forced._replace(about="number")]), cards)
+
+
+def test_no_row_names_a_person(ledger, found):
+    page = claims.render(ledger, found, ROOT)
+    rows = "\n".join(line for line in page.splitlines() if line.startswith("| "))
+    authors = re.findall(r"author\s*=\s*[{\"](.+?)[}\"],?\n", (ROOT / "book" / "references.bib").read_text())
+    names = {part.split(",")[0].strip(" {}") for author in authors for part in author.split(" and ")}
+    names -= {"others"}
+    assert len(names) > 30
+    for name in names:
+        assert not re.search(rf"\b{re.escape(name)}\b", rows), name
+    assert "{cite}" not in rows
+
+
+@pytest.mark.parametrize("kind", ["arithmetic", "cards"])
+def test_a_verdict_that_its_evidence_does_not_give_is_refused(ledger, cards, kind):
+    claim = next(claim for claim in ledger.claims if claim.evidence["kind"] == kind and claim.verdict == NOT)
+    with pytest.raises(InputError, match=rf"{claim.id} says 'holds', its evidence 'does not'"):
+        claims.check(ledger._replace(claims=[claim._replace(verdict=HOLDS)]), cards)
+
+
+def test_a_pending_claim_is_open_and_names_its_command(ledger):
+    for claim in ledger.claims:
+        if claim.evidence["kind"] == "cards":
+            finding = claims.find(claim, ledger, [])
+            assert (finding.verdict, finding.text) == (OPEN, f"pending: `{claim.evidence['command']}`")
+
+
+# Cards of twenty people, whose rank-1 is as given plus a little noise that both cards of a seed share.
+
+CHANCE = {"rank1": {"mean": 0.05, "low": 0.0, "high": 0.1}}
+
+
+def scores(value, seed, spread=0.02):
+    people = np.clip(value + spread * np.random.default_rng(seed).standard_normal(20), 0, 1)
+    moved = {"rank1": {"difference": value - 0.8, "low": value - 0.85, "high": value - 0.75}}
+    own = {"rank1": float(people.mean()), "mAP": float(people.mean()), "difference": moved, "chance": CHANCE}
+    return {**own, "identity_rank1": people.tolist(), "identity_AP": people.tolist(), "identity_queries": [4] * 20}
+
+
+def card(value, seed=0, name="cmps", tied=False, spread=0.02, noise=0, dataset="synthetic", **more):
+    attack = {"name": name, "tied": tied, "eps": 8 / 255}
+    if name == "cmps":
+        attack |= {"mode": "paper", "centroids": "kmeans", "choice": "similarity"}
+    both = dict.fromkeys(tables.DIRECTIONS, scores(value, 10 * seed + noise, spread))
+    clean = {way: {"rank1": 0.8, "mAP": 0.8, "mINP": 0.8} for way in tables.DIRECTIONS}
+    victim = {"model": "agw", "backbone": "lite"}
+    return {
+        "kind": "attack", "tier": "lite", "dataset": {"name": dataset, "difficulty": "easy"}, "victim": victim,
+        "seed": seed, "attack": attack, "clean": clean, "scores": both, "scores_8_bit": both, "modules": [], "code": "",
+        **more,
+    }  # fmt: skip
+
+
+def outcomes(before, after):
+    pairs = [("", card(a, seed), card(b, seed)) for seed, (a, b) in enumerate(zip(before, after, strict=True))]
+    return {outcome for outcome, _ in claims.compared(pairs).values()}
+
+
+def test_settings_are_told_apart_by_interval_seeds_and_chance():
+    assert outcomes([0.6, 0.6, 0.6], [0.4, 0.4, 0.5]) == {"lower"}
+    assert outcomes([0.4, 0.4, 0.5], [0.6, 0.6, 0.6]) == {"higher"}
+    assert outcomes([0.6, 0.6, 0.6], [0.2, 0.2, 0.61]) == {"not told apart"}, "one seed of three speaks against it"
+    assert outcomes([0.08, 0.08, 0.08], [0.02, 0.02, 0.02]) == {"at chance"}
+    assert outcomes([0.3, 0.3, 0.3], [0.02, 0.02, 0.02]) == {"lower"}, "one side above chance is enough"
+    loose = [("", card(0.5, seed, spread=0.3), card(0.49, seed, spread=0.3, noise=5)) for seed in range(3)]
+    assert {outcome for outcome, _ in claims.compared(loose).values()} == {"not told apart"}
+
+
+def test_differences_are_the_means_over_people_and_seeds():
+    pairs = [("", card(0.6, seed, spread=0.2), card(0.4, seed, spread=0.1)) for seed in range(3)]
+    for (*_, way), (_, difference) in claims.compared(pairs).items():
+        ends = [[np.mean(one["scores_8_bit"][way]["identity_rank1"]) for one in pair[1:]] for pair in pairs]
+        assert difference.difference == pytest.approx(np.mean([after - before for before, after in ends]))
+
+
+def test_a_setting_is_one_difficulty_one_infrared_form_and_one_direction():
+    free, tied = (("", card(0.6, tied=tied), card(0.4, tied=tied)) for tied in (False, True))
+    assert len(claims.compared([free, tied])) == 4
+    assert claims._pairs([free[1]], [tied[2]]) == [], "a free and a tied card are never a pair"
+    assert claims._pairs([card(0.6, seed=0)], [card(0.6, seed=1)]) == [], "nor are two victims"
+
+
+def test_verdicts_on_settings():
+    def verdict(*seen, low=-0.5, **options):
+        difference = tables.metrics.Difference(0.0, low, 0.5)
+        return claims.judged({number: (outcome, difference) for number, outcome in enumerate(seen)}, **options)
+
+    assert verdict("lower", "lower") == HOLDS
+    assert verdict("lower", "higher") == verdict("lower", "not told apart") == verdict("lower", "at chance") == PARTLY
+    assert verdict("higher", "higher", "not told apart") == NOT
+    assert verdict("higher", "not told apart") == verdict("at chance", "at chance") == OPEN
+    assert verdict("higher", "higher", wanted="higher") == HOLDS
+    assert verdict("not told apart", low=-0.05, margin=0.1) == NOT, "what would be damage is excluded"
+    assert verdict("not told apart", low=-0.15, margin=0.1) == OPEN
+    assert verdict("lower", low=-0.05, margin=0.1) == HOLDS
+
+
+def test_an_attack_is_held_against_noise_and_against_itself():
+    noise = [card(0.7, seed, "sign-noise") for seed in range(3)]
+    own = [card(0.4, seed) for seed in range(3)]
+    for one in own:
+        one["attack"]["grey_probability"] = 0.2
+    other = copy.deepcopy(own)
+    for one in other:
+        one["attack"]["grey_probability"] = 0.0
+        one["scores_8_bit"] = dict.fromkeys(tables.DIRECTIONS, scores(0.3, 10 * one["seed"]))
+    assert claims.breaks(noise + own, "CMPS (paper)")[1] == HOLDS
+    assert claims.breaks(noise + [card(0.7, seed) for seed in range(3)], "CMPS (paper)")[1] == NOT
+    switch = {"attack": "CMPS (paper)", "switches": [{"grey_probability": 0.0}]}
+    assert claims.without(own + other, **switch)[1] == NOT, "without it the attack is the stronger one"
+    assert claims.without([*own, *noise], **switch) is None
+    assert claims.spoils([card(0.3, seed) for seed in range(3)], ["CMPS (paper)"])[1] == HOLDS
+    assert claims.spoils([card(0.79, seed) for seed in range(3)], ["CMPS (paper)"])[1] == NOT
+
+
+def transferred(value, seed, name="cmps", source="ide", identities="shared"):
+    surrogate = {"victim": {"model": source, "backbone": "lite"}, "seed": seed + 100, "identities": identities}
+    return card(value, seed, name, kind="transfer", surrogate=surrogate)
+
+
+def test_transfer_is_held_against_noise_on_the_target_and_rivals_of_one_surrogate():
+    noise = [card(0.7, seed, "sign-noise") for seed in range(2)]
+    own = [transferred(0.5, seed) for seed in range(2)]
+    other = [transferred(0.6, seed, "col-del") for seed in range(2)]
+    assert claims.carried(noise + own, "CMPS (paper)")[1] == HOLDS
+    assert claims.carried(noise + own, "CMPS (paper)", models=["ide", "agw"])[1] == HOLDS
+    assert claims.carried(noise + own, "CMPS (paper)", models=["pcb", "ide"]) is None
+    assert claims.carried(noise + own, "CMPS (paper)", identities="others") is None
+    assert claims.carried(noise + [card(0.5, seed) for seed in range(2)], "CMPS (paper)") is None, "nothing moved"
+    assert claims.carried(own + other, "CMPS (paper)", than="Col.+Del.")[1] == HOLDS
+    elsewhere = [transferred(0.6, seed, "col-del", source="pcb") for seed in range(2)]
+    assert claims.carried(own + elsewhere, "CMPS (paper)", than="Col.+Del.") is None, "two surrogates are no pair"
+
+
+def test_a_printed_number_is_held_against_reruns_on_its_own_data():
+    runs = [card(0.05, seed, dataset="regdb") for seed in range(2)]
+    assert claims.licensed(runs, "CMPS (paper)", {"rank1": [5.0, 5.0]})[1] == HOLDS
+    assert claims.licensed(runs, "CMPS (paper)", {"rank1": [5.0, 50.0]})[1] == PARTLY
+    assert claims.licensed(runs, "CMPS (paper)", {"rank1": [50.0, 50.0]})[1] == NOT
+    assert claims.licensed([], "CMPS (paper)", {"rank1": [5.0, 5.0]}) is None
+
+
+# Arithmetic, derived again by hand.
+
+
+def test_the_least_average_precision_is_that_of_a_list_with_all_matches_last():
+    for ranked, matches in product((5, 56, 112), (1, 2, 4)):
+        hits, total = 0, 0.0
+        for place in range(1, ranked + 1):
+            if place > ranked - matches:
+                hits += 1
+                total += hits / place
+        assert claims._least(ranked, matches) == pytest.approx(total / matches)
+
+
+def test_the_span_of_no_information_holds_its_mean_and_is_wider_than_one_draw_a_query():
+    ends = claims._uninformed()
+    for name, mean in (("RegDB", 100 / 206), ("SYSU-MM01", 1.0)):
+        (low, high), (least, most) = ends[name]
+        assert low < mean < high
+        assert 0 < least < most < 10
+    independent = 100 * np.sqrt(1 / 206 * (1 - 1 / 206) / 2060)
+    assert ends["RegDB"][0][1] - 100 / 206 > 1.96 * independent
+
+
+@pytest.mark.parametrize(
+    ("function", "path", "value", "verdict"),
+    [
+        ("indoor_minimum", "table1.AGW.CMPS.mAP", [1.41, 1.60], OPEN),
+        ("test_people", "sysu_people.test_stated", 96, HOLDS),
+        ("two_tables", "table6_eps8", [2.3, 1.9], HOLDS),
+        ("over_sixty", "fgsm_pgd_above", 30, HOLDS),
+        ("over_sixty", "fgsm_pgd_above", 90, NOT),
+        ("direction_label", "table1.AGW.none.mAP", [47.0, 62.97], OPEN),
+        ("deen_baseline", "deen.page", [[62.53, 65.84], [54.96, 62.95]], HOLDS),
+        ("deen_baseline", "deen.paper", [[60.0, 65.8], [54.9, 62.9]], NOT),
+        ("ablation_columns", "table5_full", [[3.46, 1.93], [1.23, 1.30]], OPEN),
+        ("clean_rows", "clean_tables_1_and_3", {"RegDB": [70.05, 70.05]}, HOLDS),
+        ("clean_map", "ablation_clean_map", [45.78, 45.78], HOLDS),
+        ("falling_cmc", "answer_regdb_before", [70.05, 86.21], HOLDS),
+        ("parameters", "parameters_million", 23.6, NOT),
+        ("one_forward", "giga_flops.before", 5.2, NOT),
+        ("cost_of_nothing", "giga_flops", {"before": 5, "FGSM": 5, "UAP": 5, "ours": 6}, HOLDS),
+        ("final_floor", "final.RegDB.FSAM.rank1", 9.0, PARTLY),
+    ],
+)
+def test_other_printed_numbers_give_another_verdict(ledger, function, path, value, verdict):
+    printed = copy.deepcopy(ledger.printed)
+    *parents, last = path.split(".")
+    place = printed
+    for parent in parents:
+        place = place[parent]
+    assert place[last] != value
+    place[last] = value
+    assert claims.ARITHMETIC[function](printed)[1] == verdict
+
+
+# What is written wrongly is named in one line.
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('verdict = "contradicts itself"', 'verdict = "wrong"', "claim C1: verdict 'wrong' is none of"),
+        ('about = "text"', 'about = "people"', "claim C1: about 'people' is none of"),
+        ('paper = "cmps"', 'paper = "mine"', "claim C1: paper 'mine' is none of"),
+        ('kind = "text"', 'kind = "belief"', "claim C1: kind of evidence 'belief' is none of"),
+        ('where = "abstract"', "", "claim C1: field 'where' is missing"),
+        ('where = "abstract"', 'where = "abstract"\nwho = "x"', "claim C1: field 'who' is unknown"),
+        ("{eps}", "{alpha}", "claim C1: its statement asks for 'alpha'"),
+        ("[papers]", "[papers", "is not a readable ledger"),
+        (ONE[ONE.index("[[claim]]") :], 2 * ONE[ONE.index("[[claim]]") :], "claim C1: this id comes twice"),
+        ('places = ["equation 1", "equation 2"]', 'places = ["equation 1"]', "evidence of C1 cannot be resolved"),
+        ('kind = "text"', 'kind = "code", repository = "mine"', "evidence of C1 cannot be resolved"),
+        ('kind = "text"', 'kind = "code"', "evidence of C1 cannot be resolved"),
+        ('kind = "text"', 'kind = "text", function = "x"', "evidence of C1 cannot be resolved"),
+        ('kind = "text", places = ["equation 1", "equation 2"], text = "they differ"',
+         'kind = "arithmetic", function = "guess"', "evidence of C1 cannot be resolved"),
+        ('kind = "text", places = ["equation 1", "equation 2"], text = "they differ"',
+         'kind = "cards", function = "hinge", guess = 1, cards = {}, command=""', "evidence of C1 cannot be resolved"),
+        ("they differ", "they | differ", "C1 has a bar or a line break"),
+        ('where = "abstract"', 'where = "abstract"\nchapter = 99', "C1 names chapter 99, which does not exist"),
+    ],
+)  # fmt: skip
+def test_a_ledger_written_wrongly_is_refused_in_one_line(tmp_path, old, new, message):
+    assert old in ONE
+    (tmp_path / "book" / "results").mkdir(parents=True)
+    (tmp_path / "book" / "claims.toml").write_text(ONE.replace(old, new, 1))
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        claims.page(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_sync_writes_the_page_and_leaves_it_where_nothing_changed(tmp_path):
+    (tmp_path / "book" / "results").mkdir(parents=True)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "book" / "claims.toml").write_text(ONE)
+    assert [path.name for path in book.sync(tmp_path)] == ["claims.md"]
+    text = (tmp_path / "book" / "claims.md").read_text(encoding="utf-8")
+    assert (
+        "| C1 | It says 8. (abstract) | **contradicts itself** | the text | equation 1; equation 2: they differ |"
+        in text
+    )
+    assert book.sync(tmp_path) == []
+
+
+def test_a_stale_card_is_told(ledger, cards):
+    claim = next(claim for claim in ledger.claims if claim.evidence.get("function") == "grows")
+    changed = [one | {"code": "0" * 12} for one in cards if one["kind"] in ("attack", "epsilon")]
+    assert "cards stale" in claims.find(claim, ledger, changed).data
+
+
+def test_printed_numbers_are_the_reported_ones(ledger):
+    with (Path(claims.__file__).parent / "grids" / "reported.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+
+    def reported(table, victim, attack, metric):
+        source = "cmps" if re.fullmatch(r"Table [1-3]", table) else "feature_level"
+        chosen = [row for row in rows if (row["source"], row["table"], row["victim"]) == (source, table, victim)]
+        chosen = [row for row in chosen if (row["attack"], row["metric"]) == (attack, metric)]
+        return [float(row["percent"]) for row in chosen]
+
+    printed, compared = ledger.printed, 0
+    for number, victims in ((1, printed["table1"]), (2, printed["table2"]), (3, printed["table3"])):
+        for (victim, attacks), (name, metric) in product(
+            victims.items(), (("rank1", "r1"), ("rank20", "r20"), ("mAP", "mAP"))
+        ):
+            for attack, values in attacks.items():
+                if name in values:
+                    assert values[name] == reported(f"Table {number}", victim, attack, metric), (number, victim, attack)
+                    compared += 1
+    for source, targets in printed["table4"].items():
+        for target, values in targets.items():
+            settings = f"transfer success rate, source {source}"
+            known = {
+                row["attack"]: float(row["percent"])
+                for row in rows
+                if row["setting"] == settings and row["victim"] == target
+            }
+            assert values == [known["CMPS"], known["Col.+Del."]]
+            compared += 1
+    for parts, values in printed["table3_ablation"].items():
+        assert values == reported("Table 3 (ablation)", "AGW", "+".join(filter(None, ["noise", parts])), "r1")
+        compared += 1
+    for place, name in enumerate(("SYSU-MM01", "RegDB")):
+        for module, label in (("SE", "SENet"), ("ECA", "ECA-Net"), ("FSAM", "FSAM")):
+            for score, metric in (("rank1", "r1"), ("mAP", "mAP")):
+                assert (
+                    printed["final"][name][module][score]
+                    == reported("Table 5 (attention)", "AGW", label, metric)[place]
+                )
+                compared += 1
+    assert compared > 50
