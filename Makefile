@@ -26,5 +26,5 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(shell command -v $(PYTHON) || command -v python3) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch torchvision
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[book,test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[book,test,cluster]"
 	touch $@
