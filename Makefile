@@ -10,8 +10,9 @@ export PYTHONDONTWRITEBYTECODE := 1
 book: $(READY)
 	$(BIN)/vireid-lite book
 
+# Two processes, a file each at a time: most tests are of one core.
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check

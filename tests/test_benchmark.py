@@ -128,6 +128,13 @@ TINY_AGW = X + "data = ['tiny']\nvictims = ['AGW']\n"
 TINY_X = X + "data = ['tiny']\nvictims = ['X']\n"
 
 
+def test_rows_are_picked_by_what_their_line_says(file):
+    whole = benchmark.read_grid(file)
+    some = benchmark.read_grid(file, only="agw, NOISE, eps 4/255, visible")
+    assert [(row.attack, row.eps, row.query) for row in some.rows] == [("noise", "4/255", "visible")]
+    assert some.rows[0] in whole.rows
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -296,6 +303,7 @@ def test_the_command_line_needs_no_data_for_a_dry_run(tmp_path):
         (["smoke", "--set", "epochs"], "--set 'epochs'"),
         (["smoke", "--tier", "huge"], "TIER 'huge' is unknown"),
         (["smok"], "grid 'smok' is unknown"),
+        (["smoke", "--only", "RegDB"], "grid smoke: no row holds 'RegDB'"),
         (["cmps-tables", "--tier", "full", "--seeds", "0"], "sysu: give the folder of your own copy"),
         (["smoke", "--scheduler", "tcp://127.0.0.1:1"], "no Dask scheduler answers at tcp://127.0.0.1:1"),
     ],

@@ -83,12 +83,18 @@ class Grid:
 
 
 def read_grid(
-    name: str | Path, tier: str = "lite", *, seeds: Sequence[int] | None = None, settings: dict | None = None
+    name: str | Path,
+    tier: str = "lite",
+    *,
+    seeds: Sequence[int] | None = None,
+    settings: dict | None = None,
+    only: str | None = None,
 ) -> Grid:
     """Return a shipped grid by name, or one of a TOML file, as it stands at a tier.
 
     seeds: instead of the grid's own. settings: values for keys such as "train.epochs" or "attack.gradients", set in
-    every run that has the table (a surrogate's as well). Raises InputError, one line, for what is not a grid.
+    every run that has the table (a surrogate's as well). only: keep the rows whose line, as a dry run prints it, holds
+    this text. Raises InputError, one line, for what is not a grid, and where no row is kept.
     """
     path = FOLDER / f"{name}.toml" if name in GRIDS else Path(name)
     if name not in GRIDS and path.suffix != ".toml":
@@ -112,6 +118,10 @@ def read_grid(
         if "name" not in table:
             raise InputError(f"{here}: it has no name")
         rows += _rows(here, table, content, tier, seeds, settings or {})
+    if only:
+        rows = [row for row in rows if only.lower() in f"{_title(row)}, {QUERIES[row.query]}".lower()]
+        if not rows:
+            raise InputError(f"{where}: no row holds {only!r}; --dry-run prints the rows")
     return Grid(path.stem, content.get("title", ""), content.get("source", ""), tier, tuple(rows))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -372,6 +373,9 @@ def bench(
         list[str] | None,
         typer.Option("--data-root", "--root", help="NAME=FOLDER of your own copy, such as sysu=/data/SYSU"),
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(help='rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; default: the grid's")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE in every run, such as train.epochs=2")
@@ -392,7 +396,8 @@ def bench(
         dataset, folder = _split_pair("--data-root", pair, "sysu=/data/SYSU-MM01")
         roots[dataset] = Path(folder)
     settings = _parse_pairs("--set", set_, "train.epochs=2")
-    grid = benchmark.read_grid(name, tier, seeds=[int(seed) for seed in wanted] if wanted else None, settings=settings)
+    chosen = [int(seed) for seed in wanted] if wanted else None
+    grid = benchmark.read_grid(name, tier, seeds=chosen, settings=settings, only=only)
     if dry_run:
         print(benchmark.describe_plan(grid, benchmark.plan(grid, benchmark.Results(out_dir), rerun_stale=rerun_stale)))
         return
@@ -414,7 +419,8 @@ def book(
     tier: Tier = "lite",
     chapters: Annotated[str | None, typer.Option(help="numbers to execute, such as 1,3; default: all")] = None,
     parameter: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", help="NAME VALUE, as papermill's -p, or NAME=VALUE")
+        list[str] | None,
+        typer.Option("--parameters", "--parameter", "-p", help="NAME VALUE, as papermill's -p, or NAME=VALUE"),
     ] = None,
     out_dir: OutDir = Path("_build"),
     execute_only: Annotated[bool, typer.Option("--execute-only", help="do not render")] = False,
@@ -422,12 +428,15 @@ def book(
     measure: Annotated[
         bool, typer.Option("--measure", help="start from empty caches and note in book/results what chapters cost")
     ] = False,
+    edition: Annotated[
+        str | None, typer.Option(help="student (no solutions) or instructor: build that edition in OUT_DIR/EDITION")
+    ] = None,
     sync: Annotated[
         bool, typer.Option("--sync", help="only write what derives from the sources: notebooks, URL")
     ] = False,
 ) -> None:
     """Execute the chapters that changed and render the book; open OUT_DIR/html/index.html."""
-    from vireid_lite.book import build_book
+    from vireid_lite.book import build_book, repository_root
     from vireid_lite.book import sync as write_derived
 
     if sync:
@@ -440,14 +449,30 @@ def book(
     if "TIER" in given:
         raise InputError("-p TIER: give the tier as --tier")
     numbers = [int(number) for number in numbers] or None
-    build_book(tier, numbers, given, out_dir, execute_only, force, measure=measure)
+    if edition is None:
+        build_book(tier, numbers, given, out_dir, execute_only, force, measure=measure)
+        return
+    from vireid_lite.editions import write_edition
+
+    root = repository_root()
+    written = write_edition(root, edition, root / out_dir / edition)
+    os.environ.setdefault("VIREID_CACHE", str((root / out_dir / "cache").resolve()))
+    build_book(tier, numbers, given, Path("_build"), execute_only, force, root=written)
+
+
+@app.command("publish-check")
+def publish_check(out_dir: OutDir = Path("_build")) -> None:
+    """Refuse a built book with a page from licensed or private images; the publishing workflow runs it first."""
+    from vireid_lite.publishing import check_build
+
+    print(f"{out_dir / 'html'} may be published: {len(check_build(out_dir))} chapters, on rendered people only")
 
 
 def _join_parameters(arguments: list[str]) -> list[str]:
     """Turn papermill's `-p NAME VALUE` into `-p NAME=VALUE`, which one option can hold."""
     joined = list(arguments)
     for place in range(len(joined) - 3, -1, -1):
-        if joined[place] in ("-p", "--parameter") and "=" not in joined[place + 1]:
+        if joined[place] in ("-p", "--parameter", "--parameters") and "=" not in joined[place + 1]:
             joined[place + 1 : place + 3] = [f"{joined[place + 1]}={joined[place + 2]}"]
     return joined
 
