@@ -38,8 +38,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters
@@ -48,12 +48,12 @@ costs = Costs("01_two_spectra")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 
 # %%
 settings = check_parameters(globals(), costs)
@@ -743,13 +743,26 @@ Markdown("\n".join(lines))
 # ```
 # Suppose the colour histogram is of little use across spectra only because the infrared image has no colours to
 # match. Turn the visible images grey first, and rank by the histogram of grey. Say what you expect before you run it.
+#
+# **Check yourself.** Which outcome would show that missing colours are the whole trouble?
+#
+# - (a) Grey across spectra ranks better than colours across spectra.
+# - (b) Grey across spectra ranks above chance.
+# - (c) Grey across spectra ranks as well as grey within one spectrum.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check
+
+self_check(None, "ex-spectra-grey", "c5f95b42")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-spectra-grey
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # Give both sides three equal channels, then use the histogram as it is.
 
 
@@ -776,13 +789,24 @@ for modality in Modality:
 # ```
 # Render the test people with a thermal camera and rank by contrast, edges and silhouette, beside the same people in the
 # near infrared. Which shortcut hardly changes, and why? Which one breaks down?
+#
+# **Check yourself.** Which of the three cannot depend on the spectrum, by its construction?
+#
+# - (a) Contrast.
+# - (b) Silhouette.
+# - (c) Edges.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-spectra-thermal", "590ec598")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-spectra-thermal
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # A small set is enough: three images of each test person in either spectrum.
 
 
@@ -819,13 +843,24 @@ compare({"near infrared": {"thermal": False}, "thermal": {"thermal": True}})
 # *"Pixels fail across spectra because contrast flips. Were it not for that, they would match people as well as within
 # one spectrum."* Build the world in which contrast does not flip, and decide whether the claim stands. Then find what
 # else keeps pixels from matching.
+#
+# **Check yourself.** Which worlds does a sentence with "because" need, beside the one as it is?
+#
+# - (a) One without the cause, and one without the other causes.
+# - (b) One without the cause.
+# - (c) One with more people.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-spectra-claim", "20185202")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-spectra-claim
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # `reflectance_shift=0` lets infrared reflectance follow visible brightness, and `pattern_loss=0` keeps every pattern.
 # Poses, views, framing and clutter have knobs too.
 

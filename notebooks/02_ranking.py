@@ -40,8 +40,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters
@@ -50,13 +50,13 @@ costs = Costs("02_ranking")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-REPEATS = 200  # random rankings behind a chance level; large settings take fewer
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+REPEATS: int = 200  # random rankings behind a chance level; large settings take fewer
 
 # %%
 settings = check_parameters(globals(), costs, REPEATS=int)
@@ -1107,13 +1107,28 @@ table(
 # ```
 # In the list of the first figure, swap the images at ranks 2 and 3. Which of rank-1, AP and INP change? Say so before
 # you compute. Then swap ranks 1 and 3 of the original list instead.
+#
+# **Check yourself.** How large is AP after ranks 2 and 3 have changed places? Give it to three decimals.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check, self_check_value
+
+self_check_value(
+    None,  # your AP, such as 0.512
+    lambda: (
+        metrics.evaluate(np.arange(10.0)[None], [1], right[[0, 2, 1, *range(3, 10)]].astype(int), protocol="regdb").mAP
+    ),
+    within=0.001,
+)
 
 # %% [markdown]
 # ```{solution-start} ex-ranking-swap
 # :class: dropdown
 # ```
+# Self-check: **the second row of the table**.
+#
 # The first right match moves up from 3: AP changes both times, rank-1 only when it reaches the top, INP never, as the
 # last right match stays where it was.
 
@@ -1143,13 +1158,24 @@ table(
 # A gallery holds ten images of each of 50 people. A query's first ten places all show one wrong person, the next ten
 # show the right one. What are rank-10 and rank-2 over images, and over identities? Which of the two would you rather
 # read in a paper about finding a person in a long list of pictures?
+#
+# **Check yourself.** Who hits at rank 2, and who at rank 10?
+#
+# - (a) Over images neither; over identities both.
+# - (b) Over images rank 10 alone; over identities both.
+# - (c) Over images neither; over identities rank 10 alone.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-ranking-images", "920231b2")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-ranking-images
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # Over images, rank-10 misses and rank-11 is the first to hit. Over identities the wrong person counts once, so rank-2
 # hits. Someone who scrolls through pictures meets images; someone who is shown one picture per candidate meets
 # identities.
@@ -1171,13 +1197,24 @@ for protocol in ("regdb", "sysu"):
 # ```
 # Compute chance level and minimum for the test of the data set this chapter was started with (`DATASET`; at tier `lite`
 # the synthetic set, whose scores chapter 3 reports), in both directions. Then check rank-1's mean by hand.
+#
+# **Check yourself.** One query has $P$ right images among the $G$ that it ranks. What is chance rank-1 for it?
+#
+# - (a) $1/G$.
+# - (b) $P/(G - P)$.
+# - (c) $P/G$.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-ranking-own", "3973e7dc")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-ranking-own
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # The records carry identities and cameras; no image is read. By hand, under protocol `regdb`: the mean over queries of
 # right images divided by gallery images.
 
@@ -1212,13 +1249,24 @@ table([f"{dataset.name}, %", "chance", "least"], own_rows)
 # Someone proposes to report attacks with a gallery of one image per person, so that "chance is lower and success shows
 # better". Compute chance level and minimum of mAP for RegDB's 206 people with 1, 2, 5 and 10 gallery images each. Which
 # way do they move?
+#
+# **Check yourself.** From ten images each to one, what happens?
+#
+# - (a) Both floors of mAP fall, and so does rank-1's chance.
+# - (b) Both floors of mAP rise, and rank-1's chance stays.
+# - (c) Both floors of mAP fall, and rank-1's chance stays.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-ranking-floors", "0104b054")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-ranking-floors
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # The other way: with one image per person AP is one divided by its rank, and the mean of that over random ranks is far
 # larger than the share of right images. Rank-1's chance, which is that share, does not move at all.
 
@@ -1242,6 +1290,12 @@ table(["images each", "rank-1, chance %", "mAP, chance %", "mAP, least %"], floo
 # A colleague reports: "Our feature perturbation, of only 1 % of a feature's length, takes rank-1 on RegDB's size from
 # its clean value to chance." The code that produced both numbers is below. Run it, find the control experiment that
 # breaks the claim, name the flaw, and report what the perturbation really does.
+#
+# **Check yourself.** What kind of mistake is it?
+#
+# - (a) A query is compared with another query's identity.
+# - (b) The perturbation is larger than the sentence says.
+# - (c) Rank-1 is the wrong score for a universal perturbation.
 # ```{exercise-end}
 # ```
 
@@ -1263,10 +1317,15 @@ def attacked_rank1(strength, seed=0):
 clean_rank1 = metrics.evaluate_features(visible, infrared, regdb_ids, regdb_ids).rank1
 print(f"clean {percent(clean_rank1)} %, attacked {percent(attacked_rank1(0.01))} %")
 
+# %% tags=["self-check"]
+self_check(None, "ex-ranking-claim", "90623aec")  # your letter in place of None, such as "a"
+
 # %% [markdown]
 # ```{solution-start} ex-ranking-claim
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # The control is the attack without the attack: the same code with strength zero. It must give the clean score. It gives
 # chance, so the perturbation is not what lowers the score: queries are visited in shuffled order, and then compared
 # with identities in the original order. Two signs were there before any control: the score is exactly what a ranking
@@ -1300,13 +1359,24 @@ table(
 # You expect your attack to lower rank-1 from 20 to 15 %, against another attack, on the same people. How many people do
 # you need for an interval that excludes zero in four experiments of five? Is it more or fewer than for 60 against 65 %,
 # and why?
+#
+# **Check yourself.** More people or fewer, and why?
+#
+# - (a) More: the smaller a share, the harder it is to estimate.
+# - (b) As many: five points are five points.
+# - (c) Fewer: hits near 20 % vary less than hits near 60 %.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-ranking-plan", "918837da")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-ranking-plan
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # Hits near 20 % vary less than hits near 60 %, so the same five points stand out at fewer people. The simulation is the
 # chapter's with other means; the second method's chances are a fixed fraction of the first's.
 

@@ -39,8 +39,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, optional
@@ -49,13 +49,13 @@ costs = Costs("03_training")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-EPOCHS = None  # passes over the training images; None: the tier's
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+EPOCHS: "Optional[int]" = None  # passes over the training images; None: the tier's
 
 # %%
 settings = check_parameters(globals(), costs, EPOCHS=optional(int))
@@ -903,13 +903,26 @@ Markdown(
 # ```
 # Before any training step, how large is the identity loss of this chapter's network? Write the number down, then
 # measure it. Does label smoothing change it?
+#
+# **Check yourself.** How large is it, to one decimal?
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check, self_check_value
+
+self_check_value(
+    None,  # your number, such as 1.5
+    lambda: losses.identity_loss(torch.zeros(1, num_identities), torch.zeros(1, dtype=torch.long)).item(),
+    within=0.1,
+)
 
 # %% [markdown]
 # ```{solution-start} ex-training-first-loss
 # :class: dropdown
 # ```
+# Self-check: **the first number that the cell prints**.
+#
 # The classifier's weights are drawn from N(0, 0.001), so all logits are near zero and every identity gets the same
 # probability: log(num_identities). Against equal probabilities every target costs the same, a smoothed one included.
 
@@ -929,13 +942,24 @@ print(f"predicted {np.log(num_identities):.3f}, plain {plain:.3f}, smoothed {smo
 # ```
 # Rank the test identities with $p = 1$, $3$ and $10$ in the trained network (`model.gem_p`). It was trained with 3.
 # Which do you expect to win, and does this say which $p$ is best?
+#
+# **Check yourself.** What would say which $p$ is best?
+#
+# - (a) This table, read on test identities.
+# - (b) A training for each $p$, compared on validation identities.
+# - (c) A training for each $p$, compared on test identities.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-training-gem", "7128b0dd")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-training-gem
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # The BNNeck's statistics and all weights were fitted to $p = 3$, so another $p$ arrives as a change of scale and of
 # emphasis that nothing after it has seen. That measures how sensitive this network is. Which $p$ is best would need a
 # training for each, compared on validation identities.
@@ -958,13 +982,24 @@ model.gem_p = 3.0
 # ```
 # Send the infrared images through the visible stem, as the released CMPS code does with all images, and rank visible
 # queries against them. How much of the network's skill sat in the infrared stem?
+#
+# **Check yourself.** Which weights did the infrared images meet that were not made for them?
+#
+# - (a) One convolution and one BatchNorm.
+# - (b) Every BatchNorm of the network.
+# - (c) The whole trunk.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-training-stem", "f525d75c")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-training-stem
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # Only a stem's worth of weights is swapped, for one that has never seen such an image. What it costs is the gap
 # between the two lines. The test raises no error and looks like a result, which is why a model here takes the modality
 # as an argument that cannot be left out.
@@ -990,13 +1025,24 @@ for stem, gallery in (("its own", embedded["after"]), ("the visible", features))
 # Suppose the stems shared their BatchNorm. Take a batch after the first convolution, normalise each channel once over
 # both modalities together and once within each, and compare: which share of a channel's variance then only says which
 # modality an image has?
+#
+# **Check yourself.** And with a BatchNorm for each modality, which share is it?
+#
+# - (a) A small one, which training has to remove.
+# - (b) It depends on the batch.
+# - (c) None, by construction.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-training-batchnorm", "581e60c3")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-training-batchnorm
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # A shared BatchNorm subtracts one mean from both, so the difference of the modality means survives it, as a constant
 # that every later layer has to carry. With a BatchNorm for each modality that share is zero by construction: stems
 # close the first-order part of the gap before any weight is learned. (Here both modalities pass the initial
@@ -1025,13 +1071,24 @@ print(
 # "Our network reaches a rank-1 of 95 %", says a report, "measured on 60 identities with the official evaluator". The
 # evaluator is right and the number is not made up. Find the sentence that is missing, and produce such a number
 # yourself.
+#
+# **Check yourself.** What does the missing sentence say?
+#
+# - (a) How many images each identity has.
+# - (b) Whether the network was trained on these identities.
+# - (c) From which seed the network was trained.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-training-claim", "50d1e6fb")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-training-claim
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # It does not say that the 60 identities were never trained on. Rank 60 *training* identities with the same evaluator,
 # in the same number as the test identities, and compare. The difference is memory: each of these images was seen once
 # or more in every epoch. How far apart the two are depends on how long the network was trained.

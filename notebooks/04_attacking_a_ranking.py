@@ -42,8 +42,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction
@@ -52,14 +52,14 @@ costs = Costs("04_attacking_a_ranking")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-EPS = "8/255"  # largest change of a pixel, whose range is [0, 1]
-QUERIES = 60  # queries attacked in each direction, two images a person
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+QUERIES: int = 60  # queries attacked in each direction, two images a person
 
 # %%
 settings = check_parameters(globals(), costs, EPS=fraction, QUERIES=int)
@@ -80,6 +80,8 @@ settings = check_parameters(globals(), costs, EPS=fraction, QUERIES=int)
 # knows nothing of the query. Here each query is attacked on its own, and three of the eight attacks hold other clean
 # images of the *queried person*, which is knowledge of test identities. And one section drops the budget, as a test of
 # the machinery; its number is no attack result.
+#
+# What is published here and why: [responsible use](../book/responsible_use).
 
 # %% [markdown]
 # ## The question
@@ -1098,13 +1100,22 @@ else:
 # ```
 # An attack uses {math}`\pm\varepsilon` in a share {math}`s` of all values and leaves the rest alone. Which PSNR does the
 # image have? Check it against the measured share of SMA. Why is the measured PSNR not exactly that?
+#
+# **Check yourself.** At $s = 1/2$, how many dB above the least PSNR of the budget is the image? Give one decimal.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check
+
+self_check(None, "ex-attacking-psnr", "00af2199", decimals=1)  # your number in place of None
 
 # %% [markdown]
 # ```{solution-start} ex-attacking-psnr
 # :class: dropdown
 # ```
+# Self-check: **3.0**.
+#
 # The mean squared change is {math}`s\varepsilon^2`, so the PSNR is {math}`-10\log_{10}(s\varepsilon^2)`. The other
 # values are not left alone, they lie inside the budget, so the measured PSNR lies below this; and with {math}`s = 1` it
 # is the least that the budget allows.
@@ -1126,13 +1137,20 @@ print(f"share {share:.3f}: {-10 * np.log10(share * eps**2):.2f} dB, measured {me
 # ```
 # Tie the infrared perturbation of SMA, so that no comparison of channels can see it, and pair it with the free one on the
 # same queries. How many fewer values does the attacker choose, and what does that cost?
+#
+# **Check yourself.** How many values does the free attack choose for each one of the tied attack?
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-attacking-tied", "c71e42b3")  # your number in place of None
 
 # %% [markdown]
 # ```{solution-start} ex-attacking-tied
 # :class: dropdown
 # ```
+# Self-check: **3**.
+#
 # A third as many values. The free attack can still choose the tied one, so at the optimum it is at least as strong; ten
 # sign steps are no optimum, so even the sign of a small difference is not certain. The interval says whether these
 # queries tell the two apart.
@@ -1156,13 +1174,24 @@ print(f"tied minus free: {percent(*change(sides[m], after['sma'][m], as_tied))} 
 # An image-specific attack is made for one network. Send SMA's attacked queries through a network with the same
 # architecture and *untrained* weights, and measure how far their features move, beside sign noise of the same budget.
 # Which of the two moves them farther, and what does that say about "the image was destroyed"?
+#
+# **Check yourself.** The victim's feature moves far, the stranger's little more than under noise. What follows?
+#
+# - (a) The stranger is robust.
+# - (b) Most of the effect lies in the victim's weights, not in the picture.
+# - (c) The person has gone from the picture.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-attacking-transfer", "c00fc0e5")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-attacking-transfer
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # If the attack had destroyed the image, any network would see it. Compare both columns: the victim sees a large
 # difference between SMA and noise. How much of that is left in a network that shares no weight with it is the part which
 # is in the image rather than in the victim. Transfer between *trained* networks is another question, with a chapter of
@@ -1189,7 +1218,7 @@ for name in ("sign-noise", "sma"):
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Hard: find the flaw
+# ```{exercise-start} Hard: break this claim
 # :label: ex-attacking-flaw
 # ```
 # "We put a quantiser in front of the network. Clean rank-1 hardly changes, and under SMA, with a random start, the right
@@ -1207,13 +1236,24 @@ for name in ("sign-noise", "sma"):
 #         images = (images * (self.levels - 1)).round() / (self.levels - 1)
 #         return self.victim.embed(images, modality)
 # ```
+#
+# **Check yourself.** Which line of the big table gives it away?
+#
+# - (a) Clean.
+# - (b) Chance.
+# - (c) Sign noise.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-attacking-flaw", "67ff7920")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-attacking-flaw
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # `round` is flat almost everywhere, so the gradient that reaches the pixels is zero: the attack stays at its random
 # start, and the table shows a victim under noise. Gradients are hidden, not the weakness {cite}`athalye2018obfuscated`.
 # An attacker passes the gradient straight through the quantiser. The line that gives it away is the noise: an attack that

@@ -39,8 +39,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction
@@ -49,16 +49,16 @@ costs = Costs("05_cross_modality_triplet")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-EPS = "8/255"  # largest change of a pixel, whose range is [0, 1]
-IDENTITIES = 200  # training identities the attacker looks at
-STEPS = 20  # iterations of the demonstration, each a visible and an infrared step
-BATCHES = 12  # gradients of each modality that are compared
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+IDENTITIES: int = 200  # training identities the attacker looks at
+STEPS: int = 20  # iterations of the demonstration, each a visible and an infrared step
+BATCHES: int = 12  # gradients of each modality that are compared
 
 # %%
 settings = check_parameters(globals(), costs, EPS=fraction, IDENTITIES=int, STEPS=int, BATCHES=int)
@@ -75,6 +75,8 @@ settings = check_parameters(globals(), costs, EPS=fraction, IDENTITIES=int, STEP
 # | How much? | no pixel and channel changes by more than $\varepsilon$, `EPS` above |
 # | On what is it measured? | training crops where it is learned, test identities where a result is claimed |
 # | What is new here? | we look at features and gradients; only one section scores a ranking |
+#
+# What is published here and why: [responsible use](../book/responsible_use).
 
 # %% [markdown]
 # ## The question
@@ -1166,13 +1168,26 @@ Markdown("\n".join(lines) + "\n\n" + " ".join(filter(None, notes)))
 # ```
 # For which margins $\rho$ can *every* anchor's term reach zero? Derive a bound from the triangle inequality, then find
 # it for the centroids of this page.
+#
+# **Check yourself.** Which distance between a pair $C^p$, $C^n$ bounds the margin?
+#
+# - (a) The smallest.
+# - (b) The mean.
+# - (c) The largest.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check
+
+self_check(None, "ex-triplet-margin", "e2c7ea38")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-triplet-margin
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # $\|C^p - f\| \le \|C^p - C^n\| + \|C^n - f\|$, so $\|C^n - f\| - \|C^p - f\| \ge -\|C^p - C^n\|$: a term is at least
 # $\rho - \|C^p - C^n\|$. The closest pair of all sets the bound. It is necessary, not sufficient: the best
 # place may be one that no feature of length 1 can take, and none that $\delta$ can reach.
@@ -1193,13 +1208,24 @@ for turn, modality in ((0, VISIBLE), (2, VISIBLE), (1, INFRARED)):
 # Split each gradient into a part that is equal in the three channels and the rest. Which share of its squared length is
 # in the equal part? What would a gradient without any preference have, and what does the answer mean for a tied
 # perturbation?
+#
+# **Check yourself.** Which share would a gradient without any preference have in the equal part?
+#
+# - (a) A half.
+# - (b) A ninth.
+# - (c) A third.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-triplet-tied", "4c5b922b")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-triplet-tied
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # `tie` takes the mean over the channels, which is the projection onto the equal part. It keeps one of three directions
 # at each pixel, so a gradient without preference keeps a third. The more an infrared gradient keeps beyond that, the
 # less an attacker loses by passing the check of equal channels; what a visible one loses, it loses to colour.
@@ -1221,13 +1247,24 @@ for point in points:
 # ```
 # k-means starts at random. Run it again with another seed: how near are the new infrared centroids to the old, and for
 # how many visible crops does $C^p$ change its place by more than the typical distance between neighbours?
+#
+# **Check yourself.** To which spread of a table does such a change belong?
+#
+# - (a) That over people.
+# - (b) That over seeds.
+# - (c) That over trials.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-triplet-kmeans", "deb0fa53")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-triplet-kmeans
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # Compare each new centroid with its nearest old one, in units of the distance between neighbouring old ones. What
 # changes with the seed is a property of the run, not of the data, and belongs to the spread over seeds of a table.
 
@@ -1247,19 +1284,30 @@ print(f"C^p moved by more than that for {100 * (jump > neighbour).float().mean()
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Hard: find the flaw
+# ```{exercise-start} Hard: break this claim
 # :label: ex-triplet-flaw
 # ```
 # A report reads: "Along the attack, visible and infrared gradients come to agree, many standard deviations above what
 # random signs give. So it is the cross-modality centroids that make the two modalities work together." The cosine and
 # the floor are computed correctly. What is missing? Run it.
+#
+# **Check yourself.** Which control tests the words "it is the cross-modality centroids"?
+#
+# - (a) A larger number of random signs.
+# - (b) Another victim, with everything else the same.
+# - (c) Centroids of the image's own modality, with everything else the same.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-triplet-flaw", "e38e6e52")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-triplet-flaw
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # Random signs are a floor for two gradients that have nothing to do with each other. These two share a network, a loss
 # and a $\delta$ that has already moved all features somewhere. "It is the cross-modality centroids" needs controls that
 # keep all of this and take only the crossing away. Keep images, network and $\delta$, and

@@ -41,8 +41,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction, optional
@@ -51,15 +51,15 @@ costs = Costs("06_the_whole_attack")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-EPS = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
-GRADIENTS = None  # batches forward and backward; None: 240 at tier lite, else 1000
-IDENTITIES = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+EPS: fraction = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
+GRADIENTS: "Optional[int]" = None  # batches forward and backward; None: 240 at tier lite, else 1000
+IDENTITIES: "Optional[int]" = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
 
 # %%
 settings = check_parameters(globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=optional(int))
@@ -79,6 +79,8 @@ settings = check_parameters(globals(), costs, EPS=fraction, GRADIENTS=optional(i
 # | **Measured** | ranking of unseen people, in floats and after 8 bits, beside {term}`chance <chance level>` |
 #
 # Nothing here is physical: $\delta$ is added to stored crops, aligned with them to the pixel.
+#
+# What is published here and why: [responsible use](../book/responsible_use).
 
 # %% tags=["hide-input"]
 from dataclasses import replace
@@ -1293,13 +1295,26 @@ Markdown(
 # ```
 # Keep nothing of the finished perturbation but its sign: every value becomes $+\varepsilon$ or $-\varepsilon$. Do you
 # expect a stronger attack, a weaker one, or the same? How many bytes would carry it?
+#
+# **Check yourself.** How many bytes are it?
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check, self_check_value
+
+self_check_value(
+    None,  # your number of bytes
+    lambda: np.packbits(made["paper"].delta.cpu().numpy() > 0).size,
+    within=1,
+)
 
 # %% [markdown]
 # ```{solution-start} ex-whole-bit
 # :class: dropdown
 # ```
+# Self-check: **the first number that the cell prints**.
+#
 # The table under {numref}`fig-whole-deltas` says how many values sit at the bound already; the more there are, the less
 # can change. A sign is one bit, so the whole attack fits into a small text message, which is one reason why keeping it
 # secret protects nobody.
@@ -1323,13 +1338,24 @@ for modality, found in score(one_bit.apply_rounded).items():
 # ```
 # Multiply the finished paper-mode perturbation by one half. Is that the attack at half the budget? Compare rank-1 with
 # {numref}`fig-whole-epsilon`, then say what an attack learned at the smaller budget could do that a diluted one cannot.
+#
+# **Check yourself.** What does the diluted perturbation tell about the strongest attack at half the budget?
+#
+# - (a) It leaves at most the rank-1 that the diluted one leaves.
+# - (b) It leaves at least the rank-1 that the diluted one leaves.
+# - (c) Nothing.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-whole-dose", "d89d7acb")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-whole-dose
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # It keeps half the budget, so it is *an* attack at that budget, and bounds what the best one does from one side. The
 # one learned there spends its sign steps at the smaller bound: where it may go against the diluted one is which pixels
 # point which way once the others cannot go as far. Compare the two on the same seed before saying which is stronger.
@@ -1347,12 +1373,18 @@ for modality in Modality:
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Hard: find the flaw
+# ```{exercise-start} Hard: break this claim
 # :label: ex-whole-flaw
 # ```
 # "Ours is a two-stage attack. Each stage applies the perturbation within $\varepsilon$ of its own input, so the budget
 # is kept throughout; stage two takes what stage one left. The second stage contributes a lot." The code is below. Run
 # it, find the flaw, repair it, and say what is left of the claim.
+#
+# **Check yourself.** How far from the clean image can two stages reach?
+#
+# - (a) $\varepsilon$.
+# - (b) $\sqrt 2\,\varepsilon$.
+# - (c) $2\varepsilon$.
 # ```{exercise-end}
 # ```
 
@@ -1370,10 +1402,15 @@ for modality in Modality:
     one, two = results["paper"][modality].rank1, claim[modality].rank1
     print(f"{direction_name(modality)}: one stage {100 * one:.1f} %, two stages {100 * two:.1f} %")
 
+# %% tags=["self-check"]
+self_check(None, "ex-whole-flaw", "a8d3f7c8")  # your letter in place of None, such as "a"
+
 # %% [markdown]
 # ```{solution-start} ex-whole-flaw
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # The second stage measures its budget from an image that has already moved. Against the clean image the two stages reach
 # twice $\varepsilon$: what looks like a contribution of stage two is a budget twice as large. Two repairs: project onto
 # the budget around the *clean* image, or compare with something else that is allowed the double budget, such as sign
@@ -1402,13 +1439,24 @@ for name, one in fair.items():
 # You run the ranking service and do not have $\delta$. You have clean training images of each spectrum and today's
 # queries, all of them attacked in 8 bits. Estimate $\delta$, and subtract the estimate. How much of rank-1 comes back,
 # and how would an attacker answer?
+#
+# **Check yourself.** Which control shows that the gain is not the subtraction's own doing?
+#
+# - (a) Twice as many queries.
+# - (b) The same subtraction on traffic that is not attacked.
+# - (c) Sign noise in place of the estimate.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-whole-average", "0da6b9fc")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-whole-average
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # The mean of many attacked queries is the mean of clean ones plus $\delta$, and the mean of clean ones is roughly that
 # of the training images. The estimate is noisy, and on data whose cameras differ from the training set it is biased.
 # The control is the same subtraction on traffic that is not attacked. An attacker would learn several perturbations,

@@ -40,8 +40,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction, optional
@@ -50,16 +50,16 @@ costs = Costs("07_images_in_frequency")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-EPS = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
-GRADIENTS = None  # batches forward and backward of the attack; None: 60 at tier lite, else 600
-IDENTITIES = 100  # training people the attacker looks at
-QUERIES = None  # test queries of each direction; None: about 120 at tier lite, else 1000
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+EPS: fraction = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
+GRADIENTS: "Optional[int]" = None  # batches forward and backward of the attack; None: 60 at tier lite, else 600
+IDENTITIES: int = 100  # training people the attacker looks at
+QUERIES: "Optional[int]" = None  # test queries of each direction; None: about 120 at tier lite, else 1000
 
 # %%
 settings = check_parameters(
@@ -78,6 +78,8 @@ settings = check_parameters(
 # | How much? | no pixel and channel changes by more than $\varepsilon$, `EPS` above; 8 bits |
 # | On what is it measured? | test people, beside {term}`chance <chance level>` |
 # | What is not an attack? | swapped and filtered images; they change pixels by far more, to see what a network reads |
+#
+# What is published here and why: [responsible use](../book/responsible_use).
 
 # %% [markdown]
 # ## The question
@@ -995,13 +997,26 @@ Markdown(
 # "Amplitude is brightness and contrast." Change brightness (add a constant), contrast (multiply around the mean) and
 # gamma (a power) of the visible queries without clipping. Which parts change, amplitude, phase or both? Is the sentence
 # true, and is its converse?
+#
+# **Check yourself.** Which of the three changes phases?
+#
+# - (a) Brightness.
+# - (b) Gamma.
+# - (c) Contrast.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check
+
+self_check(None, "ex-frequency-brightness", "50524692")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-frequency-brightness
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # A constant changes one amplitude, that of the mean. A factor changes all amplitudes alike. Neither touches a phase. A
 # gamma, which is what cameras and displays do, bends the waves, and new ones appear: both parts change. And all this
 # concerns a mean and a factor, two numbers; the amplitude has half as many as the image has pixels. So brightness and
@@ -1033,13 +1048,24 @@ for name, maps in versions.items():
 # ```
 # Adaptation by frequency {cite}`yang2020fda` takes only the slowest amplitudes from the other domain. Give the queries the
 # other spectrum's mean amplitude below radius 1/8 and leave the rest. Does that close what the full swap did not?
+#
+# **Check yourself.** With what must the swap be compared?
+#
+# - (a) With a swap below the same radius that takes the mean of the query's own spectrum.
+# - (b) With the clean query alone.
+# - (c) With a high-pass above the same radius.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-frequency-slow", "fc3e8505")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-frequency-slow
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # Compare with the same cut of the query's *own* spectrum: both lose the individual slow amplitudes, only one crosses over.
 
 # %%
@@ -1056,19 +1082,30 @@ for m in Modality:
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Hard: find the flaw
+# ```{exercise-start} Hard: break this claim
 # :label: ex-frequency-flaw
 # ```
 # "Adversarial perturbations are high-frequency. The outermost of our rings holds more of $\delta$'s energy than any other,
 # and without it clean queries rank as well as before. So we low-pass every query at radius 3/4, at no cost, and the
 # attack is gone." Find what each sentence leaves out, then run the defence, also against an attacker who knows it.
+#
+# **Check yourself.** Which test of the defence is missing?
+#
+# - (a) A larger budget.
+# - (b) Queries in float.
+# - (c) An attack that was learned through the filter.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-frequency-flaw", "9b66c97d")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-frequency-flaw
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # The outermost ring holds most *waves*, so it holds most of the energy of anything nearly white; per wave
 # {numref}`fig-frequency-energy` says something else. Energy is not damage: which ring does it is a question for
 # {numref}`fig-frequency-pieces`. "As well as before" is an interval that is some points wide. And "gone" was tried on a

@@ -41,8 +41,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters
@@ -51,15 +51,15 @@ costs = Costs("08_fsam")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-PEOPLE = 24  # test people that rankings are scored on
-DRAWS = 3  # untrained modules tried at each place
-STEPS = 24  # training steps of the modules alone
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+PEOPLE: int = 24  # test people that rankings are scored on
+DRAWS: int = 3  # untrained modules tried at each place
+STEPS: int = 24  # training steps of the modules alone
 
 # %%
 settings = check_parameters(globals(), costs, PEOPLE=int, DRAWS=int, STEPS=int)
@@ -956,13 +956,27 @@ Markdown("\n".join(lines) + f"\n\n{text} {state()}")
 # ```
 # A sigmoid is below 1 for every finite input. For which constant weights does FSAM change a map after block 0 by less than
 # 1 %? Guess, then measure, in units of what varies in the map.
+#
+# **Check yourself.** Which is the smallest of these weights that does?
+#
+# - (a) 0.9.
+# - (b) 0.95.
+# - (c) 0.99.
+# - (d) 0.995.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check
+
+self_check(None, "ex-fsam-identity", "1d17ee53")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-fsam-identity
 # :class: dropdown
 # ```
+# Self-check: **d**.
+#
 # A phase moves by at most $(1 - w)\pi$, and a wave that moves by $\varphi$ changes by about $\varphi$ times its
 # amplitude. With phases spread over the circle the root mean square of that is $(1 - w)\,\pi/\sqrt3$.
 
@@ -982,13 +996,24 @@ print(f"1 % is predicted for w = {1 - 0.01 * 3**0.5 / np.pi:.4f}")
 # Give opposite bins equal weights, and FSAM is an attention on phase alone (but for the bins that are their own opposite).
 # Write it as a module, put it after block 0 of the trained network, and compare rank-1 with the unmended one of the same
 # convolutions. Which of the chapter's complaints does it answer, and which not?
+#
+# **Check yourself.** Which complaint does it answer?
+#
+# - (a) The amplitude changes.
+# - (b) The result depends on the origin.
+# - (c) Neighbours at the cut part.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-fsam-symmetric", "06777299")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-fsam-symmetric
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # The cosine is 1, so amplitudes stay. The cut and the origin stay too: the phase is still multiplied as a number. A
 # module about structure would need something that does not change when the picture moves, such as the phases of two
 # waves minus the phase of the wave whose frequency is the sum of theirs.
@@ -1021,12 +1046,18 @@ print(
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Hard: find the flaw
+# ```{exercise-start} Hard: break this claim
 # :label: ex-fsam-flaw
 # ```
 # A report reads: "We compared the attention maps of FSAM for two images of one person, over all test people. They correlate
 # at the value below. So the module has found the person's structure: it attends to the same frequencies whenever the
 # same person appears." The correlation is computed correctly. What is missing? Run it.
+#
+# **Check yourself.** With what must the correlation be compared first?
+#
+# - (a) With that of a trained module.
+# - (b) With that of images of two people, and of no person.
+# - (c) With zero, by its interval.
 # ```{exercise-end}
 # ```
 
@@ -1048,10 +1079,15 @@ with torch.no_grad():
                 for part in (firsts, seconds))  # fmt: skip
 print(f"two images of one person: {correlation(one, two):.3f}")
 
+# %% tags=["self-check"]
+self_check(None, "ex-fsam-flaw", "b6ff5f32")  # your letter in place of None, such as "a"
+
 # %% [markdown]
 # ```{solution-start} ex-fsam-flaw
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # Another person. And an image without any person: uniform noise. If those correlate as much, what the maps share is the module
 # and not the picture: zeros at the border, a maximum that is near $\pi$ everywhere, one convolution. This module is not even
 # trained. What depends on the picture shows once the common map is taken off; only that part can speak of structure.

@@ -40,8 +40,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction
@@ -50,16 +50,16 @@ costs = Costs("09_quadruple_loss")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-EPS = "8/255"  # largest change of a pixel, whose range is [0, 1]
-IDENTITIES = 200  # training identities the attacker looks at
-BATCHES = 8  # batches that hinges are counted on, each with heads drawn anew
-STEPS = 8  # sign steps of the demonstration
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+IDENTITIES: int = 200  # training identities the attacker looks at
+BATCHES: int = 8  # batches that hinges are counted on, each with heads drawn anew
+STEPS: int = 8  # sign steps of the demonstration
 
 # %%
 settings = check_parameters(globals(), costs, EPS=fraction, IDENTITIES=int, BATCHES=int, STEPS=int)
@@ -76,6 +76,8 @@ settings = check_parameters(globals(), costs, EPS=fraction, IDENTITIES=int, BATC
 # | How much? | no pixel and channel changes by more than $\varepsilon$, `EPS` above; the victim is frozen |
 # | On what is it learned? | one batch of training crops, a few steps |
 # | On what is it measured? | test identities, attacked images rounded to 8 bits, beside {term}`chance <chance level>` |
+#
+# What is published here and why: [responsible use](../book/responsible_use).
 
 # %% [markdown]
 # ## The question
@@ -1039,13 +1041,22 @@ Markdown(
 # ```
 # Without heads and with unit-length *centres*, let any two centres of one batch have a cosine of at most $\cos\varphi$.
 # From which $\varphi$ on is every hinge silent at $\alpha = 0.2$? Compare with the closest pair of the batch.
+#
+# **Check yourself.** How many degrees? Give one decimal.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check
+
+self_check(None, "ex-quadruple-length", "5a98add7", decimals=1)  # your number in place of None
 
 # %% [markdown]
 # ```{solution-start} ex-quadruple-length
 # :class: dropdown
 # ```
+# Self-check: **5.7**.
+#
 # Two unit vectors at an angle $\varphi$ are $\sqrt{2 - 2\cos\varphi} = 2 \sin(\varphi/2)$ apart. With $a = 0$ and both
 # distances at least that, silence needs $4 \sin(\varphi/2) \ge \alpha$, so $\varphi \ge 2 \arcsin(\alpha / 4)$. It is
 # sufficient, not necessary: the two distances add up, so one of them may be smaller.
@@ -1070,13 +1081,24 @@ print(f"closest pair of the batch: {np.degrees(2 * np.arcsin(smallest / 2)):.1f}
 # $-D(c_{v2}^j, c_{v1}^j)$; (4) $D(c_{i2}^k, c_{v1}^j)$ in the second place. Say for each what minimising it would do to
 # a ranking across spectra. Then let free points tell: keep stage 1 at the test identities' centres, let stage 2 move
 # from there by at most 0.4, and rank stage 2 against stage 1 of the other modality.
+#
+# **Check yourself.** Which two slips make it a loss for training a victim?
+#
+# - (a) (1) and (2).
+# - (b) (1) and (4).
+# - (c) (3) and (4).
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-quadruple-misprints", "9cb1b6ec")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-quadruple-misprints
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # - (1) pulls the other modality's stage 2 to this stage 1, and people apart: a loss for *training* a victim.
 # - (2) draws the people of a modality together, while the spectra part as before. What told people apart goes as well.
 # - (3) frees stage 2 from its origin and drives it away. In a hinge nothing is left to do: the bracket is $\alpha$
@@ -1139,19 +1161,30 @@ pd.DataFrame(table).T.rename_axis("linear loss over free points")
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Hard: find the flaw
+# ```{exercise-start} Hard: break this claim
 # :label: ex-quadruple-flaw
 # ```
 # A report reads: "We minimised the published hinge on a frozen victim without heads, on features of unit length. The
 # loss is 0 on every batch after the attack, so the perturbation is optimal, and as rank-1 is lower than clean, the loss
 # explains the drop." Every number in it is right. What is missing? Run it.
+#
+# **Check yourself.** What has to stand beside the loss after the attack?
+#
+# - (a) The loss before it, and under noise of the same budget.
+# - (b) The loss on more batches.
+# - (c) The loss at another margin.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-quadruple-flaw", "ae24ea01")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-quadruple-flaw
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # The same loss without the attack, and with noise of the same budget. A value that does not change explains no change.
 # If the loss is 0 from the start, its gradient is 0, `sign(0)` is 0, and $\delta$ stays the noise it began with: what
 # rank-1 loses, noise has taken, or another term (such as $L_{id}$, or a momentum that divides by a tiny number). The

@@ -43,8 +43,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction, optional
@@ -53,15 +53,15 @@ costs = Costs("10_read_two_ways")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-EPS = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
-GRADIENTS = None  # batches forward and backward; None: 60 at tier lite, else 1000
-IDENTITIES = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
+TIER: str = "lite"  # lite (two CPU cores), standard (one GPU) or full (one GPU, licensed data)
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+EPS: fraction = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
+GRADIENTS: "Optional[int]" = None  # batches forward and backward; None: 60 at tier lite, else 1000
+IDENTITIES: "Optional[int]" = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
 
 # %%
 settings = check_parameters(globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=optional(int))
@@ -157,7 +157,8 @@ Markdown(table(["what", "stated", "where"], STATED))
 #
 # Whoever has the access of the second table needs no perturbation: a network can be made to fail by writing zeros into
 # it. That is sabotage of training, a real threat with other defences (who may write weights, what is signed, what is
-# tested before use), and nothing that a query could do.
+# tested before use), and nothing that a query could do. What is published here and why:
+# [responsible use](../book/responsible_use).
 #
 # The paper is ambiguous. Its title, abstract and comparisons speak of attacks on systems, which fits the first reading;
 # equations, hyper-parameters and commands fit the second. By the text alone we hold the second for the likelier one, at
@@ -1647,13 +1648,26 @@ Markdown(
 # ```
 # Chance rank-1 on RegDB needs no simulation. Compute it in your head from 206 people with ten images each; then for a
 # gallery with one image of each person. Which of the two makes an attack look stronger?
+#
+# **Check yourself.** Which layout has the lower chance rank-1?
+#
+# - (a) Ten images each.
+# - (b) One image each.
+# - (c) Neither.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+from vireid_lite.exercises import self_check
+
+self_check(None, "ex-two-readings-floor", "c405c6c7")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-two-readings-floor
 # :class: dropdown
 # ```
+# Self-check: **c**.
+#
 # The first place is any of the gallery's images with equal chance, so rank-1 is the share of right images: one in 206 in
 # both cases. The number of images cancels; rank-10 and mAP do not, so one layout's floor is not another's.
 
@@ -1677,13 +1691,24 @@ for images in (10, 1):
 # The attack learned one perturbation for each modality. Give each modality the other one's. If both are patterns that
 # any image suffers from, little changes; if each is made for its own stem, much does. Which do you expect? What would the
 # result mean for someone who can afford one $\delta$ only?
+#
+# **Check yourself.** To which part of the network does the drop belong that survives the exchange?
+#
+# - (a) To the trunk.
+# - (b) To the stems.
+# - (c) To the classifier.
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-two-readings-exchange", "06d4807f")  # your letter in place of None, such as "a"
 
 # %% [markdown]
 # ```{solution-start} ex-two-readings-exchange
 # :class: dropdown
 # ```
+# Self-check: **a**.
+#
 # The trunk is shared and the stems are not. The drop that survives the exchange is the trunk's share of the weakness.
 # The row *one δ for both modalities* among the switches is the proper test, since there one $\delta$ is learned for both.
 
@@ -1709,13 +1734,20 @@ for modality in Modality:
 # Two methods sit on RegDB's floor and differ in rank-1 by the printed margin of FSAM and SE. Suppose that the difference
 # were real. How many independent trials of each would a mean need before the margin exceeds 1.96 standard errors, for
 # either way in which queries hang together?
+#
+# **Check yourself.** The spread of one trial doubles. How many times as many trials are needed?
 # ```{exercise-end}
 # ```
+
+# %% tags=["self-check"]
+self_check(None, "ex-two-readings-trials", "f598c627")  # your number in place of None
 
 # %% [markdown]
 # ```{solution-start} ex-two-readings-trials
 # :class: dropdown
 # ```
+# Self-check: **4**.
+#
 # The difference of two means of $n$ trials has a standard error of $\sigma \sqrt{2 / n}$, with $\sigma$ the spread of one
 # trial. RegDB has ten splits.
 
@@ -1731,12 +1763,18 @@ for form, runs in draws.items():
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Hard: find the flaw
+# ```{exercise-start} Hard: break this claim
 # :label: ex-two-readings-flaw
 # ```
 # "Ours is the first attack that needs a budget of 1/255 only. We prepare the system, add noise of that size to the
 # queries, and rank. The images look untouched, the number of parameters has not changed by one, and rank-1 breaks down."
 # The code is below. Run it: every sentence is true. Find the flaw, and write the two lines that show it.
+#
+# **Check yourself.** Which row is missing?
+#
+# - (a) The prepared network under a larger budget.
+# - (b) The prepared network on clean images.
+# - (c) The prepared network from another seed.
 # ```{exercise-end}
 # ```
 
@@ -1763,10 +1801,15 @@ for m in Modality:
     ends = [100 * found[m].rank1 for found in (clean, claim)]
     print(f"{direction_name(m)}: before {ends[0]:.1f} %, after our attack {ends[1]:.1f} %")
 
+# %% tags=["self-check"]
+self_check(None, "ex-two-readings-flaw", "e45919d7")  # your letter in place of None, such as "a"
+
 # %% [markdown]
 # ```{solution-start} ex-two-readings-flaw
 # :class: dropdown
 # ```
+# Self-check: **b**.
+#
 # "We prepare the system" is the attack; the noise is decoration. "Before" and "after" are two networks, and the row that
 # is missing is the prepared network on clean images. The number of parameters does not change when weights do, so it is
 # no evidence. Two lines show it: the hash of the weights, and the clean score of the prepared network. The tiny noise on

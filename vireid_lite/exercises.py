@@ -1,0 +1,53 @@
+"""The self-check under an exercise: it says whether an answer is right, and keeps the right one to itself."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+
+from vireid_lite.errors import InputError
+
+UNANSWERED = "Not answered yet: put your answer in place of None and run this cell."
+
+
+def seal(exercise: str, answer: object) -> str:
+    """Return 8 hex digits that stand for the answer to one exercise, whatever its case.
+
+    exercise: its label. answer: a letter, a short text, or a number as one would write it.
+    """
+    return hashlib.sha256(f"{exercise}:{str(answer).strip().lower()}".encode()).hexdigest()[:8]
+
+
+def self_check(answer: object, exercise: str, sealed: str, decimals: int = 0) -> None:
+    """Print whether `answer` is what `sealed` stands for, or that there is no answer yet.
+
+    answer: None, a letter, a short text, or a number, which is rounded to `decimals` places. exercise: its label.
+    sealed: what `seal` made of the right answer. Raises InputError where the answer can be neither right nor wrong.
+    """
+    if answer is None:
+        print(UNANSWERED)
+        return
+    number = _is_number(answer)
+    if not number and not (isinstance(answer, str) and answer.strip()):
+        raise InputError(f'{exercise}: {answer!r} is no answer; give a letter such as "a", or a number')
+    given = f"{answer:.{decimals}f}" if number else answer
+    print("Right." if seal(exercise, given) == sealed else "Not right: read the exercise once more.")
+
+
+def self_check_value(answer: float | None, right: Callable[[], float], within: float) -> None:
+    """Print whether `answer` is at most `within` from what `right()` returns, which is called only for an answer.
+
+    Raises InputError where the answer is no finite number.
+    """
+    if answer is None:
+        print(UNANSWERED)
+        return
+    if not _is_number(answer):
+        raise InputError(f"{answer!r} is no answer; give a number")
+    off = answer - right()
+    print("Right." if abs(off) <= within else f"Not right: too {'large' if off > 0 else 'small'}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
