@@ -35,8 +35,8 @@ import sys
 if "google.colab" in sys.modules:
     import subprocess
 
-    package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
+    _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction
@@ -45,14 +45,14 @@ costs = Costs("00_template")
 costs
 
 # %% tags=["parameters"]
-TIER = "lite"  # lite, standard or full: see the table above
-DATASET = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
-DATA_ROOT = None  # folder of your own copy of DATASET
-SEED = 0  # of everything random here
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
-OUT_DIR = "_build/chapters"  # folder for files this chapter writes
-EPS = "8/255"  # largest change of a pixel, whose range is [0, 1]
-STEPS = 10  # steps of the demonstration
+TIER: str = "lite"  # lite, standard or full: see the table above
+DATASET: "Optional[str]" = None  # synthetic, sysu, regdb, llcm, paired_folder; None: the tier's
+DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
+SEED: int = 0  # of everything random here
+DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
+OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+STEPS: int = 10  # steps of the demonstration
 
 # %%
 settings = check_parameters(globals(), costs, EPS=fraction, STEPS=int)

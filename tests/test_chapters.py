@@ -140,7 +140,7 @@ def test_every_parameter_says_what_it_is(chapter, tmp_path):
     assert (values["TIER"], values["DATASET"], values["SEED"]) == ("lite", "synthetic", 0)
     assert (defaults["DEVICE"], defaults["OUT_DIR"]) == ("auto", "_build/chapters")
     for line in cells(chapter, "code")[2]["text"].splitlines():
-        assert re.fullmatch(r"[A-Z][A-Z0-9_]* = .+  # \S.+", line), line
+        assert re.fullmatch(r"[A-Z][A-Z0-9_]*: \S+ = .+  # \S.+", line), line
 
 
 def test_figures_speak_to_everyone(chapter):

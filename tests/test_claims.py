@@ -190,7 +190,8 @@ def test_verdicts_on_settings():
         return claims.judged({number: (outcome, difference) for number, outcome in enumerate(seen)}, **options)
 
     assert verdict("lower", "lower") == HOLDS
-    assert verdict("lower", "higher") == verdict("lower", "not told apart") == verdict("lower", "at chance") == PARTLY
+    assert verdict("lower", "lower", "higher") == verdict("lower", "lower", "at chance") == PARTLY
+    assert verdict("lower", "higher") == verdict("lower", "not told apart") == OPEN, "one setting may be chance"
     assert verdict("higher", "higher", "not told apart") == NOT
     assert verdict("higher", "not told apart") == verdict("at chance", "at chance") == OPEN
     assert verdict("higher", "higher", wanted="higher") == HOLDS
@@ -346,6 +347,15 @@ def test_sync_writes_the_page_and_leaves_it_where_nothing_changed(tmp_path):
         in text
     )
     assert book.sync(tmp_path) == []
+
+
+def test_an_answer_of_the_authors_is_printed_below_the_table(tmp_path):
+    (tmp_path / "book" / "results").mkdir(parents=True)
+    answer = 'answer = """\nThe code had a bug | since mended.\n\n2026-01-02, the authors\n"""\nevidence ='
+    (tmp_path / "book" / "claims.toml").write_text(ONE.replace("evidence =", answer))
+    quoted = "**The authors on C1:**\n\n> The code had a bug | since mended.\n>\n> 2026-01-02, the authors\n"
+    table, _, below = claims.page(tmp_path).partition("they differ |\n\n")
+    assert (below, "**contradicts itself** | the text" in table) == (quoted, True)
 
 
 def test_a_stale_card_is_told(ledger, cards):

@@ -25,7 +25,7 @@ from vireid_lite.parameters import check_values, read_parameters
 from vireid_lite.provenance import device_name, pick_device, versions, write_atomically
 
 PACKAGE = Path(__file__).parent
-NOT_READ_BY_CHAPTERS = ("book.py", "claims.py", "cli.py", "cluster.py", "editions.py")
+NOT_READ_BY_CHAPTERS = ("book.py", "claims.py", "cli.py", "cluster.py", "editions.py", "publishing.py")
 DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
 
 
@@ -69,7 +69,7 @@ def paired_notebook(source: Path) -> bytes:
 
 
 def sync(root: Path | None = None) -> list[Path]:
-    """Write what is derived from a source: chapters' notebooks, the claims page, every copy of the public address.
+    """Write what is derived from a source: notebooks, the claims page, measured costs, the public address.
 
     The address that CITATION.cff holds is taken as the former one and replaced in the files that quote it.
     Returns the files that changed.
@@ -97,6 +97,11 @@ def sync(root: Path | None = None) -> list[Path]:
         from vireid_lite.claims import page  # only here: it needs torch, and a build does not
 
         update(root / "book" / "claims.md", page(root).encode())
+    if (root / "book" / "instructors").is_dir():
+        from vireid_lite.editions import instructor_pages  # reads this module
+
+        for path, data in instructor_pages(root).items():
+            update(path, data)
     return changed
 
 
@@ -172,9 +177,18 @@ def _parameters(source: Path, asked: Mapping[str, Any], out: Path, root: Path) -
         pick_device(values["DEVICE"])
         standing = check_values(defaults, own)
     except InputError as error:
-        raise InputError(f"{source.stem}: {error}") from None
+        raise InputError(f"{source.stem}: {error}{_elsewhere(asked, defaults, root)}") from None
     # In the reader's own spelling where it is text ("4/255"), so that the page shows what was asked for.
     return {name: asked[name] for name in sorted(asked) if values[name] != standing[name]}
+
+
+def _elsewhere(asked: Mapping[str, Any], defaults: Mapping[str, Any], root: Path) -> str:
+    """Name the chapters that have every parameter asked for, where one that was chosen lacks some."""
+    if set(asked) <= set(defaults):
+        return ""
+    notebooks = {int(source.stem[:2]): source.with_suffix(".ipynb") for source in find_chapters(root)}
+    fit = [str(number) for number, path in notebooks.items() if set(asked) <= set(read_parameters(path)[0])]
+    return f"; for those that have it: --chapters {','.join(fit)}" if fit else ""
 
 
 def _shared_key(root: Path) -> str:
@@ -263,9 +277,12 @@ def _execute(
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr" and "Warning" in output.text:
                 print(f"{source.stem}, cell [{cell.execution_count}] warns: {output.text.splitlines()[0]}")
-    tier = given.get("TIER", read_parameters(source.with_suffix(".ipynb"))[0]["TIER"])
+    defaults, own = read_parameters(source.with_suffix(".ipynb"))
+    values = check_values({**defaults, **given}, own)
+    asked = {name: given[name] for name in given if name not in ("TIER", "DATASET", "DATA_ROOT", "OUT_DIR")}
+    made = {"key": key, "tier": values["TIER"], "dataset": values["DATASET"], "parameters": asked}
     del notebook.metadata["papermill"]
-    notebook.metadata["vireid_run"] = {"key": key, "tier": tier, "minutes": round(seconds / 60, 2), **cost}
+    notebook.metadata["vireid_run"] = {**made, "versions": versions(), "minutes": round(seconds / 60, 2), **cost}
     write_atomically(finished, (nbformat.writes(notebook) + "\n").encode())
     failed.unlink(missing_ok=True)
     print(f"{source.stem}: executed in {seconds:.0f} s, {cost['memory_gib']:.1f} GiB")
@@ -285,7 +302,7 @@ def write_costs(folder: Path, path: Path | None = None) -> Path:
     table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for notebook in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
         if record := _record(notebook) if not notebook.name.endswith(".failed.ipynb") else {}:
-            cost = {name: value for name, value in record.items() if name not in ("key", "tier")}
+            cost = {name: record[name] for name in ("minutes", "memory_gib", "gpu_gib", "device") if name in record}
             table.setdefault(notebook.stem, {})[record["tier"]] = cost
     write_atomically(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
     return path
@@ -306,6 +323,10 @@ def _stage(root: Path, out: Path) -> bool:
         name = path.relative_to(root).as_posix()
         if path.is_file() and not name.startswith("book/results/") and "__pycache__" not in name:
             files[name] = path.read_bytes()
+    if "book/status.md" in files:
+        from vireid_lite.publishing import fill_status  # reads this module
+
+        files["book/status.md"] = fill_status(files["book/status.md"].decode(), root, out / "executed").encode()
     complete = True
     for source in find_chapters(root):
         executed = out / "executed" / f"{source.stem}.ipynb"

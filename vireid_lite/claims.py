@@ -42,6 +42,7 @@ class Claim(NamedTuple):
     """One statement of a paper in our words, its verdict, and where the evidence is found.
 
     about: one of `ABOUT`. chapter: the one that is about it, or 0. evidence: a table with `kind`, one of `KINDS`.
+    answer: what the paper's authors reply, in their own words, with date; or "".
     """
 
     id: str
@@ -52,6 +53,7 @@ class Claim(NamedTuple):
     verdict: str
     evidence: dict
     chapter: int = 0
+    answer: str = ""
 
 
 class Ledger(NamedTuple):
@@ -91,8 +93,8 @@ def read_ledger(path: Path) -> Ledger:
     claims, seen = [], set()
     for number, entry in enumerate(content.get("claim", []), start=1):
         here = f"{path.name}: claim {entry.get('id', f'number {number}')}"
-        unlike = {*FIELDS, "chapter"} ^ entry.keys()
-        if problem := sorted(unlike - {"chapter"}):
+        unlike = {*FIELDS} ^ entry.keys()
+        if problem := sorted(unlike - {"chapter", "answer"}):
             raise InputError(f"{here}: field {problem[0]!r} is {'unknown' if problem[0] in entry else 'missing'}")
         claim = Claim(**entry)
         try:
@@ -255,14 +257,17 @@ def compared(pairs: Iterable[Pair], name: str = "scores_8_bit", other_name: str 
 def judged(found: dict[tuple, tuple], wanted: str = "lower", margin: float | None = None) -> str:
     """Return the verdict on "it is always `wanted`", lower or higher, open where too few settings tell.
 
+    It holds partly where more than one setting speaks for it.
     margin: fraction; where the statement means more than any difference. Excluded everywhere, it does not hold.
     """
     counts = Counter(outcome for outcome, _ in found.values())
     unwanted = "higher" if wanted == "lower" else "lower"
-    if counts[wanted]:
-        return HOLDS if counts[wanted] == len(found) else PARTLY
-    excluded = margin is not None and all(difference.low > -margin for _, difference in found.values())
+    if counts[wanted] == len(found):
+        return HOLDS
     # One setting that tells may be chance, among as many as are looked at.
+    if counts[wanted] > 1:
+        return PARTLY
+    excluded = margin is not None and all(difference.low > -margin for _, difference in found.values())
     return NOT if excluded or 2 * counts[unwanted] > len(found) else OPEN
 
 
@@ -964,6 +969,8 @@ How to read a row:
 - **Pending** names the command that makes the missing cards.
 - **Baselines** are tuned equally here, with three tries each on validation people. How the papers tuned theirs is not
   stated.
+- **Answers** of the authors are printed under their paper's table, in their own words
+  ({{doc}}`how to give one <responsible_use>`).
 """
 
 
@@ -987,8 +994,15 @@ def render(ledger: Ledger, found: dict[str, Finding], root: Path) -> str:
             "|---|---|---|---|---|",
         ]
         lines += [row(claim, found[claim.id], chapters) for claim in ledger.claims if claim.paper == paper]
-        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
+        answers = [answered(claim) for claim in ledger.claims if claim.paper == paper and claim.answer.strip()]
+        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n" + "".join(answers))
     return "\n".join(parts)
+
+
+def answered(claim: Claim) -> str:
+    """Return the answer of the authors to a claim as a quotation under its id."""
+    lines = claim.answer.strip().splitlines()
+    return f"\n**The authors on {claim.id}:**\n\n" + "".join(f"> {line}".rstrip() + "\n" for line in lines)
 
 
 def row(claim: Claim, finding: Finding, chapters: dict[int, str]) -> str:

@@ -216,7 +216,9 @@ def read_parameters(notebook: Path) -> tuple[dict[str, object], dict[str, Kind]]
     if len(tagged) != 1:
         raise InputError(f"{notebook.name}: has {len(tagged)} cells tagged parameters; it needs exactly one")
     defaults: dict[str, object] = {}
+    # Types are for papermill --help-notebook. The code runs under this module's `annotations`, which leaves them text.
     exec("".join(tagged[0]["source"]), {"__builtins__": {}}, defaults)
+    defaults.pop("__annotations__", None)
     for cell in cells:
         source = "".join(cell["source"])
         if "check_parameters(" not in source:
