@@ -670,9 +670,11 @@ def _run_on_cluster(todo, out: Path, workers: int, scheduler: str | None, device
     from vireid_lite.cluster import run_on_cluster  # runs `run_one` of this module
 
     options = {"scheduler": scheduler, "workers": workers, "device": device, "root": root, "progress": progress}
-    for name, card in run_on_cluster(todo, **options):
-        write_atomically(out / name, card)
-        yield out / name
+    # Closed by name: what goes wrong here must not leave workers behind.
+    with contextlib.closing(run_on_cluster(todo, **options)) as cards:
+        for name, card in cards:
+            write_atomically(out / name, card)
+            yield out / name
 
 
 def _run_all(todo: list[dict], out: Path, workers: int, device: str, root: Root, progress: bool):

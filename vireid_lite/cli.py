@@ -465,7 +465,7 @@ def publish_check(out_dir: OutDir = Path("_build")) -> None:
     """Refuse a built book with a page from licensed or private images; the publishing workflow runs it first."""
     from vireid_lite.publishing import check_build
 
-    print(f"{out_dir / 'html'} may be published: {len(check_build(out_dir))} chapters, on rendered people only")
+    print(f"{out_dir / 'html'} may be published, executed on rendered people only: {', '.join(check_build(out_dir))}")
 
 
 def _join_parameters(arguments: list[str]) -> list[str]:

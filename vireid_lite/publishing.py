@@ -94,7 +94,7 @@ def fill_status(page: str, root: Path, executed: Path) -> str:
         rows.append(f"| {' | '.join(cells)} |")
         versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         made_with.setdefault(versions, []).append(str(int(source.stem[:2])))
-    lines = [f"- Chapters {', '.join(numbers)}: {versions}." for versions, numbers in made_with.items()]
+    lines = [f"- Chapter {', '.join(numbers)}: {versions}." for versions, numbers in made_with.items()]
     return page.replace(STATUS, "\n".join([*rows, "", "## Versions", "", *(lines or ["No chapter executed yet."]), ""]))
 
 
