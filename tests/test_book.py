@@ -158,11 +158,12 @@ def test_only_what_changed_runs_again(built, edit, capsys):
 def test_key_follows_package_and_cards_alone(tmp_path, monkeypatch):
     package = tmp_path / "vireid_lite"
     (package / "data").mkdir(parents=True)
+    (package / "grids").mkdir()
     cards = tmp_path / "book" / "results"
     cards.mkdir(parents=True)
     monkeypatch.setattr(book, "PACKAGE", package)
     keys = [SHARED_KEY(tmp_path)]
-    for path in (package / "metrics.py", package / "data" / "sysu.py", cards / "card.json"):
+    for path in (package / "metrics.py", package / "data" / "sysu.py", package / "grids/x.toml", cards / "card.json"):
         path.write_text("1")
         keys.append(SHARED_KEY(tmp_path))
     assert len(set(keys)) == 4

@@ -192,11 +192,12 @@ def _elsewhere(asked: Mapping[str, Any], defaults: Mapping[str, Any], root: Path
 
 
 def _shared_key(root: Path) -> str:
-    """Return what every chapter's result may depend on: the package's sources, the run cards and the versions."""
+    """Return what every chapter's result may depend on: the package's sources and grids, run cards and versions."""
     digest = hashlib.sha256(json.dumps([versions(), device_name(pick_device("auto"))]).encode())
     sources = [
         path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).as_posix() not in NOT_READ_BY_CHAPTERS
     ]
+    sources += (PACKAGE / "grids").glob("*")
     cards = [path for path in (root / "book" / "results").rglob("*") if path.is_file()]
     for path in sorted(sources) + sorted(cards):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
