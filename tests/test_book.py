@@ -166,7 +166,7 @@ def test_key_follows_package_and_cards_alone(tmp_path, monkeypatch):
     for path in (package / "metrics.py", package / "data" / "sysu.py", package / "grids/x.toml", cards / "card.json"):
         path.write_text("1")
         keys.append(SHARED_KEY(tmp_path))
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
     for path in (package / "book.py", package / "cli.py", tmp_path / "book" / "index.md"):
         path.write_text("1")
         assert SHARED_KEY(tmp_path) == keys[-1]
