@@ -122,6 +122,8 @@ def notes_times(run, out, device, root):
 def holds_a_worker(note: Path) -> None:
     """Keep a worker of this machine busy, in a process group of its own, as a shell starts it."""
     os.setpgrp()
+    # What a job in the background inherits is to ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with cluster._connected(None, 1) as client:
         client.submit(time.sleep, 600)
         write_atomically(note, str(next(iter(client.run(os.getpid).values()))).encode())

@@ -73,6 +73,7 @@ def test_the_surrogate_is_attacked_and_the_target_scored(tmp_path, monkeypatch):
     text = "\n".join(f"[[run]]\nname = 'transfer'\n{ATTACK}\n{run}" for run in runs)
     file, out = tmp_path / "c.toml", tmp_path / "out"
     file.write_text(SMALL + text)
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))  # nothing that another test has made
     fitted = []
     fit = CMPS.fit
     monkeypatch.setattr(CMPS, "fit", lambda self, *given, **more: fitted.append(1) or fit(self, *given, **more))
