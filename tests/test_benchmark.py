@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 import pytest
+import torch
 from miniatures import make_llcm, make_regdb, make_sysu
 
 from vireid_lite import benchmark, campaign, cards
@@ -191,6 +192,20 @@ def test_a_finished_grid_is_done_and_every_row_filled(done):
     plain = built[built.attack == "none"]
     assert list(plain["rank-1"]) == list(plain["rank-1 clean"])
     assert "off r1" not in lines
+
+
+def test_runs_have_the_threads_asked_for_and_the_caller_gets_its_own_back(done, tmp_path, monkeypatch):
+    grid, _, _ = done
+    seen, before = [], torch.get_num_threads()
+
+    def counted(run, out, *_):
+        seen.append(torch.get_num_threads())
+        return out / "x"
+
+    monkeypatch.setattr(campaign, "run_one", counted)
+    benchmark.run_grid(grid, tmp_path, threads=before + 1, progress=False)
+    assert seen == [before + 1] * len(grid.runs)
+    assert torch.get_num_threads() == before
 
 
 def test_a_lost_card_alone_is_made_again(done, tmp_path):

@@ -346,6 +346,7 @@ def run_grid(
     *,
     workers: int = 1,
     scheduler: str | None = None,
+    threads: int = 1,
     device: str = "auto",
     root: Root = None,
     rerun_stale: bool = False,
@@ -354,11 +355,20 @@ def run_grid(
     """Run what a grid has no card for in `out`; return card names under "done", "ran" and "stale".
 
     workers, scheduler: processes of a Dask cluster on this machine, or the address of a running one; otherwise one run
-    after the other. Cards are the same either way. A killed grid resumes. Raises InputError as a campaign does.
+    after the other. threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here
+    as on a cluster of this machine (workers of a scheduler have what Dask was told: --nthreads). A killed grid
+    resumes. Raises InputError as a campaign does.
     """
     found = plan(grid, Results(out), root, data=True, rerun_stale=rerun_stale)
     report = {"done": found.done, "ran": [], "stale": found.stale}
-    options = {"cluster": True, "device": device, "root": root, "progress": progress, "title": grid.name}
+    options = {
+        "cluster": True,
+        "threads": threads,
+        "device": device,
+        "root": root,
+        "progress": progress,
+        "title": grid.name,
+    }
     for written in run_cells(found.todo, out, workers, scheduler=scheduler, **options):
         report["ran"].append(written.name)
     return report

@@ -645,6 +645,7 @@ def run_cells(
     *,
     scheduler: str | None = None,
     cluster: bool = False,
+    threads: int | None = None,
     device: str = "auto",
     root: Root = None,
     progress: bool = True,
@@ -653,23 +654,30 @@ def run_cells(
     """Run the runs and yield the path of each card as it is written; the folder is held against other processes.
 
     workers: processes side by side on this machine. cluster: let a local Dask cluster of so many workers run them, one
-    that survives the death of a worker; scheduler: the address of a running cluster instead.
+    that survives the death of a worker; scheduler: the address of a running cluster instead. threads: PyTorch's, of
+    each run in this process or on a local cluster; on a CPU the bits of a score depend on it. None: all there are.
     Raises InputError where a run cannot be made; the cards of the others are kept.
     """
     with exclusive(out, wait=False), tqdm(total=len(todo), unit="run", desc=title, disable=not progress) as bar:
         if scheduler or (cluster and workers > 1):
-            written = _run_on_cluster(todo, out, workers, scheduler, device, root, progress)
+            written = _run_on_cluster(todo, out, workers, scheduler, threads, device, root, progress)
         else:
             written = _run_all(todo, out, workers, device, root, progress)
-        for path in written:
-            bar.update()
-            yield path
+        former = torch.get_num_threads()
+        torch.set_num_threads(threads or former)
+        try:
+            for path in written:
+                bar.update()
+                yield path
+        finally:
+            torch.set_num_threads(former)
 
 
-def _run_on_cluster(todo, out: Path, workers: int, scheduler: str | None, device: str, root: Root, progress: bool):
+def _run_on_cluster(todo, out: Path, workers: int, scheduler, threads: int | None, device: str, root: Root, progress):
     from vireid_lite.cluster import run_on_cluster  # runs `run_one` of this module
 
     options = {"scheduler": scheduler, "workers": workers, "device": device, "root": root, "progress": progress}
+    options["threads"] = threads
     # Closed by name: what goes wrong here must not leave workers behind.
     with contextlib.closing(run_on_cluster(todo, **options)) as cards:
         for name, card in cards:

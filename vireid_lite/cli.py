@@ -382,6 +382,9 @@ def bench(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes of a Dask cluster on this machine")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="address of a running Dask cluster, tcp://HOST:PORT")] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers")
+    ] = 1,
     device: Device = "auto",
     rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="make cards again whose code has changed")] = False,
 ) -> None:
@@ -406,6 +409,7 @@ def bench(
         out_dir,
         workers=workers,
         scheduler=scheduler,
+        threads=threads,
         device=device,
         root=roots or None,
         rerun_stale=rerun_stale,

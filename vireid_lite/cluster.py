@@ -41,13 +41,15 @@ def run_on_cluster(
     device: str,
     root: object,
     progress: bool,
+    threads: int | None = None,
     _run_one: Callable[..., Path] | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Run each run on a Dask cluster, and yield the file name and the bytes of its card as soon as it is finished.
 
     todo: runs as `campaign.read_campaign` returns them. scheduler: an address such as "tcp://host:8786"; None starts
     `workers` processes on this machine, which share its cores and end with this process however that ends. device and
-    root: as for `campaign.run_one`, and as a worker sees them. progress: say when a worker died.
+    root: as for `campaign.run_one`, and as a worker sees them. progress: say when a worker died. threads: of each
+    worker of this machine; None shares the cores out.
 
     A worker has one run at a time, with as many PyTorch threads as Dask gives the worker (`--nthreads`), and sends the
     card back: no folder is shared. A run whose worker dies is run again by the next free one. Close the generator
@@ -64,7 +66,7 @@ def run_on_cluster(
     where = f"cluster {scheduler or 'of this machine'}"
     waiting, running, given_up, deaths = deque(range(len(todo))), {}, [], Counter()
     checked, seen, ended = set(), time.monotonic(), threading.Event()
-    with _connected(scheduler, min(max(1, workers), len(todo))) as client:
+    with _connected(scheduler, min(max(1, workers), len(todo)), threads) as client:
         while waiting or running:
             with _connection_lost(client, where):
                 present = set(client.nthreads())
@@ -189,7 +191,7 @@ def _code() -> str:
 
 
 @contextmanager
-def _connected(scheduler: str | None, workers: int) -> Iterator:
+def _connected(scheduler: str | None, workers: int, threads: int | None = None) -> Iterator:
     """Hold a Dask client: of the scheduler, or of a cluster of this machine's processes, which ends with it."""
     try:
         import dask
@@ -217,7 +219,8 @@ def _connected(scheduler: str | None, workers: int) -> Iterator:
         "distributed.nanny.pre-spawn-environ": {},
         "distributed.worker.profile.enabled": False,
     }
-    cluster = {"n_workers": workers, "threads_per_worker": max(1, (os.cpu_count() or 1) // workers), "memory_limit": 0}
+    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    cluster = {"n_workers": workers, "threads_per_worker": threads, "memory_limit": 0}
     # A dashboard address of None is port 8787, and a warning where that is taken.
     cluster |= {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
     with (
