@@ -327,7 +327,8 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Root = None, progr
     if run.get("surrogate"):
         source = surrogate_of(run)
         its_data, _, its_recipe = _network(run["tier"], source, root)
-        modules = list(dict.fromkeys([*modules, *code_modules(its_data.name, its_recipe.model), "transfer"]))
+        its_modules = code_modules(its_data.name, its_recipe.model)
+        modules = list(dict.fromkeys([*modules, *its_modules, "transfer"]))
     # Read, and kept, before anything runs: a file edited meanwhile is not what made the card.
     code_hash(*modules)
     trained_in = 0.0
@@ -347,7 +348,7 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Root = None, progr
             surrogate = attacked, its_data
         started = time.perf_counter()
         with contextlib.ExitStack() as running:
-            for network in (model, *(surrogate or ())[:1]):
+            for network in (model, surrogate[0]) if surrogate else (model,):
                 running.enter_context((compute or Compute()).on(network, chosen))
             if attack is not None:
                 note = cache_folder() / "attacks" / f"{stable_hash([configuration, trained['key']])}.pt"
@@ -355,8 +356,8 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Root = None, progr
                 how = {"identities": identities, "split": run["split"], "take_apart": run["anatomy"]}
                 how |= {"state_path": note, "clean": clean, "device": chosen, "progress": progress}
                 if surrogate:
-                    its_modules = code_modules(its_data.name, its_recipe.model) + attack_modules(attack.name)
-                    made_by = [its_card["key"], configuration["attack"], run["seed"], code_hash(*its_modules)]
+                    made_with = code_hash(*its_modules, *attack_modules(attack.name))
+                    made_by = [its_card["key"], configuration["attack"], run["seed"], made_with]
                     how["keep"] = cache_folder() / "attacks" / f"{stable_hash(made_by)}.safetensors"
                 results = run_attack(attack, model, dataset, seed=run["seed"], surrogate=surrogate, **how).describe()
                 memory = peak_memory_mib(chosen)
@@ -676,8 +677,8 @@ def run_cells(
 def _run_on_cluster(todo, out: Path, workers: int, scheduler, threads: int | None, device: str, root: Root, progress):
     from vireid_lite.cluster import run_on_cluster  # runs `run_one` of this module
 
-    options = {"scheduler": scheduler, "workers": workers, "device": device, "root": root, "progress": progress}
-    options["threads"] = threads
+    options = {"scheduler": scheduler, "workers": workers, "threads": threads}
+    options |= {"device": device, "root": root, "progress": progress}
     # Closed by name: what goes wrong here must not leave workers behind.
     with contextlib.closing(run_on_cluster(todo, **options)) as cards:
         for name, card in cards:
