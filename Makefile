@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: book test lint serve clean
+.PHONY: book pdf test lint serve clean
 
 book: $(READY)
 	$(BIN)/vireid-lite book
+
+# The same, and the book on paper, which Chromium prints: _build/vireid-lite.pdf.
+pdf: $(READY)
+	$(BIN)/vireid-lite book --pdf
 
 # Two processes, a file each at a time: most tests are of one core.
 test: $(READY)

@@ -39,9 +39,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from importlib.metadata import version
 
     _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
+    _kept = f"torch=={version('torch')}"  # where the package needs another, pip says so and stops
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters
@@ -155,7 +157,7 @@ table(
 
 # %% [markdown]
 # Over many queries each becomes a mean. With the rank {math}`r_{q,1} < \dots < r_{q,P_q}` of query {math}`q`'s
-# {math}`P_q` right matches, and {math}`Q` queries that have any,
+# {math}`P_q` right matches, {math}`Q` queries that have any, and {math}`[\cdot]` for 1 where it holds and 0 elsewhere,
 #
 # ```{math}
 # \begin{aligned}
@@ -165,8 +167,9 @@ table(
 # \end{aligned}
 # ```
 #
-# {term}`rank-1` is CMC(1). mINP {cite}`ye2022agw` asks how far one has to read to find *every* image of the person.
-# The three can disagree: a list that begins right and ends badly has a high rank-1 and a low mINP.
+# {term}`rank-1` is CMC(1). mAP came into use when galleries began to hold several images of a person
+# {cite}`zheng2015market`. mINP {cite}`ye2022agw` asks how far one has to read to find *every* image of the person. The
+# three can disagree: a list that begins right and ends badly has a high rank-1 and a low mINP.
 
 # %% [markdown]
 # ## Images or identities
@@ -200,8 +203,9 @@ table(
 #
 # On SYSU-MM01 cameras 2 (visible) and 3 (infrared) stand in one room, and a match could be made by the wallpaper. The
 # {term}`camera rule` therefore drops, for a query of camera 3, **every** gallery image of camera 2, whoever it shows;
-# the official code does so in one line (`eval_metrics.py:31` of AGW's repository; the data set's own MATLAB code gives
-# both cameras one location). Three people in the official numbering:
+# the code of AGW {cite}`ye2022agw`, the network that both papers of this book attack, does so in one line
+# (`eval_metrics.py:31`); the data set's own MATLAB code gives both cameras one location. Three people in the official
+# numbering:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The camera rule on a gallery of three people and the four visible cameras. For the query of camera 3 all images of camera 2 are hatched out, right and wrong alike; for the query of camera 6 nothing is.", "name": "fig-ranking-camera-rule"}, "image": {"alt": "A grid with two rows, a query from camera 3 and one from camera 6, both of person 1, and twelve columns, persons 1 to 3 by cameras 1, 2, 4, 5. Person 1's cells carry ticks, the others dots. In the first row the three camera-2 columns are grey and hatched."}}
 toy_ids, toy_cameras = np.repeat([1, 2, 3], 4), np.tile([1, 2, 4, 5], 3)
@@ -697,7 +701,7 @@ spreads = {
     "people": over_people,
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank-1 of one simulated network with three intervals. Compare the spread over the 96 people with the other two, which are the ones that tables report.", "name": "fig-ranking-spreads"}, "image": {"alt": "Three horizontal intervals around similar centres: over trials, marked with a circle, over seeds, marked with a square, and over people, marked with a triangle."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank-1 of a simulated network with three intervals. Compare the spread over the 96 people with the other two, which are the ones that tables report. The centres differ a little: ten galleries, eight trainings and one gallery stand behind them.", "name": "fig-ranking-spreads"}, "image": {"alt": "Three horizontal intervals around similar centres: over trials, marked with a circle, over seeds, marked with a square, and over people, marked with a triangle."}}
 figure, axes = plt.subplots(figsize=(6, 2.2))
 for row, ((mean, low, high), marker) in enumerate(zip(spreads.values(), "os^", strict=True)):
     colour = plots.SERIES[row]
@@ -909,9 +913,9 @@ Markdown(
 #
 # ### Choosing the best epoch on test people
 #
-# AGW keeps the epoch with the best rank-1 on a test gallery (`train.py:390`), and so does DEEN (`train.py:438`).
-# Training ends in epochs that are equally good and wobble. The largest of many noisy scores is too large, however
-# honest each of them was.
+# AGW keeps the epoch with the best rank-1 on a test gallery (`train.py:390`), and so does DEEN {cite}`zhang2023deen`
+# (`train.py:438`). Training ends in epochs that are equally good and wobble. The largest of many noisy scores is too
+# large, however honest each of them was.
 
 
 # %%
@@ -1073,9 +1077,9 @@ table(
 )
 
 # %% [markdown]
-# One more leaves no trace in the metric: where a checkpoint is not found, AGW's test script evaluates the untrained
-# network and goes on (`test.py:225` looks for `awg`, `train.py:88` writes `agw`). Only its score, close to chance,
-# gives it away. That is another reason to print the chance level beside every result.
+# One more leaves no trace in the metric: where a checkpoint is not found, AGW's test script evaluates the network
+# without its training and goes on (on RegDB `test.py:225` looks for `awg`, `train.py:88` writes `agw`). Only its low
+# score gives it away. That is another reason to print the chance level beside every result.
 
 # %% [markdown]
 # ## What could fool us
@@ -1328,8 +1332,8 @@ self_check(None, "ex-ranking-claim", "90623aec")  # your letter in place of None
 #
 # The control is the attack without the attack: the same code with strength zero. It must give the clean score. It gives
 # chance, so the perturbation is not what lowers the score: queries are visited in shuffled order, and then compared
-# with identities in the original order. Two signs were there before any control: the score is exactly what a ranking
-# without information gets, and it does not depend on the strength.
+# with identities in the original order. Two signs were there before any control: the score is what a ranking without
+# information gets, and a stronger perturbation does not lower it.
 
 
 # %%
@@ -1378,7 +1382,8 @@ self_check(None, "ex-ranking-plan", "918837da")  # your letter in place of None,
 # Self-check: **c**.
 #
 # Hits near 20 % vary less than hits near 60 %, so the same five points stand out at fewer people. The simulation is the
-# chapter's with other means; the second method's chances are a fixed fraction of the first's.
+# chapter's with other means; the second method's chances are a fixed fraction of the first's. The number of people asked
+# for is where a column passes 80 %.
 
 
 # %%

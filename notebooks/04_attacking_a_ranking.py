@@ -41,9 +41,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from importlib.metadata import version
 
     _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
+    _kept = f"torch=={version('torch')}"  # where the package needs another, pip says so and stops
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction
@@ -286,26 +288,28 @@ with frozen(model), torch.enable_grad():
         attacked = attacked.detach() + eps / 4 * gradient.sign()
         attacked = (image + (attacked - image).clamp(-eps, eps)).clamp(0, 1)
 
-# %% mystnb={"figure": {"caption": "One query and its ten nearest gallery images, clean (top) and attacked (bottom). Right: solid green frame and a tick. Wrong: dashed orange frame and a cross. Compare the two queries first, then the two lists.", "name": "fig-attacking-one-query"}, "image": {"alt": "Two rows; each begins with the same colour crop of one person and goes on with ten grey crops in solid or dashed frames."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "One query and its six nearest gallery images, clean (top) and attacked (bottom). Right: solid green frame and a tick. Wrong: dashed orange frame and a cross. Compare the two queries first, then the two lists.", "name": "fig-attacking-one-query"}, "image": {"alt": "Two rows; each begins with the same colour crop of one person and goes on with six grey crops in solid or dashed frames."}} tags=["hide-input"]
 
 
-def strips(side, rows, attacked):
-    """Each query and its ranking twice, clean and attacked; attacked: (n, 3, H, W)."""
+def strips(side, rows, attacked, top=10):
+    """Each query and its `top` nearest images twice, clean and attacked; attacked: (n, 3, H, W)."""
     chosen = [side.trial.query[row] for row in rows]
     images = side.queries.batch(np.array(rows))
     _, first = ranked(model, dataset, side.trial, chosen, device=device)
     _, second = ranked(model, dataset, side.trial, chosen, perturb=lambda *_: attacked.to(device), device=device)
     crops = [plots.picture(crop) for pair in zip(images, attacked, strict=True) for crop in pair]
     rankings = [found for pair in zip(first, second, strict=True) for found in pair]
-    figure = plots.ranking_strips(dataset, [q for q in chosen for _ in range(2)], rankings, crops=crops)
+    figure = plots.ranking_strips(dataset, [q for q in chosen for _ in range(2)], rankings, top, crops)
+    for axes in figure.axes:
+        axes.title.set_size(10)
     for axes, name in zip(
         figure.axes[:: len(figure.axes) // len(crops)], ("clean", "attacked") * len(chosen), strict=True
     ):
-        axes.set_title(name, fontsize=8, pad=2)
+        axes.set_title(name, fontsize=10, pad=2)
     return figure
 
 
-strips(sides[m], [one], attacked)
+strips(sides[m], [one], attacked, top=6)
 plt.show()
 
 # %% tags=["hide-input"]
@@ -383,7 +387,7 @@ for m, side in sides.items():
     ]
     angles[m].append((by_class.sign() == by_metric.sign()).float().mean().item())
 
-# %% mystnb={"figure": {"caption": "Angle between the gradient of the class loss and that of the metric loss, one value a query. At 0 the two attacks agree, at 180 one undoes the other, at 90 (dotted) they have nothing in common. Outline: the metric gradient of another query.", "name": "fig-attacking-angles"}, "image": {"alt": "Two histograms side by side over angles from 0 to 180 degrees, filled bars for the same query and a grey outline for another query, with a dotted vertical line at ninety."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Angle between the gradient of the class loss and that of the metric loss, one value a query (filled). At 0 the two attacks agree, at 180 one undoes the other, at 90 (dotted) they have nothing in common. Outline: the metric gradient of another query.", "name": "fig-attacking-angles"}, "image": {"alt": "Two histograms side by side over angles from 0 to 180 degrees, filled bars for the same query and a grey outline for another query, with a dotted vertical line at ninety."}} tags=["hide-input"]
 figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), sharex=True, sharey=True, layout="constrained")
 bins = np.linspace(0, 180, 37)
 for axes, (m, (own, other, _)) in zip(panels, angles.items(), strict=True):
@@ -790,7 +794,7 @@ plt.show()
 #   feature, and only the bridge between the spectra is broken. Low: the person is lost.
 # - *shift*: distance of the query cloud's mean from the gallery cloud's, in units of the clouds' width; *spread*: the
 #   query cloud's own width.
-# - *hub*: the largest share of queries with one and the same nearest image; *distinct*: how many different images are
+# - *image hub*: the largest share of queries with one and the same nearest image; *distinct*: how many different images are
 #   nearest to some query, per query.
 
 # %%
@@ -825,7 +829,7 @@ for m in Modality:
                 f"{whole.displacement:.2f}" if whole else "0",
             ]
         )
-header = ["queries", "rank-1 %", "within rank-1 %", "shift", "spread", "hub %", "distinct %", "moved"]
+header = ["queries", "rank-1 %", "within rank-1 %", "shift", "spread", "image hub %", "distinct %", "moved"]
 display(table(header, lines))
 
 said = []
@@ -871,7 +875,7 @@ for m, images in clean.items():
         noisy = AdversarialStore(sides[m].trial.query, (images + size * random_signs).clamp(0, 1), images)
         noise[m, size] = look(sides[m], noisy.rounded(size).images)
 
-# %% mystnb={"figure": {"caption": "Left: rank-1 under SMA as the budget grows, beside sign noise (dashed), with chance dotted. Right: SMA's points by how far the feature moved, and where FGSM and PGD stand at the full budget. Class attacks on the line cost what their distance costs; above it, they move the feature to less effect.", "name": "fig-attacking-budget"}, "image": {"alt": "Two panels over rank-1, circles for visible and triangles for infrared queries, and a dotted line near zero. The left panel has two solid and two dashed lines. The right panel has four larger open markers, named FGSM and PGD, near the lines."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Left: rank-1 under SMA as the budget grows, beside sign noise (dashed), with chance dotted. Right: SMA's points by how far the feature moved, and where FGSM and PGD stand at the full budget. Class attacks on the line cost what their distance costs; above it, they move the feature to less effect; below it, to more.", "name": "fig-attacking-budget"}, "image": {"alt": "Two panels over rank-1, circles for visible and triangles for infrared queries, and a dotted line near zero. The left panel has two solid and two dashed lines. The right panel has four larger open markers, named FGSM and PGD, near the lines."}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.6), sharey=True, layout="constrained")
 for m, mark in ((Modality.VISIBLE, "o"), (Modality.INFRARED, "^")):
     colour, name = plots.COLOURS[m], f"{m.name.lower()} queries"
@@ -1054,13 +1058,13 @@ else:
 #   not the ranking's. The side-by-side table says what that costs here.
 # - **Ask for the checks.** A claim of robustness should come with damage against budget, noise beside it, and a run
 #   without a budget. A curve that follows the noise is a reason to look for a bug (last exercise).
-# - **Compare the channels.** Three channels of an infrared query that differ are a certain sign of a free perturbation,
-#   at no cost. It says nothing about a tied one.
+# - **Compare the channels.** Three channels of an infrared query that differ did not come from one sensor, and the
+#   comparison costs nothing. It says nothing about a tied perturbation.
 # - **Do not count on rounding.** The attacked images scored on this page are images that a file can hold; float and
 #   8 bits stand side by side in the table of seeds.
-# - **Guard the gradients.** Every attack here needs the network's gradient for every query. Whoever cannot query
-#   gradients has to learn a perturbation beforehand, which is what [the threat model](../book/threat_models.md) calls
-#   universal.
+# - **Guard the gradients.** Every attack here needs the network's gradient at the moment of every query. Whoever has
+#   the network only beforehand must learn one perturbation for all queries, which is what
+#   [the threat model](../book/threat_models.md) calls universal.
 
 # %% [markdown]
 # ## What could fool us

@@ -38,9 +38,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from importlib.metadata import version
 
     _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
+    _kept = f"torch=={version('torch')}"  # where the package needs another, pip says so and stops
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction
@@ -396,7 +398,7 @@ for turn, modality in ((0, VISIBLE), (1, INFRARED), (2, VISIBLE)):
 unseen = Problem(held, problem.centroids, pull, push, {})
 some = {m: rows[np.unique(np.linspace(0, len(rows) - 1, 64).round().astype(int))] for m, rows in held_rows.items()}
 
-# %% mystnb={"figure": {"caption": "Test identities: distance to what is pushed from against distance to what is pulled to, clean (rings) and under delta (crosses). A point that moves right or down lowers the loss; below the dashed line its term is zero. Look whether all points move alike, and how far the line is.", "name": "fig-triplet-distances"}, "image": {"alt": "Three scatter plots side by side with rings and crosses, and a rising dashed line in the lower right corner of each."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Test identities: distance to the centroid they are pushed from (across) and to the one they are pulled to (up), clean (rings) and under delta (crosses). A point that moves right or down lowers the loss; below the dashed line its term is zero. Look whether all points move alike, and how far the line is.", "name": "fig-triplet-distances"}, "image": {"alt": "Three scatter plots side by side with rings and crosses, and a rising dashed line in the lower right corner of each."}} tags=["hide-input"]
 figure, panels = plt.subplots(1, 3, figsize=(8.4, 3.9), layout="constrained", sharex=True, sharey=True)
 for axes, (name, modality, turn) in zip(
     panels, (("1: visible", VISIBLE, 0), ("2: grey", VISIBLE, 2), ("3: infrared", INFRARED, 1)), strict=True
@@ -612,9 +614,10 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Their limits are in the table. A centroid is shorter than 1, and the more so the more its images differ: no feature
-# lies there, and its distance to any feature counts its spread as well as its place. A cluster may mix people, or split
-# one. And centroids are made of *clean* features once; where the other images go under attack, they do not know.
+# Their limits are in the table. A centroid of several images is shorter than 1, and the more so the more they differ:
+# no feature lies there, and its distance to any feature counts its spread as well as its place. A cluster may mix
+# people, or split one. And centroids are made of *clean* features once; where the other images go under attack, they do
+# not know.
 
 # %% [markdown]
 # ## The choice the paper leaves open
@@ -874,7 +877,7 @@ losses = {
     for m in Modality
 }
 
-# %% mystnb={"figure": {"caption": "The two terms on test identities along both walks. The loss of a walk must move the way its sign says, or the gradient is of no use beyond its batch.", "name": "fig-triplet-signs"}, "image": {"alt": "Four lines from two common starting points at the left: two solid and two dashed, with round and triangular markers, over the iterations."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "The two terms on test identities along both walks. Look whether descent lowers them, or the gradient is of no use beyond its batch, and whether ascent raises them. Where ascent stays flat, it found no single delta that brings all features nearer to what each of them resembles already.", "name": "fig-triplet-signs"}, "image": {"alt": "Four lines from two common starting points at the left: two solid and two dashed, with round and triangular markers, over the iterations."}} tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
 for (name, modality), values in losses.items():
     style = "-" if name == "descent" else "--"
@@ -937,8 +940,8 @@ g_v, g_i = (raw[0][m] for m in Modality)
 assert torch.equal((1000 * g_v[0]).sign(), g_v[0].sign())
 
 # %% [markdown]
-# So that a released factor of 10 before the loss changes nothing. But momentum is a *sum*, and in a sum the larger
-# gradient decides. Suppose one modality's gradients were larger by some factor. Whose sign does the momentum follow?
+# So the factor of 10 that the released code has before the loss changes nothing. But momentum is a *sum*, and in a sum
+# the larger gradient decides. Suppose one modality's gradients were larger by some factor. Whose sign does the momentum follow?
 
 
 # %%

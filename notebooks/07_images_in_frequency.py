@@ -39,9 +39,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from importlib.metadata import version
 
     _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
+    _kept = f"torch=={version('torch')}"  # where the package needs another, pip says so and stops
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction, optional
@@ -162,7 +164,7 @@ assert torch.allclose(mean_of_image, image.mean((2, 3)))
 # {numref}`fig-frequency-pair` takes one person apart in both spectra. In the last column a crop keeps its phase and
 # gets the amplitude of the crop in the other row.
 
-# %% mystnb={"figure": {"caption": "One person, visible (top) and infrared (bottom). Amplitude: logarithm, mean of the channels, slow waves in the middle. Phase: white is +π, black −π. Without a phase all crests meet in one pixel, here moved to the middle; without an amplitude (all waves equally strong) fine structure is all there is. The three on the right are rescaled to be visible.", "name": "fig-frequency-pair"}, "image": {"alt": "Two rows of six tall pictures: a crop of a person; a bright spot with a cross on dark ground; speckle without structure; a symmetric glow without a person; a pale relief with outlines of the person; and a crop that still shows the person."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "One person, visible (top) and infrared (bottom). Amplitude: logarithm, mean of the channels, slow waves in the middle. Phase: white is +π, black −π. Without a phase all crests meet in one pixel, here moved to the middle; without an amplitude (all waves equally strong) fine structure is all there is. 'Amplitude alone' and 'phase alone' are rescaled to be visible; the last column is as it comes, cut to [0, 1].", "name": "fig-frequency-pair"}, "image": {"alt": "Two rows of six tall pictures: a crop of a person; a bright spot with a cross on dark ground; speckle without structure; a symmetric glow without a person; a pale relief with outlines of the person; and a crop that still shows the person."}} tags=["hide-input"]
 known = {m: [record.identity for record in asked[m].query] for m in Modality}
 person = known[VISIBLE][len(known[VISIBLE]) // 2]
 pair = {m: images[m][known[m].index(person)][None] for m in Modality}
@@ -530,7 +532,8 @@ for m in Modality:
             " amplitude's owner who is found."
         )
     )
-Markdown("\n".join(lines) + "\n\nRank-1 in %, same spectrum, 8 bits. " + " ".join(texts))
+floors = " and ".join(f"{100 * floor[m]:.1f}" for m in Modality)
+Markdown("\n".join(lines) + f"\n\nRank-1 in %, same spectrum, 8 bits; chance: {floors} %. " + " ".join(texts))
 
 # %% [markdown]
 # "Phase is structure" is a sentence about frames larger than the structure. The feature-level attack takes phases of
@@ -600,7 +603,7 @@ texts.append(
     else "No disguise beats the untouched queries: none of these amplitudes closes the gap between the spectra for this"
     " victim."
 )
-Markdown("\n".join(lines) + "\n\nRank-1 in %, 8 bits. " + " ".join(texts))
+Markdown("\n".join(lines) + f"\n\nRank-1 in %, 8 bits; chance: {floors} %. " + " ".join(texts))
 
 # %% [markdown]
 # The victim was trained to see through the gap with two stems, so it may have less to gain from a disguise than a
@@ -838,7 +841,9 @@ def enlarged(change):
 
 
 regular = torch.fft.ifft2(torch.fft.fft2(delta) * on_grid(2)).real  # what repeats every 2 pixels
-wholes = {"CMPS": delta, "sign noise": noise, "CMPS without its period 2": delta - regular}
+rest = delta - regular
+rest *= attack.eps / rest.abs().max()  # scaled into the budget: cutting would put some of the pattern back
+wholes = {"CMPS": delta, "sign noise": noise, "CMPS without its period 2": rest}
 whole = {
     (name, m): score(attacked(change, m), m)
     for (name, change), m in product(wholes.items(), Modality)
@@ -892,7 +897,7 @@ for m in Modality:
     clear = [name for name, gain in zip(NAMES, gains, strict=True) if gain.high < 0]
     parts = 100 * sum(change.difference for change in hurt.values())
     together = 100 * against(clean[m], whole["CMPS", m], m).difference
-    added = f"The single rings' losses add up to {parts:.0f} points, all rings together cost {together:.0f}."
+    added = f"The single rings' changes add up to {parts:.0f} points; all rings together: {together:.0f}."
     loudest = NAMES[int(np.argmax(energies))]
     texts.append(
         f"*{direction_name(m)}*: as loud as it is in δ, ring {NAMES[BANDS.index(most)]} does most ({moved(hurt[most])}"
@@ -908,7 +913,7 @@ for m in Modality:
     )
 whole_size = 255 * delta.square().mean().sqrt().item()
 lines.append(f"| all | 100 % | {whole_size:.1f} | |")
-Markdown("\n".join(lines) + "\n\n" + "\n\n".join(texts))
+Markdown("\n".join(lines) + f"\n\nRank-1 in %, 8 bits; chance: {floors} %.\n\n" + "\n\n".join(texts))
 
 # %% [markdown]
 # Losses need not add up. A ranking forgives a small push and falls for a larger one, so rings that do little each can
@@ -944,7 +949,8 @@ Markdown("\n".join(lines))
 left = [against(whole["CMPS", m], whole["CMPS without its period 2", m], m) for m in Modality]
 kept = [against(clean[m], whole["CMPS without its period 2", m], m).high < 0 for m in Modality]
 Markdown(
-    "An attacker who knows of the test leaves the three waves out. That changes rank-1 by "
+    "An attacker who knows of the test leaves the three waves out, and scales the rest into the budget (last row of both"
+    " tables). That changes rank-1 by "
     + " and ".join(f"{moved(change)} points ({direction_name(m)})" for change, m in zip(left, Modality, strict=True))
     + (
         "; it is still an attack in both directions."
@@ -954,8 +960,10 @@ Markdown(
 )
 
 # %% [markdown]
-# A fingerprint finds at best those who do not know of it {cite}`athalye2018obfuscated`. The bands that the victim reads
-# and the bands that the perturbation works in are a better guide: where both are the same, no filter separates them.
+# A fingerprint finds at best those who do not know of it {cite}`athalye2018obfuscated`. What the others pay stands above;
+# leaving the waves out afterwards is the crudest way, and an attack that learns without them may pay less. The bands that
+# the victim reads and the bands that the perturbation works in are a better guide: where both are the same, no filter
+# separates them.
 
 # %% [markdown]
 # ## What could fool us
@@ -987,6 +995,7 @@ Markdown(
 # - Changing the amplitude alone need not close the gap between the spectra; measure it before building on it.
 # - Images are slow, noise is fast, perturbations and gradients are neither, and they carry the grid of the strides.
 # - Energy is not use, and energy is not damage.
+# - For a defender: a fingerprint or a filter is worth what it does against an attack made with it in view.
 
 # %% [markdown]
 # ## Exercises
@@ -1017,7 +1026,8 @@ self_check(None, "ex-frequency-brightness", "50524692")  # your letter in place 
 # ```
 # Self-check: **b**.
 #
-# A constant changes one amplitude, that of the mean. A factor changes all amplitudes alike. Neither touches a phase. A
+# A constant changes one amplitude, that of the mean. A factor around the mean changes all others alike. Neither touches
+# a phase. A
 # gamma, which is what cameras and displays do, bends the waves, and new ones appear: both parts change. And all this
 # concerns a mean and a factor, two numbers; the amplitude has half as many as the image has pixels. So brightness and
 # contrast are in the amplitude, but the amplitude is much more than that.
@@ -1067,6 +1077,8 @@ self_check(None, "ex-frequency-slow", "fc3e8505")  # your letter in place of Non
 # Self-check: **a**.
 #
 # Compare with the same cut of the query's *own* spectrum: both lose the individual slow amplitudes, only one crosses over.
+# Read the two lines of a direction together. Only where the other spectrum's line lies above the own one's does crossing
+# over close some of the gap; where it lies below, the queries were better off with a mean of their own spectrum.
 
 # %%
 slow = (radial_frequency(height, width) < 1 / 8).to(device)
@@ -1108,8 +1120,8 @@ self_check(None, "ex-frequency-flaw", "9b66c97d")  # your letter in place of Non
 #
 # The outermost ring holds most *waves*, so it holds most of the energy of anything nearly white; per wave
 # {numref}`fig-frequency-energy` says something else. Energy is not damage: which ring does it is a question for
-# {numref}`fig-frequency-pieces`. "As well as before" is an interval that is some points wide. And "gone" was tried on a
-# perturbation that knew of no filter. A known filter is a part of the network: let the attack learn through it, at the
+# {numref}`fig-frequency-pieces`. "As well as before" is an interval that is some points wide. See next whether the attack
+# is gone at all, or only weaker than it was. And "gone" was tried on a perturbation that knew of no filter. A known filter is a part of the network: let the attack learn through it, at the
 # same cost, and then say what the filter is worth.
 
 

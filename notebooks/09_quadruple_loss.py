@@ -39,9 +39,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from importlib.metadata import version
 
     _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
+    _kept = f"torch=={version('torch')}"  # where the package needs another, pip says so and stops
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction
@@ -1100,11 +1102,11 @@ self_check(None, "ex-quadruple-misprints", "9cb1b6ec")  # your letter in place o
 # Self-check: **b**.
 #
 # - (1) pulls the other modality's stage 2 to this stage 1, and people apart: a loss for *training* a victim.
-# - (2) draws the people of a modality together, while the spectra part as before. What told people apart goes as well.
+# - (2) draws the people of a modality together, and asks the spectra to part as before. What told people apart goes.
 # - (3) frees stage 2 from its origin and drives it away. In a hinge nothing is left to do: the bracket is $\alpha$
 #   minus three distances. Where it ends as the corrected form does, the cap of 0.4 has done the own term's work.
 # - (4) pushes *other* people's infrared from a visible stage 1: the negative of a cross-modality triplet, training
-#   again. It leaves a person's own two centres alone.
+#   again. Of a person's own two centres it says nothing.
 #
 # So one slip turns the attack into a defence, and another may harm a ranking more than what was meant. Points that move
 # freely show what a loss wants, not what pixels can give.

@@ -40,9 +40,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from importlib.metadata import version
 
     _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
+    _kept = f"torch=={version('torch')}"  # where the package needs another, pip says so and stops
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, optional
@@ -201,7 +203,8 @@ for name in benchmark.GRIDS:
 Markdown(
     table(["grid", "rows", "runs", "done", "estimate of the rest"], rows)
     + f"\n\nTier `{settings.tier}`. A row is one direction; both directions of a victim and attack come from the same"
-    " run. The estimate is made of the cards' own seconds, on whatever machine wrote them."
+    " run. The estimate is made of the cards' own seconds, on whatever machine wrote them; that of `smoke`, whose"
+    " networks are tiny, comes from cards of larger ones and is far too long."
 )
 
 # %% [markdown]
@@ -398,7 +401,7 @@ Markdown(
             *parts,
             "In %, mean over seeds (lowest to highest). V→I: visible query, infrared gallery. Infrared images receive"
             " three free channels, as published; the form a sensor could deliver is in"
-            " [chapter 6](06_the_whole_attack). FGSM to ODFA make a perturbation for each image, with the network at"
+            " [chapter 6](06_the_whole_attack.html). FGSM to ODFA make a perturbation for each image, with the network at"
             " hand; Col.+Del. and CMPS have one for all.",
             what_waits("cmps-tables", shown_tier, main),
             at_other_tiers("cmps-tables", *main_tables, "Table 5", "Table 6"),
@@ -750,7 +753,7 @@ Markdown(
     + (
         f"\n\nCards of {'several machines: ' if len(machines) > 1 else 'one kind of machine: '}"
         + "; ".join(f"{name} ({number(len(found), 'card')})" for name, found in machines.items())
-        + ". What else such a machine was doing is not in a card, and the same attack can take twice as long on a busy"
+        + ". What else such a machine was doing is not in a card, and the same attack can take several times as long on a busy"
         " one: compare orders of magnitude."
         if cards
         else ""
@@ -793,6 +796,8 @@ Markdown(
 #
 # Every line is a network of its own, trained on perturbed images. The first pair of columns perturbs both sides, as the
 # text has it; the second perturbs nothing. If the second is as low as the first, the "attack" needs no perturbation.
+# Only AGW has its control, *noise*: the identity loss alone. Of the others nothing says which part of a fall is the
+# retraining's.
 
 # %% tags=["hide-input"]
 every = [row for row in grid_at("feature-level-tables", shown_tier).rows if reading(row) == "literal"]
@@ -1207,15 +1212,17 @@ nothing = 100 * (1 - 1 / 206)
 under = int((rates.percent < nothing).sum())
 Markdown(
     f"Were the unnamed data RegDB, with 206 test people, no information would score {nothing:.1f} %: {under} of the"
-    f" {len(rates)} printed rates lie below that, the highest at {rates.percent.max():.1f} %. That is a statement about"
+    f" {len(rates)} printed rates lie below that, the highest at {rates.percent.max():.1f} %, and on this reading those"
+    " are not at the floor. That is a statement about"
     " the measure, read this way: under another definition the numbers may say more."
 )
 
 # %% [markdown]
 # ## What became of the reported numbers
 #
-# Every number that the two papers print has one of four fates. *Rerun* needs a card of tier `full` for its line; a
-# mechanism is *shown* where a line has run on synthetic people, which says nothing about the number itself.
+# Every number of the two papers that is known to us has one of four fates. *Rerun* needs a card of tier `full` for its
+# line; a mechanism counts as *shown* where a line has run on synthetic people, whatever came of it, which says nothing
+# about the number itself.
 
 # %% tags=["hide-input"]
 fates = benchmark.status(results)
@@ -1397,7 +1404,8 @@ Markdown(
 # - **Transfer between twins.** Two networks that share seed, data and recipe are nearly one. Ask for the seeds.
 # - **Success without an attack.** A share of broken queries is near one for a ranking that knows nothing, and above zero
 #   for one that is merely shaken. Read it beside both.
-# - **The target that is easy to break.** A column may be low because its network falls to noise. Compare down columns.
+# - **The target that is easy to break, or hard.** A column may be low because its network falls to noise, and where not
+#   even *made on itself* does much, no transfer can show. Compare down columns.
 # - **Means over seeds.** Attacks here have long bars. What two means say, a paired interval on the same victims may not.
 # - **Seconds.** They come from several machines under unknown load.
 # - **Many cells.** Of a matrix of verdicts at 95 %, one in twenty is wrong where nothing happens.
@@ -1412,6 +1420,7 @@ Markdown(
 # - Transfer is what is left after noise: same column, same queries, other seed.
 # - By the simplest reading, a ranking without information has a "success rate" of one minus chance.
 # - A run card is small, tells everything about a run and nothing about a person in it.
+# - For a defender: test with attacks made on your own system. One that fails to transfer here promises nothing there.
 
 # %% [markdown]
 # ## Exercises
@@ -1440,8 +1449,9 @@ self_check(None, "ex-benchmark-floor", "964a6ab5", decimals=1)  # your number in
 # Self-check: **99.8**.
 #
 # Where every query has as many right images as all others, chance is that share of the gallery, one in the number of
-# people. One minus that is the floor of success. The table's value lies within its sampling noise: nothing more has been
-# shown than that the features are of no use, and on a larger gallery the same measure would have called *less* a success.
+# people. One minus that is the floor of success. The table's value lies at it: nothing more has been shown than that the
+# features are of no use. On the larger gallery the same 97.9 % would lie *below* it, so there a ranking that still knows
+# something would have been called as great a success.
 
 # %%
 for people in (50, 500):
@@ -1604,7 +1614,8 @@ self_check(None, "ex-benchmark-flaw", "05388b7e")  # your letter in place of Non
 # people a ranking that knows nothing breaks 95 % of what was right, so both lines are *at* it, and "as strong as white box"
 # compares two rankings without information. Missing are the clean score, noise of the same size, chance, and more than
 # one seed. With another seed and a shift that leaves some information, the lines part. A random direction of the same
-# length is the control that tells how much of it the attack has earned.
+# length is the control that tells how much of it the attack has earned: read each line against its own control, since a
+# network that is easier to break breaks under any direction.
 
 # %%
 a, b = two_networks(seed=0, other_seed=1)

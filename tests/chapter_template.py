@@ -34,9 +34,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from importlib.metadata import version
 
     _package = "vireid-lite @ git+https://github.com/vireid-lite/vireid-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package], check=True)
+    _kept = f"torch=={version('torch')}"  # where the package needs another, pip says so and stops
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
 from vireid_lite.parameters import Costs, check_parameters, fraction

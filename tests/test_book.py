@@ -292,11 +292,18 @@ def test_chapter_not_run_yet_is_shown_without_results(built, capsys):
 
 
 def test_measuring_starts_from_empty_caches_and_notes_costs(built, edit):
-    edit("notebooks/02_second.py", 'print("seed"', 'import os; print(os.environ["VIREID_CACHE"], "seed"')
+    found = 'from vireid_lite.victims import found_trained; found_trained["key"] = 600; import os; '
+    edit("notebooks/02_second.py", 'print("seed"', f'{found}print(os.environ["VIREID_CACHE"], "seed"')
+    left = built / "_build" / "other" / "measured" / "cache"
+    for name in ("victims", "crops"):
+        (left / name / "before").mkdir(parents=True)
     path = build_book(root=built, progress=False, chapters=[2], measure=True, out="_build/other")
     try:
         assert path == built / "book" / "results" / "costs.json"
-        assert set(json.loads(path.read_text())) == {"02_second"}
+        costs = json.loads(path.read_text())
+        assert set(costs) == {"02_second"}
+        assert 10 < costs["02_second"]["lite"]["minutes"] < 15, "ten of the training of a victim that was there"
+        assert not list(left.rglob("before"))
         executed = (built / "_build" / "other" / "measured" / "02_second.ipynb").read_text()
         assert "_build/other/measured/cache seed 0" in executed
     finally:

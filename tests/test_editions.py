@@ -97,6 +97,7 @@ def small(root: Path) -> Path:
     for name in ("_config.yml", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, root)
     page = "# Small\n\n| a | b |\n|---|---|\n| teach | [](instructors/index) |\n| read | on |\n\n"
+    page += "- **Teach** [](instructors/index.md)\n- **Read** [](index.md), as [teachers](instructors/index) do.\n\n"
     page += "Ask {doc}`a teacher <instructors/index>`, see [](instructors/01_small.md#x).\n"
     (root / "book" / "index.md").write_text(page)
     (root / PAGES / "index.md").write_text("# Teach\n\n% measured: all\n\n% end\n")
@@ -141,7 +142,9 @@ def test_a_student_gets_no_page_for_instructors_and_no_way_there(student):
     assert all(part["chapters"] for part in contents["parts"])
     configuration = yaml.safe_load((student / "_config.yml").read_text())
     assert "launch_buttons" not in configuration
-    assert not configuration["html"]["use_edit_page_button"]
+    buttons = {name: on for name, on in configuration["html"].items() if name.endswith("_button")}
+    assert len(buttons) == 3
+    assert not any(buttons.values())
     for page in (student / "book").glob("*.md"):
         assert not re.search(r"\]\([^)]*instructors/", page.read_text()), page.name
 
@@ -188,6 +191,8 @@ def test_links_to_what_is_left_out_become_words(tmp_path):
         "| a | b |",
         "|---|---|",
         "| read | on |",
+        "",
+        "- **Read** [](index.md), as teachers do.",
         "",
         "Ask a teacher, see the instructor edition.",
     ]
@@ -272,7 +277,7 @@ def test_every_chapter_has_its_page_and_costs_are_in_step():
         assert all(f"| {minutes} |" in text for minutes in (10, 45, 90))
         assert text.count("\n### ") >= 4
         labels = [label for _, label in START.findall(markdown(ROOT / "notebooks" / f"{page.stem}.py"))]
-        assert re.findall(r"^\| `(ex-[a-z0-9-]+)` \|", text, re.MULTILINE) == labels
+        assert re.findall(r"^\| \{ref\}`(ex-[a-z0-9-]+)` \|", text, re.MULTILINE) == labels
 
 
 def test_costs_are_drawn_from_the_table(tmp_path):
@@ -304,12 +309,16 @@ def printed(call, *arguments, **options) -> str:
 def test_a_self_check_knows_right_from_wrong_and_says_no_more():
     sealed = seal("ex-one", "b")
     assert printed(self_check, None, "ex-one", sealed) == UNANSWERED
-    assert printed(self_check, "b", "ex-one", sealed) == printed(self_check, " B ", "ex-one", sealed) == "Right."
+    for answer in ("b", " B ", "(b)", "B."):
+        assert printed(self_check, answer, "ex-one", sealed) == "Right."
     assert printed(self_check, "a", "ex-one", sealed).startswith("Not right")
     assert seal("ex-two", "b") != sealed
     for value in (3, 3.01, 2.96):
         assert printed(self_check, value, "ex-one", seal("ex-one", "3.0"), decimals=1) == "Right."
     assert printed(self_check, 3.1, "ex-one", seal("ex-one", "3.0"), decimals=1).startswith("Not right")
+    for value in (4, 4.0, "4"):
+        assert printed(self_check, value, "ex-one", seal("ex-one", "4")) == "Right."
+    assert printed(self_check, 4.4, "ex-one", seal("ex-one", "4")).startswith("Not right")
     assert printed(self_check_value, None, lambda: 1 / 0, 0.1) == UNANSWERED
     assert printed(self_check_value, 2.05, lambda: 2.0, 0.1) == "Right."
     assert "small" in printed(self_check_value, 1.8, lambda: 2.0, 0.1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from papermill import inspect_notebook
 
 from vireid_lite import book, cli
@@ -104,6 +105,7 @@ def build(three, monkeypatch, capsys):
     """Type a `vireid-lite book` command that executes nothing; return code, message and what it would execute."""
     monkeypatch.chdir(three)
     monkeypatch.setattr(book, "check_pairs", lambda root: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def command(typed: str) -> tuple[int, str, dict]:
         ran = {}
@@ -142,6 +144,11 @@ def test_our_command_takes_what_papermill_takes(build, option):
         ),
         ("--chapters 6 -p GRADIENTS many", r"06_the_whole_attack: GRADIENTS: expected a whole number, got 'many'"),
         ("--chapters 6 -p DATASET regdb", r"06_the_whole_attack: DATA_ROOT: regdb .* give its folder"),
+        (
+            "--chapters 6 -p DATASET sysu -p DATA_ROOT notebooks",
+            r"06_the_whole_attack: SYSU-MM01: .+; check DATA_ROOT.+",
+        ),
+        ("--chapters 6 --tier standard", r"06_the_whole_attack: TIER: standard is sized for a GPU, and .+; use lite.+"),
         ("--chapters 6 -p EPS", r"-p 'EPS': a name and a value are needed, such as -p EPS 4/255"),
         ("--chapters 5-6", r"--chapters '5-6': give numbers with commas between them, such as 1,3"),
     ],

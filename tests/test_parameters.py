@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from miniatures import make_regdb
 
 from vireid_lite.errors import InputError
 from vireid_lite.parameters import (
@@ -116,17 +117,31 @@ def test_tiers_and_their_data_are_those_of_the_victims():
     assert set(VICTIM_TIERS) == set(TIERS)
 
 
-def test_settings_are_ready_to_use(capsys):
-    names = {**SIX, "EPS": "4/255", "DATA_ROOT": "somewhere", "DATASET": "regdb"}
+def test_settings_are_ready_to_use(tmp_path, capsys):
+    root = make_regdb(tmp_path)
+    names = {**SIX, "EPS": "4/255", "DATA_ROOT": str(root), "DATASET": "regdb"}
     settings = check_parameters(names, EPS=fraction)
     assert (settings.tier, settings.dataset, settings.seed) == ("lite", "regdb", 0)
     assert settings.eps == pytest.approx(4 / 255)
     assert settings.device == torch.device("cpu")
-    assert settings.data_root == Path("somewhere")
+    assert settings.data_root == root
     assert settings.out_dir == Path("_build/chapters")
     assert capsys.readouterr().out.startswith("Tier lite on ")
     assert check_parameters(dict(SIX)).data_root is None
     assert check_parameters(dict(SIX)).dataset == "synthetic"
+
+
+def test_what_this_machine_lacks_is_missed_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for tier in ("standard", "full"):
+        names = {**SIX, "TIER": tier, "DATASET": "synthetic"}
+        assert check_parameters(names).tier == tier  # DEVICE cpu asks for it
+        with pytest.raises(InputError, match=f"^TIER: {tier} is sized for a GPU, and there is none here; use lite, or"):
+            check_parameters({**names, "DEVICE": "auto"})
+    for dataset, problem in (("sysu", "SYSU-MM01: "), ("regdb", "RegDB: "), ("llcm", "LLCM: ")):
+        for folder, line in ((tmp_path / "none", f"{dataset}: .* is not a folder"), (tmp_path, problem)):
+            with pytest.raises(InputError, match=f"^{line}.*; check DATA_ROOT"):
+                check_parameters({**SIX, "DATASET": dataset, "DATA_ROOT": str(folder)})
 
 
 def test_only_what_papermill_can_inject_counts_as_a_parameter():
@@ -151,7 +166,49 @@ def test_absent_device_is_one_line():
         check_parameters({**SIX, "DEVICE": "cuda:99"})
 
 
-def test_costs_say_what_was_measured_and_what_was_not(tmp_path, capsys):
+def announced(capsys, costs: Costs, **values) -> list[str]:
+    """Return the lines that a chapter begins with."""
+    assert check_parameters({**SIX, **values}, costs).tier == values.get("TIER", "lite")
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def costs(tmp_path):
+    """What a chapter cost: tier standard on an H200, nothing else."""
+    path = tmp_path / "costs.json"
+    standard = {"minutes": 30.0, "memory_gib": 2.0, "device": "NVIDIA H200", "gpu_gib": 9.5}
+    path.write_text(json.dumps({"01_first": {"standard": standard}}))
+    return Costs("01_first", path)
+
+
+@pytest.mark.parametrize(("name", "capability"), [("Tesla T4", (7, 5)), ("NVIDIA H200", (9, 0))])
+def test_a_gpu_switches_nothing_and_hears_what_a_larger_tier_costs_there(name, capability, costs, monkeypatch, capsys):
+    there = {"is_available": True, "device_count": 1, "get_device_name": name, "get_device_capability": capability}
+    there["is_bf16_supported"] = True  # as torch says of a T4 too
+    for function, answer in there.items():
+        monkeypatch.setattr(torch.cuda, function, lambda *_, answer=answer: answer)
+    first, larger, *slow = announced(capsys, costs, DEVICE="auto")
+    assert first == f"Tier lite on {name}; torch {torch.__version__}. It stays lite until you change TIER."
+    elsewhere = "" if name == "NVIDIA H200" else ", not on this device"
+    cost = f"standard 30.0 min and 2.0 GiB + 9.5 GiB of GPU on NVIDIA H200{elsewhere}; full not measured yet"
+    assert larger == f"Larger: {cost}."
+    assert [line.startswith("No native bf16 here, and many times slower") for line in slow] == [True] * (
+        name != "NVIDIA H200"
+    )
+    assert announced(capsys, costs, DEVICE="auto", TIER="full", DATASET="synthetic") == [
+        f"Tier full on {name}; torch {torch.__version__}.",
+        *slow,
+    ]
+
+
+def test_without_a_gpu_a_larger_tier_is_said_to_need_one(costs, capsys):
+    first, larger, need = announced(capsys, costs)
+    assert first.endswith(f"; torch {torch.__version__}.")
+    assert "on NVIDIA H200, not on this device; full not measured yet." in larger
+    assert need == "Larger tiers are sized for a GPU; this run uses the CPU."
+
+
+def test_costs_say_what_was_measured_and_what_was_not(tmp_path):
     path = tmp_path / "costs.json"
     lite = {"minutes": 1.25, "memory_gib": 0.84, "device": "two cores"}
     standard = {"minutes": 30.0, "memory_gib": 2.0, "device": "a GPU", "gpu_gib": 9.5}
@@ -163,8 +220,6 @@ def test_costs_say_what_was_measured_and_what_was_not(tmp_path, capsys):
     assert len(rows) == 2 + len(TIERS)
     assert "1.2 | 0.8 GiB | two cores" in rows[2]
     assert rows[4].endswith("not measured yet |")
-    check_parameters(dict(SIX), costs)
-    assert "Larger: standard 30.0 min and 2.0 GiB + 9.5 GiB of GPU on a GPU; full not" in capsys.readouterr().out
     assert Costs("01_first", tmp_path / "absent.json").price("lite") == "not measured yet"
 
 

@@ -160,7 +160,8 @@ def test_pending_counts_what_has_no_card_and_names_the_command(tmp_path):
     (tmp_path / names[1]).touch()
     assert tables.pending(path, tmp_path) == ""
     assert tables.pending(path, Path("nowhere"), kind="other") == ""
-    assert tables.pending(tmp_path / "missing.toml", tmp_path) == ""
+    with pytest.raises(InputError, match=r"missing.toml does not exist"):
+        tables.pending(tmp_path / "missing.toml", tmp_path)
 
 
 def test_the_spread_over_seeds_shows_its_ends():

@@ -1,19 +1,15 @@
 """The workflows on GitHub: what they may do, what they run, and that what they run exists."""
 
-import json
 import os
 import re
-import runpy
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import typer
 import yaml
 
-from vireid_lite import book, cli
+from vireid_lite import cli
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -130,6 +126,22 @@ def test_what_is_run_exists():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
+def test_each_week_chapters_are_entered_in_colabs_image_and_with_the_oldest_torch():
+    jobs = WORKFLOWS["weekly"]["jobs"]
+    image, oldest = (jobs[job]["steps"][-1]["run"] for job in ("colab", "oldest"))
+    assert jobs["colab"]["env"]["IMAGE"].endswith(":latest")  # what readers get
+    assert re.search(r"docker run .*\$PWD:/book:ro.*/book/\.ci/colab\.py\"$", image)
+    assert oldest == "python .ci/colab.py --clean"
+
+
+def test_actions_are_kept_up_to_date_and_nothing_else():
+    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text(encoding="utf-8"))
+    assert updates["version"] == 2
+    (update,) = updates["updates"]  # constraints.txt is one tested set: no part of it moves by itself
+    assert (update["package-ecosystem"], update["directory"]) == ("github-actions", "/")
+    assert update["schedule"] == {"interval": "weekly"}
+
+
 def test_a_failed_week_opens_one_issue(tmp_path):
     job = WORKFLOWS["weekly"]["jobs"]["report"]
     assert job["if"] == "failure()"
@@ -140,43 +152,18 @@ def test_a_failed_week_opens_one_issue(tmp_path):
     gh.write_text(f'#!/bin/sh\nif [ "$2" = list ]; then echo "$OPEN"; else echo "$@" >> {calls}; fi\n')
     gh.chmod(0o755)
     for already in ("", "17"):
-        values = {"TITLE": "It fails", "LINKS": "success", "COLAB": "failure", "RUN": "https://x", "OPEN": already}
+        values = {
+            "TITLE": "It fails",
+            "LINKS": "success",
+            "COLAB": "failure",
+            "OLDEST": "success",
+            "RUN": "https://x",
+            "OPEN": already,
+        }
         environment = {**values, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         subprocess.run(["bash", "-euo", "pipefail", "-c", script], env=environment, check=True)
-    text = "Links: success. Colab: failure. What failed is in the log: https://x"
+    text = "Links: success. Colab: failure. Oldest torch: success. What failed is in the log: https://x"
     assert calls.read_text().splitlines() == [
         f"issue create --title It fails --body {text}",
         f"issue comment 17 --body {text}",
     ]
-
-
-def toy(path: Path, *sources: str) -> str:
-    cells = [{"cell_type": "code", "source": source.splitlines(keepends=True)} for source in sources]
-    path.write_text(json.dumps({"cells": cells}))
-    return str(path)
-
-
-def test_the_way_in_runs_each_import_and_nothing_else(tmp_path, capsys):
-    colab = runpy.run_path(str(ROOT / ".ci" / "colab.py"))
-    check = "check_parameters = print\ncheck_parameters(1)"
-    good = toy(tmp_path / "good.ipynb", "import json", check, "import math\n1 / 0", "def f():\n    import csv")
-    bad = toy(tmp_path / "bad.ipynb", check, "if True:\n    from math import nothing")
-    assert colab["way_in"](Path(good)).splitlines()[-2:] == ["import math", "import csv"]
-    assert colab["main"](["--installed", good]) == 0
-    assert colab["main"](["--installed", good, bad]) == 1
-    assert "bad: ImportError: cannot import name 'nothing'" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("chapter", book.find_chapters(ROOT), ids=lambda source: source.stem)
-def test_on_colab_the_install_cell_leaves_nothing_for_the_check_to_refuse(chapter, monkeypatch):
-    """The check refuses every plain value that is no parameter, and on Colab the install cell runs before it."""
-    cells = json.loads(book.paired_notebook(chapter))["cells"]
-    install = next("".join(cell["source"]) for cell in cells if "google.colab" in "".join(cell["source"]))
-    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
-    asked = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: asked.append(command))
-    names: dict = {}
-    exec(install, names)
-    assert asked[0][1:4] == ["-m", "pip", "install"]
-    assert asked[0][-1] == f"vireid-lite @ git+{book.repository_url(ROOT)}"
-    assert [name for name, value in names.items() if isinstance(value, str | list) and not name.startswith("_")] == []

@@ -21,11 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from vireid_lite.errors import InputError
-from vireid_lite.parameters import check_values, read_parameters
+from vireid_lite.parameters import check_machine, check_values, read_parameters
 from vireid_lite.provenance import device_name, pick_device, versions, write_atomically
 
 PACKAGE = Path(__file__).parent
-NOT_READ_BY_CHAPTERS = ("book.py", "claims.py", "cli.py", "cluster.py", "editions.py", "publishing.py")
+NOT_READ_BY_CHAPTERS = (
+    "book.py",
+    "claims.py",
+    "cli.py",
+    "cluster.py",
+    "editions.py",
+    "landing.py",
+    "printing.py",
+    "publishing.py",
+)
 DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
 
 
@@ -132,7 +141,8 @@ def build_book(
     ran. parameters: set in every chapter executed, on top of the tier. out: folder for everything made, relative to the
     repository. force: execute again what is cached. The cache is keyed by chapter, parameters, package and run cards.
     measure: instead, run each chapter with empty caches, as if opened alone, and note its cost in the sources'
-    `book/results/costs.json`, which is returned.
+    `book/results/costs.json`, which is returned. A victim is trained once; its training counts for every chapter that
+    asks for it.
     Raises InputError before anything runs (a stale pair, an unknown chapter or parameter), BuildError after.
     """
     root = (root or repository_root()).resolve()
@@ -146,7 +156,7 @@ def build_book(
     for source, given in jobs:
         digest = hashlib.sha256(json.dumps([shared, given]).encode() + source.with_suffix(".ipynb").read_bytes())
         if measure:
-            shutil.rmtree(folder / "cache", ignore_errors=True)
+            _forget(folder / "cache", keep="victims" if source != jobs[0][0] else "")
         with _kernel(out, folder / "cache" if measure else None):
             _execute(source, given, digest.hexdigest()[:16], folder, root, force or measure, progress)
     if measure:
@@ -156,6 +166,13 @@ def build_book(
         return folder
     complete = _stage(root, out)
     return _render(out, strict=complete)
+
+
+def _forget(cache: Path, keep: str) -> None:
+    """Empty a folder of caches but for the one named `keep`."""
+    for path in cache.glob("*"):
+        if path.name != keep:
+            shutil.rmtree(path)
 
 
 def _choose(sources: list[Path], chapters: Sequence[int] | None) -> list[Path]:
@@ -174,7 +191,8 @@ def _parameters(source: Path, asked: Mapping[str, Any], out: Path, root: Path) -
     asked = {"OUT_DIR": os.path.relpath(out / "chapters", root), **asked}
     try:
         values = check_values({**defaults, **asked}, own)
-        pick_device(values["DEVICE"])
+        # Chapters run in `root`, so that is where they look for a relative folder.
+        check_machine({**values, "DATA_ROOT": values["DATA_ROOT"] and root / values["DATA_ROOT"]})
         standing = check_values(defaults, own)
     except InputError as error:
         raise InputError(f"{source.stem}: {error}{_elsewhere(asked, defaults, root)}") from None
@@ -239,6 +257,9 @@ _cost = {"memory_gib": round(max(_peaks) / _scale, 2), "device": f"{platform.mac
 if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
     _torch = sys.modules["torch"]
     _cost |= {"device": _torch.cuda.get_device_name(), "gpu_gib": round(_torch.cuda.max_memory_reserved() / 2**30, 2)}
+if "vireid_lite.victims" in sys.modules:
+    _found = sys.modules["vireid_lite.victims"].found_trained
+    _cost["training_minutes"] = round(sum(_found.values()) / 60, 2)
 print(json.dumps(_cost))
 """
 
@@ -297,13 +318,15 @@ def _record(notebook: Path) -> dict[str, Any]:
 def write_costs(folder: Path, path: Path | None = None) -> Path:
     """Merge what the executed chapters in `folder` cost into `path` (`costs.json` beside them), and return it.
 
-    The table is {chapter: {tier: {"minutes", "memory_gib", "device", and "gpu_gib" on a GPU}}}.
+    The table is {chapter: {tier: {"minutes", "memory_gib", "device", and "gpu_gib" on a GPU}}}; to the minutes of the
+    run those are added that training the victims took which it found in a cache.
     """
     path = path or folder / "costs.json"
     table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for notebook in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
         if record := _record(notebook) if not notebook.name.endswith(".failed.ipynb") else {}:
             cost = {name: record[name] for name in ("minutes", "memory_gib", "gpu_gib", "device") if name in record}
+            cost["minutes"] = round(cost["minutes"] + record.get("training_minutes", 0), 2)
             table.setdefault(notebook.stem, {})[record["tier"]] = cost
     write_atomically(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
     return path
@@ -324,6 +347,10 @@ def _stage(root: Path, out: Path) -> bool:
         name = path.relative_to(root).as_posix()
         if path.is_file() and not name.startswith("book/results/") and "__pycache__" not in name:
             files[name] = path.read_bytes()
+    if "book/index.md" in files:
+        from vireid_lite.landing import fill_landing  # reads this module
+
+        files |= fill_landing(files["book/index.md"].decode(), root, out / "executed")
     if "book/status.md" in files:
         from vireid_lite.publishing import fill_status  # reads this module
 

@@ -435,6 +435,9 @@ def book(
     edition: Annotated[
         str | None, typer.Option(help="student (no solutions) or instructor: build that edition in OUT_DIR/EDITION")
     ] = None,
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="print the rendered book to OUT_DIR/vireid-lite.pdf too; needs Chromium")
+    ] = False,
     sync: Annotated[
         bool, typer.Option("--sync", help="only write what derives from the sources: notebooks, URL")
     ] = False,
@@ -453,15 +456,25 @@ def book(
     if "TIER" in given:
         raise InputError("-p TIER: give the tier as --tier")
     numbers = [int(number) for number in numbers] or None
-    if edition is None:
-        build_book(tier, numbers, given, out_dir, execute_only, force, measure=measure)
-        return
-    from vireid_lite.editions import write_edition
+    if pdf:
+        from vireid_lite.printing import find_chromium, print_book
 
-    root = repository_root()
-    written = write_edition(root, edition, root / out_dir / edition)
-    os.environ.setdefault("VIREID_CACHE", str((root / out_dir / "cache").resolve()))
-    build_book(tier, numbers, given, Path("_build"), execute_only, force, root=written)
+        if execute_only or measure:
+            raise InputError(f"--pdf prints rendered pages; leave out {'--measure' if measure else '--execute-only'}")
+        find_chromium()  # before chapters run for minutes
+    root = repository_root().resolve()
+    out = root / out_dir
+    if edition is None:
+        build_book(tier, numbers, given, out, execute_only, force, measure=measure)
+    else:
+        from vireid_lite.editions import write_edition
+
+        os.environ.setdefault("VIREID_CACHE", str(out.resolve() / "cache"))
+        root = write_edition(root, edition, out / edition)
+        out = root / "_build"
+        build_book(tier, numbers, given, out, execute_only, force, root=root)
+    if pdf:
+        print_book(root, out)
 
 
 @app.command("publish-check")

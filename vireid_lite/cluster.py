@@ -47,9 +47,9 @@ def run_on_cluster(
     """Run each run on a Dask cluster, and yield the file name and the bytes of its card as soon as it is finished.
 
     todo: runs as `campaign.read_campaign` returns them. scheduler: an address such as "tcp://host:8786"; None starts
-    `workers` processes on this machine, which share its cores and end with this process however that ends. device and
-    root: as for `campaign.run_one`, and as a worker sees them. progress: say when a worker died. threads: of each
-    worker of this machine; None shares the cores out.
+    `workers` processes on this machine, which share its cores and end with this process however that ends.
+    device, root: as for `campaign.run_one`, and as a worker sees them. progress: say when a worker died.
+    threads: of each worker of this machine; None shares the cores out.
 
     A worker has one run at a time, with as many PyTorch threads as Dask gives the worker (`--nthreads`), and sends the
     card back: no folder is shared. A run whose worker dies is run again by the next free one. Close the generator

@@ -19,6 +19,7 @@ from vireid_lite.provenance import write_atomically
 EDITIONS = ("student", "instructor")
 PAGES = "book/instructors"
 MARK = "EDITION.txt"
+BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")  # lead to the full chapters
 NEEDED, ALONG = ("_config.yml", "_toc.yml", "pyproject.toml"), ("LICENSE", "CITATION.cff")
 GATE = re.compile(r"^(?:# )?```\{(solution|exercise)-(start|end)\}", re.MULTILINE)
 # What `vireid-lite book --sync` fills in on an instructors' page: a chapter's measured cost, or everybody's.
@@ -104,9 +105,13 @@ def _kept(cells: Iterable[str], name: str) -> list[bool]:
 
 
 def _unlinked(text: str) -> str:
-    """Return a page without links to the instructors' pages: a row of a table goes, elsewhere the words stay."""
+    """Return a page without links to the instructors' pages.
+
+    A row of a table goes, and so does an item of a list that is one line and ends with the link; elsewhere words stay.
+    """
     link = re.compile(r"\[([^\]]*)\]\([^)\s]*instructors/[^)\s]*\)|\{doc\}`([^`<]*?)\s*<[^`]*instructors/[^`]*>`")
-    lines = (line for line in text.splitlines(keepends=True) if not (line.startswith("|") and link.search(line)))
+    gone = re.compile(rf"\|.*(?:{link.pattern})|- .*(?:{link.pattern})$")
+    lines = (line for line in text.splitlines(keepends=True) if not gone.match(line))
     return link.sub(lambda found: found[1] or found[2] or "the instructor edition", "".join(lines))
 
 
@@ -136,7 +141,7 @@ def _student_configuration(data: bytes) -> bytes:
     config = yaml.safe_load(data)
     config["title"] = f"{config['title']}, student edition"
     config.pop("launch_buttons", None)
-    config.setdefault("html", {}).update(use_repository_button=False, use_edit_page_button=False)
+    config.setdefault("html", {}).update(dict.fromkeys(BUTTONS, False))
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
 
 

@@ -12,18 +12,19 @@ UNANSWERED = "Not answered yet: put your answer in place of None and run this ce
 
 
 def seal(exercise: str, answer: object) -> str:
-    """Return 8 hex digits that stand for the answer to one exercise, whatever its case.
+    """Return 8 hex digits that stand for the answer to one exercise, whatever its case: "(b)", "B." and "b" are one.
 
     exercise: its label. answer: a letter, a short text, or a number as one would write it.
     """
-    return hashlib.sha256(f"{exercise}:{str(answer).strip().lower()}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{exercise}:{str(answer).strip(' ().').lower()}".encode()).hexdigest()[:8]
 
 
 def self_check(answer: object, exercise: str, sealed: str, decimals: int = 0) -> None:
     """Print whether `answer` is what `sealed` stands for, or that there is no answer yet.
 
-    answer: None, a letter, a short text, or a number, which is rounded to `decimals` places. exercise: its label.
-    sealed: what `seal` made of the right answer. Raises InputError where the answer can be neither right nor wrong.
+    answer: None, a letter, a short text, or a number, which is rounded to `decimals` places if there are any.
+    exercise: its label. sealed: what `seal` made of the right answer. Raises InputError where the answer can be neither
+    right nor wrong.
     """
     if answer is None:
         print(UNANSWERED)
@@ -31,7 +32,7 @@ def self_check(answer: object, exercise: str, sealed: str, decimals: int = 0) ->
     number = _is_number(answer)
     if not number and not (isinstance(answer, str) and answer.strip()):
         raise InputError(f'{exercise}: {answer!r} is no answer; give a letter such as "a", or a number')
-    given = f"{answer:.{decimals}f}" if number else answer
+    given = answer if not number else f"{answer:.{decimals}f}" if decimals else f"{answer:g}"
     print("Right." if seal(exercise, given) == sealed else "Not right: read the exercise once more.")
 
 

@@ -1,7 +1,7 @@
 """Retrieval metrics: CMC, mAP and mINP under the official protocols, chance level, arithmetic minimum, bootstrap.
 
 Every query is ranked against the gallery by ascending distance, ties in gallery order. The protocol decides what is
-ranked (protocols file A to C):
+ranked, as in the official evaluators (eval_metrics.py of AGW and of LLCM, SYSU-MM01's MATLAB scripts):
 - "regdb": everything; cameras are ignored; CMC counts images. Also serves synthetic and paired data.
 - "sysu": queries of camera 3 drop every gallery image of camera 2 (both stand in one room); CMC counts identities.
 - "llcm": a query drops the gallery images of its own identity and camera; CMC counts identities.
@@ -150,7 +150,7 @@ def evaluate(
     distance: (Q, G) array or tensor of finite numbers, smaller is closer. query_ids, query_cameras: (Q,) integers.
     gallery_ids, gallery_cameras: (G,) integers; cameras are needed for "sysu" and "llcm", ignored for "regdb".
     Raises InputError on distances that are not finite, shapes that do not fit, missing cameras, an unknown protocol,
-    or where no query has a match. Source: protocols file A to C (eval_metrics.py:31-71 of AGW and LLCM).
+    or where no query has a match. Source: eval_metrics.py:31-71 of AGW and of LLCM, and SYSU-MM01's MATLAB scripts.
     """
     if not isinstance(distance, torch.Tensor):
         distance = np.asarray(distance)

@@ -10,14 +10,28 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vireid_lite.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+
 TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  # with the data set each uses unless told
 DATASETS = ("synthetic", "sysu", "regdb", "llcm", "paired_folder")
-COSTS = Path(__file__).parents[1] / "book" / "results" / "costs.json"
 Kind = Callable[[Any], Any]
+
+
+def results_folder() -> Path:
+    """Return the folder of the book's run cards and measured costs: the one installed with the package, if it is, else
+    `book/results` of the checkout it runs from. The campaigns' files lie beside it, in `campaigns`.
+    """
+    package = Path(__file__).parent
+    installed = package / "results"
+    return installed if installed.is_dir() else package.parent / "book" / "results"
+
+
+COSTS = results_folder() / "costs.json"
 
 
 def whole(value: object) -> int:
@@ -131,6 +145,30 @@ def check_values(values: Mapping[str, object], own: Mapping[str, Kind]) -> dict[
     return read
 
 
+def check_machine(values: Mapping[str, Any]) -> torch.device:
+    """Return the device that values from `check_values` ask for, after a look for what they need on this machine.
+
+    Raises InputError for a device that is not there, for a tier above lite without a GPU unless DEVICE is "cpu", and
+    for a DATA_ROOT that does not hold the data set.
+    """
+    from vireid_lite.data import load_dataset
+    from vireid_lite.provenance import pick_device
+
+    device = pick_device(values["DEVICE"])
+    if values["TIER"] != "lite" and device.type == "cpu" and values["DEVICE"] != "cpu":
+        raise InputError(
+            f"TIER: {values['TIER']} is sized for a GPU, and there is none here; use lite, or set DEVICE to cpu if it"
+            " may take very long"
+        )
+    if values["DATASET"] != "synthetic":
+        try:
+            load_dataset(values["DATASET"], values["DATA_ROOT"])
+        except InputError as error:
+            # Readers name the command's option; here it is a parameter.
+            raise InputError(str(error).replace("--root", "DATA_ROOT")) from None
+    return device
+
+
 def check_parameters(names: dict[str, Any], costs: Costs | None = None, **own: Kind) -> SimpleNamespace:
     """Check a notebook's parameters, print the device and larger tiers' costs, and return them in lower case.
 
@@ -138,10 +176,8 @@ def check_parameters(names: dict[str, Any], costs: Costs | None = None, **own: K
     there that is not a parameter is refused; a second run of the cell looks at upper-case names only, since by then the
     chapter's own variables are there. own: readers as in `check_values`.
     Returns tier, dataset, data_root (Path or None), seed, device (torch.device), out_dir (Path) and the chapter's own.
-    Raises InputError, one line, for an unknown name, a wrong type or a device that is not there.
+    Raises InputError, one line, for an unknown name, a wrong type, or what `check_machine` misses.
     """
-    from vireid_lite.provenance import device_name, pick_device
-
     kinds = {**STANDARD, **own}
     plain = (str, int, float, list, tuple, dict, type(None))  # what papermill can inject
     again = "_parameters_checked" in names
@@ -153,7 +189,7 @@ def check_parameters(names: dict[str, Any], costs: Costs | None = None, **own: K
     given = {name: value for name, value in names.items() if counts(name, value)}
     try:
         values = check_values(given, own)
-        device = pick_device(values["DEVICE"])
+        device = check_machine(values)
     except InputError as error:
         # A kernel's output is captured; its terminal is where papermill will print a traceback in a moment.
         terminal = getattr(sys.stderr, "_original_stdstream_copy", None)
@@ -161,14 +197,32 @@ def check_parameters(names: dict[str, Any], costs: Costs | None = None, **own: K
             os.write(terminal, f"\n{error}\n".encode())
         raise
     names["_parameters_checked"] = True
-    larger = list(TIERS)[list(TIERS).index(values["TIER"]) + 1 :]
-    print(f"Tier {values['TIER']} on {device_name(device)}")
-    if costs and larger:
-        print("Larger: " + "; ".join(f"{tier} {costs.price(tier)}" for tier in larger))
+    print("\n".join(_announcement(values["TIER"], device, costs)))
     settings = {name.lower(): value for name, value in values.items()}
     root = values["DATA_ROOT"]
     settings |= {"device": device, "data_root": Path(root) if root else None, "out_dir": Path(values["OUT_DIR"])}
     return SimpleNamespace(**settings)
+
+
+def _announcement(tier: str, device: torch.device, costs: Costs | None) -> list[str]:
+    """Return the lines a chapter begins with: its tier and device, and what a larger tier would cost there."""
+    import torch
+
+    from vireid_lite.provenance import device_name
+
+    here = device_name(device)
+    larger = list(TIERS)[list(TIERS).index(tier) + 1 :]
+    # A GPU invites more than lite; nothing is switched for whoever has one.
+    stays = f" It stays {tier} until you change TIER." if larger and device.type == "cuda" else ""
+    lines = [f"Tier {tier} on {here}; torch {torch.__version__}.{stays}"]
+    if costs and larger:
+        lines.append("Larger: " + "; ".join(f"{name} {costs.price(name, here)}" for name in larger) + ".")
+    # Bf16 came with compute capability 8.0. torch counts slow emulation as support, so the capability is asked.
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        lines.append("No native bf16 here, and many times slower than an H200, which tiers above lite are sized for.")
+    elif device.type == "cpu" and larger:
+        lines.append("Larger tiers are sized for a GPU; this run uses the CPU.")
+    return lines
 
 
 class Costs:
@@ -178,12 +232,16 @@ class Costs:
         measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.tiers: dict[str, dict] = measured.get(chapter, {})
 
-    def price(self, tier: str) -> str:
-        """Return the measured cost of one tier in words, or that it is not measured yet."""
+    def price(self, tier: str, here: str | None = None) -> str:
+        """Return the measured cost of one tier in words, or that it is not measured yet.
+
+        here: the device of this run, by name; a cost that was measured on another one says so.
+        """
         cost = self.tiers.get(tier)
         if cost is None:
             return "not measured yet"
-        return f"{cost['minutes']:.1f} min and {_memory(cost)} on {cost['device']}"
+        elsewhere = ", not on this device" if here not in (None, cost["device"]) else ""
+        return f"{cost['minutes']:.1f} min and {_memory(cost)} on {cost['device']}{elsewhere}"
 
     def __repr__(self) -> str:
         return "\n".join(f"{tier}: {self.price(tier)}" for tier in TIERS)

@@ -33,14 +33,46 @@ def code_hash(*modules: str) -> str:
     """
     digest = hashlib.sha256()
     for module in sorted(set(modules)):
-        tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(
-                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-            ) and ast.get_docstring(node):
-                node.body = node.body[1:]
-        digest.update(f"{module}:{ast.unparse(tree)}\n".encode())
+        source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+        digest.update(f"{module}:{_meaning(source)}\n".encode())
     return digest.hexdigest()[:12]
+
+
+@cache
+def _meaning(source: str) -> str:
+    """Return a module's code without docstrings, comments and layout."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.unparse(_FStrings().visit(tree))
+
+
+class _FStrings(ast.NodeTransformer):
+    """Replaces f-strings by names that spell them as `ast.unparse` of Python 3.11 does.
+
+    Later versions choose other quotation marks, and a card made under one would be stale under another.
+    """
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Name:
+        marks = ["'", '"', '"""', "'''"]
+        parts = [self._spelled(part) for part in node.values]
+        for text in parts:
+            marks = sorted((mark for mark in marks if mark not in text), key=lambda mark: mark[0] == text[-1])
+        return ast.Name(f"f{marks[0]}{''.join(parts)}{marks[0]}")
+
+    def _spelled(self, part: ast.expr) -> str:
+        if isinstance(part, ast.Constant):
+            text = part.value.replace("{", "{{").replace("}", "}}")
+            return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
+        inner = ast.unparse(self.visit(part.value))
+        if isinstance(part.value, ast.IfExp | ast.Lambda | ast.NamedExpr):
+            inner = f"({inner})"
+        space = " " if inner.startswith("{") else ""
+        conversion = f"!{chr(part.conversion)}" if part.conversion != -1 else ""
+        form = ":" + "".join(map(self._spelled, part.format_spec.values)) if part.format_spec else ""
+        return f"{{{space}{inner}{conversion}{form}}}"
 
 
 def stable_hash(value: object) -> str:

@@ -174,11 +174,8 @@ def compare(first: dict, second: dict, direction: str, score: str = "rank1", pre
 def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     """Return one Markdown sentence on the runs of a campaign that have no card yet, with the command; "" if none.
 
-    campaign: a file of `book/campaigns`; nothing is said where it is missing, as in an installed package.
-    kind: only the runs of this name.
+    campaign: a file of `book/campaigns`. kind: only the runs of this name. Raises InputError where it is missing.
     """
-    if not campaign.exists():
-        return ""
     runs = [run for run in read_campaign(campaign) if kind in (None, run["name"])]
     missing = [run for run in runs if not (folder / card_name(prepare(run)[2])).exists()]
     if not missing:

@@ -32,6 +32,9 @@ from vireid_lite.training import TrainSettings, train
 # Options of the licensed data sets that decide the test alone: victims are shared over them.
 TEST_ONLY = ("search", "shot", "draw", "num_trials", "official_vis2ir")
 
+# Key to seconds of training, for each victim that this process found in a cache: what a chapter run alone costs on top.
+found_trained: dict[str, float] = {}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -190,11 +193,14 @@ def load_or_train(
     folder = folder or cache_folder() / "victims" / key
     path = folder / "victim.safetensors"
     with exclusive(folder):
-        if not path.exists():
+        existed = path.exists()
+        if not existed:
             _train_and_save(recipe, dataset, seed, device, folder, key, code, compute or Compute(), progress)
     model, card = load_checkpoint(path)
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
+    if existed:
+        found_trained[key] = card["seconds"]
     return model.to(device).eval(), card
 
 

@@ -1,4 +1,19 @@
-"""Silence what the stock theme does and this book does not want: thebe's scripts, and a second header with a search."""
+"""Mend what the stock theme and extensions do and this book does not want: scripts, a second header, invalid markup."""
+
+import re
+
+# Markup that no HTML checker accepts, or that a screen reader stumbles over, and what takes its place.
+MENDED = (
+    # MyST-NB: a paragraph inside a summary
+    (r'<p class="((?:collapsed|expanded) admonition-title)">(.*?)</p>', r'<span class="\1">\2</span>'),
+    # sphinx-exercise: one id for all exercises of a page
+    (r' id="(?:exercise|solution)-content"', ""),
+    # pandas: a style sheet and an obsolete attribute in every table
+    (r"<style scoped>.*?</style>", ""),
+    (r'<table border="1" class="dataframe">', '<table class="dataframe">'),
+    # a heading without a word heads nothing
+    (r"<th((?: [^>]*)?)>(?:<p></p>)?</th>", r"<td\1></td>"),
+)
 
 
 def drop_header(app, config):
@@ -16,8 +31,26 @@ def drop_thebe(app, pagename, templatename, context, doctree):
     ]
 
 
+def mend_markup(app, pagename, templatename, context, doctree):
+    """Replace markup in a page's text that is not valid HTML (`MENDED`)."""
+    for pattern, mended in MENDED:
+        context["body"] = re.sub(pattern, mended, context.get("body", ""), flags=re.DOTALL)
+
+
+def lead_to_sources(app, pagename, templatename, context, doctree):
+    """Let the edit links of derived pages lead to what they are derived from."""
+    derived = {r"(notebooks/\w+)\.ipynb$": r"\1.py", r"book/claims\.md$": "book/claims.toml"}
+    for group in context.get("header_buttons", []):
+        for button in group.get("buttons", []):
+            if button.get("label") == "source-edit-button":
+                for page, source in derived.items():
+                    button["url"] = re.sub(page, source, button["url"])
+
+
 def setup(app):
-    """Register the hooks, the second one after the extensions that add the scripts."""
+    """Register the hooks, those for a page after the extensions that fill it."""
+    app.add_js_file("book.js", loading_method="defer")
     app.connect("config-inited", drop_header)
-    app.connect("html-page-context", drop_thebe, priority=900)
+    for hook in (drop_thebe, mend_markup, lead_to_sources):
+        app.connect("html-page-context", hook, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

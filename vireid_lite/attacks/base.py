@@ -185,11 +185,12 @@ class Batches:
 class UniversalPerturbation:
     """One perturbation for every image: what a universal attack leaves behind.
 
-    delta: (3, H, W) float, |delta| <= eps, or a dict from Modality to one. eps: budget in [0, 1] pixels.
+    delta: (3, H, W) float, |delta| <= eps, or a dict from Modality to one; CMPS's paper calls it eta.
+    eps: budget in [0, 1] pixels.
     tied: on infrared images the three channels of the perturbation are equal (`tie`). history: one dict a step.
     lattice: (3, 25, 25, 25) colour displacement added to delta before the projection (Col.+Del.), or None.
     double: the lattice and delta keep a budget of eps each, as published; else their sum keeps eps.
-    made_by: what made it, for run cards. The paper of CMPS calls delta eta.
+    made_by: what made it, for run cards.
     """
 
     delta: Tensor | dict[Modality, Tensor]

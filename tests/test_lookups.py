@@ -1,0 +1,206 @@
+"""What a reader looks up: terms, references, the reference of the code, and every link and anchor of the built book.
+
+Links are checked in BOOK_HTML (default _build/html). Where no book is built that test is skipped; with
+CI_BROWSER_REQUIRED=1 it fails.
+"""
+
+import html.parser
+import importlib
+import inspect
+import itertools
+import os
+import re
+import sys
+import tomllib
+import urllib.parse
+from pathlib import Path
+
+import pytest
+import yaml
+
+import vireid_lite
+
+ROOT = Path(__file__).parents[1]
+BUILT = Path(os.environ.get("BOOK_HTML", ROOT / "_build" / "html"))
+PACKAGE = Path(vireid_lite.__file__).parent
+PAGES = [*sorted((ROOT / "book").rglob("*.md")), *sorted((ROOT / "notebooks").glob("[0-9]*.py"))]
+
+
+def _text(*without: str) -> str:
+    """All pages as one text; a line break inside a role is a blank."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name not in without)
+    return re.sub(r"\s+#?\s*", " ", text)
+
+
+def _terms() -> list[list[str]]:
+    """The glossary's entries, each as its names."""
+    source = (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
+    block = re.search(r"```\{glossary\}\n(.*?)```", source, re.DOTALL)[1]
+    return [re.findall(r"^(\S.*)$", entry, re.MULTILINE) for entry in block.split("\n\n")]
+
+
+def test_each_term_is_linked_outside_the_glossary():
+    linked = re.findall(r"\{term\}`([^`]+)`", _text("glossary.md"))
+    linked = {re.sub(r".*<(.*)>$", r"\1", target).strip().lower() for target in linked}
+    entries = _terms()
+    assert len(entries) > 20
+    assert [names for names in entries if not linked & {name.lower() for name in names}] == []
+    assert linked <= {name.lower() for names in entries for name in names}
+
+
+def test_terms_are_in_order():
+    first = [names[0].lower() for names in _terms()]
+    assert first == sorted(first)
+
+
+def test_each_reference_is_cited_and_each_citation_found():
+    source = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
+    keys = re.findall(r"^@\w+\{([^,\s]+),", source, re.MULTILINE)
+    cited = {key.strip() for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", _text()) for key in keys.split(",")}
+    assert len(keys) == len(set(keys)) > 20
+    assert sorted(set(keys) - cited) == []
+    assert sorted(cited - set(keys)) == []
+
+
+def test_each_module_is_in_the_reference():
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "book" / "api").glob("*.md"))
+    named = re.findall(r"automodule:: (vireid_lite[\w.]*)", pages)
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert len(named) == len(set(named))
+    # The package itself holds nothing, and the command line is shown by its help.
+    assert set(named) == modules - {"vireid_lite", "vireid_lite.cli"}
+
+
+def test_the_contents_list_each_page_of_the_reference():
+    listed = re.findall(r"file: (book/api/\w+)", (ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(f"book/api/{page.stem}" for page in (ROOT / "book" / "api").glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def docstrings():
+    """The extension that turns docstrings into pages."""
+    pytest.importorskip("sphinx", reason="the book extra is not installed")
+    sys.path.insert(0, str(ROOT / "book" / "_ext"))
+    try:
+        yield importlib.import_module("docstrings")
+    finally:
+        sys.path.remove(str(ROOT / "book" / "_ext"))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
+def test_no_word_of_a_docstring_is_lost(docstrings):
+    """Of every public class and function: what moves to a field's entry and what stays are the whole docstring."""
+    seen = 0
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        module = importlib.import_module(name)
+        for found in [each for each in vars(module).values() if getattr(each, "__module__", None) == name]:
+            if not (inspect.isclass(found) or inspect.isfunction(found)) or found.__name__.startswith("_"):
+                continue
+            lines = (inspect.getdoc(found) or "").splitlines()
+            what, out = "class" if inspect.isclass(found) else "function", list(lines)
+            docstrings.rewrite(None, what, f"{name}.{found.__name__}", found, {}, out)
+            moved = docstrings.described(found)
+            text = re.sub(r":py:quoted:|\\", "", "\n".join(out)) + "\n" + "\n".join(moved.values())
+            lost = set(_words("\n".join(lines))) - set(_words(text)) - set(moved)
+            assert not lost, (name, found.__name__, lost)
+            seen += bool(moved)
+    assert seen > 10
+
+
+def test_arguments_become_a_list_and_symbols_stay(docstrings):
+    def example(delta, eps):
+        """Return |delta| * 2, as `example` and `a * b` do.
+
+        delta: (N,) float; may be_ anything. eps: the
+        budget `x`.
+        Raises nothing.
+        """
+
+    lines = inspect.getdoc(example).splitlines()
+    docstrings.rewrite(None, "function", "vireid_lite.example", example, {}, lines)
+    assert lines == [
+        r"\ Return \|delta\| \* 2, as \ :py:quoted:`example`\  and \ ``a * b``\  do.",
+        "",
+        r"- **delta**: (N,) float; may be\_ anything.",
+        "",
+        "- **eps**: the",
+        r"  budget \ :py:quoted:`x`\ .",
+        "",
+        r"\ Raises nothing.",
+        "",
+    ]
+
+
+class _Page(html.parser.HTMLParser):
+    """Gathers a page's anchors, and where it leads."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchors, self.leads = set(), []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.anchors |= {attributes.get("id"), attributes.get("name") if tag == "a" else None} - {None}
+        self.leads += [attributes[key] for key in ("href", "src") if attributes.get(key)]
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[Path, _Page]:
+    """Every page of the built book."""
+    if not (BUILT / "index.html").exists():
+        (pytest.fail if os.environ.get("CI_BROWSER_REQUIRED") == "1" else pytest.skip)(f"{BUILT} is not built")
+    pages = {}
+    for path in sorted(BUILT.resolve().rglob("*.html")):
+        if "_static" not in path.parts:
+            pages[path] = _Page()
+            pages[path].feed(path.read_text(encoding="utf-8"))
+    return pages
+
+
+def test_internal_links_and_anchors_resolve(built):
+    broken, checked = [], 0
+    for path, page in built.items():
+        for lead in page.leads:
+            address = urllib.parse.urlsplit(lead)
+            if address.scheme or address.netloc:
+                continue
+            target = (path.parent / urllib.parse.unquote(address.path)).resolve() if address.path else path
+            anchor = urllib.parse.unquote(address.fragment)
+            there = target.is_file() and (not anchor or target not in built or anchor in built[target].anchors)
+            checked += 1
+            if not there:
+                broken.append((path.relative_to(BUILT.resolve()).as_posix(), lead))
+    assert checked > 1000
+    assert broken == []
+
+
+def test_edit_and_issue_links_lead_to_sources(built):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    url = project["urls"]["Repository"].rstrip("/")
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    listed = re.findall(r"'(?:file|root)': '([^']+)'", str(contents))
+    assert len(listed) > 20
+    for name in listed:
+        page = built[(BUILT / f"{name}.html").resolve()]
+        (edited,) = [lead for lead in page.leads if lead.startswith(f"{url}/edit/main/")]
+        source = ROOT / edited.removeprefix(f"{url}/edit/main/")
+        assert source.is_file(), (name, edited)
+        assert source.with_suffix("") == ROOT / name
+        assert source.suffix == {"notebooks": ".py"}.get(source.parent.name, source.suffix)
+        assert sum(lead.startswith(f"{url}/issues/new?") for lead in page.leads) == 1, name
+
+
+def test_previous_and_next_follow_the_contents(built):
+    text = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    order = [BUILT.resolve() / f"{name}.html" for name in re.findall(r"(?:root|file): (\S+)", text)]
+    for before, after in itertools.pairwise(order):
+        there, back = os.path.relpath(after, before.parent), os.path.relpath(before, after.parent)
+        assert there in built[before].leads, (before.name, there)
+        assert back in built[after].leads, (after.name, back)
