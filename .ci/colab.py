@@ -53,10 +53,11 @@ def run(python: Path, script: str) -> tuple[str, str]:
         done = subprocess.run(
             [python, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
-    lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-    # What pip says stands above the traceback of the cell that called it.
-    said = [line for line in lines if line.startswith("ERROR: ")] or lines[-1:]
-    return done.stdout, said[0].strip() if done.returncode else ""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+    problem = lines[-1]
+    if "CalledProcessError" in problem:  # raised by the install cell, below what pip says
+        problem = next((line for line in lines if line.startswith("ERROR: ")), problem)
+    return done.stdout, problem if done.returncode else ""
 
 
 def versions(python: Path) -> dict[str, str]:

@@ -76,9 +76,13 @@ def test_a_chapter_that_replaces_a_package_fails_and_one_that_adds_some_does_not
     ]
 
 
-def test_the_first_thing_pip_says_is_the_problem(colab):
-    script = "import sys; sys.exit('ERROR: Cannot install torch==2.10.0\\nERROR: see the web\\nCalledProcessError')"
-    assert colab.run(Path(sys.executable), script) == ("", "ERROR: Cannot install torch==2.10.0")
+@pytest.mark.parametrize(
+    ("last", "problem"), [("CalledProcessError: 1", "ERROR: first"), ("KeyError: 'a'", "KeyError: 'a'")]
+)
+def test_what_pip_says_is_the_problem_where_pip_failed(last, problem, colab):
+    said = f"ERROR: first\nERROR: second\nTraceback\n{last}\n"
+    assert colab.run(Path(sys.executable), f"import sys; print(1); sys.exit({said!r})") == ("1\n", problem)
+    assert colab.run(Path(sys.executable), "import sys; sys.stderr.write('warning'); print(1)") == ("1\n", "")
 
 
 @pytest.mark.parametrize(("given", "torch"), [(["--clean"], "2.11"), (["--clean", "2.12.0"], "2.12.0")])

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vireid_lite import book, publishing
 from vireid_lite.book import build_book
@@ -140,6 +141,10 @@ def test_a_failed_execution_is_no_page(built):
 def test_an_execution_notes_its_data_and_never_where_they_lie(root, tmp_path, monkeypatch):
     monkeypatch.setattr(book, "_shared_key", lambda _: "fixed")
     private = tmp_path / "private"
+    for folder in ("visible", "infrared"):
+        (private / folder).mkdir(parents=True)
+        for name in ("1.png", "2.png"):
+            Image.new("RGB", (16, 32)).save(private / folder / name)
     given = {"DATASET": "paired_folder", "DATA_ROOT": str(private), "SEED": "3"}
     folder = build_book(root=root, progress=False, parameters=given, out=tmp_path, execute_only=True)
     record = book._record(folder / "01_small.ipynb")

@@ -232,18 +232,17 @@ addEventListener("load", async () => {
   const unset = formulas.filter(formula => !formula.querySelector("mjx-container")).length;
   const broken = document.querySelectorAll("mjx-merror").length;
   const width = document.body.clientWidth, page = width * 1.35;
+  const size = element => parseFloat(getComputedStyle(element).fontSize);
   const texts = [...document.querySelectorAll("article pre")];
   for (const text of texts) text.style.whiteSpace = "pre";
-  const scales = texts.map(text => Math.max(0.75, 0.99 * text.clientWidth / text.scrollWidth));
-  texts.forEach((text, place) => {
-    text.style.whiteSpace = "";
-    if (scales[place] < 0.99) text.style.fontSize = `${100 * scales[place]}%`;
-  });
+  const fits = texts.map(text => 0.99 * text.clientWidth / text.scrollWidth);
+  const sizes = texts.map((text, place) => size(text) * (0.75 < fits[place] && fits[place] < 0.99 ? fits[place] : 1));
+  texts.forEach((text, place) => { text.style.whiteSpace = ""; text.style.fontSize = `${sizes[place]}px`; });
   const room = element => element.parentElement.getBoundingClientRect().right + 1;
-  let wide = [...document.querySelectorAll("article table, article mjx-container[display]")];
-  for (let scale = 95; scale >= 50; scale -= 5) {
-    wide = wide.filter(element => element.getBoundingClientRect().right > room(element));
-    for (const element of wide) element.style.fontSize = `${scale}%`;
+  let wide = [...document.querySelectorAll("article table, article mjx-container[display]")].map(e => [e, size(e)]);
+  for (let scale = 0.95; scale > 0.5; scale -= 0.05) {
+    wide = wide.filter(([element]) => element.getBoundingClientRect().right > room(element));
+    for (const [element, whole] of wide) element.style.fontSize = `${scale * whole}px`;
   }
   const blocks = [...document.querySelectorAll("article table, article pre, article .admonition")];
   const low = blocks.filter(block => block.getBoundingClientRect().height < page / (block.matches("pre") ? 4 : 2));

@@ -11,6 +11,9 @@ MENDED = (
     # pandas: a style sheet and an obsolete attribute in every table
     (r"<style scoped>.*?</style>", ""),
     (r'<table border="1" class="dataframe">', '<table class="dataframe">'),
+    # Sphinx: a definition list without terms, for a signature over several lines
+    (r'(<span class="sig-paren">[(\[]</span>)\s*<dl>(.*?)</dl>', r'\1<ul class="sig-list">\2</ul>'),
+    (r'<dd>(<em class="sig-param">.*?)</dd>', r"<li>\1</li>"),
     # a heading without a word heads nothing
     (r"<th((?: [^>]*)?)>(?:<p></p>)?</th>", r"<td\1></td>"),
 )
