@@ -132,8 +132,9 @@ def printed(tmp_path_factory):
 
         def look(text, matrix, place, *_, number=number, box=page.mediabox):
             left = place[4] * matrix[0] + place[5] * matrix[2] + matrix[4]
-            # MathJax builds what stretches from pieces of its private use area, and clips them.
-            if re.search(r"[^\s\ue000-\uf8ff]", text) and not box.left <= left <= box.right:
+            # MathJax draws what stretches, such as a bar, from pieces far too long, and clips them.
+            stretched = re.search(r"[\ue000-\uf8ff]", text) or abs(matrix[0]) > 2 * abs(matrix[3])
+            if text.strip() and not stretched and not box.left <= left <= box.right:
                 outside.append((number, text))
 
         texts.append(page.extract_text(visitor_text=look))

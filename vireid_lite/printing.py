@@ -234,10 +234,10 @@ addEventListener("load", async () => {
   const width = document.body.clientWidth, page = width * 1.35;
   const size = element => parseFloat(getComputedStyle(element).fontSize);
   const texts = [...document.querySelectorAll("article pre")];
-  for (const text of texts) text.style.whiteSpace = "pre";
-  const fits = texts.map(text => 0.99 * text.clientWidth / text.scrollWidth);
-  const sizes = texts.map((text, place) => size(text) * (0.75 < fits[place] && fits[place] < 0.99 ? fits[place] : 1));
-  texts.forEach((text, place) => { text.style.whiteSpace = ""; text.style.fontSize = `${sizes[place]}px`; });
+  for (const text of texts) text.style.cssText = "white-space: pre; width: max-content";
+  const fits = texts.map(text => 0.99 * text.parentElement.clientWidth / text.getBoundingClientRect().width);
+  const sizes = texts.map((text, place) => size(text) * (0.75 < fits[place] && fits[place] < 1 ? fits[place] : 1));
+  texts.forEach((text, place) => { text.style.cssText = `font-size: ${sizes[place]}px`; });
   const room = element => element.parentElement.getBoundingClientRect().right + 1;
   let wide = [...document.querySelectorAll("article table, article mjx-container[display]")].map(e => [e, size(e)]);
   for (let scale = 0.95; scale > 0.5; scale -= 0.05) {

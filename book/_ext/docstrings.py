@@ -193,11 +193,11 @@ class Classes(ClassDocumenter):
     priority = ClassDocumenter.priority + 1
 
     def add_directive_header(self, sig):
-        """Write the signature; an enumeration has none."""
+        """Write the signature, where it says something: of an enumeration, or of any arguments, it does not."""
         if self.object.__bases__ == (object,):
             self.options = self.options.copy()
             self.options["show-inheritance"] = False
-        super().add_directive_header("" if issubclass(self.object, Enum) else sig)
+        super().add_directive_header("" if issubclass(self.object, Enum) or sig.startswith("(*args") else sig)
 
 
 class Quoted(PyXRefRole):
