@@ -131,7 +131,7 @@ def test_page_shows_what_the_chapter_made(built):
     assert "google.colab" not in page  # the install cell is for Colab
     name = repository_url(ROOT).removeprefix("https://github.com/")
     assert f"https://colab.research.google.com/github/{name}/blob/main/notebooks/01_first.ipynb" in page
-    assert f"{repository_url(ROOT)}/edit/main/notebooks/01_first.ipynb" in page
+    assert f"{repository_url(ROOT)}/edit/main/notebooks/01_first.py" in page
     for kept in (built / "_build" / "html").rglob("*.ipynb"):
         assert str(built) not in kept.read_text()
 

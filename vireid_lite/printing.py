@@ -206,8 +206,8 @@ def _front(root: Path, entries: list[Entry]) -> str:
 <p class="subtitle">{html.escape(project["description"])}</p><p>{html.escape(authors)}</p>
 <p class="edition">Version {project["version"]}, built on {today.day} {today:%B %Y}</p>
 <p class="made">{html.escape(made)}<br><a href="{address}">{address}</a><br>Licence: {project["license"]}</p>
-<p class="made">Code and output that the pages fold away is left out here; it is in the notebooks. Solutions stand open
-after their exercise.</p></section>
+<p class="made">Code that the pages fold away is left out here; it is in the notebooks. Solutions stand open after their
+exercise.</p></section>
 <nav class="contents"><h1>Contents</h1><ol>{"".join(map(_line, entries))}</ol></nav>
 <script>for (const [anchor, page] of Object.entries({NUMBERS}))
   for (const place of document.querySelectorAll(`[data-page="${{anchor}}"]`)) place.textContent = page;</script>"""
