@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from vireid_lite import cards, provenance
+from vireid_lite import cards, files
 from vireid_lite.errors import InputError
 
 CONFIGURATION = {
@@ -70,7 +70,7 @@ def test_cards_are_found_by_their_fields(tmp_path):
 
 
 def test_committed_cards_are_whole_and_hold_no_path_or_label():
-    folder = provenance.PACKAGE.parent / "book" / "results"
+    folder = files.PACKAGE.parent / "book" / "results"
     for card in cards.read_cards(folder):
         text = json.dumps(card)
         assert "/home" not in text

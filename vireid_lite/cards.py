@@ -12,10 +12,12 @@ import numpy as np
 
 from vireid_lite.behaviour import made_with
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import stable_hash, write_atomically
+from vireid_lite.files import stable_hash, write_atomically
 
 SCHEMA = 1
+
 CARDS = "*-s*-*.json"  # the file names of `card_name`
+
 REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "made_with")
 
 
