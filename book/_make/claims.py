@@ -1,0 +1,810 @@
+"""The claims ledger: what the two papers state, what was run or computed here, and where each statement stands.
+
+`book/claims.toml` holds the claims, their verdicts, the printed numbers and every sentence; `book/claims.md` is written
+from it. What can be recomputed is recomputed: a function a kind of evidence returns numbers and a verdict, the sentence
+is filled with the numbers, and a verdict that the run cards or the arithmetic do not give is an error.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial, reduce
+from inspect import signature
+from itertools import pairwise, product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vireid_lite import attention, frequency, metrics, models, quadruple, tables
+from vireid_lite.attacks.base import luma, tie
+from vireid_lite.cards import is_stale, read_cards
+from vireid_lite.data import Modality
+from vireid_lite.errors import InputError
+from vireid_lite.tables import DIRECTIONS
+
+HOLDS, PARTLY, NOT = "holds", "holds partly", "does not"
+OPEN, CONTRADICTS = "open without licensed data", "contradicts itself"
+VERDICTS = (HOLDS, PARTLY, NOT, OPEN, CONTRADICTS)
+# A "number" belongs to a licensed data set; a "mechanism" can be shown or refuted anywhere; "text" is the paper's own
+# wording, equations, tables and code.
+ABOUT = ("number", "mechanism", "text")
+KINDS = ("arithmetic", "cards", "code", "text")
+MARGIN = 0.1  # of rank-1: who spoils a ranking costs more than this
+ROUNDING = 0.005  # half a unit of the last printed digit
+
+Computed = tuple[dict, str]  # numbers by name, and the verdict
+Pair = tuple[str, dict, dict]  # what is compared, the card compared with, the card in question
+
+
+class Claim(NamedTuple):
+    """One statement of a paper in our words, its verdict, and where the evidence is found.
+
+    about: one of `ABOUT`. chapter: the one that is about it, or 0. evidence: a table with `kind`, one of `KINDS`.
+    answer: what the paper's authors reply, in their own words, with date; or "".
+    """
+
+    id: str
+    paper: str
+    where: str
+    about: str
+    statement: str
+    verdict: str
+    evidence: dict
+    chapter: int = 0
+    answer: str = ""
+
+
+class Ledger(NamedTuple):
+    """The data file: printed numbers, papers, commits, usual card selection, sentences by function, claims."""
+
+    printed: dict
+    papers: dict
+    repositories: dict
+    selection: dict
+    sentences: dict
+    introduction: str
+    claims: list[Claim]
+
+
+class Finding(NamedTuple):
+    """What the evidence says, the verdict that follows from it, and the data it is about."""
+
+    text: str
+    verdict: str
+    data: str
+
+
+# Reading and checking.
+
+
+def read_ledger(path: Path) -> Ledger:
+    """Return the ledger in a TOML file such as `book/claims.toml`.
+
+    Raises InputError where it cannot be read, a claim lacks a field or has an unknown one, an id comes twice, or a
+    verdict, a paper or a kind of evidence is unknown.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable ledger ({error}); restore it from the repository") from None
+    tables_of = {
+        name: content.get(name, {}) for name in ("printed", "papers", "repositories", "selection", "sentences")
+    }
+    claims: dict[str, Claim] = {}
+    for number, entry in enumerate(content.get("claim", []), start=1):
+        here = f"{path.name}: claim {entry.get('id', f'number {number}')}"
+        if problem := sorted({*Claim._fields} - entry.keys() - Claim._field_defaults.keys()):
+            raise InputError(f"{here}: field {problem[0]!r} is missing")
+        if problem := sorted(entry.keys() - {*Claim._fields}):
+            raise InputError(f"{here}: field {problem[0]!r} is unknown")
+        claim = Claim(**entry)
+        for what, value, known in (
+            ("verdict", claim.verdict, VERDICTS),
+            ("about", claim.about, ABOUT),
+            ("kind of evidence", claim.evidence.get("kind"), KINDS),
+            ("paper", claim.paper, tables_of["papers"]),
+        ):
+            if value not in known:
+                raise InputError(f"{here}: {what} {value!r} is none of: {', '.join(known)}")
+        if claim.id in claims:
+            raise InputError(f"{here}: this id comes twice; give each claim its own")
+        statement = _filled(claim.statement, tables_of["printed"], f"{here}: its statement")
+        claims[claim.id] = claim._replace(statement=statement)
+    return Ledger(**tables_of, introduction=content.get("introduction", ""), claims=[*claims.values()])
+
+
+def _filled(sentence: str, numbers: dict, what: str) -> str:
+    try:
+        return sentence.format_map(numbers)
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{what} asks for {error}, which is neither printed nor computed") from None
+
+
+def find(claim: Claim, ledger: Ledger, cards: Sequence[dict]) -> Finding:
+    """Return what a claim's evidence says today: recomputed from the cards or by arithmetic, or as the file quotes it.
+
+    cards: all run cards, as `cards.read_cards` gives them. Raises InputError for evidence that cannot be resolved.
+    """
+    options = dict(claim.evidence)
+    try:
+        kind = options.pop("kind")
+        if kind in ("code", "text"):
+            return _quoted(claim, ledger, **options)
+        name = options.pop("function")
+        sentence = options.pop("text", None) or ledger.sentences.get(name, "")
+        if kind == "arithmetic":
+            call = partial(ARITHMETIC[name], ledger.printed, **options)
+        else:
+            wanted, command = {**ledger.selection, **options.pop("cards")}, options.pop("command")
+            chosen = [card for card in cards if _matches(card, wanted)]
+            if "printed" in options:
+                options["printed"] = _at(ledger.printed, options["printed"])
+            call = partial(CARDS[name], chosen, **options)
+        signature(call).bind()
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"claims: the evidence of {claim.id} cannot be resolved ({error}); see claims.py") from None
+    found = call()
+    if found is None:
+        return Finding(f"pending: `{command}`", OPEN, f"{_listed(wanted['dataset.name'])}, not run yet")
+    numbers, verdict = found
+    text = _filled(sentence, ledger.printed | options | numbers, f"claims: the evidence of {claim.id}")
+    return Finding(text, verdict, "arithmetic" if kind == "arithmetic" else _ground(chosen))
+
+
+def _quoted(claim: Claim, ledger: Ledger, text: str, places: list[str], repository: str = "") -> Finding:
+    """Return the finding of a claim whose evidence stands in the text, or in a repository's code."""
+    if not text or len(places) < 1 + (not repository and claim.verdict == CONTRADICTS):
+        raise KeyError("places")
+    if (claim.evidence["kind"] == "code") != bool(repository):
+        raise KeyError("repository")
+    if not repository:
+        return Finding(f"{'; '.join(places)}: {text}", claim.verdict, "the text")
+    named = ", ".join(f"`{place}`" for place in places)
+    return Finding(f"{named}: {text}", claim.verdict, f"code of {repository} at `{ledger.repositories[repository]}`")
+
+
+def check(ledger: Ledger, cards: Sequence[dict]) -> dict[str, Finding]:
+    """Return the finding of every claim by id.
+
+    Raises InputError where a verdict is not the one its evidence gives, or where synthetic images are to settle a
+    number of a licensed data set.
+    """
+    found = {claim.id: find(claim, ledger, cards) for claim in ledger.claims}
+    for claim in ledger.claims:
+        finding = found[claim.id]
+        if finding.verdict != claim.verdict:
+            raise InputError(
+                f"claims: {claim.id} says {claim.verdict!r}, its evidence {finding.verdict!r} ({finding.text}); look at"
+                " it, and correct book/claims.toml or the evidence"
+            )
+        if claim.about == "number" and "synthetic" in finding.data and claim.verdict != OPEN:
+            raise InputError(
+                f"claims: {claim.id} is about a number of a licensed data set, which synthetic images cannot settle"
+            )
+    return found
+
+
+def _at(table: dict, path: str) -> object:
+    """Return what stands at a dotted path, such as table2.AGW.CMPS.rank1.0, in nested tables and lists."""
+    return reduce(lambda part, key: part[int(key)] if isinstance(part, list) else part[key], path.split("."), table)
+
+
+def _matches(card: dict, wanted: dict) -> bool:
+    """Return whether a card has the wanted values, one of several where a list is given; keys such as dataset.name."""
+    for path, values in wanted.items():
+        value = reduce(lambda part, key: (part or {}).get(key), path.split("."), card)
+        if value not in (values if isinstance(values, list) else [values]):
+            return False
+    return not card.get("split") and not card["dataset"].get("thermal")
+
+
+def _listed(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _ground(cards: Sequence[dict]) -> str:
+    """Say on which data, sizes and seeds some cards were made."""
+    difficulties: dict[str, set] = {}
+    for card in cards:
+        difficulties.setdefault(card["dataset"]["name"], set()).add(card["dataset"].get("difficulty", ""))
+    data = [name + (f" ({' and '.join(sorted(known))})" if any(known) else "") for name, known in difficulties.items()]
+    tiers, seeds = sorted({card["tier"] for card in cards}), {card["seed"] for card in cards}
+    stale = sum(map(is_stale, cards))
+    return (
+        f"{', '.join(data)}, tier {' and '.join(tiers)}, {len(seeds)} seed{'s' * (len(seeds) != 1)}"
+        + f", {stale} of {len(cards)} cards stale" * (stale > 0)
+    )
+
+
+# Verdicts.
+
+
+def share(hits: Sequence[bool], none: str = NOT) -> str:
+    """Return the verdict on what is to be so in each case: `none` where it is so in no case."""
+    return HOLDS if all(hits) else PARTLY if any(hits) else none
+
+
+def compared(pairs: Iterable[Pair], name: str = "scores_8_bit", other_name: str = "") -> dict[tuple, tuple]:
+    """Return {setting: (outcome, difference)} of rank-1, second card minus first; pairs of one victim each.
+
+    A setting is a label, tier, data set, victim, infrared form and direction; its seeds go together. The outcome is
+    "lower" or "higher" where the paired interval over people excludes zero and every seed has that sign, else "not told
+    apart"; "at chance" where neither card is above it. name, other_name: which scores of the second and first card.
+    """
+    groups: dict[tuple, list] = {}
+    for (label, other, own), way in product(pairs, DIRECTIONS):
+        tied = bool((own["attack"] or {}).get("tied"))
+        key = label, own["tier"], str(own["dataset"]), str(own["victim"]), tied, way
+        scores = other[other_name or name][way], own[name][way]
+        groups.setdefault(key, []).append((*scores, own["scores"][way]["chance"]["rank1"]["high"]))
+    found = {}
+    for key, group in groups.items():
+        before, after, chance = zip(*group, strict=True)
+        together = tables.paired(before, after)
+        each = [two["rank1"] - one["rank1"] for one, two in zip(before, after, strict=True)]
+        if max(scores["rank1"] for scores in before + after) <= chance[0]:
+            outcome = "at chance"
+        elif together.high < 0 and max(each) < 0:
+            outcome = "lower"
+        elif together.low > 0 and min(each) > 0:
+            outcome = "higher"
+        else:
+            outcome = "not told apart"
+        found[key] = outcome, together
+    return found
+
+
+def judged(found: dict[tuple, tuple], wanted: str = "lower", margin: float | None = None) -> str:
+    """Return the verdict on "it is always `wanted`", lower or higher, open where too few settings tell.
+
+    It holds partly where more than one setting speaks for it.
+    margin: fraction; where the statement means more than any difference. Excluded everywhere, it does not hold.
+    """
+    counts = Counter(outcome for outcome, _ in found.values())
+    unwanted = "higher" if wanted == "lower" else "lower"
+    if counts[wanted] == len(found):
+        return HOLDS
+    # One setting that tells may be chance, among as many as are looked at.
+    if counts[wanted] > 1:
+        return PARTLY
+    excluded = margin is not None and all(difference.low > -margin for _, difference in found.values())
+    return NOT if excluded or 2 * counts[unwanted] > len(found) else OPEN
+
+
+def settled(
+    pairs: Iterable[Pair],
+    name: str = "scores_8_bit",
+    other_name: str = "",
+    wanted: str = "lower",
+    margin: float | None = None,
+    **numbers: object,
+) -> Computed | None:
+    """Return how far rank-1 lies apart, in how many settings it is told apart, and the verdict; None without pairs.
+
+    Arguments as of `compared` and `judged`. numbers: more of them for the sentence.
+    """
+    found = compared(pairs, name, other_name)
+    if not found:
+        return None
+    counts = Counter(outcome for outcome, _ in found.values())
+    outcomes = [one for one in ("lower", "higher", "not told apart", "at chance") if counts[one]]
+    said = ", ".join(f"{outcome} in {counts[outcome]}" for outcome in outcomes)
+    tally = f"{_span(difference.difference for _, difference in found.values())}; {said} of {len(found)} settings"
+    return {"tally": tally, **numbers}, judged(found, wanted, margin)
+
+
+def _span(differences: Iterable[float]) -> str:
+    """Write the least and the largest of some fractions in points, with a sign."""
+    points = [f"{100 * value:+z.1f}".replace("-", "−") for value in sorted(differences)]
+    return f"{points[0]} to {points[-1]} points"
+
+
+# Evidence in run cards. Each takes the selected cards and returns numbers and verdict, or None where nothing has run.
+
+
+def _of(cards: Iterable[dict], label: str) -> list[dict]:
+    """Return the attack cards that tables print under this label."""
+    return [card for card in cards if card["attack"] and tables.label(card["attack"]) == label]
+
+
+def _pairs(others: Iterable[dict], cards: Iterable[dict], label: str = "") -> list[Pair]:
+    """Return every two cards of the same victim and infrared form, the first of `others`."""
+    return [
+        (label, other, own)
+        for other, own in product(others, cards)
+        if other["attack"]["tied"] == own["attack"]["tied"] and tables.same_victim(other, own)
+    ]
+
+
+def _switched(cards: Iterable[dict], others: Iterable[dict], switch: dict) -> list[Pair]:
+    """Return every card and the one of its victim whose attack differs by just this switch."""
+    return [
+        (str(switch), card, other)
+        for card, other in product(cards, others)
+        if other["attack"] == {**card["attack"], **switch} != card["attack"] and tables.same_victim(card, other)
+    ]
+
+
+def _anatomy(cards: Iterable[dict], label: str) -> list[dict]:
+    """Return what the drop consists of, by card and direction."""
+    return [card["anatomy"][way] for card in _of(cards, label) if "anatomy" in card for way in DIRECTIONS]
+
+
+def _rank1(cards: Iterable[dict], name: str) -> np.ndarray:
+    """Return rank-1 of some scores, percent: (card, direction)."""
+    return 100 * np.array([[card[name][way]["rank1"] for way in DIRECTIONS] for card in cards])
+
+
+def _chance(cards: Sequence[dict]) -> float:
+    return 100 * cards[0]["scores"][DIRECTIONS[0]]["chance"]["rank1"]["mean"]
+
+
+def against(cards: Sequence[dict], attack: str, than: list[str]) -> Computed | None:
+    """An attack against others on the same victims: it should leave a lower rank-1 than each of them."""
+    pairs = [pair for name in than for pair in _pairs(_of(cards, name), _of(cards, attack), name)]
+    return settled(pairs, than=" or ".join(than))
+
+
+def breaks(cards: Sequence[dict], attack: str) -> Computed | None:
+    """An attack against sign noise of the same size, on the same victims, with clean scores and chance beside it."""
+    if not (own := _of(cards, attack)):
+        return None
+    clean, left = (_rank1(own, name).mean(0) for name in ("clean", "scores_8_bit"))
+    pairs = _pairs(_of(cards, "sign noise"), own)
+    return settled(pairs, margin=MARGIN, clean=clean, left=left, chance=_chance(own))
+
+
+def spoils(cards: Sequence[dict], attacks: list[str]) -> Computed | None:
+    """Attacks against clean images: does the interval of every run lie below a fall by `MARGIN`, or above it?"""
+    own = [card for name in attacks for card in _of(cards, name)]
+    falls = [card["scores_8_bit"][way]["difference"]["rank1"] for card, way in product(own, DIRECTIONS)]
+    if not falls:
+        return None
+    spoilt, spared = [one["high"] < -MARGIN for one in falls], sum(one["low"] > -MARGIN for one in falls)
+    numbers = {"attacks": " or ".join(attacks), "span": _span(one["difference"] for one in falls)}
+    numbers |= {"margin": 100 * MARGIN, "spared": spared, "spoilt": sum(spoilt), "runs": len(falls)}
+    return numbers, share(spoilt, none=NOT if 2 * spared > len(falls) else OPEN)
+
+
+def without(cards: Sequence[dict], attack: str, switches: list[dict], part: bool = True) -> Computed | None:
+    """An attack against itself with one switch thrown, all else equal.
+
+    part: whether a switch takes something away that should help, or (false) adds it.
+    """
+    pairs = [pair for switch in switches for pair in _switched(_of(cards, attack), cards, switch)]
+    return settled((label, other, own) if part else (label, own, other) for label, own, other in pairs)
+
+
+def grows(cards: Sequence[dict], attack: str) -> Computed | None:
+    """An attack at the next larger budget against itself, all else equal: it should leave a lower rank-1."""
+    by_eps: dict[float, list] = {}
+    for card in sorted(_of(cards, attack), key=lambda card: card["attack"]["eps"]):
+        by_eps.setdefault(card["attack"]["eps"], []).append(card)
+    steps = pairwise(by_eps)
+    pairs = [pair for small, large in steps for pair in _switched(by_eps[small], by_eps[large], {"eps": large})]
+    return settled(pairs, levels=", ".join(f"{255 * eps:.0f}" for eps in by_eps))
+
+
+def likeness(cards: Sequence[dict], attack: str) -> Computed | None:
+    """SSIM and PSNR of attacked queries. They measure pixels, so whether anybody would notice stays open."""
+    seen = _anatomy(cards, attack)
+    return ({name: np.mean([one[name] for one in seen]) for name in ("ssim", "psnr")}, OPEN) if seen else None
+
+
+def traced(cards: Sequence[dict], attack: str, trace: str, rises: bool = True) -> Computed | None:
+    """A trace of the drop, clean to attacked, in every run and direction, beside what sign noise does to it."""
+    own, noise = (_anatomy(cards, name) for name in (attack, "sign noise"))
+    if not own or not noise:
+        return None
+    before, after = (np.array([one[state][trace] for one in own]) for state in ("clean", "attacked"))
+    moved = after > before if rises else after < before
+    numbers = {"before": before.mean(), "after": after.mean(), "moved": moved.sum(), "runs": len(own)}
+    return numbers | {"noise": np.mean([one["attacked"][trace] for one in noise])}, share(moved)
+
+
+def hinge(cards: Sequence[dict]) -> Computed | None:
+    """How many noted steps of the bounded attack with the published hinge have any bracket above zero."""
+    active = [note["active"] > 0 for card in cards for note in card["history"]]
+    if not active:
+        return None
+    numbers = {"active": sum(active), "noted": len(active), "runs": len(cards)}
+    return numbers, HOLDS if all(active) else NOT if 2 * sum(active) < len(active) else PARTLY
+
+
+def sabotage(cards: Sequence[dict]) -> Computed | None:
+    """A network retrained as the text says: does the perturbation lower rank-1, or is the clean one as low?"""
+    if not cards:
+        return None
+    clean, noisy = (_rank1(cards, name).mean() for name in ("scores_clean", "scores"))
+    numbers = {"form": cards[0]["modification"]["form"], "clean": clean, "noisy": noisy, "chance": _chance(cards)}
+    return settled((("", card, card) for card in cards), "scores", "scores_clean", margin=MARGIN, **numbers)
+
+
+def benign(cards: Sequence[dict]) -> Computed | None:
+    """A network with FSAM after blocks 0 and 4 against one without, nobody attacking."""
+    plain = [card for card in cards if card["modification"]["attention"] == "none"]
+    fsam = {"modification.attention": "fsam", "modification.blocks": [[0, 4]]}
+    own = [card for card in cards if _matches(card, fsam)]
+    parts = ("tier", "dataset", "victim", "seed")
+    pairs = [("", one, two) for one, two in product(plain, own) if all(one[part] == two[part] for part in parts)]
+    return settled(pairs, "scores", wanted="higher")
+
+
+def ablation(cards: Sequence[dict]) -> Computed | None:
+    """The bounded attack with a part or a pair against noise alone, where the ablation has run."""
+    alone = {"attack.quadruple": False, "attack.attention": "none", "attack.sfm": False}
+    noise = [card for card in cards if _matches(card, alone)]
+    names, pairs = ("attention", "sfm", "quadruple", "form"), []
+    for card in cards:
+        if card not in noise:
+            pairs += _pairs(noise, [card], str([card["attack"][name] for name in names]))
+    return settled(pairs)
+
+
+def carried(
+    cards: Sequence[dict],
+    attack: str,
+    than: str = "sign noise",
+    models: list[str] | None = None,
+    identities: str | None = None,
+) -> Computed | None:
+    """A perturbation made on one network and scored on another, against another attack's on the same target.
+
+    than: "sign noise" may come from any card of the target; another attack must have been made on the same surrogate.
+    models: the networks that surrogate and target are among. identities: "shared" where the surrogate saw the target's
+    training people, "others" where not. Any by default.
+    """
+    pairs = []
+    for own in _of(cards, attack):
+        if not (surrogate := own.get("surrogate")) or identities not in (None, surrogate["identities"]):
+            continue
+        source, target = surrogate["victim"], own["victim"]
+        if models and not {source["model"], target["model"]} <= {*models}:
+            continue
+        others = [other for other in _of(cards, than) if than == "sign noise" or other.get("surrogate") == surrogate]
+        label = f"{source['model']} {source['backbone']} → {target['model']} {target['backbone']}"
+        pairs += _pairs(others, [own], f"{label}, {surrogate['identities']}")
+    return settled(pairs, than=than)
+
+
+def licensed(cards: Sequence[dict], attack: str, printed: dict) -> Computed | None:
+    """A printed rank-1 of both directions against reruns on the same data: inside the intervals over people, or not.
+
+    printed: `rank1`, percent, visible then infrared queries.
+    """
+    if not (own := _of(cards, attack)):
+        return None
+    ends = []
+    for way in DIRECTIONS:
+        scores = [card["scores_8_bit"][way] for card in own]
+        values = [
+            (one["identity_rank1"], np.arange(len(one["identity_rank1"])), one["identity_queries"]) for one in scores
+        ]
+        intervals = [metrics.bootstrap(*each) for each in values]
+        ends.append((100 * min(one.low for one in intervals), 100 * max(one.high for one in intervals)))
+    low, high = np.transpose(ends)
+    values = np.array(printed["rank1"])
+    inside = (low - ROUNDING <= values) & (values <= high + ROUNDING)
+    return {"values": values, "low": low, "high": high}, share(inside)
+
+
+CARDS: dict[str, Callable] = {
+    each.__name__: each
+    for each in (
+        ablation, against, benign, breaks, carried, grows, hinge, licensed, likeness, sabotage, spoils, traced,
+        without,
+    )
+}  # fmt: skip
+
+
+# Arithmetic. Each takes the printed numbers and returns numbers and verdict.
+
+
+def agree(printed: dict, one: list[str], other: list[str], alike: str, unlike: str, within: float = 0) -> Computed:
+    """Numbers printed in one place against those of another, as many: a verdict where all agree, and one where not.
+
+    one, other: dotted paths, each to a number or to a list of them. within: how far apart rounding may put them.
+    """
+    values = (np.concatenate([np.ravel(_at(printed, path)) for path in side]) for side in (one, other))
+    apart = np.abs(np.subtract(*values)).max()
+    return {"apart": apart}, alike if apart <= within + 1e-9 else unlike
+
+
+def _least(ranked: int, matches: int) -> float:
+    """Return the average precision with all matches at the end of `ranked` images."""
+    place = np.arange(1, matches + 1)
+    return float((place / (ranked - matches + place)).mean())
+
+
+def indoor_minimum(printed: dict) -> Computed:
+    """The attacked indoor mAP against the least that single-shot indoor search allows (protocols: SYSU-MM01)."""
+    # 56 people in cameras 1 and 2; camera 3's queries skip camera 2. 1,088 and 1,120 queries have a match.
+    least = 100 * np.average([_least(56, 1), _least(112, 2)], weights=[1088, 1120])
+    below = [printed["table1"][victim]["CMPS"]["mAP"][1] < least - ROUNDING for victim in ("AGW", "DDAG")]
+    return {"least": least}, NOT if all(below) else OPEN
+
+
+def indoor_rank20(printed: dict) -> Computed:
+    """Chance of the indoor rank-20: people among the first 20 of 56, CMC by identity."""
+    return {"chance": 100 * 20 / 56}, OPEN
+
+
+def _printed_rank1(printed: dict, attack: str) -> np.ndarray:
+    """Return an attack's rank-1 in Tables 1 and 2: (table, cell)."""
+    names = ("table1", "table2")
+    return np.array([[value for rows in printed[name].values() for value in rows[attack]["rank1"]] for name in names])
+
+
+def over_sixty(printed: dict) -> Computed:
+    """How many cells of FGSM and PGD keep a rank-1 above the stated bound, in Tables 1 and 2."""
+    values = np.hstack([_printed_rank1(printed, attack) for attack in ("FGSM", "PGD")])
+    above = values > printed["fgsm_pgd_above"]
+    numbers = {"above": above.sum(1), "cells": values.shape[1], "low": values.min(1), "high": values.max(1)}
+    return numbers, share(above.ravel())
+
+
+def iterated_weaker(printed: dict) -> Computed:
+    """In how many cells PGD, which iterates FGSM, leaves a higher rank-1 than FGSM."""
+    weaker = _printed_rank1(printed, "PGD") > _printed_rank1(printed, "FGSM")
+    return {"weaker": weaker.sum(), "cells": weaker.size}, OPEN
+
+
+def test_people(printed: dict) -> Computed:
+    """SYSU-MM01's own counts: all people less those of training and validation."""
+    people = printed["sysu_people"]
+    left = people["all"] - people["train"] - people["val"]
+    return {"left": left}, HOLDS if left == people["test_stated"] else NOT
+
+
+def deen_baseline(printed: dict) -> Computed:
+    """The clean LLCM rows against DEEN's paper and against the results that its page gives instead."""
+    rows = printed["table3"]["DEEN"]["none"]
+    clean = np.transpose([rows["rank1"], rows["mAP"]])
+    apart = {place: np.abs(clean - known).max() for place, known in printed["deen"].items()}
+    return apart, HOLDS if apart["page"] <= 0.1 else PARTLY if apart["paper"] <= 0.1 else NOT
+
+
+def success_rates(printed: dict) -> Computed:
+    """Table 4: rates and margins; neither data nor what counts as success is defined."""
+    ours, other = np.array([cell for row in printed["table4"].values() for cell in row.values()]).T
+    margins = ours - other
+    numbers = {"low": ours.min(), "high": ours.max(), "least": margins.min(), "most": margins.max()}
+    return numbers | {"above": (margins > 0).sum(), "cells": margins.size}, OPEN
+
+
+def grey_of_infrared(printed: dict) -> Computed:
+    """Luma of an image with three equal channels is the image."""
+    infrared = torch.rand(4, 1, 16, 8, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    change = (luma(infrared) - infrared).abs().max().item()
+    return {"change": change}, NOT if change < 0.5 / 255 else OPEN
+
+
+def free_channels(printed: dict) -> Computed:
+    """Share of an infrared image's pixels with unequal channels under a free and under a tied perturbation."""
+    generator = torch.Generator().manual_seed(0)
+    infrared = torch.rand(1, 1, 32, 16, generator=generator).expand(-1, 3, -1, -1)
+    delta = (torch.randint(2, (3, 32, 16), generator=generator) * 2 - 1) * printed["eps"] / 255
+    seen = ((infrared + each).clamp(0, 1) for each in (delta, tie(delta)))
+    free, tied = (100 * (image != image[:, :1]).any(1).float().mean().item() for image in seen)
+    return {"free": free, "tied": tied}, NOT if free > 0 == tied else OPEN
+
+
+def random_start(printed: dict) -> Computed:
+    """How much of a start drawn from [0, 1] lies outside a budget of eps levels, with pixels in [0, 1]."""
+    return {"outside": 100 * (1 - printed["eps"] / 255)}, PARTLY
+
+
+def _sysu_all_search() -> tuple[np.ndarray, ...]:
+    """Return query and gallery identities and cameras in the totals of all search, single shot (chapter 2)."""
+    seen_by = {1: np.arange(56), 2: np.arange(56), 4: np.arange(96), 5: np.arange(3, 96)}
+    gallery = sorted((person, camera) for camera, who in seen_by.items() for person in who.tolist())
+    camera_3 = np.full(96, 20)
+    camera_3[:32] -= 1
+    camera_3[56:61] -= 1
+    query = np.concatenate([np.repeat(np.arange(96), camera_3), np.repeat(np.arange(96), 20)])
+    people, cameras = np.array(gallery).T
+    return query, people, np.repeat([3, 6], [camera_3.sum(), 1920]), cameras
+
+
+@cache
+def _uninformed() -> dict[str, list[tuple[float, float]]]:
+    """Return, by data set, the span of rank-1 and of mAP, percent, of single rankings without information.
+
+    The queries of a person share an order, in which the images of a gallery person stand anywhere, half together or
+    together: the widest of chapter 10's forms.
+    """
+    regdb = np.repeat(np.arange(206), 10)
+    layouts = {"RegDB": ("regdb", regdb, regdb, None, None), "SYSU-MM01": ("sysu", *_sysu_all_search())}
+    rng, found = np.random.default_rng(0), {}
+    for name, (protocol, query, gallery, cameras, gallery_cameras) in layouts.items():
+        cameras = np.zeros_like(query) if cameras is None else cameras
+        # Queries of one person and camera score alike, so each such pair asks once.
+        (who, camera), counts = np.unique(np.stack([query, cameras]), axis=1, return_counts=True)
+        people, ends = query.max() + 1, []
+        for together in (0, 0.5, 1):
+            runs = []
+            for _ in range(40):
+                order = np.float32((1 - together + 1e-9) ** 0.5) * rng.standard_normal(
+                    (people, len(gallery)), np.float32
+                )
+                order += np.float32(together**0.5) * rng.standard_normal((people, people), np.float32)[:, gallery]
+                got = metrics.evaluate(order[who], who, gallery, camera, gallery_cameras, protocol)
+                weights = counts[got.valid]
+                runs.append([np.average(each, weights=weights) for each in (got.per_query_rank1, got.per_query_ap)])
+            ends.append(100 * np.quantile(runs, [0.025, 0.975], axis=0))
+        found[name] = list(zip(np.min(ends, axis=0)[0], np.max(ends, axis=0)[1], strict=True))
+    return found
+
+
+def _at_floor(row: dict, name: str) -> list[bool]:
+    """Return whether a row's rank-1 and mAP lie where rankings without information do."""
+    ends = zip((row["rank1"], row["mAP"]), _uninformed()[name], strict=True)
+    return [low - ROUNDING <= value <= high + ROUNDING for value, (low, high) in ends]
+
+
+def final_floor(printed: dict) -> Computed:
+    """The full method's final scores against rankings that know nothing."""
+    floor = _uninformed()
+    inside = [one for name in floor for one in _at_floor(printed["final"][name]["FSAM"], name)]
+    verdict = NOT if all(inside) else PARTLY if any(inside) else OPEN
+    return {"floor": floor, "inside": sum(inside), "scores": len(inside)}, verdict
+
+
+def attention_rows(printed: dict) -> Computed:
+    """SE and ECA in place of FSAM: all three rows against the floor, and their margins against its width."""
+    rows, inside, margins = printed["final"], [], []
+    for name, module in product(_uninformed(), ("SE", "ECA")):
+        inside += _at_floor(rows[name][module], name)
+        margins.append(rows[name][module]["rank1"] - rows[name]["FSAM"]["rank1"])
+    numbers = {"inside": sum(inside), "scores": len(inside), "least": min(margins), "most": max(margins)}
+    return numbers | {"width": max(high - low for (low, high), _ in _uninformed().values())}, OPEN
+
+
+def ablation_order(printed: dict) -> Computed:
+    """Table 3: does each further part lower rank-1, and do the last steps end at chance?"""
+    rows = [({*filter(None, parts.split("+"))}, values) for parts, values in printed["table3_ablation"].items()]
+    steps = [
+        (before, after) for (one, before), (two, after) in product(rows, rows) if one < two and len(two - one) == 1
+    ]
+    before, after = np.swapaxes(steps, 0, 1)
+    floor = [_uninformed()[name][0][1] + ROUNDING for name in ("SYSU-MM01", "RegDB")]
+    told, at_floor = after < before, after <= floor
+    return {"told": told.sum(), "steps": told.size, "floor": at_floor.sum()}, PARTLY if told.any() else NOT
+
+
+def falling_cmc(printed: dict) -> Computed:
+    """Rank-10 is at least rank-1; the answers' RegDB columns say otherwise."""
+    rank1, rank10 = printed["answer_regdb_before"]
+    return {}, CONTRADICTS if rank10 < rank1 else HOLDS
+
+
+@cache
+def _agw() -> tuple[int, int, float]:
+    """Return AGW's parameters without its classifier, those of FSAM twice and SFM, and multiplications of 64 images."""
+    with torch.device("meta"):  # shapes only: nothing is drawn or computed
+        agw = models.build("agw", num_identities=206, backbone="resnet50").eval()
+        channels = attention.block_channels(agw)
+        places = (("fsam", 0), ("fsam", 4), ("sfm", 4))
+        heads = [attention.build_attention(name, channels[block]) for name, block in places]
+    size, classifier, *added = (sum(p.numel() for p in module.parameters()) for module in (agw, agw.classifier, *heads))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        agw(torch.zeros(64, 3, 288, 144, device="meta"), Modality.VISIBLE)
+    return size - classifier, sum(added), counter.get_total_flops() / 2
+
+
+def parameters(printed: dict) -> Computed:
+    """Do AGW and AGW with the modules print as the same number of millions?"""
+    plain, added, _ = _agw()
+    fit = [abs(value / 1e6 - printed["parameters_million"]) < ROUNDING for value in (plain, plain + added)]
+    return {"plain": plain, "more": plain + added}, HOLDS if all(fit) else NOT
+
+
+def one_forward(printed: dict) -> Computed:
+    """What network, and how many images, the printed cost belongs to."""
+    batch = _agw()[-1] / 1e9
+    fits = abs(batch / printed["giga_flops"]["before"] - 1) < 0.02
+    return {"one": batch / 64, "batch": batch}, PARTLY if fits else NOT
+
+
+def cost_of_nothing(printed: dict) -> Computed:
+    """FGSM and UAP leave the network as it is, but its forward pass is printed with another cost."""
+    more = {name: cost - printed["giga_flops"]["before"] for name, cost in printed["giga_flops"].items()}
+    return more, CONTRADICTS if more["FGSM"] and more["UAP"] else HOLDS
+
+
+def phase_origin(printed: dict) -> Computed:
+    """Weighting a phase: does the result move with the image?"""
+    maps = torch.rand(1, 1, 16, 8, generator=torch.Generator().manual_seed(0))
+
+    def weighted(x: torch.Tensor) -> torch.Tensor:
+        amplitude, phase = frequency.decompose(x)
+        return frequency.recombine(amplitude, 0.5 * phase)
+
+    shift = partial(torch.roll, shifts=(3, 2), dims=(-2, -1))
+    after, before = shift(weighted(maps)), weighted(shift(maps))
+    apart = ((after - before).norm() / after.norm()).item()
+    return {"apart": 100 * apart}, NOT if apart > 0.01 else HOLDS
+
+
+def silent_hinge(printed: dict) -> Computed:
+    """A case in which the loss is zero, with no gradient, while each person's two centres are one point."""
+    centres = printed["alpha"] * torch.eye(4)
+    visible, infrared = centres.clone().requires_grad_(), centres.clone().requires_grad_()
+    loss, active = quadruple.quadruple_loss(visible, infrared, visible, infrared, alpha=printed["alpha"])
+    loss.backward()
+    slope = max(visible.grad.abs().max().item(), infrared.grad.abs().max().item())
+    numbers = {"distance": printed["alpha"] * 2**0.5, "loss": loss.item(), "slope": slope}
+    return numbers, NOT if loss.item() == slope == active.item() == 0 else OPEN
+
+
+def corrected_equation(printed: dict) -> Computed:
+    """The corrected equation 15 on one sample a person against the class-centre loss."""
+    four = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)) * 0.05
+    centre = quadruple.quadruple_loss(*four, alpha=printed["alpha"]).loss
+    sample = quadruple.pairwise_quadruple_loss(*four, torch.arange(5), alpha=printed["alpha"]).loss
+    apart = abs((centre - sample) / centre).item()
+    return {"apart": 100 * apart}, HOLDS if apart < 1e-5 and centre > 0 else NOT
+
+
+ARITHMETIC: dict[str, Callable] = {
+    each.__name__: each
+    for each in (
+        ablation_order, agree, attention_rows, corrected_equation, cost_of_nothing, deen_baseline, falling_cmc,
+        final_floor, free_channels, grey_of_infrared, indoor_minimum, indoor_rank20, iterated_weaker, one_forward,
+        over_sixty, parameters, phase_origin, random_start, silent_hinge, success_rates, test_people,
+    )
+}  # fmt: skip
+
+
+# The page.
+
+
+def page(root: Path) -> str:
+    """Return the Markdown of `book/claims.md`, written from `book/claims.toml` and the cards in `book/results`.
+
+    root: the repository. Raises InputError as `read_ledger`, `check` and `row` do.
+    """
+    ledger = read_ledger(root / "book" / "claims.toml")
+    return render(ledger, check(ledger, read_cards(root / "book" / "results")), root)
+
+
+def render(ledger: Ledger, found: dict[str, Finding], root: Path) -> str:
+    """Return the page of a ledger and its findings by id; root: the repository, whose chapters are linked."""
+    chapters = {int(path.stem[:2]): path.stem for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))}
+    counts = dict.fromkeys(VERDICTS, 0) | Counter(claim.verdict for claim in ledger.claims)
+    parts = [ledger.introduction.format(number=len(ledger.claims), counts=counts, margin=100 * MARGIN)]
+    for paper, title in ledger.papers.items():
+        lines = [
+            "| | Statement, and where it stands | Verdict | What ran, on which data | Evidence |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [row(claim, found[claim.id], chapters) for claim in ledger.claims if claim.paper == paper]
+        answers = [answered(claim) for claim in ledger.claims if claim.paper == paper and claim.answer.strip()]
+        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n" + "".join(answers))
+    return "\n".join(parts)
+
+
+def answered(claim: Claim) -> str:
+    """Return the answer of the authors to a claim as a quotation under its id."""
+    lines = claim.answer.strip().splitlines()
+    return f"\n**The authors on {claim.id}:**\n\n" + "".join(f"> {line}".rstrip() + "\n" for line in lines)
+
+
+def row(claim: Claim, finding: Finding, chapters: dict[int, str]) -> str:
+    """Return a claim's row of the table. Raises InputError where its chapter does not exist."""
+    ran = finding.data
+    if claim.chapter:
+        if claim.chapter not in chapters:
+            raise InputError(f"claims: {claim.id} names chapter {claim.chapter}, which does not exist")
+        ran += f"; [chapter {claim.chapter}](../notebooks/{chapters[claim.chapter]})"
+    verdict = f"**{claim.verdict}**" + " (synthetic)" * ("synthetic" in finding.data and claim.verdict != OPEN)
+    cells = (claim.id, f"{claim.statement} ({claim.where})", verdict, ran, finding.text)
+    if any(re.search(r"[|\n]", cell) for cell in cells):
+        raise InputError(f"claims: {claim.id} has a bar or a line break in a cell; write it otherwise")
+    return f"| {' | '.join(cells)} |"
