@@ -93,30 +93,26 @@ def read_ledger(path: Path) -> Ledger:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable ledger ({error}); restore it from the repository") from None
-    tables_of = {
-        name: content.get(name, {}) for name in ("printed", "papers", "repositories", "selection", "sentences")
-    }
+    parts = {name: content.get(name, {}) for name in ("printed", "papers", "repositories", "selection", "sentences")}
     claims: dict[str, Claim] = {}
     for number, entry in enumerate(content.get("claim", []), start=1):
         here = f"{path.name}: claim {entry.get('id', f'number {number}')}"
-        if problem := sorted({*Claim._fields} - entry.keys() - Claim._field_defaults.keys()):
-            raise InputError(f"{here}: field {problem[0]!r} is missing")
-        if problem := sorted(entry.keys() - {*Claim._fields}):
-            raise InputError(f"{here}: field {problem[0]!r} is unknown")
+        if problem := sorted(({*Claim._fields} ^ entry.keys()) - Claim._field_defaults.keys()):
+            raise InputError(f"{here}: field {problem[0]!r} is {'unknown' if problem[0] in entry else 'missing'}")
         claim = Claim(**entry)
         for what, value, known in (
             ("verdict", claim.verdict, VERDICTS),
             ("about", claim.about, ABOUT),
             ("kind of evidence", claim.evidence.get("kind"), KINDS),
-            ("paper", claim.paper, tables_of["papers"]),
+            ("paper", claim.paper, parts["papers"]),
         ):
             if value not in known:
                 raise InputError(f"{here}: {what} {value!r} is none of: {', '.join(known)}")
         if claim.id in claims:
             raise InputError(f"{here}: this id comes twice; give each claim its own")
-        statement = _filled(claim.statement, tables_of["printed"], f"{here}: its statement")
+        statement = _filled(claim.statement, parts["printed"], f"{here}: its statement")
         claims[claim.id] = claim._replace(statement=statement)
-    return Ledger(**tables_of, introduction=content.get("introduction", ""), claims=[*claims.values()])
+    return Ledger(**parts, introduction=content.get("introduction", ""), claims=[*claims.values()])
 
 
 def _filled(sentence: str, numbers: dict, what: str) -> str:
@@ -137,21 +133,20 @@ def find(claim: Claim, ledger: Ledger, cards: Sequence[dict]) -> Finding:
         if kind in ("code", "text"):
             return _quoted(claim, ledger, **options)
         name = options.pop("function")
-        sentence = options.pop("text", None) or ledger.sentences.get(name, "")
-        if kind == "arithmetic":
-            call = partial(ARITHMETIC[name], ledger.printed, **options)
-        else:
+        sentence = options.pop("text", "") or ledger.sentences.get(options.pop("sentence", name), "")
+        first = ledger.printed
+        if kind == "cards":
             wanted, command = {**ledger.selection, **options.pop("cards")}, options.pop("command")
-            chosen = [card for card in cards if _matches(card, wanted)]
+            first = chosen = [card for card in cards if _matches(card, wanted)]
             if "printed" in options:
-                options["printed"] = _at(ledger.printed, options["printed"])
-            call = partial(CARDS[name], chosen, **options)
+                options["printed"] = _cells(ledger.printed, [options["printed"]])
+        call = partial(EVIDENCE[kind][name], first, **options)
         signature(call).bind()
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"claims: the evidence of {claim.id} cannot be resolved ({error}); see claims.py") from None
     found = call()
     if found is None:
-        return Finding(f"pending: `{command}`", OPEN, f"{_listed(wanted['dataset.name'])}, not run yet")
+        return Finding(f"pending: `{command}`", OPEN, f"{wanted['dataset.name']}, not run yet")
     numbers, verdict = found
     text = _filled(sentence, ledger.printed | options | numbers, f"claims: the evidence of {claim.id}")
     return Finding(text, verdict, "arithmetic" if kind == "arithmetic" else _ground(chosen))
@@ -190,11 +185,6 @@ def check(ledger: Ledger, cards: Sequence[dict]) -> dict[str, Finding]:
     return found
 
 
-def _at(table: dict, path: str) -> object:
-    """Return what stands at a dotted path, such as table2.AGW.CMPS.rank1.0, in nested tables and lists."""
-    return reduce(lambda part, key: part[int(key)] if isinstance(part, list) else part[key], path.split("."), table)
-
-
 def _matches(card: dict, wanted: dict) -> bool:
     """Return whether a card has the wanted values, one of several where a list is given; keys such as dataset.name."""
     for path, values in wanted.items():
@@ -202,10 +192,6 @@ def _matches(card: dict, wanted: dict) -> bool:
         if value not in (values if isinstance(values, list) else [values]):
             return False
     return not card.get("split") and not card["dataset"].get("thermal")
-
-
-def _listed(value: object) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _ground(cards: Sequence[dict]) -> str:
@@ -225,24 +211,27 @@ def _ground(cards: Sequence[dict]) -> str:
 # Verdicts.
 
 
-def share(hits: Sequence[bool], none: str = NOT) -> str:
-    """Return the verdict on what is to be so in each case: `none` where it is so in no case."""
-    return HOLDS if all(hits) else PARTLY if any(hits) else none
+def share(hits: Sequence[bool], verdicts: Sequence[str] = (HOLDS, PARTLY, NOT)) -> str:
+    """Return the verdict on what is so in all cases, in some, or in none."""
+    return verdicts[0 if all(hits) else 1 if any(hits) else 2]
 
 
-def compared(pairs: Iterable[Pair], name: str = "scores_8_bit", other_name: str = "") -> dict[tuple, tuple]:
+def compared(pairs: Iterable[Pair]) -> dict[tuple, tuple]:
     """Return {setting: (outcome, difference)} of rank-1, second card minus first; pairs of one victim each.
 
-    A setting is a label, tier, data set, victim, infrared form and direction; its seeds go together. The outcome is
-    "lower" or "higher" where the paired interval over people excludes zero and every seed has that sign, else "not told
-    apart"; "at chance" where neither card is above it. name, other_name: which scores of the second and first card.
+    A setting is a label, tier, data set, victim, surrogate, infrared form and direction; its seeds go together. The
+    outcome is "lower" or "higher" where the paired interval over people excludes zero and every seed has that sign, else
+    "not told apart"; "at chance" where neither card is above it.
     """
     groups: dict[tuple, list] = {}
     for (label, other, own), way in product(pairs, DIRECTIONS):
+        source = own.get("surrogate") or {"victim": {}}
+        made_on = source["victim"].get("model"), source["victim"].get("backbone"), source.get("identities")
         tied = bool((own["attack"] or {}).get("tied"))
-        key = label, own["tier"], str(own["dataset"]), str(own["victim"]), tied, way
-        scores = other[other_name or name][way], own[name][way]
-        groups.setdefault(key, []).append((*scores, own["scores"][way]["chance"]["rank1"]["high"]))
+        key = label, own["tier"], str(own["dataset"]), str(own["victim"]), made_on, tied, way
+        groups.setdefault(key, []).append(
+            (other["scores_8_bit"][way], own["scores_8_bit"][way], _chance(own, way)["high"])
+        )
     found = {}
     for key, group in groups.items():
         before, after, chance = zip(*group, strict=True)
@@ -277,19 +266,12 @@ def judged(found: dict[tuple, tuple], wanted: str = "lower", margin: float | Non
     return NOT if excluded or 2 * counts[unwanted] > len(found) else OPEN
 
 
-def settled(
-    pairs: Iterable[Pair],
-    name: str = "scores_8_bit",
-    other_name: str = "",
-    wanted: str = "lower",
-    margin: float | None = None,
-    **numbers: object,
-) -> Computed | None:
+def settled(pairs: Iterable[Pair], wanted: str = "lower", margin: float | None = None, **numbers) -> Computed | None:
     """Return how far rank-1 lies apart, in how many settings it is told apart, and the verdict; None without pairs.
 
-    Arguments as of `compared` and `judged`. numbers: more of them for the sentence.
+    wanted, margin: as of `judged`. numbers: more of them for the sentence.
     """
-    found = compared(pairs, name, other_name)
+    found = compared(pairs)
     if not found:
         return None
     counts = Counter(outcome for outcome, _ in found.values())
@@ -308,17 +290,38 @@ def _span(differences: Iterable[float]) -> str:
 # Evidence in run cards. Each takes the selected cards and returns numbers and verdict, or None where nothing has run.
 
 
+def _chance(card: dict, way: str = DIRECTIONS[0]) -> dict:
+    return card["scores"][way]["chance"]["rank1"]
+
+
 def _of(cards: Iterable[dict], label: str) -> list[dict]:
     """Return the attack cards that tables print under this label."""
     return [card for card in cards if card["attack"] and tables.label(card["attack"]) == label]
 
 
+def _rank1(cards: Iterable[dict], name: str) -> np.ndarray:
+    """Return rank-1 of some scores, percent: (card, direction)."""
+    return 100 * np.array([[card[name][way]["rank1"] for way in DIRECTIONS] for card in cards])
+
+
+def _anatomy(cards: Iterable[dict], label: str) -> list[dict]:
+    """Return what an attack's drop consists of, by card and direction."""
+    return [card["anatomy"][way] for card in _of(cards, label) if "anatomy" in card for way in DIRECTIONS]
+
+
+def _scored(card: dict, name: str) -> dict:
+    """Return a card whose other scores stand where those at 8 bits are looked for."""
+    return {**card, "scores_8_bit": card[name]}
+
+
 def _pairs(others: Iterable[dict], cards: Iterable[dict], label: str = "") -> list[Pair]:
-    """Return every two cards of the same victim and infrared form, the first of `others`."""
+    """Return every two attack cards of one victim, infrared form and surrogate, if the first, of `others`, has any."""
     return [
         (label, other, own)
         for other, own in product(others, cards)
-        if other["attack"]["tied"] == own["attack"]["tied"] and tables.same_victim(other, own)
+        if other["attack"]["tied"] == own["attack"]["tied"]
+        and other.get("surrogate") in (None, own.get("surrogate"))
+        and tables.same_victim(other, own)
     ]
 
 
@@ -331,45 +334,54 @@ def _switched(cards: Iterable[dict], others: Iterable[dict], switch: dict) -> li
     ]
 
 
-def _anatomy(cards: Iterable[dict], label: str) -> list[dict]:
-    """Return what the drop consists of, by card and direction."""
-    return [card["anatomy"][way] for card in _of(cards, label) if "anatomy" in card for way in DIRECTIONS]
+def against(
+    cards: Sequence[dict], attack: str, than: list[str], where: dict | None = None, spoilt: bool = False
+) -> Computed | None:
+    """An attack against others on the same victims: it should leave a lower rank-1 than each of them.
 
-
-def _rank1(cards: Iterable[dict], name: str) -> np.ndarray:
-    """Return rank-1 of some scores, percent: (card, direction)."""
-    return 100 * np.array([[card[name][way]["rank1"] for way in DIRECTIONS] for card in cards])
-
-
-def _chance(cards: Sequence[dict]) -> float:
-    return 100 * cards[0]["scores"][DIRECTIONS[0]]["chance"]["rank1"]["mean"]
-
-
-def against(cards: Sequence[dict], attack: str, than: list[str]) -> Computed | None:
-    """An attack against others on the same victims: it should leave a lower rank-1 than each of them."""
-    pairs = [pair for name in than for pair in _pairs(_of(cards, name), _of(cards, attack), name)]
-    return settled(pairs, than=" or ".join(than))
-
-
-def breaks(cards: Sequence[dict], attack: str) -> Computed | None:
-    """An attack against sign noise of the same size, on the same victims, with clean scores and chance beside it."""
-    if not (own := _of(cards, attack)):
+    where: what the attack's cards must match besides, such as {"kind": "transfer"}: made on one network, scored on
+    another. Sign noise may then come from any card of the target; another attack is one made on the same surrogate.
+    spoilt: whether it should do so by `MARGIN` at least.
+    """
+    if not (own := [card for card in _of(cards, attack) if _matches(card, where or {})]):
         return None
+    pairs = [pair for name in than for pair in _pairs(_of(cards, name), own, name)]
     clean, left = (_rank1(own, name).mean(0) for name in ("clean", "scores_8_bit"))
-    pairs = _pairs(_of(cards, "sign noise"), own)
-    return settled(pairs, margin=MARGIN, clean=clean, left=left, chance=_chance(own))
+    numbers = {"than": " or ".join(than), "clean": clean, "left": left, "chance": 100 * _chance(own[0])["mean"]}
+    return settled(pairs, margin=MARGIN if spoilt else None, **numbers)
 
 
-def spoils(cards: Sequence[dict], attacks: list[str]) -> Computed | None:
-    """Attacks against clean images: does the interval of every run lie below a fall by `MARGIN`, or above it?"""
-    own = [card for name in attacks for card in _of(cards, name)]
-    falls = [card["scores_8_bit"][way]["difference"]["rank1"] for card, way in product(own, DIRECTIONS)]
-    if not falls:
+def sabotage(cards: Sequence[dict]) -> Computed | None:
+    """Retrained networks: does the perturbation lower their rank-1, or is the clean one as low?"""
+    if not cards:
         return None
-    spoilt, spared = [one["high"] < -MARGIN for one in falls], sum(one["low"] > -MARGIN for one in falls)
-    numbers = {"attacks": " or ".join(attacks), "span": _span(one["difference"] for one in falls)}
-    numbers |= {"margin": 100 * MARGIN, "spared": spared, "spoilt": sum(spoilt), "runs": len(falls)}
-    return numbers, share(spoilt, none=NOT if 2 * spared > len(falls) else OPEN)
+    pairs = [("", _scored(card, "scores_clean"), _scored(card, "scores")) for card in cards]
+    clean, noisy = (_rank1(cards, name).mean() for name in ("scores_clean", "scores"))
+    numbers = {"clean": clean, "noisy": noisy, "chance": 100 * _chance(cards[0])["mean"]}
+    return settled(pairs, margin=MARGIN, form=cards[0]["modification"]["form"], **numbers)
+
+
+def benign(cards: Sequence[dict]) -> Computed | None:
+    """A network with FSAM after blocks 0 and 4 against one without, nobody attacking."""
+    plain, fsam = (
+        {"modification.attention": "none"},
+        {"modification.attention": "fsam", "modification.blocks": [[0, 4]]},
+    )
+    sides = [[_scored(card, "scores") for card in cards if _matches(card, wanted)] for wanted in (plain, fsam)]
+    parts = ("tier", "dataset", "victim", "seed")
+    pairs = [("", one, two) for one, two in product(*sides) if all(one[part] == two[part] for part in parts)]
+    return settled(pairs, wanted="higher")
+
+
+def ablation(cards: Sequence[dict]) -> Computed | None:
+    """The bounded attack with a part or a pair against noise alone, where the ablation has run."""
+    alone = {"attack.quadruple": False, "attack.attention": "none", "attack.sfm": False}
+    noise = [card for card in cards if _matches(card, alone)]
+    names, pairs = ("attention", "sfm", "quadruple", "form"), []
+    for card in cards:
+        if card not in noise:
+            pairs += _pairs(noise, [card], str([card["attack"][name] for name in names]))
+    return settled(pairs)
 
 
 def without(cards: Sequence[dict], attack: str, switches: list[dict], part: bool = True) -> Computed | None:
@@ -383,12 +395,23 @@ def without(cards: Sequence[dict], attack: str, switches: list[dict], part: bool
 
 def grows(cards: Sequence[dict], attack: str) -> Computed | None:
     """An attack at the next larger budget against itself, all else equal: it should leave a lower rank-1."""
-    by_eps: dict[float, list] = {}
-    for card in sorted(_of(cards, attack), key=lambda card: card["attack"]["eps"]):
-        by_eps.setdefault(card["attack"]["eps"], []).append(card)
-    steps = pairwise(by_eps)
-    pairs = [pair for small, large in steps for pair in _switched(by_eps[small], by_eps[large], {"eps": large})]
-    return settled(pairs, levels=", ".join(f"{255 * eps:.0f}" for eps in by_eps))
+    own = _of(cards, attack)
+    budgets = sorted({card["attack"]["eps"] for card in own})
+    at = {eps: [card for card in own if card["attack"]["eps"] == eps] for eps in budgets}
+    pairs = [pair for small, large in pairwise(budgets) for pair in _switched(at[small], at[large], {"eps": large})]
+    return settled(pairs, levels=", ".join(f"{255 * eps:.0f}" for eps in budgets))
+
+
+def spoils(cards: Sequence[dict], attacks: list[str]) -> Computed | None:
+    """Attacks against clean images: does the interval of every run lie below a fall by `MARGIN`, or above it?"""
+    own = [card for name in attacks for card in _of(cards, name)]
+    falls = [card["scores_8_bit"][way]["difference"]["rank1"] for card, way in product(own, DIRECTIONS)]
+    if not falls:
+        return None
+    spoilt, spared = [one["high"] < -MARGIN for one in falls], sum(one["low"] > -MARGIN for one in falls)
+    numbers = {"attacks": " or ".join(attacks), "span": _span(one["difference"] for one in falls)}
+    numbers |= {"margin": 100 * MARGIN, "spared": spared, "spoilt": sum(spoilt), "runs": len(falls)}
+    return numbers, share(spoilt, (HOLDS, PARTLY, NOT if 2 * spared > len(falls) else OPEN))
 
 
 def likeness(cards: Sequence[dict], attack: str) -> Computed | None:
@@ -414,106 +437,59 @@ def hinge(cards: Sequence[dict]) -> Computed | None:
     if not active:
         return None
     numbers = {"active": sum(active), "noted": len(active), "runs": len(cards)}
-    return numbers, HOLDS if all(active) else NOT if 2 * sum(active) < len(active) else PARTLY
+    return numbers, share(active, (HOLDS, NOT if 2 * sum(active) < len(active) else PARTLY, NOT))
 
 
-def sabotage(cards: Sequence[dict]) -> Computed | None:
-    """A network retrained as the text says: does the perturbation lower rank-1, or is the clean one as low?"""
-    if not cards:
-        return None
-    clean, noisy = (_rank1(cards, name).mean() for name in ("scores_clean", "scores"))
-    numbers = {"form": cards[0]["modification"]["form"], "clean": clean, "noisy": noisy, "chance": _chance(cards)}
-    return settled((("", card, card) for card in cards), "scores", "scores_clean", margin=MARGIN, **numbers)
-
-
-def benign(cards: Sequence[dict]) -> Computed | None:
-    """A network with FSAM after blocks 0 and 4 against one without, nobody attacking."""
-    plain = [card for card in cards if card["modification"]["attention"] == "none"]
-    fsam = {"modification.attention": "fsam", "modification.blocks": [[0, 4]]}
-    own = [card for card in cards if _matches(card, fsam)]
-    parts = ("tier", "dataset", "victim", "seed")
-    pairs = [("", one, two) for one, two in product(plain, own) if all(one[part] == two[part] for part in parts)]
-    return settled(pairs, "scores", wanted="higher")
-
-
-def ablation(cards: Sequence[dict]) -> Computed | None:
-    """The bounded attack with a part or a pair against noise alone, where the ablation has run."""
-    alone = {"attack.quadruple": False, "attack.attention": "none", "attack.sfm": False}
-    noise = [card for card in cards if _matches(card, alone)]
-    names, pairs = ("attention", "sfm", "quadruple", "form"), []
-    for card in cards:
-        if card not in noise:
-            pairs += _pairs(noise, [card], str([card["attack"][name] for name in names]))
-    return settled(pairs)
-
-
-def carried(
-    cards: Sequence[dict],
-    attack: str,
-    than: str = "sign noise",
-    models: list[str] | None = None,
-    identities: str | None = None,
-) -> Computed | None:
-    """A perturbation made on one network and scored on another, against another attack's on the same target.
-
-    than: "sign noise" may come from any card of the target; another attack must have been made on the same surrogate.
-    models: the networks that surrogate and target are among. identities: "shared" where the surrogate saw the target's
-    training people, "others" where not. Any by default.
-    """
-    pairs = []
-    for own in _of(cards, attack):
-        if not (surrogate := own.get("surrogate")) or identities not in (None, surrogate["identities"]):
-            continue
-        source, target = surrogate["victim"], own["victim"]
-        if models and not {source["model"], target["model"]} <= {*models}:
-            continue
-        others = [other for other in _of(cards, than) if than == "sign noise" or other.get("surrogate") == surrogate]
-        label = f"{source['model']} {source['backbone']} → {target['model']} {target['backbone']}"
-        pairs += _pairs(others, [own], f"{label}, {surrogate['identities']}")
-    return settled(pairs, than=than)
-
-
-def licensed(cards: Sequence[dict], attack: str, printed: dict) -> Computed | None:
+def licensed(cards: Sequence[dict], attack: str, printed: list[float]) -> Computed | None:
     """A printed rank-1 of both directions against reruns on the same data: inside the intervals over people, or not.
 
-    printed: `rank1`, percent, visible then infrared queries.
+    printed: percent, visible then infrared queries.
     """
-    if not (own := _of(cards, attack)):
-        return None
     ends = []
-    for way in DIRECTIONS:
-        scores = [card["scores_8_bit"][way] for card in own]
-        values = [
-            (one["identity_rank1"], np.arange(len(one["identity_rank1"])), one["identity_queries"]) for one in scores
-        ]
-        intervals = [metrics.bootstrap(*each) for each in values]
-        ends.append((100 * min(one.low for one in intervals), 100 * max(one.high for one in intervals)))
-    low, high = np.transpose(ends)
-    values = np.array(printed["rank1"])
-    inside = (low - ROUNDING <= values) & (values <= high + ROUNDING)
-    return {"values": values, "low": low, "high": high}, share(inside)
+    for card, way in product(_of(cards, attack), DIRECTIONS):
+        scores = card["scores_8_bit"][way]
+        people = np.arange(len(scores["identity_rank1"]))
+        ends.append(metrics.bootstrap(scores["identity_rank1"], people, scores["identity_queries"])[1:])
+    if not ends:
+        return None
+    ends = 100 * np.reshape(ends, (-1, 2, 2))  # run, direction, end
+    low, high = ends[..., 0].min(0), ends[..., 1].max(0)
+    inside = (low - ROUNDING <= printed) & (printed <= high + ROUNDING)
+    return {"values": printed, "low": low, "high": high}, share(inside)
 
 
-CARDS: dict[str, Callable] = {
-    each.__name__: each
-    for each in (
-        ablation, against, benign, breaks, carried, grows, hinge, licensed, likeness, sabotage, spoils, traced,
-        without,
-    )
-}  # fmt: skip
+CARDS = (ablation, against, benign, grows, hinge, licensed, likeness, sabotage, spoils, traced, without)
 
 
 # Arithmetic. Each takes the printed numbers and returns numbers and verdict.
 
 
-def agree(printed: dict, one: list[str], other: list[str], alike: str, unlike: str, within: float = 0) -> Computed:
-    """Numbers printed in one place against those of another, as many: a verdict where all agree, and one where not.
+def _cells(printed: dict, paths: Iterable[str]) -> np.ndarray:
+    """Return the numbers at dotted paths, one after the other; a star stands for every row."""
+    found = []
+    for path in paths:
+        parts = [printed]
+        for key in path.split("."):
+            inner = (
+                [*part.values()] if key == "*" else part[int(key) if isinstance(part, list) else key] for part in parts
+            )
+            parts = [value for part in inner for value in part] if key == "*" else [*inner]
+        found += parts
+    return np.concatenate([np.ravel(part) for part in found])
 
-    one, other: dotted paths, each to a number or to a list of them. within: how far apart rounding may put them.
+
+def cells(
+    printed: dict, one: list[str], other: list[str], verdicts: list[str], above: bool = False, within: float = 0
+) -> Computed:
+    """Cells of one place against those of another: how many are unlike, or, if `above`, higher in the first place?
+
+    one, other: paths as of `_cells`. verdicts: where all are, some, or none. within: how far rounding may put them apart.
     """
-    values = (np.concatenate([np.ravel(_at(printed, path)) for path in side]) for side in (one, other))
-    apart = np.abs(np.subtract(*values)).max()
-    return {"apart": apart}, alike if apart <= within + 1e-9 else unlike
+    values = _cells(printed, one)
+    margins = values - _cells(printed, other)
+    so = (margins if above else abs(margins)) > within + 1e-9
+    numbers = {"low": values.min(), "high": values.max(), "least": margins.min(), "most": margins.max()}
+    return numbers | {"so": so.sum(), "cells": so.size}, share(so, verdicts)
 
 
 def _least(ranked: int, matches: int) -> float:
@@ -535,24 +511,12 @@ def indoor_rank20(printed: dict) -> Computed:
     return {"chance": 100 * 20 / 56}, OPEN
 
 
-def _printed_rank1(printed: dict, attack: str) -> np.ndarray:
-    """Return an attack's rank-1 in Tables 1 and 2: (table, cell)."""
-    names = ("table1", "table2")
-    return np.array([[value for rows in printed[name].values() for value in rows[attack]["rank1"]] for name in names])
-
-
 def over_sixty(printed: dict) -> Computed:
     """How many cells of FGSM and PGD keep a rank-1 above the stated bound, in Tables 1 and 2."""
-    values = np.hstack([_printed_rank1(printed, attack) for attack in ("FGSM", "PGD")])
+    values = np.array([_cells(printed, [f"table{n}.*.FGSM.rank1", f"table{n}.*.PGD.rank1"]) for n in (1, 2)])
     above = values > printed["fgsm_pgd_above"]
     numbers = {"above": above.sum(1), "cells": values.shape[1], "low": values.min(1), "high": values.max(1)}
     return numbers, share(above.ravel())
-
-
-def iterated_weaker(printed: dict) -> Computed:
-    """In how many cells PGD, which iterates FGSM, leaves a higher rank-1 than FGSM."""
-    weaker = _printed_rank1(printed, "PGD") > _printed_rank1(printed, "FGSM")
-    return {"weaker": weaker.sum(), "cells": weaker.size}, OPEN
 
 
 def test_people(printed: dict) -> Computed:
@@ -568,14 +532,6 @@ def deen_baseline(printed: dict) -> Computed:
     clean = np.transpose([rows["rank1"], rows["mAP"]])
     apart = {place: np.abs(clean - known).max() for place, known in printed["deen"].items()}
     return apart, HOLDS if apart["page"] <= 0.1 else PARTLY if apart["paper"] <= 0.1 else NOT
-
-
-def success_rates(printed: dict) -> Computed:
-    """Table 4: rates and margins; neither data nor what counts as success is defined."""
-    ours, other = np.array([cell for row in printed["table4"].values() for cell in row.values()]).T
-    margins = ours - other
-    numbers = {"low": ours.min(), "high": ours.max(), "least": margins.min(), "most": margins.max()}
-    return numbers | {"above": (margins > 0).sum(), "cells": margins.size}, OPEN
 
 
 def grey_of_infrared(printed: dict) -> Computed:
@@ -642,28 +598,20 @@ def _uninformed() -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def _at_floor(row: dict, name: str) -> list[bool]:
-    """Return whether a row's rank-1 and mAP lie where rankings without information do."""
-    ends = zip((row["rank1"], row["mAP"]), _uninformed()[name], strict=True)
-    return [low - ROUNDING <= value <= high + ROUNDING for value, (low, high) in ends]
+def at_floor(printed: dict, modules: list[str], verdicts: list[str]) -> Computed:
+    """Final scores with one of these modules against rankings that know nothing, and their margins against FSAM's.
 
-
-def final_floor(printed: dict) -> Computed:
-    """The full method's final scores against rankings that know nothing."""
-    floor = _uninformed()
-    inside = [one for name in floor for one in _at_floor(printed["final"][name]["FSAM"], name)]
-    verdict = NOT if all(inside) else PARTLY if any(inside) else OPEN
-    return {"floor": floor, "inside": sum(inside), "scores": len(inside)}, verdict
-
-
-def attention_rows(printed: dict) -> Computed:
-    """SE and ECA in place of FSAM: all three rows against the floor, and their margins against its width."""
-    rows, inside, margins = printed["final"], [], []
-    for name, module in product(_uninformed(), ("SE", "ECA")):
-        inside += _at_floor(rows[name][module], name)
-        margins.append(rows[name][module]["rank1"] - rows[name]["FSAM"]["rank1"])
+    verdicts: where all scores, some, or none of them lie where no information lands.
+    """
+    rows, floor, inside, margins = printed["final"], _uninformed(), [], []
+    for name, module in product(floor, modules):
+        row = rows[name][module]
+        ends = zip((row["rank1"], row["mAP"]), floor[name], strict=True)
+        inside += [low - ROUNDING <= value <= high + ROUNDING for value, (low, high) in ends]
+        margins.append(row["rank1"] - rows[name]["FSAM"]["rank1"])
     numbers = {"inside": sum(inside), "scores": len(inside), "least": min(margins), "most": max(margins)}
-    return numbers | {"width": max(high - low for (low, high), _ in _uninformed().values())}, OPEN
+    width = max(high - low for (low, high), _ in floor.values())
+    return numbers | {"floor": floor, "width": width}, share(inside, verdicts)
 
 
 def ablation_order(printed: dict) -> Computed:
@@ -676,12 +624,6 @@ def ablation_order(printed: dict) -> Computed:
     floor = [_uninformed()[name][0][1] + ROUNDING for name in ("SYSU-MM01", "RegDB")]
     told, at_floor = after < before, after <= floor
     return {"told": told.sum(), "steps": told.size, "floor": at_floor.sum()}, PARTLY if told.any() else NOT
-
-
-def falling_cmc(printed: dict) -> Computed:
-    """Rank-10 is at least rank-1; the answers' RegDB columns say otherwise."""
-    rank1, rank10 = printed["answer_regdb_before"]
-    return {}, CONTRADICTS if rank10 < rank1 else HOLDS
 
 
 @cache
@@ -752,14 +694,15 @@ def corrected_equation(printed: dict) -> Computed:
     return {"apart": 100 * apart}, HOLDS if apart < 1e-5 and centre > 0 else NOT
 
 
-ARITHMETIC: dict[str, Callable] = {
-    each.__name__: each
-    for each in (
-        ablation_order, agree, attention_rows, corrected_equation, cost_of_nothing, deen_baseline, falling_cmc,
-        final_floor, free_channels, grey_of_infrared, indoor_minimum, indoor_rank20, iterated_weaker, one_forward,
-        over_sixty, parameters, phase_origin, random_start, silent_hinge, success_rates, test_people,
-    )
-}  # fmt: skip
+ARITHMETIC = (
+    ablation_order, at_floor, cells, corrected_equation, cost_of_nothing, deen_baseline, free_channels,
+    grey_of_infrared, indoor_minimum, indoor_rank20, one_forward, over_sixty, parameters, phase_origin, random_start,
+    silent_hinge, test_people,
+)  # fmt: skip
+EVIDENCE = {
+    kind: {function.__name__: function for function in functions}
+    for kind, functions in (("cards", CARDS), ("arithmetic", ARITHMETIC))
+}
 
 
 # The page.
