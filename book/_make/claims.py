@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial, reduce
 from inspect import signature
 from itertools import pairwise, product
@@ -220,8 +220,8 @@ def compared(pairs: Iterable[Pair]) -> dict[tuple, tuple]:
     """Return {setting: (outcome, difference)} of rank-1, second card minus first; pairs of one victim each.
 
     A setting is a label, tier, data set, victim, surrogate, infrared form and direction; its seeds go together. The
-    outcome is "lower" or "higher" where the paired interval over people excludes zero and every seed has that sign, else
-    "not told apart"; "at chance" where neither card is above it.
+    outcome is "lower" or "higher" where the paired interval over people excludes zero and every seed has that sign,
+    else "not told apart"; "at chance" where neither card is above it.
     """
     groups: dict[tuple, list] = {}
     for (label, other, own), way in product(pairs, DIRECTIONS):
@@ -229,22 +229,20 @@ def compared(pairs: Iterable[Pair]) -> dict[tuple, tuple]:
         made_on = source["victim"].get("model"), source["victim"].get("backbone"), source.get("identities")
         tied = bool((own["attack"] or {}).get("tied"))
         key = label, own["tier"], str(own["dataset"]), str(own["victim"]), made_on, tied, way
-        groups.setdefault(key, []).append(
-            (other["scores_8_bit"][way], own["scores_8_bit"][way], _chance(own, way)["high"])
-        )
+        chance = own["scores"][way]["chance"]["rank1"]["high"]
+        groups.setdefault(key, []).append((other["scores_8_bit"][way], own["scores_8_bit"][way], chance))
     found = {}
     for key, group in groups.items():
-        before, after, chance = zip(*group, strict=True)
+        before, after, (chance, *_) = zip(*group, strict=True)
         together = tables.paired(before, after)
-        each = [two["rank1"] - one["rank1"] for one, two in zip(before, after, strict=True)]
-        if max(scores["rank1"] for scores in before + after) <= chance[0]:
+        signs = {np.sign(two["rank1"] - one["rank1"]) for one, two in zip(before, after, strict=True)}
+        outcome = "not told apart"
+        if max(scores["rank1"] for scores in before + after) <= chance:
             outcome = "at chance"
-        elif together.high < 0 and max(each) < 0:
+        elif signs == {-1} and together.high < 0:
             outcome = "lower"
-        elif together.low > 0 and min(each) > 0:
+        elif signs == {1} and together.low > 0:
             outcome = "higher"
-        else:
-            outcome = "not told apart"
         found[key] = outcome, together
     return found
 
@@ -266,19 +264,23 @@ def judged(found: dict[tuple, tuple], wanted: str = "lower", margin: float | Non
     return NOT if excluded or 2 * counts[unwanted] > len(found) else OPEN
 
 
-def settled(pairs: Iterable[Pair], wanted: str = "lower", margin: float | None = None, **numbers) -> Computed | None:
+def settled(pairs: Sequence[Pair], wanted: str = "lower", spoilt: bool = False, **numbers) -> Computed | None:
     """Return how far rank-1 lies apart, in how many settings it is told apart, and the verdict; None without pairs.
 
-    wanted, margin: as of `judged`. numbers: more of them for the sentence.
+    wanted: as of `judged`. spoilt: whether the statement means a fall by `MARGIN` at least. numbers: more of them; rank-1
+    of both sides and chance are always among them, in percent.
     """
-    found = compared(pairs)
-    if not found:
+    if not (found := compared(pairs)):
         return None
     counts = Counter(outcome for outcome, _ in found.values())
     outcomes = [one for one in ("lower", "higher", "not told apart", "at chance") if counts[one]]
     said = ", ".join(f"{outcome} in {counts[outcome]}" for outcome in outcomes)
     tally = f"{_span(difference.difference for _, difference in found.values())}; {said} of {len(found)} settings"
-    return {"tally": tally, **numbers}, judged(found, wanted, margin)
+    _, others, cards = zip(*pairs, strict=True)
+    before, after = (_rank1(side, "scores_8_bit").mean() for side in (others, cards))
+    chance = 100 * cards[0]["scores"][DIRECTIONS[0]]["chance"]["rank1"]["mean"]
+    numbers |= {"tally": tally, "before": before, "after": after, "chance": chance}
+    return numbers, judged(found, wanted, MARGIN if spoilt else None)
 
 
 def _span(differences: Iterable[float]) -> str:
@@ -288,10 +290,6 @@ def _span(differences: Iterable[float]) -> str:
 
 
 # Evidence in run cards. Each takes the selected cards and returns numbers and verdict, or None where nothing has run.
-
-
-def _chance(card: dict, way: str = DIRECTIONS[0]) -> dict:
-    return card["scores"][way]["chance"]["rank1"]
 
 
 def _of(cards: Iterable[dict], label: str) -> list[dict]:
@@ -309,20 +307,16 @@ def _anatomy(cards: Iterable[dict], label: str) -> list[dict]:
     return [card["anatomy"][way] for card in _of(cards, label) if "anatomy" in card for way in DIRECTIONS]
 
 
-def _scored(card: dict, name: str) -> dict:
-    """Return a card whose other scores stand where those at 8 bits are looked for."""
-    return {**card, "scores_8_bit": card[name]}
-
-
 def _pairs(others: Iterable[dict], cards: Iterable[dict], label: str = "") -> list[Pair]:
-    """Return every two attack cards of one victim, infrared form and surrogate, if the first, of `others`, has any."""
-    return [
-        (label, other, own)
-        for other, own in product(others, cards)
-        if other["attack"]["tied"] == own["attack"]["tied"]
-        and other.get("surrogate") in (None, own.get("surrogate"))
-        and tables.same_victim(other, own)
-    ]
+    """Return every two cards of one victim, infrared form and surrogate, if the first, of `others`, has any."""
+
+    def alike(other: dict, own: dict) -> bool:
+        if not own["attack"]:  # a card of a modified victim
+            return all(other[part] == own[part] for part in ("tier", "dataset", "victim", "seed"))
+        moved = other.get("surrogate") not in (None, own.get("surrogate"))
+        return not moved and other["attack"]["tied"] == own["attack"]["tied"] and tables.same_victim(other, own)
+
+    return [(label, other, own) for other, own in product(others, cards) if alike(other, own)]
 
 
 def _switched(cards: Iterable[dict], others: Iterable[dict], switch: dict) -> list[Pair]:
@@ -341,47 +335,25 @@ def against(
 
     where: what the attack's cards must match besides, such as {"kind": "transfer"}: made on one network, scored on
     another. Sign noise may then come from any card of the target; another attack is one made on the same surrogate.
-    spoilt: whether it should do so by `MARGIN` at least.
     """
-    if not (own := [card for card in _of(cards, attack) if _matches(card, where or {})]):
-        return None
+    own = [card for card in _of(cards, attack) if _matches(card, where or {})]
     pairs = [pair for name in than for pair in _pairs(_of(cards, name), own, name)]
-    clean, left = (_rank1(own, name).mean(0) for name in ("clean", "scores_8_bit"))
-    numbers = {"than": " or ".join(than), "clean": clean, "left": left, "chance": 100 * _chance(own[0])["mean"]}
-    return settled(pairs, margin=MARGIN if spoilt else None, **numbers)
+    clean, left = (_rank1(own, name).mean(0) if own else None for name in ("clean", "scores_8_bit"))
+    return settled(pairs, spoilt=spoilt, than=" or ".join(than), clean=clean, left=left)
 
 
-def sabotage(cards: Sequence[dict]) -> Computed | None:
-    """Retrained networks: does the perturbation lower their rank-1, or is the clean one as low?"""
-    if not cards:
-        return None
-    pairs = [("", _scored(card, "scores_clean"), _scored(card, "scores")) for card in cards]
-    clean, noisy = (_rank1(cards, name).mean() for name in ("scores_clean", "scores"))
-    numbers = {"clean": clean, "noisy": noisy, "chance": 100 * _chance(cards[0])["mean"]}
-    return settled(pairs, margin=MARGIN, form=cards[0]["modification"]["form"], **numbers)
+def selected(
+    cards: Sequence[dict], own: dict, other: dict, scores: list[str], wanted: str = "lower", spoilt: bool = False
+) -> Computed | None:
+    """Cards that match `own` against those of the same victim that match `other`; each attack is a setting of its own.
 
-
-def benign(cards: Sequence[dict]) -> Computed | None:
-    """A network with FSAM after blocks 0 and 4 against one without, nobody attacking."""
-    plain, fsam = (
-        {"modification.attention": "none"},
-        {"modification.attention": "fsam", "modification.blocks": [[0, 4]]},
+    scores: which ones of the cards in `own` and in `other` are compared.
+    """
+    cards, others = (
+        [{**card, "scores_8_bit": card[name]} for card in cards if _matches(card, values)]
+        for values, name in zip((own, other), scores, strict=True)
     )
-    sides = [[_scored(card, "scores") for card in cards if _matches(card, wanted)] for wanted in (plain, fsam)]
-    parts = ("tier", "dataset", "victim", "seed")
-    pairs = [("", one, two) for one, two in product(*sides) if all(one[part] == two[part] for part in parts)]
-    return settled(pairs, wanted="higher")
-
-
-def ablation(cards: Sequence[dict]) -> Computed | None:
-    """The bounded attack with a part or a pair against noise alone, where the ablation has run."""
-    alone = {"attack.quadruple": False, "attack.attention": "none", "attack.sfm": False}
-    noise = [card for card in cards if _matches(card, alone)]
-    names, pairs = ("attention", "sfm", "quadruple", "form"), []
-    for card in cards:
-        if card not in noise:
-            pairs += _pairs(noise, [card], str([card["attack"][name] for name in names]))
-    return settled(pairs)
+    return settled([pair for card in cards for pair in _pairs(others, [card], str(card["attack"]))], wanted, spoilt)
 
 
 def without(cards: Sequence[dict], attack: str, switches: list[dict], part: bool = True) -> Computed | None:
@@ -390,7 +362,7 @@ def without(cards: Sequence[dict], attack: str, switches: list[dict], part: bool
     part: whether a switch takes something away that should help, or (false) adds it.
     """
     pairs = [pair for switch in switches for pair in _switched(_of(cards, attack), cards, switch)]
-    return settled((label, other, own) if part else (label, own, other) for label, own, other in pairs)
+    return settled([(label, other, own) if part else (label, own, other) for label, own, other in pairs])
 
 
 def grows(cards: Sequence[dict], attack: str) -> Computed | None:
@@ -458,7 +430,7 @@ def licensed(cards: Sequence[dict], attack: str, printed: list[float]) -> Comput
     return {"values": printed, "low": low, "high": high}, share(inside)
 
 
-CARDS = (ablation, against, benign, grows, hinge, licensed, likeness, sabotage, spoils, traced, without)
+CARDS = (against, grows, hinge, licensed, likeness, selected, spoils, traced, without)
 
 
 # Arithmetic. Each takes the printed numbers and returns numbers and verdict.
