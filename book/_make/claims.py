@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial, reduce
 from inspect import signature
 from itertools import pairwise, product
@@ -24,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vireid_lite import attention, frequency, metrics, models, quadruple, tables
 from vireid_lite.attacks.base import luma, tie
 from vireid_lite.cards import is_stale, read_cards
+from vireid_lite.chapters.uninformed import LAYOUTS, one_order_a_person
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
 from vireid_lite.tables import DIRECTIONS
@@ -110,16 +112,18 @@ def read_ledger(path: Path) -> Ledger:
                 raise InputError(f"{here}: {what} {value!r} is none of: {', '.join(known)}")
         if claim.id in claims:
             raise InputError(f"{here}: this id comes twice; give each claim its own")
-        statement = _filled(claim.statement, parts["printed"], f"{here}: its statement")
-        claims[claim.id] = claim._replace(statement=statement)
+        with _refusing(f"{here}: its statement asks for {{}}, which is not under printed"):
+            claims[claim.id] = claim._replace(statement=claim.statement.format_map(parts["printed"]))
     return Ledger(**parts, introduction=content.get("introduction", ""), claims=[*claims.values()])
 
 
-def _filled(sentence: str, numbers: dict, what: str) -> str:
+@contextmanager
+def _refusing(message: str) -> Iterator[None]:
+    """Say in one line what the data file asks for and cannot have; the error stands at the message's braces."""
     try:
-        return sentence.format_map(numbers)
+        yield
     except (LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{what} asks for {error}, which is neither printed nor computed") from None
+        raise InputError(message.format(error)) from None
 
 
 def find(claim: Claim, ledger: Ledger, cards: Sequence[dict]) -> Finding:
@@ -127,29 +131,30 @@ def find(claim: Claim, ledger: Ledger, cards: Sequence[dict]) -> Finding:
 
     cards: all run cards, as `cards.read_cards` gives them. Raises InputError for evidence that cannot be resolved.
     """
-    options = dict(claim.evidence)
-    try:
-        kind = options.pop("kind")
+    kind, options = claim.evidence["kind"], {key: value for key, value in claim.evidence.items() if key != "kind"}
+    refused = f"claims: the evidence of {claim.id} cannot be resolved ({{}}); see claims.py"
+    with _refusing(refused):
         if kind in ("code", "text"):
             return _quoted(claim, ledger, **options)
-        name = options.pop("function")
-        sentence = options.pop("text", "") or ledger.sentences.get(options.pop("sentence", name), "")
-        first = ledger.printed
-        if kind == "cards":
+        name, text = options.pop("function"), options.pop("text", "")
+        if kind == "arithmetic":
+            so, verdicts = options.pop("so"), options.pop("verdicts")
+            call = partial(ARITHMETIC[name], ledger.printed, **options)
+        else:
+            text = text or ledger.sentences.get(options.pop("sentence", name), "")
             wanted, command = {**ledger.selection, **options.pop("cards")}, options.pop("command")
-            first = chosen = [card for card in cards if _matches(card, wanted)]
+            chosen = [card for card in cards if _matches(card, wanted)]
             if "printed" in options:
                 options["printed"] = _cells(ledger.printed, [options["printed"]])
-        call = partial(EVIDENCE[kind][name], first, **options)
+            call = partial(CARDS[name], chosen, **options)
         signature(call).bind()
-    except (LookupError, TypeError, ValueError) as error:
-        raise InputError(f"claims: the evidence of {claim.id} cannot be resolved ({error}); see claims.py") from None
     found = call()
     if found is None:
         return Finding(f"pending: `{command}`", OPEN, f"{wanted['dataset.name']}, not run yet")
-    numbers, verdict = found
-    text = _filled(sentence, ledger.printed | options | numbers, f"claims: the evidence of {claim.id}")
-    return Finding(text, verdict, "arithmetic" if kind == "arithmetic" else _ground(chosen))
+    with _refusing(refused):
+        numbers, verdict = found if kind == "cards" else (found, share(np.ravel(found[so]), verdicts))
+        text = text.format_map(ledger.printed | options | numbers)
+    return Finding(text, verdict, _ground(chosen) if kind == "cards" else "arithmetic")
 
 
 def _quoted(claim: Claim, ledger: Ledger, text: str, places: list[str], repository: str = "") -> Finding:
@@ -212,8 +217,8 @@ def _ground(cards: Sequence[dict]) -> str:
 
 
 def share(hits: Sequence[bool], verdicts: Sequence[str] = (HOLDS, PARTLY, NOT)) -> str:
-    """Return the verdict on what is so in all cases, in some, or in none."""
-    return verdicts[0 if all(hits) else 1 if any(hits) else 2]
+    """Return the verdict on what is so in all cases, in some, or in none; of two, the second is on all but all."""
+    return verdicts[0 if all(hits) else len(verdicts) // 2 if any(hits) else -1]
 
 
 def compared(pairs: Iterable[Pair]) -> dict[tuple, tuple]:
@@ -267,8 +272,8 @@ def judged(found: dict[tuple, tuple], wanted: str = "lower", margin: float | Non
 def settled(pairs: Sequence[Pair], wanted: str = "lower", spoilt: bool = False, **numbers) -> Computed | None:
     """Return how far rank-1 lies apart, in how many settings it is told apart, and the verdict; None without pairs.
 
-    wanted: as of `judged`. spoilt: whether the statement means a fall by `MARGIN` at least. numbers: more of them; rank-1
-    of both sides and chance are always among them, in percent.
+    wanted: as of `judged`. spoilt: whether the statement means a fall by `MARGIN` at least. numbers: more of them;
+    rank-1 of both sides and chance are always among them, in percent.
     """
     if not (found := compared(pairs)):
         return None
@@ -430,10 +435,11 @@ def licensed(cards: Sequence[dict], attack: str, printed: list[float]) -> Comput
     return {"values": printed, "low": low, "high": high}, share(inside)
 
 
-CARDS = (against, grows, hinge, licensed, likeness, selected, spoils, traced, without)
+CARDS = {each.__name__: each for each in (against, grows, hinge, licensed, likeness, selected, spoils, traced, without)}
 
 
-# Arithmetic. Each takes the printed numbers and returns numbers and verdict.
+# Arithmetic. Each takes the printed numbers and returns numbers, some of which say whether something is so, in one or in
+# several cases. The data file names the one that counts (`so`) and the verdicts: where so in all, in some, in none.
 
 
 def _cells(printed: dict, paths: Iterable[str]) -> np.ndarray:
@@ -442,26 +448,47 @@ def _cells(printed: dict, paths: Iterable[str]) -> np.ndarray:
     for path in paths:
         parts = [printed]
         for key in path.split("."):
-            inner = (
-                [*part.values()] if key == "*" else part[int(key) if isinstance(part, list) else key] for part in parts
-            )
-            parts = [value for part in inner for value in part] if key == "*" else [*inner]
-        found += parts
-    return np.concatenate([np.ravel(part) for part in found])
+            if key == "*":
+                parts = [row for part in parts for row in part.values()]
+            else:
+                parts = [part[int(key) if isinstance(part, list) else key] for part in parts]
+        found += [np.ravel(part) for part in parts]
+    return np.concatenate(found)
 
 
-def cells(
-    printed: dict, one: list[str], other: list[str], verdicts: list[str], above: bool = False, within: float = 0
-) -> Computed:
-    """Cells of one place against those of another: how many are unlike, or, if `above`, higher in the first place?
+def cells(printed: dict, one: list[str], other: list[str], within: float = 0) -> dict:
+    """Cells of one place against those of another: where are they unlike, or above?
 
-    one, other: paths as of `_cells`. verdicts: where all are, some, or none. within: how far rounding may put them apart.
+    one, other: paths as of `_cells`. within: how far rounding may put them apart.
     """
     values = _cells(printed, one)
     margins = values - _cells(printed, other)
-    so = (margins if above else abs(margins)) > within + 1e-9
-    numbers = {"low": values.min(), "high": values.max(), "least": margins.min(), "most": margins.max()}
-    return numbers | {"so": so.sum(), "cells": so.size}, share(so, verdicts)
+    above, unlike = margins > within + 1e-9, abs(margins) > within + 1e-9
+    ends = {"low": values.min(), "high": values.max(), "least": margins.min(), "most": margins.max()}
+    return ends | {"above": above, "higher": above.sum(), "unlike": unlike, "cells": unlike.size}
+
+
+def over_sixty(printed: dict) -> dict:
+    """Which cells of FGSM and PGD keep a rank-1 above the stated bound, in Tables 1 and 2."""
+    values = np.array([_cells(printed, [f"table{n}.*.FGSM.rank1", f"table{n}.*.PGD.rank1"]) for n in (1, 2)])
+    above = values > printed["fgsm_pgd_above"]
+    ends = {"low": values.min(1), "high": values.max(1)}
+    return ends | {"above": above, "higher": above.sum(1), "cells": values.shape[1]}
+
+
+def test_people(printed: dict) -> dict:
+    """SYSU-MM01's own counts: all people less those of training and validation."""
+    people = printed["sysu_people"]
+    left = people["all"] - people["train"] - people["val"]
+    return {"left": left, "alike": left == people["test_stated"]}
+
+
+def deen_baseline(printed: dict) -> dict:
+    """The clean LLCM rows against DEEN's paper and against the results that its page gives instead."""
+    rows = printed["table3"]["DEEN"]["none"]
+    clean = np.transpose([rows["rank1"], rows["mAP"]])
+    apart = {place: np.abs(clean - known).max() for place, known in printed["deen"].items()}
+    return apart | {"alike": [apart["page"] <= 0.1, min(apart.values()) <= 0.1]}
 
 
 def _least(ranked: int, matches: int) -> float:
@@ -470,74 +497,25 @@ def _least(ranked: int, matches: int) -> float:
     return float((place / (ranked - matches + place)).mean())
 
 
-def indoor_minimum(printed: dict) -> Computed:
-    """The attacked indoor mAP against the least that single-shot indoor search allows (protocols: SYSU-MM01)."""
+def indoor(printed: dict) -> dict:
+    """The attacked indoor scores against chance and the least that single-shot search allows (protocols: SYSU-MM01)."""
     # 56 people in cameras 1 and 2; camera 3's queries skip camera 2. 1,088 and 1,120 queries have a match.
     least = 100 * np.average([_least(56, 1), _least(112, 2)], weights=[1088, 1120])
-    below = [printed["table1"][victim]["CMPS"]["mAP"][1] < least - ROUNDING for victim in ("AGW", "DDAG")]
-    return {"least": least}, NOT if all(below) else OPEN
+    below = _cells(printed, ["table1.*.CMPS.mAP.1"]) < least - ROUNDING
+    return {"least": least, "below": below, "chance_rank20": 100 * 20 / 56}  # CMC by identity: 20 of 56 people
 
 
-def indoor_rank20(printed: dict) -> Computed:
-    """Chance of the indoor rank-20: people among the first 20 of 56, CMC by identity."""
-    return {"chance": 100 * 20 / 56}, OPEN
-
-
-def over_sixty(printed: dict) -> Computed:
-    """How many cells of FGSM and PGD keep a rank-1 above the stated bound, in Tables 1 and 2."""
-    values = np.array([_cells(printed, [f"table{n}.*.FGSM.rank1", f"table{n}.*.PGD.rank1"]) for n in (1, 2)])
-    above = values > printed["fgsm_pgd_above"]
-    numbers = {"above": above.sum(1), "cells": values.shape[1], "low": values.min(1), "high": values.max(1)}
-    return numbers, share(above.ravel())
-
-
-def test_people(printed: dict) -> Computed:
-    """SYSU-MM01's own counts: all people less those of training and validation."""
-    people = printed["sysu_people"]
-    left = people["all"] - people["train"] - people["val"]
-    return {"left": left}, HOLDS if left == people["test_stated"] else NOT
-
-
-def deen_baseline(printed: dict) -> Computed:
-    """The clean LLCM rows against DEEN's paper and against the results that its page gives instead."""
-    rows = printed["table3"]["DEEN"]["none"]
-    clean = np.transpose([rows["rank1"], rows["mAP"]])
-    apart = {place: np.abs(clean - known).max() for place, known in printed["deen"].items()}
-    return apart, HOLDS if apart["page"] <= 0.1 else PARTLY if apart["paper"] <= 0.1 else NOT
-
-
-def grey_of_infrared(printed: dict) -> Computed:
-    """Luma of an image with three equal channels is the image."""
-    infrared = torch.rand(4, 1, 16, 8, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
-    change = (luma(infrared) - infrared).abs().max().item()
-    return {"change": change}, NOT if change < 0.5 / 255 else OPEN
-
-
-def free_channels(printed: dict) -> Computed:
-    """Share of an infrared image's pixels with unequal channels under a free and under a tied perturbation."""
+def pixels(printed: dict) -> dict:
+    """What luma, a free and a tied perturbation, and a start drawn from [0, 1] do to images of three equal channels."""
     generator = torch.Generator().manual_seed(0)
     infrared = torch.rand(1, 1, 32, 16, generator=generator).expand(-1, 3, -1, -1)
-    delta = (torch.randint(2, (3, 32, 16), generator=generator) * 2 - 1) * printed["eps"] / 255
+    eps = printed["eps"] / 255
+    delta = (torch.randint(2, (3, 32, 16), generator=generator) * 2 - 1) * eps
     seen = ((infrared + each).clamp(0, 1) for each in (delta, tie(delta)))
     free, tied = (100 * (image != image[:, :1]).any(1).float().mean().item() for image in seen)
-    return {"free": free, "tied": tied}, NOT if free > 0 == tied else OPEN
-
-
-def random_start(printed: dict) -> Computed:
-    """How much of a start drawn from [0, 1] lies outside a budget of eps levels, with pixels in [0, 1]."""
-    return {"outside": 100 * (1 - printed["eps"] / 255)}, PARTLY
-
-
-def _sysu_all_search() -> tuple[np.ndarray, ...]:
-    """Return query and gallery identities and cameras in the totals of all search, single shot (chapter 2)."""
-    seen_by = {1: np.arange(56), 2: np.arange(56), 4: np.arange(96), 5: np.arange(3, 96)}
-    gallery = sorted((person, camera) for camera, who in seen_by.items() for person in who.tolist())
-    camera_3 = np.full(96, 20)
-    camera_3[:32] -= 1
-    camera_3[56:61] -= 1
-    query = np.concatenate([np.repeat(np.arange(96), camera_3), np.repeat(np.arange(96), 20)])
-    people, cameras = np.array(gallery).T
-    return query, people, np.repeat([3, 6], [camera_3.sum(), 1920]), cameras
+    grey_stays = (luma(infrared) - infrared).abs().max().item() < 0.5 / 255
+    start = {"outside": 100 * (1 - eps), "leaves": eps < 1}
+    return {"grey_stays": grey_stays, "free": free, "tied": tied, "told_apart": free > 0 == tied} | start
 
 
 @cache
@@ -547,92 +525,64 @@ def _uninformed() -> dict[str, list[tuple[float, float]]]:
     The queries of a person share an order, in which the images of a gallery person stand anywhere, half together or
     together: the widest of chapter 10's forms.
     """
-    regdb = np.repeat(np.arange(206), 10)
-    layouts = {"RegDB": ("regdb", regdb, regdb, None, None), "SYSU-MM01": ("sysu", *_sysu_all_search())}
     rng, found = np.random.default_rng(0), {}
-    for name, (protocol, query, gallery, cameras, gallery_cameras) in layouts.items():
-        cameras = np.zeros_like(query) if cameras is None else cameras
-        # Queries of one person and camera score alike, so each such pair asks once.
-        (who, camera), counts = np.unique(np.stack([query, cameras]), axis=1, return_counts=True)
-        people, ends = query.max() + 1, []
-        for together in (0, 0.5, 1):
+    for name, layout in LAYOUTS.items():
+        ends = []
+        for blocks in (0, 0.5, 1):
             runs = []
             for _ in range(40):
-                order = np.float32((1 - together + 1e-9) ** 0.5) * rng.standard_normal(
-                    (people, len(gallery)), np.float32
-                )
-                order += np.float32(together**0.5) * rng.standard_normal((people, people), np.float32)[:, gallery]
-                got = metrics.evaluate(order[who], who, gallery, camera, gallery_cameras, protocol)
-                weights = counts[got.valid]
-                runs.append([np.average(each, weights=weights) for each in (got.per_query_rank1, got.per_query_ap)])
+                got, counts = one_order_a_person(layout, blocks, rng, np.float32)
+                runs.append([np.average(each, weights=counts) for each in (got.per_query_rank1, got.per_query_ap)])
             ends.append(100 * np.quantile(runs, [0.025, 0.975], axis=0))
         found[name] = list(zip(np.min(ends, axis=0)[0], np.max(ends, axis=0)[1], strict=True))
     return found
 
 
-def at_floor(printed: dict, modules: list[str], verdicts: list[str]) -> Computed:
-    """Final scores with one of these modules against rankings that know nothing, and their margins against FSAM's.
-
-    verdicts: where all scores, some, or none of them lie where no information lands.
-    """
+def at_floor(printed: dict, modules: list[str]) -> dict:
+    """Final scores with one of these modules against rankings that know nothing, and their margins against FSAM's."""
     rows, floor, inside, margins = printed["final"], _uninformed(), [], []
     for name, module in product(floor, modules):
         row = rows[name][module]
         ends = zip((row["rank1"], row["mAP"]), floor[name], strict=True)
         inside += [low - ROUNDING <= value <= high + ROUNDING for value, (low, high) in ends]
         margins.append(row["rank1"] - rows[name]["FSAM"]["rank1"])
-    numbers = {"inside": sum(inside), "scores": len(inside), "least": min(margins), "most": max(margins)}
     width = max(high - low for (low, high), _ in floor.values())
-    return numbers | {"floor": floor, "width": width}, share(inside, verdicts)
+    numbers = {"inside": inside, "at_chance": sum(inside), "scores": len(inside), "floor": floor}
+    return numbers | {"least": min(margins), "most": max(margins), "width": width}
 
 
-def ablation_order(printed: dict) -> Computed:
+def ablation_order(printed: dict) -> dict:
     """Table 3: does each further part lower rank-1, and do the last steps end at chance?"""
     rows = [({*filter(None, parts.split("+"))}, values) for parts, values in printed["table3_ablation"].items()]
-    steps = [
-        (before, after) for (one, before), (two, after) in product(rows, rows) if one < two and len(two - one) == 1
-    ]
+    steps = [(low, high) for (one, low), (two, high) in product(rows, rows) if one < two and len(two - one) == 1]
     before, after = np.swapaxes(steps, 0, 1)
     floor = [_uninformed()[name][0][1] + ROUNDING for name in ("SYSU-MM01", "RegDB")]
-    told, at_floor = after < before, after <= floor
-    return {"told": told.sum(), "steps": told.size, "floor": at_floor.sum()}, PARTLY if told.any() else NOT
+    falls = after < before
+    return {"falls": falls, "told": falls.sum(), "steps": falls.size, "at_chance": (after <= floor).sum()}
 
 
-@cache
-def _agw() -> tuple[int, int, float]:
-    """Return AGW's parameters without its classifier, those of FSAM twice and SFM, and multiplications of 64 images."""
+def agw(printed: dict) -> dict:
+    """Parameters of AGW without its classifier, alone and with FSAM twice and SFM; multiplications; printed costs."""
     with torch.device("meta"):  # shapes only: nothing is drawn or computed
-        agw = models.build("agw", num_identities=206, backbone="resnet50").eval()
-        channels = attention.block_channels(agw)
+        network = models.build("agw", num_identities=206, backbone="resnet50").eval()
+        channels = attention.block_channels(network)
         places = (("fsam", 0), ("fsam", 4), ("sfm", 4))
         heads = [attention.build_attention(name, channels[block]) for name, block in places]
-    size, classifier, *added = (sum(p.numel() for p in module.parameters()) for module in (agw, agw.classifier, *heads))
+    parts = (network, network.classifier, *heads)
+    whole, classifier, *added = (sum(values.numel() for values in part.parameters()) for part in parts)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        agw(torch.zeros(64, 3, 288, 144, device="meta"), Modality.VISIBLE)
-    return size - classifier, sum(added), counter.get_total_flops() / 2
+        network(torch.zeros(64, 3, 288, 144, device="meta"), Modality.VISIBLE)
+    plain, more, batch = whole - classifier, whole - classifier + sum(added), counter.get_total_flops() / 2e9
+    prints_alike = [abs(number / 1e6 - printed["parameters_million"]) < ROUNDING for number in (plain, more)]
+    costs = {name: cost - printed["giga_flops"]["before"] for name, cost in printed["giga_flops"].items()}
+    return costs | {
+        "plain": plain, "more": more, "prints_alike": prints_alike,
+        "one": batch / 64, "batch": batch, "is_a_batch": abs(batch / printed["giga_flops"]["before"] - 1) < 0.02,
+        "costs_more": [costs["FGSM"] != 0, costs["UAP"] != 0],
+    }  # fmt: skip
 
 
-def parameters(printed: dict) -> Computed:
-    """Do AGW and AGW with the modules print as the same number of millions?"""
-    plain, added, _ = _agw()
-    fit = [abs(value / 1e6 - printed["parameters_million"]) < ROUNDING for value in (plain, plain + added)]
-    return {"plain": plain, "more": plain + added}, HOLDS if all(fit) else NOT
-
-
-def one_forward(printed: dict) -> Computed:
-    """What network, and how many images, the printed cost belongs to."""
-    batch = _agw()[-1] / 1e9
-    fits = abs(batch / printed["giga_flops"]["before"] - 1) < 0.02
-    return {"one": batch / 64, "batch": batch}, PARTLY if fits else NOT
-
-
-def cost_of_nothing(printed: dict) -> Computed:
-    """FGSM and UAP leave the network as it is, but its forward pass is printed with another cost."""
-    more = {name: cost - printed["giga_flops"]["before"] for name, cost in printed["giga_flops"].items()}
-    return more, CONTRADICTS if more["FGSM"] and more["UAP"] else HOLDS
-
-
-def phase_origin(printed: dict) -> Computed:
+def phase_origin(printed: dict) -> dict:
     """Weighting a phase: does the result move with the image?"""
     maps = torch.rand(1, 1, 16, 8, generator=torch.Generator().manual_seed(0))
 
@@ -643,38 +593,36 @@ def phase_origin(printed: dict) -> Computed:
     shift = partial(torch.roll, shifts=(3, 2), dims=(-2, -1))
     after, before = shift(weighted(maps)), weighted(shift(maps))
     apart = ((after - before).norm() / after.norm()).item()
-    return {"apart": 100 * apart}, NOT if apart > 0.01 else HOLDS
+    return {"apart": 100 * apart, "differ": apart > 0.01}
 
 
-def silent_hinge(printed: dict) -> Computed:
+def silent_hinge(printed: dict) -> dict:
     """A case in which the loss is zero, with no gradient, while each person's two centres are one point."""
     centres = printed["alpha"] * torch.eye(4)
     visible, infrared = centres.clone().requires_grad_(), centres.clone().requires_grad_()
     loss, active = quadruple.quadruple_loss(visible, infrared, visible, infrared, alpha=printed["alpha"])
     loss.backward()
     slope = max(visible.grad.abs().max().item(), infrared.grad.abs().max().item())
-    numbers = {"distance": printed["alpha"] * 2**0.5, "loss": loss.item(), "slope": slope}
-    return numbers, NOT if loss.item() == slope == active.item() == 0 else OPEN
+    silent = loss.item() == slope == active.item() == 0
+    return {"distance": printed["alpha"] * 2**0.5, "loss": loss.item(), "slope": slope, "silent": silent}
 
 
-def corrected_equation(printed: dict) -> Computed:
+def corrected_equation(printed: dict) -> dict:
     """The corrected equation 15 on one sample a person against the class-centre loss."""
     four = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)) * 0.05
     centre = quadruple.quadruple_loss(*four, alpha=printed["alpha"]).loss
     sample = quadruple.pairwise_quadruple_loss(*four, torch.arange(5), alpha=printed["alpha"]).loss
     apart = abs((centre - sample) / centre).item()
-    return {"apart": 100 * apart}, HOLDS if apart < 1e-5 and centre > 0 else NOT
+    return {"apart": 100 * apart, "alike": apart < 1e-5 and centre.item() > 0}
 
 
-ARITHMETIC = (
-    ablation_order, at_floor, cells, corrected_equation, cost_of_nothing, deen_baseline, free_channels,
-    grey_of_infrared, indoor_minimum, indoor_rank20, one_forward, over_sixty, parameters, phase_origin, random_start,
-    silent_hinge, test_people,
-)  # fmt: skip
-EVIDENCE = {
-    kind: {function.__name__: function for function in functions}
-    for kind, functions in (("cards", CARDS), ("arithmetic", ARITHMETIC))
-}
+ARITHMETIC = {
+    each.__name__: each
+    for each in (
+        ablation_order, agw, at_floor, cells, corrected_equation, deen_baseline, indoor, over_sixty, phase_origin,
+        pixels, silent_hinge, test_people,
+    )
+}  # fmt: skip
 
 
 # The page.
