@@ -1,8 +1,8 @@
 """The claims ledger: what the two papers state, what was run or computed here, and where each statement stands.
 
 `book/claims.toml` holds the claims, their verdicts, the printed numbers and every sentence; `book/claims.md` is written
-from it. What can be recomputed is recomputed: a function a kind of evidence returns numbers and a verdict, the sentence
-is filled with the numbers, and a verdict that the run cards or the arithmetic do not give is an error.
+from it. What can be recomputed is recomputed: one function a family of claims returns numbers, which fill the sentence
+and give the verdict, and a verdict that the run cards or the arithmetic do not give is an error.
 """
 
 from __future__ import annotations
@@ -272,8 +272,8 @@ def judged(found: dict[tuple, tuple], wanted: str = "lower", margin: float | Non
 def settled(pairs: Sequence[Pair], wanted: str = "lower", spoilt: bool = False, **numbers) -> Computed | None:
     """Return how far rank-1 lies apart, in how many settings it is told apart, and the verdict; None without pairs.
 
-    wanted: as of `judged`. spoilt: whether the statement means a fall by `MARGIN` at least. numbers: more of them;
-    rank-1 of both sides and chance are always among them, in percent.
+    wanted: as of `judged`. spoilt: whether the statement means a fall by `MARGIN`. numbers: more than these, rank-1 of
+    both sides, and chance, in percent.
     """
     if not (found := compared(pairs)):
         return None
@@ -326,11 +326,8 @@ def _pairs(others: Iterable[dict], cards: Iterable[dict], label: str = "") -> li
 
 def _switched(cards: Iterable[dict], others: Iterable[dict], switch: dict) -> list[Pair]:
     """Return every card and the one of its victim whose attack differs by just this switch."""
-    return [
-        (str(switch), card, other)
-        for card, other in product(cards, others)
-        if other["attack"] == {**card["attack"], **switch} != card["attack"] and tables.same_victim(card, other)
-    ]
+    pairs = [pair for pair in _pairs(cards, others, str(switch)) if pair[1]["attack"] != pair[2]["attack"]]
+    return [pair for pair in pairs if pair[2]["attack"] == {**pair[1]["attack"], **switch}]
 
 
 def against(
@@ -438,8 +435,8 @@ def licensed(cards: Sequence[dict], attack: str, printed: list[float]) -> Comput
 CARDS = {each.__name__: each for each in (against, grows, hinge, licensed, likeness, selected, spoils, traced, without)}
 
 
-# Arithmetic. Each takes the printed numbers and returns numbers, some of which say whether something is so, in one or in
-# several cases. The data file names the one that counts (`so`) and the verdicts: where so in all, in some, in none.
+# Arithmetic. Each takes the printed numbers and returns numbers, some of which say whether something is so, in one case
+# or in several. The data file names the one that counts (`so`) and the verdicts: where so in all, in some, in none.
 
 
 def _cells(printed: dict, paths: Iterable[str]) -> np.ndarray:
@@ -476,13 +473,6 @@ def over_sixty(printed: dict) -> dict:
     return ends | {"above": above, "higher": above.sum(1), "cells": values.shape[1]}
 
 
-def test_people(printed: dict) -> dict:
-    """SYSU-MM01's own counts: all people less those of training and validation."""
-    people = printed["sysu_people"]
-    left = people["all"] - people["train"] - people["val"]
-    return {"left": left, "alike": left == people["test_stated"]}
-
-
 def deen_baseline(printed: dict) -> dict:
     """The clean LLCM rows against DEEN's paper and against the results that its page gives instead."""
     rows = printed["table3"]["DEEN"]["none"]
@@ -497,12 +487,15 @@ def _least(ranked: int, matches: int) -> float:
     return float((place / (ranked - matches + place)).mean())
 
 
-def indoor(printed: dict) -> dict:
-    """The attacked indoor scores against chance and the least that single-shot search allows (protocols: SYSU-MM01)."""
+def sysu(printed: dict) -> dict:
+    """SYSU-MM01: people left for the test; chance of indoor search, and the least that its single shot allows."""
+    people = printed["sysu_people"]
+    left = people["all"] - people["train"] - people["val"]
     # 56 people in cameras 1 and 2; camera 3's queries skip camera 2. 1,088 and 1,120 queries have a match.
     least = 100 * np.average([_least(56, 1), _least(112, 2)], weights=[1088, 1120])
     below = _cells(printed, ["table1.*.CMPS.mAP.1"]) < least - ROUNDING
-    return {"least": least, "below": below, "chance_rank20": 100 * 20 / 56}  # CMC by identity: 20 of 56 people
+    numbers = {"least": least, "below": below, "chance_rank20": 100 * 20 / 56}  # CMC by identity: 20 of 56 people
+    return numbers | {"left": left, "alike": left == people["test_stated"]}
 
 
 def pixels(printed: dict) -> dict:
@@ -596,31 +589,28 @@ def phase_origin(printed: dict) -> dict:
     return {"apart": 100 * apart, "differ": apart > 0.01}
 
 
-def silent_hinge(printed: dict) -> dict:
-    """A case in which the loss is zero, with no gradient, while each person's two centres are one point."""
-    centres = printed["alpha"] * torch.eye(4)
-    visible, infrared = centres.clone().requires_grad_(), centres.clone().requires_grad_()
-    loss, active = quadruple.quadruple_loss(visible, infrared, visible, infrared, alpha=printed["alpha"])
+def two_losses(printed: dict) -> dict:
+    """A case in which the quadruple loss is silent; the corrected equation 15 against it, one sample a person.
+
+    Silent: no loss and no gradient, while each person's two centres are one point.
+    """
+    alpha = printed["alpha"]
+    visible, infrared = ((alpha * torch.eye(4)).requires_grad_() for _ in range(2))
+    loss, active = quadruple.quadruple_loss(visible, infrared, visible, infrared, alpha=alpha)
     loss.backward()
-    slope = max(visible.grad.abs().max().item(), infrared.grad.abs().max().item())
+    slope = max(centres.grad.abs().max().item() for centres in (visible, infrared))
     silent = loss.item() == slope == active.item() == 0
-    return {"distance": printed["alpha"] * 2**0.5, "loss": loss.item(), "slope": slope, "silent": silent}
-
-
-def corrected_equation(printed: dict) -> dict:
-    """The corrected equation 15 on one sample a person against the class-centre loss."""
     four = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)) * 0.05
-    centre = quadruple.quadruple_loss(*four, alpha=printed["alpha"]).loss
-    sample = quadruple.pairwise_quadruple_loss(*four, torch.arange(5), alpha=printed["alpha"]).loss
-    apart = abs((centre - sample) / centre).item()
-    return {"apart": 100 * apart, "alike": apart < 1e-5 and centre.item() > 0}
+    centre = quadruple.quadruple_loss(*four, alpha=alpha).loss.item()
+    apart = abs(1 - quadruple.pairwise_quadruple_loss(*four, torch.arange(5), alpha=alpha).loss.item() / centre)
+    numbers = {"distance": alpha * 2**0.5, "loss": loss.item(), "slope": slope, "silent": silent}
+    return numbers | {"apart": 100 * apart, "alike": apart < 1e-5}
 
 
 ARITHMETIC = {
     each.__name__: each
     for each in (
-        ablation_order, agw, at_floor, cells, corrected_equation, deen_baseline, indoor, over_sixty, phase_origin,
-        pixels, silent_hinge, test_people,
+        ablation_order, agw, at_floor, cells, deen_baseline, over_sixty, phase_origin, pixels, sysu, two_losses,
     )
 }  # fmt: skip
 
@@ -648,15 +638,12 @@ def render(ledger: Ledger, found: dict[str, Finding], root: Path) -> str:
             "|---|---|---|---|---|",
         ]
         lines += [row(claim, found[claim.id], chapters) for claim in ledger.claims if claim.paper == paper]
-        answers = [answered(claim) for claim in ledger.claims if claim.paper == paper and claim.answer.strip()]
-        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n" + "".join(answers))
+        for claim in ledger.claims:
+            if claim.paper == paper and (answer := claim.answer.strip()):
+                quoted = "\n".join(f"> {line}".rstrip() for line in answer.splitlines())
+                lines.append(f"\n**The authors on {claim.id}:**\n\n{quoted}")
+        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
-
-
-def answered(claim: Claim) -> str:
-    """Return the answer of the authors to a claim as a quotation under its id."""
-    lines = claim.answer.strip().splitlines()
-    return f"\n**The authors on {claim.id}:**\n\n" + "".join(f"> {line}".rstrip() + "\n" for line in lines)
 
 
 def row(claim: Claim, finding: Finding, chapters: dict[int, str]) -> str:
