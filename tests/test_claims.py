@@ -17,7 +17,7 @@ from _make.claims import CONTRADICTS, HOLDS, NOT, OPEN, PARTLY, VERDICTS
 from vireid_lite import book, tables
 from vireid_lite.cards import read_cards
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import PACKAGE
+from vireid_lite.files import PACKAGE
 
 ROOT = Path(__file__).parents[1]
 ONE = """

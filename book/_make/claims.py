@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vireid_lite import attention, frequency, metrics, models, quadruple, tables
-from vireid_lite.attacks.base import luma, tie
+from vireid_lite import frequency, losses, metrics, models, tables
+from vireid_lite.attacks.budget import luma, tie
 from vireid_lite.cards import is_stale, read_cards
 from vireid_lite.chapters.uninformed import LAYOUTS, one_order_a_person
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
+from vireid_lite.models import attention, insertion
 from vireid_lite.tables import DIRECTIONS
 
 HOLDS, PARTLY, NOT = "holds", "holds partly", "does not"
@@ -558,7 +559,7 @@ def agw(printed: dict) -> dict:
     """Parameters of AGW without its classifier, alone and with FSAM twice and SFM; multiplications; printed costs."""
     with torch.device("meta"):  # shapes only: nothing is drawn or computed
         network = models.build("agw", num_identities=206, backbone="resnet50").eval()
-        channels = attention.block_channels(network)
+        channels = insertion.block_channels(network)
         places = (("fsam", 0), ("fsam", 4), ("sfm", 4))
         heads = [attention.build_attention(name, channels[block]) for name, block in places]
     parts = (network, network.classifier, *heads)
@@ -596,13 +597,13 @@ def two_losses(printed: dict) -> dict:
     """
     alpha = printed["alpha"]
     visible, infrared = ((alpha * torch.eye(4)).requires_grad_() for _ in range(2))
-    loss, active = quadruple.quadruple_loss(visible, infrared, visible, infrared, alpha=alpha)
+    loss, active = losses.quadruple_loss(visible, infrared, visible, infrared, alpha=alpha)
     loss.backward()
     slope = max(centres.grad.abs().max().item() for centres in (visible, infrared))
     silent = loss.item() == slope == active.item() == 0
     four = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)) * 0.05
-    centre = quadruple.quadruple_loss(*four, alpha=alpha).loss.item()
-    apart = abs(1 - quadruple.pairwise_quadruple_loss(*four, torch.arange(5), alpha=alpha).loss.item() / centre)
+    centre = losses.quadruple_loss(*four, alpha=alpha).loss.item()
+    apart = abs(1 - losses.pairwise_quadruple_loss(*four, torch.arange(5), alpha=alpha).loss.item() / centre)
     numbers = {"distance": alpha * 2**0.5, "loss": loss.item(), "slope": slope, "silent": silent}
     return numbers | {"apart": 100 * apart, "alike": apart < 1e-5}
 

@@ -1,1 +1,1 @@
-"""What the chapters of the book import beside the science."""
+"""What a notebook imports beside the science."""

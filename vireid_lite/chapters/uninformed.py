@@ -20,6 +20,7 @@ def sysu_all_search() -> tuple[np.ndarray, ...]:
 
 
 REGDB = np.repeat(np.arange(206), 10)
+
 # By data set: the protocol, identities of queries and gallery, and their cameras.
 LAYOUTS = {"RegDB": ("regdb", REGDB, REGDB, None, None), "SYSU-MM01": ("sysu", *sysu_all_search())}
 
