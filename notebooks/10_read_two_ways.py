@@ -100,6 +100,7 @@ from vireid_lite.attacks.budget import tie
 from vireid_lite.attacks.frozen import training_store, weights_hash
 from vireid_lite.campaign import difference
 from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.chapters.uninformed import LAYOUTS, one_order_a_person
 from vireid_lite.data import Modality, cached
 from vireid_lite.metrics.ranking.evaluation import direction_name, evaluate, ranked
 from vireid_lite.chapters.costs import COSTS
@@ -1287,51 +1288,10 @@ Markdown("\n".join(lines))
 # all; *half blocks*, in which half of the variance is the person's and half the image's, stand between.
 
 # %%
-regdb_ids = np.repeat(np.arange(206), 10)
-
-
-def sysu_all_search():
-    """Query and gallery identities, query and gallery cameras: all search, single shot."""
-    seen_by = {1: np.arange(56), 2: np.arange(56), 4: np.arange(96), 5: np.arange(3, 96)}
-    gallery = sorted((person, camera) for camera, who in seen_by.items() for person in who.tolist())
-    camera_3 = np.full(96, 20)
-    camera_3[:32] -= 1
-    camera_3[56:61] -= 1
-    query = np.concatenate([np.repeat(np.arange(96), camera_3), np.repeat(np.arange(96), 20)])
-    gallery_ids, gallery_cameras = np.array(gallery).T
-    return query, gallery_ids, np.repeat([3, 6], [camera_3.sum(), 1920]), gallery_cameras
-
-
-LAYOUTS = {
-    "RegDB": ("regdb", regdb_ids, regdb_ids, None, None),
-    "SYSU-MM01": ("sysu", *sysu_all_search()),
-}
 SCORES = ("rank-1", "rank-10", "mAP", "mINP")
-
-
-def one_order_a_person(protocol, query, gallery, cameras, gallery_cameras, blocks, repeats=100):
-    """Scores (repeats, 4) when a person's queries share an order.
-
-    blocks: the person's share of its variance. Queries of one person and camera score alike, so
-    each such pair asks once.
-    """
-    rng = np.random.default_rng([settings.seed, round(100 * blocks)])
-    cameras = np.zeros_like(query) if cameras is None else cameras
-    who, camera = np.unique(np.stack([query, cameras]), axis=1)
-    names, member = np.unique(who, return_inverse=True)
-    others, shown = np.unique(gallery, return_inverse=True)
-    labels = {"query_cameras": camera, "gallery_cameras": gallery_cameras, "protocol": protocol}
-    runs = []
-    for _ in range(repeats):
-        orders = (1 - blocks + 1e-9) ** 0.5 * rng.standard_normal((len(names), len(shown)))
-        orders += blocks**0.5 * rng.standard_normal((len(names), len(others)))[:, shown]
-        found = metrics.evaluate(orders[member], who, gallery, **labels)
-        runs.append([found.rank1, found.cmc[9], found.mAP, found.mINP])
-    return np.array(runs)
-
-
 floor = {}  # by layout: chance's mean of the four scores, and each form's intervals
-for name, (protocol, query, gallery, *cameras) in LAYOUTS.items():
+for name, layout in LAYOUTS.items():
+    protocol, query, gallery, *cameras = layout
     options = {"protocol": protocol, "repeats": 60, "seed": settings.seed}
     level = metrics.chance(query, gallery, *cameras, **options)
     means = [getattr(level.independent, one).mean for one in ("rank1", "mAP", "mINP")]
@@ -1345,7 +1305,9 @@ for name, (protocol, query, gallery, *cameras) in LAYOUTS.items():
     bounds["its own"][1] = np.quantile(hits / len(query), [0.025, 0.975])
     shares = {"one a person": 0, "a person, half blocks": 0.5, "a person, blocks": 1}
     for form, blocks in shares.items():
-        runs = one_order_a_person(protocol, query, gallery, *cameras, blocks=blocks)
+        rng = np.random.default_rng([settings.seed, round(100 * blocks)])
+        drawn = [one_order_a_person(layout, blocks, rng)[0] for _ in range(100)]
+        runs = [[scores.rank1, scores.cmc[9], scores.mAP, scores.mINP] for scores in drawn]
         bounds[form] = np.quantile(runs, [0.025, 0.975], axis=0).T
     floor[name] = means, bounds
 
@@ -1403,7 +1365,7 @@ Markdown(
         if all(where[name, 0] == "inside" for name in floor)
         else " At least one rank-1 lies off the floor."
     )
-    + f" On RegDB {10 / 2060:.2%} is ten queries of {len(regdb_ids):,}."
+    + f" On RegDB {10 / 2060:.2%} is ten queries of {len(LAYOUTS['RegDB'][1]):,}."
     + "\n\nRank-10 says a little more. Where nothing is known of the person, it is the mean number of *different* people"
     f" among the first ten images, over 206. The printed rank-10 stands for {distinct:.1f} different people of ten; with"
     " people in blocks it would be one. "

@@ -1,5 +1,8 @@
 """Shared by all tests: every cache in a temporary folder, and small data to work on."""
 
+import sys
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from vireid_lite import models
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.data import ImageStore, Modality, SyntheticVI
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book"))
 matplotlib.use("Agg")
 
 

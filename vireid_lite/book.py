@@ -29,7 +29,6 @@ PACKAGE = Path(__file__).parent
 
 NOT_READ_BY_CHAPTERS = (
     "book.py",
-    "claims.py",
     "cli.py",
     "cluster.py",
     "editions.py",
@@ -106,7 +105,8 @@ def sync(root: Path | None = None) -> list[Path]:
     for source in find_chapters(root):
         update(source.with_suffix(".ipynb"), paired_notebook(source))
     if (root / "book" / "claims.toml").exists():
-        from vireid_lite.claims import page  # only here: it needs torch, and a build does not
+        sys.path.insert(0, str(repository_root() / "book"))
+        from _make.claims import page  # only here: it needs torch, and a build does not
 
         update(root / "book" / "claims.md", page(root).encode())
     if (root / "book" / "instructors").is_dir():
