@@ -5,6 +5,8 @@ CI_BROWSER_REQUIRED=1 it fails.
 """
 
 import html.parser
+import importlib
+import inspect
 import os
 import re
 import urllib.parse
@@ -71,6 +73,19 @@ def test_each_module_is_in_the_reference():
 def test_the_contents_list_each_page_of_the_reference():
     listed = re.findall(r"file: (book/api/\w+)", (ROOT / "_toc.yml").read_text(encoding="utf-8"))
     assert sorted(listed) == sorted(f"book/api/{page.stem}" for page in (ROOT / "book" / "api").glob("*.md"))
+
+
+def test_what_a_docstring_describes_is_there():
+    """A name under "Args:" is in the signature."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for found in vars(importlib.import_module(name)).values():
+            if getattr(found, "__module__", "") != name or not (inspect.isclass(found) or inspect.isfunction(found)):
+                continue
+            for each in [found, *filter(inspect.isfunction, vars(found).values())]:
+                if section := re.search(r"^Args:\n((?:    .*\n?)+)", inspect.getdoc(each) or "", re.MULTILINE):
+                    named = ", ".join(re.findall(r"^    (\w[\w, ]*): ", section[1], re.MULTILINE)).split(", ")
+                    assert set(named) <= set(inspect.signature(each).parameters), (name, each)
 
 
 class _Page(html.parser.HTMLParser):

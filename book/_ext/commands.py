@@ -39,14 +39,20 @@ def share(app, what, name, found, options, lines):
             lines[at : at + 1] = line.replace(", ", "\n" + " " * len(head)).split("\n")
 
 
+def complete(app, what, name, found, options, signature, returns):
+    """Let a dataclass's signature be read by Sphinx, which does not know what stands for a default made anew."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
 def skip(app, what, name, found, skipped, options):
     """Leave out a named tuple's "Alias for field number": the class's docstring describes the field."""
     return True if type(found).__name__ == "_tuplegetter" else None
 
 
 def setup(app):
-    """Register the directive, and the hooks, the first one behind Napoleon's."""
+    """Register the directive and the hooks, the first one behind Napoleon's."""
     app.add_directive("commands", Commands)
     app.connect("autodoc-process-docstring", share, priority=600)
+    app.connect("autodoc-process-signature", complete)
     app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
