@@ -1311,7 +1311,7 @@ self_check_value(
     within=1,
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-bit
 # :class: dropdown
 # ```
@@ -1321,7 +1321,7 @@ self_check_value(
 # can change. A sign is one bit and a stored value is eight, so the whole attack takes an eighth of the room of one crop,
 # which is one reason why keeping it secret protects nobody.
 
-# %%
+# %% tags=["solution"]
 one_bit = replace(made["paper"], delta=attack.eps * made["paper"].delta.sign())
 print(f"{one_bit.delta.numel() / 8:.0f} bytes")
 for modality, found in score(one_bit.apply_rounded).items():
@@ -1330,7 +1330,7 @@ for modality, found in score(one_bit.apply_rounded).items():
         f" signs alone {100 * found.rank1:.1f} %"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1352,7 +1352,7 @@ for modality, found in score(one_bit.apply_rounded).items():
 # %% tags=["self-check"]
 self_check(None, "ex-whole-dose", "d89d7acb")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-dose
 # :class: dropdown
 # ```
@@ -1363,7 +1363,7 @@ self_check(None, "ex-whole-dose", "d89d7acb")  # your letter in place of None, s
 # diluted one has the signs that were right at the full budget. Compare the two on the same seed before saying which is
 # stronger.
 
-# %%
+# %% tags=["solution"]
 diluted = replace(made["paper"], delta=made["paper"].delta / 2, eps=attack.eps / 2)
 for modality in Modality:
     options = {"perturb": diluted.apply_rounded, "device": device, "progress": False}
@@ -1371,7 +1371,7 @@ for modality in Modality:
     values = [100 * one.rank1 for one in (results["clean"][modality], half, results["paper"][modality])]
     print(f"{direction_name(modality)}: clean {values[0]:.1f}, half {values[1]:.1f}, whole {values[2]:.1f} %")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1408,7 +1408,7 @@ for modality in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-whole-flaw", "a8d3f7c8")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-flaw
 # :class: dropdown
 # ```
@@ -1421,7 +1421,7 @@ self_check(None, "ex-whole-flaw", "a8d3f7c8")  # your letter in place of None, s
 # already, that can only be little. Col.+Del. was published with such a double budget, which is why that is an option
 # with its own name here and not the default.
 
-# %%
+# %% tags=["solution"]
 images = queries[Modality.VISIBLE].batch(np.arange(8), device)
 reach = 255 * (two_stages(images, Modality.VISIBLE) - images).abs().max().item()
 within = replace(made["paper"], delta=(2 * made["paper"].delta).clamp(-attack.eps, attack.eps))
@@ -1432,7 +1432,7 @@ for name, one in fair.items():
     found = score(one.apply_rounded)
     print(f"{name}: " + ", ".join(f"{100 * found[modality].rank1:.1f} %" for modality in Modality))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1455,7 +1455,7 @@ for name, one in fair.items():
 # %% tags=["self-check"]
 self_check(None, "ex-whole-average", "0da6b9fc")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-average
 # :class: dropdown
 # ```
@@ -1466,7 +1466,7 @@ self_check(None, "ex-whole-average", "0da6b9fc")  # your letter in place of None
 # The control is the same subtraction on traffic that is not attacked. An attacker would learn several perturbations,
 # take turns, or make one for each image: being universal is what gives this one away.
 
-# %%
+# %% tags=["solution"]
 for modality in Modality:
     known = np.flatnonzero(store.modalities.numpy() == modality)
     known = known[:: -(-len(known) // 600)]
@@ -1487,7 +1487,7 @@ for modality in Modality:
             f" rank-1 {100 * before:.1f} to {100 * result.rank1:.1f} %"
         )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -1678,7 +1678,7 @@ from vireid_lite.exercises import self_check
 
 self_check(None, "ex-two-readings-floor", "c405c6c7")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-floor
 # :class: dropdown
 # ```
@@ -1687,7 +1687,7 @@ self_check(None, "ex-two-readings-floor", "c405c6c7")  # your letter in place of
 # The first place is any of the gallery's images with equal chance, so rank-1 is the share of right images: one in 206 in
 # both cases. The number of images cancels; rank-10 and mAP do not, so one layout's floor is not another's.
 
-# %%
+# %% tags=["solution"]
 for images in (10, 1):
     ids, gallery = np.repeat(np.arange(206), 10), np.repeat(np.arange(206), images)
     level = metrics.chance(ids, gallery, repeats=20, seed=settings.seed).independent
@@ -1696,7 +1696,7 @@ for images in (10, 1):
         f" rank-10 {100 * level.cmc[9]:.1f} %, mAP {100 * level.mAP.mean:.2f} %"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1719,7 +1719,7 @@ for images in (10, 1):
 # %% tags=["self-check"]
 self_check(None, "ex-two-readings-exchange", "06d4807f")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-exchange
 # :class: dropdown
 # ```
@@ -1730,7 +1730,7 @@ self_check(None, "ex-two-readings-exchange", "06d4807f")  # your letter in place
 # other's than under its own, its own was the weaker pattern, and no share can be read off that direction alone.
 # The row *one δ for both modalities* among the switches is the proper test, since there one $\delta$ is learned for both.
 
-# %%
+# %% tags=["solution"]
 exchanged = UniversalPerturbation({m: made.delta[m.other] for m in Modality}, made.eps)
 swapped = both_ways(exchanged.apply_rounded, clean=clean)
 for modality in Modality:
@@ -1741,7 +1741,7 @@ for modality in Modality:
         f" {values[2]:.1f} %; exchanged minus own {points(moved.values())}"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1760,7 +1760,7 @@ for modality in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-two-readings-trials", "f598c627")  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-trials
 # :class: dropdown
 # ```
@@ -1769,14 +1769,14 @@ self_check(None, "ex-two-readings-trials", "f598c627")  # your number in place o
 # The difference of two means of $n$ trials has a standard error of $\sigma \sqrt{2 / n}$, with $\sigma$ the spread of one
 # trial. RegDB has ten splits.
 
-# %%
+# %% tags=["solution"]
 margin = margins["SE", 0] / 100
 for form, runs in draws.items():
     sigma = runs[:, 0].std()
     needed = np.ceil(2 * (1.96 * sigma / margin) ** 2)
     print(f"order: {form}: spread of a trial {100 * sigma:.2f} points, {needed:.0f} trials of each")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1822,7 +1822,7 @@ for m in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-two-readings-flaw", "e45919d7")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-flaw
 # :class: dropdown
 # ```
@@ -1833,7 +1833,7 @@ self_check(None, "ex-two-readings-flaw", "e45919d7")  # your letter in place of 
 # no evidence. Two lines show it: the hash of the weights, and the clean score of the prepared network. The tiny noise on
 # the *untouched* victim is the bounded attack that the claim should have been about.
 
-# %%
+# %% tags=["solution"]
 print(f"weights before {weights_hash(model)}, after {weights_hash(prepared)}")
 options = {"device": device, "progress": False}
 nothing = {m: evaluate(prepared, dataset, m, clean=claim[m], **options) for m in Modality}
@@ -1844,7 +1844,7 @@ for m in Modality:
         f" {100 * claim[m].rank1:.1f} %, untouched and noisy {100 * alone[m].rank1:.1f} %"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

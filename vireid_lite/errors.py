@@ -1,4 +1,4 @@
-"""The one exception for input a person can mend: one line that says what, where and how."""
+"""What goes wrong, in one line that says what, where and how to mend it."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,7 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """Show only the message in IPython, which looks this method up by name."""
         return [f"{type(self).__name__}: {self}"]
+
+
+class BuildError(RuntimeError):
+    """A chapter that fails, or pages that do not come out whole; the message is one line that says where."""
