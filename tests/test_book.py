@@ -96,7 +96,7 @@ def built(tmp_path_factory):
     root = toy(tmp_path_factory.mktemp("toy"))
     before = contents(root)
     with pytest.MonkeyPatch.context() as patch:
-        # The package may be edited while its tests run; `test_key_follows_package_and_cards_alone` has the real key.
+        # The package may be edited while its tests run; `test_key_follows_the_package...` has the real key.
         patch.setattr(execute, "package_key", lambda: "fixed")
         page = build_book(root=root, progress=False)
         assert page == root / "_build" / "html" / "index.html"

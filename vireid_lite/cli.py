@@ -448,7 +448,8 @@ def book(
         raise InputError(f"--chapters {chapters!r}: give numbers with commas between them, such as 1,3")
     given = dict(_split_pair("-p", pair, "EPS 4/255") for pair in parameter or [])
     chosen = [int(number) for number in numbers] or None
-    _production("book").book(tier, chosen, given, out_dir, execute_only, force, measure, edition, pdf, sync)
+    options = {"tier": tier, "chapters": chosen, "execute_only": execute_only, "force": force, "measure": measure}
+    _production("book").book(given, out_dir, edition, pdf, sync, **options)
 
 
 @app.command("publish-check")

@@ -58,11 +58,9 @@ def build_book(
         tier: "lite", "standard" or "full".
         chapters: numbers to execute, all by default; the others are shown as they last ran.
         parameters: set in every chapter executed, on top of the tier.
-        out: folder for everything made, relative to the repository.
+        out: folder for everything made, relative to `root`, which holds the book's sources.
         execute_only: render nothing.
-        force: execute again what is cached. What its cache is keyed by, `execute.chapter_key` says.
-        root: the book's sources; default: the working directory's, or this checkout.
-        progress: show a bar.
+        force: execute again what is cached, under `execute.chapter_key`.
         measure: instead, run each chapter with empty caches, as if opened alone, and note its cost in the sources'
             `book/results/costs.json`, which is returned. A victim is trained once; its training counts for every
             chapter that asks for it.
@@ -78,7 +76,7 @@ def build_book(
     jobs = [(source, execute.injected(source, asked, out)) for source in execute.choose(find_chapters(root), chapters)]
     folder = out / ("measured" if measure else "executed")
     folder.mkdir(parents=True, exist_ok=True)
-    with execute.kernel(out, folder / "cache" if measure else None):
+    with execute.environment(out, folder / "cache" if measure else None):
         for number, (source, given) in enumerate(jobs):
             if measure:
                 _forget(folder / "cache", keep="victims" if number else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from _make.build import build_book, sync, write_edition
 from _make.notebooks import repository_root
@@ -13,26 +14,18 @@ from vireid_lite.errors import InputError
 
 
 def book(
-    tier: str,
-    chapters: list[int] | None,
-    parameters: dict[str, str],
-    out_dir: Path,
-    execute_only: bool,
-    force: bool,
-    measure: bool,
-    edition: str | None,
-    pdf: bool,
-    only_sync: bool,
+    parameters: dict[str, str], out_dir: Path, edition: str | None, pdf: bool, only_sync: bool, **options: Any
 ) -> None:
-    """Write what derives from the sources, or build the book, an edition of it, or its PDF."""
+    """Write what derives from the sources, or build the book, an edition of it, or its PDF; options: `build_book`'s."""
     if only_sync:
         print("\n".join(map(str, sync())) or "everything is in step")
         return
     if "TIER" in parameters:
         raise InputError("-p TIER: give the tier as --tier")
-    if pdf and (execute_only or measure):
-        raise InputError(f"--pdf prints rendered pages; leave out {'--measure' if measure else '--execute-only'}")
     if pdf:
+        for name in ("measure", "execute_only"):
+            if options[name]:
+                raise InputError(f"--pdf prints rendered pages; leave out --{name.replace('_', '-')}")
         find_chromium()  # before chapters run for minutes
     root = repository_root()
     out = root / out_dir
@@ -40,7 +33,7 @@ def book(
         os.environ.setdefault("VIREID_CACHE", str(out.resolve() / "cache"))
         root = write_edition(root, edition, out / edition)
         out = root / "_build"
-    build_book(tier, chapters, parameters, out, execute_only, force, root=root, measure=measure and edition is None)
+    build_book(parameters=parameters, out=out, root=root, **options)
     if pdf:
         print_book(root, out)
 

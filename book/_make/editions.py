@@ -9,18 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from _make.notebooks import (
-    check_pairs,
-    find_chapters,
-    paired_notebook,
-    read_record,
-    replace_files,
-    repository_url,
-    update,
-)
+from _make import notebooks
 from vireid_lite.errors import InputError
 
 EDITIONS = ("student", "instructor")
@@ -32,14 +25,9 @@ TAGGED = re.compile(r'# %%.*\btags=\[[^\]]*"solution"')
 
 
 def write_edition(root: Path, edition: str, out: Path) -> Path:
-    """Write one edition of the book in `root` to the folder `out`, and return it.
+    """Write the "student" or the "instructor" edition of the book in `root` to the folder `out`, and return it.
 
     A former edition in `out` is replaced, what was built from it is kept.
-
-    Args:
-        root: the book's sources.
-        edition: "student" or "instructor".
-        out: folder for the edition.
 
     Raises:
         InputError: for an unknown edition, a chapter whose notebook is not in step, a solution whose cells are not
@@ -52,10 +40,10 @@ def write_edition(root: Path, edition: str, out: Path) -> Path:
         raise InputError(f"{out}: the sources are here; write an edition elsewhere, such as _build/{edition}")
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something that is no edition; give an empty or a new folder")
-    check_pairs(root)
-    replace_files(out, _files(root, student=edition == "student"), keep="_build/")
-    for source in find_chapters(out):
-        update(source.with_suffix(".ipynb"), paired_notebook(source))
+    notebooks.check_pairs(root)
+    notebooks.replace_files(out, _files(root, student=edition == "student"), keep="_build/")
+    for source in notebooks.find_chapters(out):
+        notebooks.update(source.with_suffix(".ipynb"), notebooks.paired_notebook(source))
     return out
 
 
@@ -69,9 +57,9 @@ def carry_results(root: Path, out: Path, key: Callable[[Path], str]) -> None:
     """
     import nbformat
 
-    for source in find_chapters(root):
+    for source in notebooks.find_chapters(root):
         executed, edition = root / "_build" / "executed" / f"{source.stem}.ipynb", out / "notebooks" / source.name
-        if read_record(executed).get("key") != key(source):
+        if notebooks.read_record(executed).get("key") != key(source):
             continue
         notebook = nbformat.read(executed, as_version=4)
         if edition.read_bytes() != source.read_bytes():
@@ -80,14 +68,14 @@ def carry_results(root: Path, out: Path, key: Callable[[Path], str]) -> None:
                 if cell.cell_type == "markdown":
                     cell.source = _unlinked(cell.source)
         notebook.metadata["vireid_run"]["key"] = key(edition)
-        update(out / "_build" / "executed" / executed.name, (nbformat.writes(notebook) + "\n").encode())
+        notebooks.update(out / "_build" / "executed" / executed.name, (nbformat.writes(notebook) + "\n").encode())
 
 
 def _files(root: Path, student: bool) -> dict[str, bytes]:
     """Return what an edition holds, by name, but for what is derived: chapters as sources, pages, cards, licence."""
     paths = [root / name for name in (*NEEDED, *ALONG) if name in NEEDED or (root / name).exists()]
     paths += [path for path in (root / "book").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in [*paths, *find_chapters(root)]}
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in [*paths, *notebooks.find_chapters(root)]}
     if student:
         files = {name: data for name, data in files.items() if not name.startswith(f"{PAGES}/")}
         for name, data in files.items():
@@ -95,19 +83,19 @@ def _files(root: Path, student: bool) -> dict[str, bytes]:
                 files[name] = _unlinked(data.decode()).encode()
             elif name.startswith("notebooks/"):
                 files[name] = _unlinked(without_solutions(data.decode(), name)).encode()
-        files["_toc.yml"] = _student_contents(files["_toc.yml"])
-        files["_config.yml"] = _student_configuration(files["_config.yml"])
+        contents, config = (yaml.safe_load(files[name]) for name in ("_toc.yml", "_config.yml"))
+        config["title"] += ", student edition"
+        config.pop("launch_buttons", None)
+        config.setdefault("html", {}).update(dict.fromkeys(BUTTONS, False))
+        for name, value in (("_toc.yml", _student_contents(contents)), ("_config.yml", config)):
+            files[name] = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
     kind = "Student edition: no solutions, no pages for instructors." if student else "Instructor edition: everything."
-    files[MARK] = f"{kind}\nMade from {repository_url(root)}, whose licence and citation apply.\n".encode()
+    files[MARK] = f"{kind}\nMade from {notebooks.repository_url(root)}, whose licence and citation apply.\n".encode()
     return files
 
 
 def without_solutions(source: str, name: str = "chapter") -> str:
-    """Return a chapter's percent source without the cells that have the tag "solution".
-
-    Args:
-        source: text of the chapter.
-        name: of the chapter, for the error.
+    """Return a percent source, of the chapter `name`, without the cells that have the tag "solution".
 
     Raises:
         InputError: where the tagged cells are not those from `{solution-start}` to `{solution-end}`, or one of them
@@ -139,28 +127,12 @@ def _unlinked(text: str) -> str:
     return link.sub(lambda found: found[1] or found[2] or "the instructor edition", "".join(lines))
 
 
-def _student_contents(data: bytes) -> bytes:
-    """Return the table of contents without the instructors' pages, and without a part that held nothing else."""
-
-    def pruned(entries: list[dict]) -> list[dict]:
-        left = []
-        for entry in entries:
-            if str(entry.get("file", "")).startswith(f"{PAGES}/"):
-                continue
-            for inner in ("parts", "chapters", "sections"):
-                if inner in entry:
-                    entry = {**entry, inner: pruned(entry[inner])}
-            if entry.get("chapters") != []:
-                left.append(entry)
-        return left
-
-    return yaml.safe_dump(pruned([yaml.safe_load(data)])[0], sort_keys=False, allow_unicode=True).encode()
-
-
-def _student_configuration(data: bytes) -> bytes:
-    """Return the configuration with a title of its own, and without buttons that lead to the full chapters."""
-    config = yaml.safe_load(data)
-    config["title"] = f"{config['title']}, student edition"
-    config.pop("launch_buttons", None)
-    config.setdefault("html", {}).update(dict.fromkeys(BUTTONS, False))
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
+def _student_contents(entry: Any) -> Any:
+    """Return a table of contents without the instructors' pages, and without a part that held nothing else."""
+    if isinstance(entry, list):
+        return [kept for each in entry if (kept := _student_contents(each))]
+    if not isinstance(entry, dict):
+        return entry
+    entry = {name: _student_contents(value) for name, value in entry.items()}
+    gone = str(entry.get("file", "")).startswith(f"{PAGES}/") or entry.get("chapters") == []
+    return {} if gone else entry

@@ -7,20 +7,21 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from _make.notebooks import executed_chapters, find_chapters, read_json, read_record
 from vireid_lite.errors import BuildError, InputError
 from vireid_lite.parameters import check_machine, check_values, read_parameters
 from vireid_lite.provenance import PACKAGE, device_name, pick_device, versions, write_atomically
 
-READS_CARDS = re.compile(r"vireid_lite\.(study|cards|tables|benchmark)\b")
+# A chapter's import of something that reads run cards.
+READS_CARDS = re.compile(r"(from|import) vireid_lite(\.| import .*)\b(study|cards|tables|benchmark)\b")
 
 
 def choose(sources: list[Path], numbers: Sequence[int] | None) -> list[Path]:
@@ -62,25 +63,20 @@ def _elsewhere(asked: Mapping[str, Any], defaults: Mapping[str, Any], root: Path
 def chapter_key(source: Path, given: Mapping[str, Any]) -> str:
     """Return what a chapter's results depend on, as 16 hex digits.
 
-    That is its notebook, the parameters given, the package and what it computes with, and where the chapter imports
-    something that reads run cards, the cards.
+    That is its notebook, the parameters given, the package and what it computes with; and the run cards where the
+    chapter imports something that reads them.
     """
     notebook = source.with_suffix(".ipynb")
     digest = hashlib.sha256(json.dumps([package_key(), given]).encode() + notebook.read_bytes())
-    if any(map(READS_CARDS.match, _imported(notebook))):
+    code = ["".join(cell["source"]) for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
+    nodes = [
+        node for text in code for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    if any(READS_CARDS.match(ast.unparse(node)) for node in nodes):
         for path in sorted((source.parents[1] / "book" / "results").rglob("*.json")):
             if path.name != "costs.json":
                 digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _imported(notebook: Path) -> Iterator[str]:
-    """Yield the full name of everything that a chapter imports."""
-    for cell in read_json(notebook)["cells"]:
-        for node in ast.walk(ast.parse("".join(cell["source"]))) if cell["cell_type"] == "code" else ():
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-                yield from (start + name.name for name in node.names)
 
 
 @cache
@@ -103,46 +99,35 @@ def _meaning(source: str) -> str:
     return ast.dump(tree)
 
 
-@contextmanager
-def kernel(out: Path, cache: Path | None = None) -> Iterator[None]:
-    """Let `python3` mean this interpreter, with none of the user's own IPython settings, while chapters run.
+def environment(out: Path, cache: Path | None = None) -> AbstractContextManager:
+    """Let chapters run in this interpreter, with none of the user's own Jupyter settings.
 
     Args:
         out: folder of the build.
         cache: where victims and crops are kept; default: VIREID_CACHE, or `out`/cache.
     """
-    spec = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=50"],
-        "display_name": "Python 3",
-        "language": "python",
-        "env": {
-            "IPYTHONDIR": str(out / "jupyter" / "ipython"),
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "VIREID_CACHE": str(cache or os.environ.get("VIREID_CACHE") or out / "cache"),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
-        },
+    settings = {
+        "JUPYTER_PATH": "",
+        "JUPYTER_DATA_DIR": str(out / "jupyter"),
+        "IPYTHONDIR": str(out / "jupyter" / "ipython"),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "VIREID_CACHE": str(cache or os.environ.get("VIREID_CACHE") or out / "cache"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
     }
-    write_atomically(out / "jupyter" / "kernels" / "python3" / "kernel.json", json.dumps(spec, indent=1).encode())
-    former = os.environ.get("JUPYTER_PATH")
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(out / "jupyter"), former]))
-    try:
-        yield
-    finally:
-        os.environ.pop("JUPYTER_PATH") if former is None else os.environ.update(JUPYTER_PATH=former)
+    return patch.dict(os.environ, settings)
 
 
 # Runs last in every chapter's kernel and is taken out again: what the chapter cost.
 COST_CELL = """
 import json, os, platform, resource, sys
-_scale = 2**30 if sys.platform == "darwin" else 2**20
 _peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-_cost = {"memory_gib": round(max(_peaks) / _scale, 2), "device": f"{platform.machine()} CPU, {os.cpu_count()} cores"}
-if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
-    _torch = sys.modules["torch"]
+_gib = max(_peaks) / (2**30 if sys.platform == "darwin" else 2**20)
+_cost = {"memory_gib": round(_gib, 2), "device": f"{platform.machine()} CPU, {os.cpu_count()} cores"}
+_torch, _victims = sys.modules.get("torch"), sys.modules.get("vireid_lite.victims")
+if _torch and _torch.cuda.is_initialized():
     _cost |= {"device": _torch.cuda.get_device_name(), "gpu_gib": round(_torch.cuda.max_memory_reserved() / 2**30, 2)}
-if "vireid_lite.victims" in sys.modules:
-    _found = sys.modules["vireid_lite.victims"].found_trained
-    _cost["training_minutes"] = round(sum(_found.values()) / 60, 2)
+if _victims:
+    _cost["training_minutes"] = round(sum(_victims.found_trained.values()) / 60, 2)
 print(json.dumps(_cost))
 """
 
@@ -164,12 +149,12 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
         return
     notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(COST_CELL))
-    options = {"progress_bar": {"desc": source.stem, "leave": False} if progress else False, "cwd": source.parents[1]}
+    options = {"kernel_name": "python3", "language": "python", "cwd": source.parents[1]}
+    options["extra_arguments"] = ["--IPKernelApp.log_level=50"]
+    options["progress_bar"] = {"desc": source.stem, "leave": False} if progress else False
     started = time.perf_counter()
     try:
-        notebook = papermill.execute_notebook(
-            notebook, failed, given, kernel_name="python3", language="python", **options
-        )
+        notebook = papermill.execute_notebook(notebook, failed, given, **options)
     except papermill.PapermillExecutionError as error:
         lines = (line.strip() for line in error.source.splitlines())
         first = next((line for line in lines if line and not line.startswith("#")), "")

@@ -101,12 +101,11 @@ def _table(stems: list[str], costs: dict) -> str:
     """Return what every chapter costs at each tier at which it was measured."""
     rows = ["| Chapter | Tier | Minutes | Memory, GiB | Measured on |", "|---|---|--:|--:|---|"]
     for stem in stems:
-        link = f"[](../../notebooks/{stem})"
-        for tier, cost in costs.get(stem, {}).items():
-            numbers = f"{cost['minutes']:.1f} | {cost['memory_gib']:.1f}"
-            rows.append(f"| {link} | `{tier}` | {numbers} | {cost['device']} |")
-        if stem not in costs:
-            rows.append(f"| {link} | `lite` | – | – | not measured yet |")
+        runs = [
+            f"`{tier}` | {cost['minutes']:.1f} | {cost['memory_gib']:.1f} | {cost['device']}"
+            for tier, cost in costs.get(stem, {}).items()
+        ]
+        rows += [f"| [](../../notebooks/{stem}) | {run} |" for run in runs or ["`lite` | – | – | not measured yet"]]
     return "\n".join([*rows, ""])
 
 
