@@ -106,10 +106,12 @@ def environment(out: Path, cache: Path | None = None) -> AbstractContextManager:
         out: folder of the build.
         cache: where victims and crops are kept; default: VIREID_CACHE, or `out`/cache.
     """
+    own = out / "jupyter"
+    own.mkdir(parents=True, exist_ok=True)
     settings = {
         "JUPYTER_PATH": "",
-        "JUPYTER_DATA_DIR": str(out / "jupyter"),
-        "IPYTHONDIR": str(out / "jupyter" / "ipython"),
+        "JUPYTER_DATA_DIR": str(own),
+        "IPYTHONDIR": str(own / "ipython"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "VIREID_CACHE": str(cache or os.environ.get("VIREID_CACHE") or out / "cache"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
