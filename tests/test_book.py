@@ -157,37 +157,31 @@ def test_only_what_changed_runs_again(built, edit, capsys):
 
 
 def test_key_follows_the_package_and_cards_only_where_they_are_read(tmp_path, monkeypatch):
-    package = tmp_path / "vireid_lite"
-    (package / "grids").mkdir(parents=True)
-    monkeypatch.setattr(execute, "PACKAGE", package)
+    monkeypatch.setattr(execute, "PACKAGE", tmp_path / "vireid_lite")
+    for folder in ("vireid_lite/grids", "notebooks", "book/results"):
+        (tmp_path / folder).mkdir(parents=True)
     keys = []
-    for name, text in (("a.py", "1"), ("grids/x.toml", "1"), ("grids/x.toml", "2"), ("a.py", "2"), ("b.py", "2")):
-        (package / name).write_text(text)
+    for name, text in (("a.py", "1"), ("grids/x.toml", "1"), ("a.py", "2"), ("a.py", '"""Words."""\n# Words.\n2\n')):
+        (tmp_path / "vireid_lite" / name).write_text(text)
         keys.append(PACKAGE_KEY())
-    assert len(set(keys)) == 5
-    (package / "a.py").write_text('"""Words."""\n# More words.\n2\n')
-    assert PACKAGE_KEY() == keys[-1]
+    assert len(set(keys)) == 3
+    assert keys[2] == keys[3]
     monkeypatch.setattr(execute, "package_key", lambda: "fixed")
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "book" / "results").mkdir(parents=True)
-
-    def moved(code: str, written: str) -> bool:
-        source = tmp_path / "notebooks" / "01_one.py"
-        source.write_text(f"# %%\n{code}\n")
-        source.with_suffix(".ipynb").write_bytes(paired_notebook(source))
-        before = execute.chapter_key(source, {})
-        with (tmp_path / "book" / "results" / written).open("a") as file:
-            file.write("1")
-        return execute.chapter_key(source, {}) != before
-
-    for reads in (
-        "from vireid_lite.cards import read_cards",
+    source = tmp_path / "notebooks" / "01_one.py"
+    for chapter in (
+        "from vireid_lite.cards import x",
         "from vireid_lite import tables",
         "import vireid_lite.study.x",
+        "",
     ):
-        assert moved(reads, "card.json")
-        assert not moved(reads, "costs.json")
-    assert not moved("from vireid_lite import metrics", "card.json")
+        source.write_text(f"# %%\n{chapter}\n")
+        source.with_suffix(".ipynb").write_bytes(paired_notebook(source))
+        keys = []
+        for name in ("first.json", "card.json", "costs.json"):
+            (tmp_path / "book" / "results" / name).write_text(chapter)
+            keys.append(execute.chapter_key(source, {}))
+        assert (keys[0] != keys[1]) == bool(chapter)
+        assert keys[1] == keys[2]
 
 
 def test_parameters_reach_the_chapter(built, capsys):

@@ -33,16 +33,20 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
     costs = read_json(root / COSTS)
     stems = [source.stem for source in find_chapters(root)]
     filled = {}
+
+    def known(page: str, mark: str, chapter: str) -> None:
+        if chapter not in stems:
+            raise InputError(f"{page}: % {mark}: {chapter} names no chapter; there are {', '.join(stems)}")
+
     for page in [name for name in files if name.startswith("book/") and name.endswith(".md")]:
 
         def picture(found: re.Match, page: str = page) -> str:
             chapter, figure, text = found.groups()
-            _known(page, "picture", chapter, stems)
+            known(page, "picture", chapter)
             notebook = executed / f"{chapter}.ipynb"
             if not notebook.exists():
-                command = f"`vireid-lite book --chapters {int(chapter[:2])}`"
-                said = "draws the picture that belongs here; it has not run yet"
-                return f"[](../notebooks/{chapter}) {said}: {command}.\n"
+                said = "draws the picture that belongs here; it has not run yet: `vireid-lite book --chapters"
+                return f"[](../notebooks/{chapter}) {said} {int(chapter[:2])}`.\n"
             filled[f"book/{figure}.png"] = _figure(notebook, figure, page)
             return text
 
@@ -53,18 +57,13 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
                 return _status({stem: read_record(executed / f"{stem}.ipynb") for stem in stems}, costs)
             if found[2] == "all":
                 return _table(stems, costs)
-            _known(page, "measured", found[2], stems)
+            known(page, "measured", found[2])
             return _line(found[2], costs)
 
         text = files[page].decode()
         if (shown := NUMBERS.sub(numbers, PICTURE.sub(picture, text))) != text:
             filled[page] = shown.encode()
     return filled
-
-
-def _known(page: str, mark: str, chapter: str, stems: list[str]) -> None:
-    if chapter not in stems:
-        raise InputError(f"{page}: % {mark}: {chapter} names no chapter; there are {', '.join(stems)}")
 
 
 def _figure(notebook: Path, name: str, page: str) -> bytes:

@@ -27,6 +27,7 @@ from bs4 import BeautifulSoup
 from vireid_lite.errors import BuildError, InputError
 from vireid_lite.provenance import versions
 
+HERE = Path(__file__).parent
 PDF = "vireid-lite.pdf"
 UNFINISHED = "unfinished: "  # before the title in print.html, until print.js has seen that the page is whole
 SECONDS = 900  # for one run of Chromium, which takes half a minute on two idle cores
@@ -55,12 +56,9 @@ def find_chromium() -> str:
 
 
 def print_book(root: Path, out: Path, target: Path | None = None) -> Path:
-    """Print the rendered book and return the PDF: twice, as the numbers in the contents are only known afterwards.
+    """Print the book rendered in `out` to `target`, by default `out`/vireid-lite.pdf, and return the PDF.
 
-    Args:
-        root: the book's sources, for its version.
-        out: folder of a build, holding `html` and `stage`.
-        target: the PDF; default: `out`/vireid-lite.pdf.
+    It is printed twice, since the numbers in the contents are only known afterwards.
 
     Raises:
         InputError: without Chromium or without a built book.
@@ -131,8 +129,7 @@ def _read(pages: Path, entry: Entry, printed: set[str]) -> Entry:
             address, _, fragment = element[kind].partition("#")
             if re.match(r"[a-z]+:", address):
                 continue
-            folder = posixpath.dirname(entry.page)
-            name = posixpath.normpath(posixpath.join(folder, address)) if address else f"{entry.page}.html"
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(entry.page), address or path.name))
             page = name.removesuffix(".html")
             if kind == "src":
                 element["src"] = name
@@ -159,9 +156,8 @@ def gather(root: Path, out: Path, work: Path) -> tuple[list[Entry], Callable[...
     for folder in (out / "html" / "_images", out / "html" / "_static", fonts):
         if folder.is_dir():
             shutil.copytree(folder, work / folder.name)
-    here = Path(__file__).parent
     for name in ("print.css", "print.js"):
-        shutil.copy(here / name, work)
+        shutil.copy(HERE / name, work)
     style, body, contents = [], [], []
     for number, entry in enumerate(entries):
         title = escape(entry.title)
@@ -178,21 +174,18 @@ def gather(root: Path, out: Path, work: Path) -> tuple[list[Entry], Callable[...
         contents.append(f'<li class="{kind}"><a href="#{entry.anchor}">{line}</a></li>')
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     today = datetime.date.today()
-    values = {
+    values = {name: escape(project[name]) for name in ("description", "version", "license")} | {
         "title": escape(entries[0].title),
-        "description": escape(project["description"]),
         "authors": escape(", ".join(author["name"] for author in project["authors"])),
-        "version": project["version"],
         "today": f"{today.day} {today:%B %Y}",
         "versions": ", ".join(f"{name} {found}" for name, found in versions().items() if name != project["name"]),
         "address": project["urls"]["Repository"],
-        "license": project["license"],
         "mathjax": next((entry.mathjax for entry in entries if entry.mathjax), ""),
         "style": "".join(style),
         "contents": "".join(contents),
         "pages": "\n".join(body),
     }
-    return entries, partial(Template((here / "print.html").read_text(encoding="utf-8")).substitute, values)
+    return entries, partial(Template((HERE / "print.html").read_text(encoding="utf-8")).substitute, values)
 
 
 def _print(program: str, page: str, work: Path, pdf: Path, *options: str) -> None:

@@ -19,13 +19,9 @@ def check_build(out: Path | str) -> list[str]:
 
     What a chapter ran on stands in the copy of it that the build keeps beside its page, as its run noted it.
 
-    Args:
-        out: folder of a build, holding `html` and `executed`.
-
     Raises:
-        InputError: one line, where a page was executed at tier full or on another data set than the synthetic one,
-            where nothing says what a page was executed on, where an image is on no page (an earlier build may have
-            left it), or where there is a file of weights or arrays.
+        InputError: where a page was executed at tier full or on other data, where nothing says on what, where an image
+            is on no page (an earlier build may have left it), or where there is a file of weights or arrays.
     """
     out = Path(out)
     html = out / "html"
