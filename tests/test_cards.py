@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from vireid_lite import cards, provenance
+from vireid_lite import cards, files
 from vireid_lite.errors import InputError
 
 CONFIGURATION = {
@@ -26,7 +26,7 @@ def test_a_card_comes_back_and_names_what_ran(tmp_path):
     card = cards.read_card(path)
     assert path.name.startswith("victim-lite-synthetic-easy-s3-")
     assert card["scores"] == {"rank1": pytest.approx(1 / 3)}
-    assert card["code"] == provenance.code_hash(*MODULES)
+    assert card["code"] == files.code_hash(*MODULES)
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "no half file stays beside it"
 
 
@@ -41,27 +41,27 @@ def test_changed_code_marks_a_card_stale_and_docstrings_do_not(tmp_path, monkeyp
     package = tmp_path / "package"
     package.mkdir()
     monkeypatch.setattr(cards, "PACKAGE", package)
-    monkeypatch.setattr(provenance, "PACKAGE", package)
+    monkeypatch.setattr(files, "PACKAGE", package)
 
     def stale_after(source):
         (package / "losses.py").write_text(source)
-        provenance.code_hash.cache_clear()
+        files.code_hash.cache_clear()
         return cards.is_stale(card)
 
     (package / "metrics.py").write_text("x = 1\n")
     (package / "losses.py").write_text('def f(a):\n    """Old."""\n    return a + 1\n')
-    provenance.code_hash.cache_clear()
+    files.code_hash.cache_clear()
     card = cards.read_card(write(tmp_path))
     assert not stale_after('"""New."""\n\n\ndef f(a):\n    """New."""\n    # Said better.\n    return (a + 1)\n')
     assert stale_after("def f(a):\n    return a + 2\n")
     (package / "losses.py").unlink()
     assert cards.is_stale(card)
-    provenance.code_hash.cache_clear()
+    files.code_hash.cache_clear()
 
 
 def test_the_modules_of_a_result_exist_and_leave_out_what_it_does_not_read():
     modules = cards.code_modules("synthetic", "agw")
-    assert all((provenance.PACKAGE / f"{module}.py").exists() for module in modules)
+    assert all((files.PACKAGE / f"{module}.py").exists() for module in modules)
     assert "data/synthetic" in modules
     assert not {"plots", "cli", "data/sysu"} & set(modules)
     assert "data/sysu" in cards.code_modules("sysu", "agw")
@@ -100,7 +100,7 @@ def test_cards_are_found_by_their_fields(tmp_path):
 
 
 def test_committed_cards_are_whole_and_hold_no_path_or_label():
-    folder = provenance.PACKAGE.parent / "book" / "results"
+    folder = files.PACKAGE.parent / "book" / "results"
     for card in cards.read_cards(folder):
         text = json.dumps(card)
         assert "/home" not in text

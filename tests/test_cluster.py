@@ -21,7 +21,7 @@ from vireid_lite.campaign import prepare, read_campaign, run_one
 from vireid_lite.cards import card_name
 from vireid_lite.cluster import run_on_cluster
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import cache_folder, write_atomically
+from vireid_lite.files import cache_folder, write_atomically
 
 OPTIONS = {"workers": 2, "device": "cpu", "root": None, "progress": False}
 # What a card says of the machine and the moment, not of the run.

@@ -13,7 +13,8 @@ import pytest
 
 from _make import notebooks
 from vireid_lite.cards import read_cards
-from vireid_lite.parameters import COSTS, Costs, results_folder
+from vireid_lite.chapters.costs import COSTS, Costs
+from vireid_lite.files import results_folder
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = notebooks.find_chapters(ROOT)

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from vireid_lite import metrics, models
-from vireid_lite.acceleration import Compute
 from vireid_lite.campaign import prepare, read_campaign
 from vireid_lite.cards import card_name, read_card
 from vireid_lite.data import Modality, cached
+from vireid_lite.machine import Compute
 from vireid_lite.tables import DIRECTIONS, label
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from papermill import inspect_notebook
 from _make import build as production
 from _make.notebooks import find_chapters, paired_notebook
 from vireid_lite import cli
-from vireid_lite.parameters import check_values, read_parameters
+from vireid_lite.chapters.parameters import check_values, read_parameters
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = find_chapters(ROOT)

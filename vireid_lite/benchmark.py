@@ -22,16 +22,18 @@ import pandas as pd
 from vireid_lite.campaign import Root, cell_key, checked, prepare, recipe_of, run_cells
 from vireid_lite.cards import CARDS, is_stale, read_card
 from vireid_lite.data import Modality
-from vireid_lite.errors import InputError
-from vireid_lite.evaluation import direction_name
-from vireid_lite.parameters import fraction
-from vireid_lite.provenance import stable_hash
+from vireid_lite.errors import InputError, fraction
+from vireid_lite.files import stable_hash
+from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.tables import spread
 from vireid_lite.victims import tier_named
 
 FOLDER = Path(__file__).parent / "grids"
+
 GRIDS = ("smoke", "cmps-tables", "cmps-figures", "feature-level-tables", "transfer")
+
 CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modification", "surrogate", "compute")
+
 KEYS = {
     "": ("title", "source", "seeds", "data", "victims", "attacks", "not-built", "table"),
     "table": (
@@ -40,7 +42,9 @@ KEYS = {
     ),
     "entry": ("dataset", "victim", "train", "attack", "modified", "each", "compute"),
 }
+
 OFFICIAL = {"sysu": "infrared", "llcm": "infrared", "regdb": "visible"}  # query modality
+
 QUERIES = {modality.name.lower(): direction_name(modality) for modality in Modality}
 
 

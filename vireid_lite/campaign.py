@@ -26,8 +26,6 @@ from torch import nn
 from tqdm import tqdm
 
 from vireid_lite import metrics, models
-from vireid_lite.acceleration import Compute
-from vireid_lite.anatomy import Anatomy, anatomy, within_modality
 from vireid_lite.attacks import (
     ImageAttack,
     Modification,
@@ -39,31 +37,27 @@ from vireid_lite.attacks import (
     load_perturbation,
     train_modified_victim,
 )
-from vireid_lite.attacks.base import training_store
+from vireid_lite.attacks.frozen import training_store
 from vireid_lite.attacks.modified_victim import MODULES as MODIFIED_MODULES
 from vireid_lite.cards import card_name, code_modules, is_stale, read_card, write_card
 from vireid_lite.data import Augmentation, Dataset, Modality, Trial, cached, fingerprint
+from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import Evaluation, direction_name, distinct, evaluate
-from vireid_lite.parameters import TIERS as DATASET_OF_TIER
-from vireid_lite.provenance import (
-    cache_folder,
-    code_hash,
-    device_name,
-    exclusive,
-    peak_memory_mib,
-    pick_device,
-    stable_hash,
-    versions,
-    write_atomically,
-)
+from vireid_lite.files import cache_folder, code_hash, exclusive, stable_hash, write_atomically
+from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
+from vireid_lite.metrics.anatomy import Anatomy, anatomy, within_modality
+from vireid_lite.metrics.evaluation import Evaluation, direction_name, distinct, evaluate
 from vireid_lite.transfer import broken, resized
 from vireid_lite.victims import Recipe, load_or_train, tier_dataset, tier_named, tier_recipe
 
 TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
+
 SURROGATE_SEED = 100  # how far a surrogate's seed lies from its target's, where it is not given
+
 VICTIM = {"model": str, "backbone": str, "pretrained": bool, "options": dict}
+
 SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": int}
+
 RUN = {
     "name": str,
     "tier": str,

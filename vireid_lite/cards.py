@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import PACKAGE, code_hash, stable_hash, write_atomically
+from vireid_lite.files import PACKAGE, code_hash, stable_hash, write_atomically
 
 SCHEMA = 1
+
 CARDS = "*-s*-*.json"  # the file names of `card_name`
+
 # The modules of networks that bring their own losses.
 NETWORKS = {
     "ddag": ["models/ddag", "models/baselines", "objectives"],
@@ -23,6 +25,7 @@ NETWORKS = {
     "pcb": ["models/baselines", "hetero_centre", "objectives"],
     "caj": ["models/agw", "models/caj", "objectives"],
 }
+
 REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "code", "modules")
 
 

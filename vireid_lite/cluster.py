@@ -23,12 +23,16 @@ from tqdm import tqdm
 
 from vireid_lite.cards import card_name
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import PACKAGE, code_hash
+from vireid_lite.files import PACKAGE, code_hash
 
 ANSWER = 10.0  # seconds a scheduler has to answer, and a worker to hand over a card
+
 NO_WORKER = 60.0  # seconds to wait for a first worker, or for the next when all died; starting again takes some
+
 LOOK = 1.0  # seconds between two looks at which workers there are
+
 DEATHS = 3  # workers a run may end: one can be killed for what its neighbour took, three hardly
+
 # One run at a time in a process, also where two campaigns share a cluster whose workers have several threads.
 _ALONE = threading.Lock()
 

@@ -14,9 +14,10 @@ from vireid_lite.campaign import prepare, read_campaign
 from vireid_lite.cards import card_name
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import direction_name
+from vireid_lite.metrics.evaluation import direction_name
 
 DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
+
 LABELS = {
     "uniform-noise": "uniform noise",
     "sign-noise": "sign noise",

@@ -8,9 +8,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from vireid_lite.attacks.base import UniversalPerturbation
+from vireid_lite.attacks.perturbation import UniversalPerturbation
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import Evaluation
+from vireid_lite.metrics.evaluation import Evaluation
 
 
 def resized(made: UniversalPerturbation, size: tuple[int, int]) -> UniversalPerturbation:

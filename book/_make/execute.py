@@ -16,9 +16,10 @@ from typing import Any
 from unittest.mock import patch
 
 from _make.notebooks import executed_chapters, find_chapters, read_json, read_record
+from vireid_lite.chapters.parameters import check_machine, check_values, read_parameters
 from vireid_lite.errors import BuildError, InputError
-from vireid_lite.parameters import check_machine, check_values, read_parameters
-from vireid_lite.provenance import PACKAGE, device_name, pick_device, versions, write_atomically
+from vireid_lite.files import PACKAGE, write_atomically
+from vireid_lite.machine import device_name, pick_device, versions
 
 # A chapter's import of something that reads run cards.
 READS_CARDS = re.compile(r"(from|import) vireid_lite(\.| import .*)\b(study|cards|tables|benchmark)\b")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import write_atomically
+from vireid_lite.files import write_atomically
 
 COSTS = "book/results/costs.json"  # what each chapter costs from empty caches, by tier
 

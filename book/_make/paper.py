@@ -25,7 +25,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 from vireid_lite.errors import BuildError, InputError
-from vireid_lite.provenance import versions
+from vireid_lite.machine import versions
 
 HERE = Path(__file__).parent
 PDF = "vireid-lite.pdf"

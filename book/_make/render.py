@@ -14,7 +14,7 @@ import yaml
 
 from _make.notebooks import find_chapters, replace_files, repository_url
 from vireid_lite.errors import BuildError
-from vireid_lite.provenance import PACKAGE
+from vireid_lite.files import PACKAGE
 
 NOT_RENDERED = ("book/results/", "book/_make/")
 
