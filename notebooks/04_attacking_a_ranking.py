@@ -105,13 +105,13 @@ from torch.nn import functional as F
 
 from vireid_lite import metrics
 from vireid_lite.chapters import plots
-from vireid_lite.metrics.ranking.anatomy import anatomy
-from vireid_lite.metrics.ranking.likeness import psnr, ssim
+from vireid_lite.metrics.anatomy import anatomy
+from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import AdversarialStore, IMAGE_SPECIFIC, build_attack, craft
 from vireid_lite.attacks.frozen import frozen
 from vireid_lite.attacks.image_specific import GuideBank, ODFA, Problem, SMA
 from vireid_lite.data import ImageStore, Modality, Trial, all_against_all, cached
-from vireid_lite.metrics.ranking.evaluation import direction_name, embed_store, identities_and_cameras, ranked
+from vireid_lite.metrics.evaluation import direction_name, embed_store, identities_and_cameras, ranked
 from vireid_lite.tables import DIRECTIONS, LABELS, attack_table, seed_rows
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
@@ -1118,7 +1118,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-attacking-psnr", "00af2199", decimals=1)  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-attacking-psnr
 # :class: dropdown
 # ```
@@ -1128,14 +1128,14 @@ self_check(None, "ex-attacking-psnr", "00af2199", decimals=1)  # your number in 
 # values are not left alone, they lie inside the budget, so the measured PSNR lies below this; and with {math}`s = 1` it
 # is the least that the budget allows.
 
-# %%
+# %% tags=["solution"]
 images = crafted["sma"][Modality.VISIBLE].images
 difference = images - clean[Modality.VISIBLE]
 share = (difference.abs() > eps - 0.5 / 255).double().mean().item()
 measured = -10 * difference.double().square().mean().log10().item()
 print(f"share {share:.3f}: {-10 * np.log10(share * eps**2):.2f} dB, measured {measured:.2f} dB, least {worst:.2f} dB")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1153,7 +1153,7 @@ print(f"share {share:.3f}: {-10 * np.log10(share * eps**2):.2f} dB, measured {me
 # %% tags=["self-check"]
 self_check(None, "ex-attacking-tied", "c71e42b3")  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-attacking-tied
 # :class: dropdown
 # ```
@@ -1163,7 +1163,7 @@ self_check(None, "ex-attacking-tied", "c71e42b3")  # your number in place of Non
 # sign steps are no optimum, so even the sign of a small difference is not certain. The interval says whether these
 # queries tell the two apart.
 
-# %%
+# %% tags=["solution"]
 m = Modality.INFRARED
 tied_store = strike(sides[m], build_attack("sma", eps=eps, tied=True))
 assert (tied_store.images == tied_store.images[:, :1]).all()  # nothing to see for a comparison of channels
@@ -1171,7 +1171,7 @@ as_tied = look(sides[m], tied_store.images)
 print(f"free {percent(after['sma'][m].scores.rank1)} %, tied {percent(as_tied.scores.rank1)} %")
 print(f"tied minus free: {percent(*change(sides[m], after['sma'][m], as_tied))} points")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1194,7 +1194,7 @@ print(f"tied minus free: {percent(*change(sides[m], after['sma'][m], as_tied))} 
 # %% tags=["self-check"]
 self_check(None, "ex-attacking-transfer", "c00fc0e5")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-attacking-transfer
 # :class: dropdown
 # ```
@@ -1205,7 +1205,7 @@ self_check(None, "ex-attacking-transfer", "c00fc0e5")  # your letter in place of
 # is in the image rather than in the victim. Transfer between *trained* networks is another question, with a chapter of
 # its own.
 
-# %%
+# %% tags=["solution"]
 from vireid_lite import models
 
 torch.manual_seed(seed)
@@ -1221,7 +1221,7 @@ for name in ("sign-noise", "sma"):
     here = moved(before[m], after[name][m]) / torch.pdist(before[m].features).mean().item()
     print(f"{LABELS[name]}: moved {here:.2f} in the victim, {elsewhere:.2f} in the stranger (of the mean distance)")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1256,7 +1256,7 @@ for name in ("sign-noise", "sma"):
 # %% tags=["self-check"]
 self_check(None, "ex-attacking-flaw", "67ff7920")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-attacking-flaw
 # :class: dropdown
 # ```
@@ -1269,7 +1269,7 @@ self_check(None, "ex-attacking-flaw", "67ff7920")  # your letter in place of Non
 # the whole pixel range takes any ranking down.
 
 
-# %%
+# %% tags=["solution"]
 class Quantised(torch.nn.Module):
     def __init__(self, victim, levels=32, straight_through=False):
         super().__init__()
@@ -1304,7 +1304,7 @@ with frozen(published), torch.enable_grad():
     climbs = attack.objective(Problem(published, clean[m][:8].to(device), m))
     print(f"largest gradient as published: {torch.autograd.grad(climbs(at, 0).sum(), at)[0].abs().max().item():g}")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

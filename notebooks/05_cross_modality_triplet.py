@@ -111,7 +111,7 @@ from vireid_lite.attacks.features import identity_centroids, kmeans_centroids
 from vireid_lite.attacks.cmps import PRESETS, Problem
 from vireid_lite.campaign import difference
 from vireid_lite.data import ImageStore, Modality, cached
-from vireid_lite.metrics.ranking.evaluation import direction_name, embed_store, evaluate
+from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
@@ -1180,7 +1180,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-triplet-margin", "e2c7ea38")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-triplet-margin
 # :class: dropdown
 # ```
@@ -1190,12 +1190,12 @@ self_check(None, "ex-triplet-margin", "e2c7ea38")  # your letter in place of Non
 # $\rho - \|C^p - C^n\|$. The closest pair of all sets the bound. It is necessary, not sufficient: the best
 # place may be one that no feature of length 1 can take, and none that $\delta$ can reach.
 
-# %%
+# %% tags=["solution"]
 for turn, modality in ((0, VISIBLE), (2, VISIBLE), (1, INFRARED)):
     pairs_apart = distance(*chosen(problem, rows_of[modality], turn))
     print(f"pulled to {PULL_PUSH[turn][0]}, pushed from {PULL_PUSH[turn][1]}: rho up to {pairs_apart.min().item():.3f}")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1218,7 +1218,7 @@ for turn, modality in ((0, VISIBLE), (2, VISIBLE), (1, INFRARED)):
 # %% tags=["self-check"]
 self_check(None, "ex-triplet-tied", "4c5b922b")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-triplet-tied
 # :class: dropdown
 # ```
@@ -1228,14 +1228,14 @@ self_check(None, "ex-triplet-tied", "4c5b922b")  # your letter in place of None,
 # at each pixel, so a gradient without preference keeps a third. The more an infrared gradient keeps beyond that, the
 # less an attacker loses by passing the check of equal channels; what a visible one loses, it loses to colour.
 
-# %%
+# %% tags=["solution"]
 for point in points:
     for modality in Modality:
         gradient = raw[point][modality]
         share = tie(gradient).square().sum() / gradient.square().sum()
         print(f"after {point:>3} iterations, {modality.name.lower():>8}: {100 * share.item():.0f} % (a third: 33 %)")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1257,7 +1257,7 @@ for point in points:
 # %% tags=["self-check"]
 self_check(None, "ex-triplet-kmeans", "deb0fa53")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-triplet-kmeans
 # :class: dropdown
 # ```
@@ -1266,7 +1266,7 @@ self_check(None, "ex-triplet-kmeans", "deb0fa53")  # your letter in place of Non
 # Compare each new centroid with its nearest old one, in units of the distance between neighbouring old ones. What
 # changes with the seed is a property of the run, not of the data, and belongs to the spread over seeds of a table.
 
-# %%
+# %% tags=["solution"]
 old = banks["infrared"]
 new = kmeans_centroids(train_features[rows_of[INFRARED]], k, settings.seed + 1)
 neighbour = torch.cdist(old, old).fill_diagonal_(torch.inf).amin(1).median()
@@ -1277,7 +1277,7 @@ jump = distance(before, after)
 print(f"a new centroid's nearest old one: {moved_by.median().item():.3f} away (median); neighbours: {neighbour:.3f}")
 print(f"C^p moved by more than that for {100 * (jump > neighbour).float().mean().item():.0f} % of the visible crops")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1300,7 +1300,7 @@ print(f"C^p moved by more than that for {100 * (jump > neighbour).float().mean()
 # %% tags=["self-check"]
 self_check(None, "ex-triplet-flaw", "e38e6e52")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-triplet-flaw
 # :class: dropdown
 # ```
@@ -1319,7 +1319,7 @@ self_check(None, "ex-triplet-flaw", "e38e6e52")  # your letter in place of None,
 # would let each make its own. And agreement is not strength: that is for the table of controls.
 
 
-# %%
+# %% tags=["solution"]
 def reassigned(change):
     """The problem with other centroids for each image; change(turn, rows) gives the new pull and push."""
     pull, push = problem.pull.clone(), problem.push.clone()
@@ -1351,7 +1351,7 @@ for name, changed in (
     table[name] = {kind: f"{values.mean():+.3f}" for kind, values in found.items()}
 pd.DataFrame(table).T.rename_axis("centroids")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

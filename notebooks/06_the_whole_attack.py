@@ -97,14 +97,14 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics, tables
 from vireid_lite.chapters import plots
-from vireid_lite.metrics.ranking.anatomy import anatomy
-from vireid_lite.metrics.ranking.likeness import psnr, ssim
+from vireid_lite.metrics.anatomy import anatomy
+from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import CMPS, build_attack
 from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of, training_store
 from vireid_lite.campaign import difference
 from vireid_lite.data import ImageStore, Modality, all_against_all, cached
-from vireid_lite.metrics.ranking.evaluation import direction_name, evaluate, ranked
+from vireid_lite.metrics.evaluation import direction_name, evaluate, ranked
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
@@ -1307,7 +1307,7 @@ self_check_value(
     within=1,
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-bit
 # :class: dropdown
 # ```
@@ -1317,7 +1317,7 @@ self_check_value(
 # can change. A sign is one bit and a stored value is eight, so the whole attack takes an eighth of the room of one crop,
 # which is one reason why keeping it secret protects nobody.
 
-# %%
+# %% tags=["solution"]
 one_bit = replace(made["paper"], delta=attack.eps * made["paper"].delta.sign())
 print(f"{one_bit.delta.numel() / 8:.0f} bytes")
 for modality, found in score(one_bit.apply_rounded).items():
@@ -1326,7 +1326,7 @@ for modality, found in score(one_bit.apply_rounded).items():
         f" signs alone {100 * found.rank1:.1f} %"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1348,7 +1348,7 @@ for modality, found in score(one_bit.apply_rounded).items():
 # %% tags=["self-check"]
 self_check(None, "ex-whole-dose", "d89d7acb")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-dose
 # :class: dropdown
 # ```
@@ -1359,7 +1359,7 @@ self_check(None, "ex-whole-dose", "d89d7acb")  # your letter in place of None, s
 # diluted one has the signs that were right at the full budget. Compare the two on the same seed before saying which is
 # stronger.
 
-# %%
+# %% tags=["solution"]
 diluted = replace(made["paper"], delta=made["paper"].delta / 2, eps=attack.eps / 2)
 for modality in Modality:
     options = {"perturb": diluted.apply_rounded, "device": device, "progress": False}
@@ -1367,7 +1367,7 @@ for modality in Modality:
     values = [100 * one.rank1 for one in (results["clean"][modality], half, results["paper"][modality])]
     print(f"{direction_name(modality)}: clean {values[0]:.1f}, half {values[1]:.1f}, whole {values[2]:.1f} %")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1404,7 +1404,7 @@ for modality in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-whole-flaw", "a8d3f7c8")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-flaw
 # :class: dropdown
 # ```
@@ -1417,7 +1417,7 @@ self_check(None, "ex-whole-flaw", "a8d3f7c8")  # your letter in place of None, s
 # already, that can only be little. Col.+Del. was published with such a double budget, which is why that is an option
 # with its own name here and not the default.
 
-# %%
+# %% tags=["solution"]
 images = queries[Modality.VISIBLE].batch(np.arange(8), device)
 reach = 255 * (two_stages(images, Modality.VISIBLE) - images).abs().max().item()
 within = replace(made["paper"], delta=(2 * made["paper"].delta).clamp(-attack.eps, attack.eps))
@@ -1428,7 +1428,7 @@ for name, one in fair.items():
     found = score(one.apply_rounded)
     print(f"{name}: " + ", ".join(f"{100 * found[modality].rank1:.1f} %" for modality in Modality))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1451,7 +1451,7 @@ for name, one in fair.items():
 # %% tags=["self-check"]
 self_check(None, "ex-whole-average", "0da6b9fc")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-average
 # :class: dropdown
 # ```
@@ -1462,7 +1462,7 @@ self_check(None, "ex-whole-average", "0da6b9fc")  # your letter in place of None
 # The control is the same subtraction on traffic that is not attacked. An attacker would learn several perturbations,
 # take turns, or make one for each image: being universal is what gives this one away.
 
-# %%
+# %% tags=["solution"]
 for modality in Modality:
     known = np.flatnonzero(store.modalities.numpy() == modality)
     known = known[:: -(-len(known) // 600)]
@@ -1483,7 +1483,7 @@ for modality in Modality:
             f" rank-1 {100 * before:.1f} to {100 * result.rank1:.1f} %"
         )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

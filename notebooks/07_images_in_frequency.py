@@ -100,12 +100,12 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics
 from vireid_lite.chapters import plots
-from vireid_lite.metrics.ranking.anatomy import shift_and_spread
+from vireid_lite.metrics.anatomy import shift_and_spread
 from vireid_lite.attacks import CMPS, build_attack
 from vireid_lite.attacks.budget import clip, luma, project, to_8_bits
 from vireid_lite.attacks.frozen import frozen, training_store
 from vireid_lite.data import Modality, Trial, cached
-from vireid_lite.metrics.ranking.evaluation import direction_name, embed_store, identities_and_cameras
+from vireid_lite.metrics.evaluation import direction_name, embed_store, identities_and_cameras
 from vireid_lite.frequency import (
     amplitude_only,
     band_energy,
@@ -1024,7 +1024,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-frequency-brightness", "50524692")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-frequency-brightness
 # :class: dropdown
 # ```
@@ -1036,7 +1036,7 @@ self_check(None, "ex-frequency-brightness", "50524692")  # your letter in place 
 # concerns a mean and a factor, two numbers; the amplitude has half as many as the image has pixels. So brightness and
 # contrast are in the amplitude, but the amplitude is much more than that.
 
-# %%
+# %% tags=["solution"]
 own = images[VISIBLE]
 mean = own.mean((2, 3), keepdim=True)
 before = decompose(own)
@@ -1052,7 +1052,7 @@ for name, maps in versions.items():
     turned = ((angle * before[0]).sum() / before[0].sum()).item()  # loud waves count more
     print(f"{name:>10}: amplitude moved by {100 * louder:4.1f} %, phase turned by {turned:.3f}")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1074,7 +1074,7 @@ for name, maps in versions.items():
 # %% tags=["self-check"]
 self_check(None, "ex-frequency-slow", "fc3e8505")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-frequency-slow
 # :class: dropdown
 # ```
@@ -1084,7 +1084,7 @@ self_check(None, "ex-frequency-slow", "fc3e8505")  # your letter in place of Non
 # Read the two lines of a direction together. Only where the other spectrum's line lies above the own one's does crossing
 # over close some of the gap; where it lies below, the queries were better off with a mean of their own spectrum.
 
-# %%
+# %% tags=["solution"]
 slow = (radial_frequency(height, width) < 1 / 8).to(device)
 for m in Modality:
     strength, angle = decompose(images[m])
@@ -1093,7 +1093,7 @@ for m in Modality:
         change = moved(against(clean[m], result, m))
         print(f"{direction_name(m)}, {name} slow amplitudes: {change} points")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1116,7 +1116,7 @@ for m in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-frequency-flaw", "9b66c97d")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-frequency-flaw
 # :class: dropdown
 # ```
@@ -1129,7 +1129,7 @@ self_check(None, "ex-frequency-flaw", "9b66c97d")  # your letter in place of Non
 # same cost, and then say what the filter is worth.
 
 
-# %%
+# %% tags=["solution"]
 class Guarded(torch.nn.Module):
     """The victim behind a low-pass."""
 
@@ -1159,7 +1159,7 @@ for m in Modality:
     after = ", ".join(f"{name} {share(values)}" for name, values in behind.items())
     print(f"{direction_name(m)}, unfiltered: {before}; filtered: {after} %")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -112,7 +112,7 @@ from vireid_lite.attacks.frozen import frozen, generator_for, images_of, trainin
 from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.models.insertion import inserted, staged
 from vireid_lite.data import ImageStore, Modality, cached
-from vireid_lite.metrics.ranking.evaluation import embed_store
+from vireid_lite.metrics.evaluation import embed_store
 from vireid_lite.models.two_stream import generalised_mean
 from vireid_lite.losses import class_centres, pairwise_quadruple_loss, quadruple_loss, quadruple_terms
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
@@ -1052,7 +1052,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-quadruple-length", "5a98add7", decimals=1)  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-quadruple-length
 # :class: dropdown
 # ```
@@ -1062,7 +1062,7 @@ self_check(None, "ex-quadruple-length", "5a98add7", decimals=1)  # your number i
 # distances at least that, silence needs $4 \sin(\varphi/2) \ge \alpha$, so $\varphi \ge 2 \arcsin(\alpha / 4)$. It is
 # sufficient, not necessary: the two distances add up, so one of them may be smaller.
 
-# %%
+# %% tags=["solution"]
 with torch.no_grad():
     unit = [F.normalize(centre) for centre in centres_of(rows, *stages(rows)[:2])]
     _, other_unit, between_unit = (term.cpu() for term in quadruple_terms(*unit))
@@ -1070,7 +1070,7 @@ smallest = torch.minimum(other_unit.min(), between_unit[:, ~with_itself].min()).
 print(f"bound: {np.degrees(2 * np.arcsin(ALPHA / 4)):.1f} degrees")
 print(f"closest pair of the batch: {np.degrees(2 * np.arcsin(smallest / 2)):.1f} degrees")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1094,7 +1094,7 @@ print(f"closest pair of the batch: {np.degrees(2 * np.arcsin(smallest / 2)):.1f}
 # %% tags=["self-check"]
 self_check(None, "ex-quadruple-misprints", "9cb1b6ec")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-quadruple-misprints
 # :class: dropdown
 # ```
@@ -1111,7 +1111,7 @@ self_check(None, "ex-quadruple-misprints", "9cb1b6ec")  # your letter in place o
 # freely show what a loss wants, not what pixels can give.
 
 
-# %%
+# %% tags=["solution"]
 def person_means(features, modality, names):
     return torch.stack([features[modality][who[modality] == name].mean(0) for name in names])
 
@@ -1157,7 +1157,7 @@ for name, slip in SLIPS.items():
     table[name] = row_of(second)
 pd.DataFrame(table).T.rename_axis("linear loss over free points")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1180,7 +1180,7 @@ pd.DataFrame(table).T.rename_axis("linear loss over free points")
 # %% tags=["self-check"]
 self_check(None, "ex-quadruple-flaw", "ae24ea01")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-quadruple-flaw
 # :class: dropdown
 # ```
@@ -1192,7 +1192,7 @@ self_check(None, "ex-quadruple-flaw", "ae24ea01")  # your letter in place of Non
 # table puts the loss beside perturbations of known strength; if the column is the same for all, it cannot tell them
 # apart.
 
-# %%
+# %% tags=["solution"]
 table = {}
 start_noise = paths["linear"][0]
 for name, delta in {"clean": None, "its starting noise": start_noise, **deltas}.items():
@@ -1206,7 +1206,7 @@ for name, delta in {"clean": None, "its starting noise": start_noise, **deltas}.
     table[name] = row
 pd.DataFrame(table).T.fillna("").rename_axis("delta")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

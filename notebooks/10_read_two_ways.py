@@ -93,8 +93,8 @@ from torch.nn import functional as F
 from vireid_lite import metrics, models, tables
 from vireid_lite.chapters import plots
 from vireid_lite.models import attention, insertion
-from vireid_lite.metrics.ranking.anatomy import anatomy
-from vireid_lite.metrics.ranking.likeness import psnr, ssim
+from vireid_lite.metrics.anatomy import anatomy
+from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import ATTACKS, FeatureLevelAttack, UniversalPerturbation, build_attack
 from vireid_lite.attacks.budget import tie
 from vireid_lite.attacks.frozen import training_store, weights_hash
@@ -102,7 +102,7 @@ from vireid_lite.campaign import difference
 from vireid_lite.cards import read_cards, stale_note
 from vireid_lite.chapters.uninformed import LAYOUTS, one_order_a_person
 from vireid_lite.data import Modality, cached
-from vireid_lite.metrics.ranking.evaluation import direction_name, evaluate, ranked
+from vireid_lite.metrics.evaluation import direction_name, evaluate, ranked
 from vireid_lite.chapters.costs import COSTS
 from vireid_lite.losses import class_centres, quadruple_terms
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
@@ -1646,7 +1646,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-two-readings-floor", "c405c6c7")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-floor
 # :class: dropdown
 # ```
@@ -1655,7 +1655,7 @@ self_check(None, "ex-two-readings-floor", "c405c6c7")  # your letter in place of
 # The first place is any of the gallery's images with equal chance, so rank-1 is the share of right images: one in 206 in
 # both cases. The number of images cancels; rank-10 and mAP do not, so one layout's floor is not another's.
 
-# %%
+# %% tags=["solution"]
 for images in (10, 1):
     ids, gallery = np.repeat(np.arange(206), 10), np.repeat(np.arange(206), images)
     level = metrics.chance(ids, gallery, repeats=20, seed=settings.seed).independent
@@ -1664,7 +1664,7 @@ for images in (10, 1):
         f" rank-10 {100 * level.cmc[9]:.1f} %, mAP {100 * level.mAP.mean:.2f} %"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1687,7 +1687,7 @@ for images in (10, 1):
 # %% tags=["self-check"]
 self_check(None, "ex-two-readings-exchange", "06d4807f")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-exchange
 # :class: dropdown
 # ```
@@ -1698,7 +1698,7 @@ self_check(None, "ex-two-readings-exchange", "06d4807f")  # your letter in place
 # other's than under its own, its own was the weaker pattern, and no share can be read off that direction alone.
 # The row *one δ for both modalities* among the switches is the proper test, since there one $\delta$ is learned for both.
 
-# %%
+# %% tags=["solution"]
 exchanged = UniversalPerturbation({m: made.delta[m.other] for m in Modality}, made.eps)
 swapped = both_ways(exchanged.apply_rounded, clean=clean)
 for modality in Modality:
@@ -1709,7 +1709,7 @@ for modality in Modality:
         f" {values[2]:.1f} %; exchanged minus own {points(moved.values())}"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1728,7 +1728,7 @@ for modality in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-two-readings-trials", "f598c627")  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-trials
 # :class: dropdown
 # ```
@@ -1737,14 +1737,14 @@ self_check(None, "ex-two-readings-trials", "f598c627")  # your number in place o
 # The difference of two means of $n$ trials has a standard error of $\sigma \sqrt{2 / n}$, with $\sigma$ the spread of one
 # trial. RegDB has ten splits.
 
-# %%
+# %% tags=["solution"]
 margin = margins["SE", 0] / 100
 for form, runs in draws.items():
     sigma = runs[:, 0].std()
     needed = np.ceil(2 * (1.96 * sigma / margin) ** 2)
     print(f"order: {form}: spread of a trial {100 * sigma:.2f} points, {needed:.0f} trials of each")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1790,7 +1790,7 @@ for m in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-two-readings-flaw", "e45919d7")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-flaw
 # :class: dropdown
 # ```
@@ -1801,7 +1801,7 @@ self_check(None, "ex-two-readings-flaw", "e45919d7")  # your letter in place of 
 # no evidence. Two lines show it: the hash of the weights, and the clean score of the prepared network. The tiny noise on
 # the *untouched* victim is the bounded attack that the claim should have been about.
 
-# %%
+# %% tags=["solution"]
 print(f"weights before {weights_hash(model)}, after {weights_hash(prepared)}")
 options = {"device": device, "progress": False}
 nothing = {m: evaluate(prepared, dataset, m, clean=claim[m], **options) for m in Modality}
@@ -1812,7 +1812,7 @@ for m in Modality:
         f" {100 * claim[m].rank1:.1f} %, untouched and noisy {100 * alone[m].rank1:.1f} %"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -102,7 +102,7 @@ from vireid_lite.attacks import UniversalPerturbation, build_attack
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.campaign import cell_key, clean_scores, prepare, surrogate_of
 from vireid_lite.cards import card_key, card_name, is_stale, read_card, stale_note
-from vireid_lite.metrics.ranking.evaluation import direction_name, evaluate, identities_and_cameras
+from vireid_lite.metrics.evaluation import direction_name, evaluate, identities_and_cameras
 from vireid_lite.chapters.costs import COSTS
 from vireid_lite.transfer import broken, resized
 from vireid_lite.victims import load_or_train
@@ -1444,7 +1444,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-benchmark-floor", "964a6ab5", decimals=1)  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-benchmark-floor
 # :class: dropdown
 # ```
@@ -1455,11 +1455,11 @@ self_check(None, "ex-benchmark-floor", "964a6ab5", decimals=1)  # your number in
 # features are of no use. On the larger gallery the same 97.9 % would lie *below* it, so there a ranking that still knows
 # something would have been called as great a success.
 
-# %%
+# %% tags=["solution"]
 for people in (50, 500):
     print(f"{people} people: a ranking without information breaks {100 * (1 - 1 / people):.1f} %")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1482,7 +1482,7 @@ for people in (50, 500):
 # %% tags=["self-check"]
 self_check(None, "ex-benchmark-resize", "8505b39b")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-benchmark-resize
 # :class: dropdown
 # ```
@@ -1492,7 +1492,7 @@ self_check(None, "ex-benchmark-resize", "8505b39b")  # your letter in place of N
 # reacts to fine grain will see little of the first. Both keep the budget: an average of values within the bound is
 # within it.
 
-# %%
+# %% tags=["solution"]
 for grain in (1, 4):
     drawn = torch.Generator().manual_seed(settings.seed)
     coarse = torch.rand(3, 64 // grain, 32 // grain, generator=drawn) < 0.5
@@ -1500,7 +1500,7 @@ for grain in (1, 4):
     large = resized(UniversalPerturbation(pattern, 8 / 255), (128, 64)).delta
     print(f"blocks of {grain}: {100 * large.norm() / (2 * pattern.norm()):.0f} % of the length is left")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1522,7 +1522,7 @@ for grain in (1, 4):
 # %% tags=["self-check"]
 self_check(None, "ex-benchmark-row", "2e0aaefc")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-benchmark-row
 # :class: dropdown
 # ```
@@ -1531,13 +1531,13 @@ self_check(None, "ex-benchmark-row", "2e0aaefc")  # your letter in place of None
 # A budget is a list in the table. The plan finds the cards of the neighbours, whoever made them, and estimates the rest
 # from cards of the same network and attack.
 
-# %%
+# %% tags=["solution"]
 own = grid_file.read_text().replace('attacks = ["CMPS"]', 'attacks = ["CMPS"]\neps = ["4/255", "6/255", "8/255"]')
 (settings.out_dir / "benchmark" / "own.toml").write_text(own)
 grid = benchmark.read_grid(settings.out_dir / "benchmark" / "own.toml")
 print(benchmark.describe_plan(grid, benchmark.plan(grid, results)))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1605,7 +1605,7 @@ for name, network in {"A → A (white box)": a, "A → B (transfer)": b}.items()
 # %% tags=["self-check"]
 self_check(None, "ex-benchmark-flaw", "05388b7e")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-benchmark-flaw
 # :class: dropdown
 # ```
@@ -1619,7 +1619,7 @@ self_check(None, "ex-benchmark-flaw", "05388b7e")  # your letter in place of Non
 # length is the control that tells how much of it the attack has earned: read each line against its own control, since a
 # network that is easier to break breaks under any direction.
 
-# %%
+# %% tags=["solution"]
 a, b = two_networks(seed=0, other_seed=1)
 own = attack_on(a) / 30
 control = np.random.default_rng(2).normal(size=own.shape)
@@ -1633,7 +1633,7 @@ for strength in (1, 3, 30):
             f"strength {strength}, {name}: clean {100 * before.mean():.0f} %, broken {rates[0]:.1f} %, control {rates[1]:.1f} %"
         )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

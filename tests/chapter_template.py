@@ -115,16 +115,16 @@ plt.show()
 # ```{exercise-end}
 # ```
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-template-stop
 # :class: dropdown
 # ```
 # Count the steps whose size equals the bound.
 
-# %%
+# %% tags=["solution"]
 int((np.abs(walk) == settings.eps).sum())
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -136,17 +136,17 @@ int((np.abs(walk) == settings.eps).sum())
 # ```{exercise-end}
 # ```
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-template-smaller
 # :class: dropdown
 # ```
 # The walk's steps shrink with the budget, so it meets the bound equally often.
 
-# %%
+# %% tags=["solution"]
 smaller = np.clip(walk / 4, -2 / 255, 2 / 255)
 bool(np.abs(smaller).max() <= 2 / 255)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -14,6 +14,7 @@ from vireid_lite.data import ImageStore, Modality, SyntheticVI
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book"))
 matplotlib.use("Agg")
+sys.path.insert(0, str(Path(__file__).parents[1] / "book"))  # book production, `_make`
 
 
 @pytest.fixture(autouse=True, scope="session")

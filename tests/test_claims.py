@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _make import claims
-from _make.claims import CONTRADICTS, HOLDS, NOT, OPEN, PARTLY, VERDICTS
 
-from vireid_lite import book, tables
+from _make import claims
+from _make.build import sync
+from _make.claims import CONTRADICTS, HOLDS, NOT, OPEN, PARTLY, VERDICTS
+from vireid_lite import tables
 from vireid_lite.cards import read_cards
 from vireid_lite.errors import InputError
 from vireid_lite.files import PACKAGE
@@ -351,13 +352,13 @@ def test_sync_writes_the_page_and_leaves_it_where_nothing_changed(tmp_path):
     (tmp_path / "book" / "results").mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "book" / "claims.toml").write_text(ONE)
-    assert [path.name for path in book.sync(tmp_path)] == ["claims.md"]
+    assert [path.name for path in sync(tmp_path)] == ["claims.md"]
     text = (tmp_path / "book" / "claims.md").read_text(encoding="utf-8")
     assert (
         "| C1 | It says 8. (abstract) | **contradicts itself** | the text | equation 1; equation 2: they differ |"
         in text
     )
-    assert book.sync(tmp_path) == []
+    assert sync(tmp_path) == []
 
 
 def test_an_answer_of_the_authors_is_printed_below_the_table(tmp_path):

@@ -12,11 +12,13 @@ import pytest
 import torch
 from papermill import inspect_notebook
 
-from vireid_lite import book, cli
+from _make import build as production
+from _make.notebooks import find_chapters, paired_notebook
+from vireid_lite import cli
 from vireid_lite.chapters.parameters import check_values, read_parameters
 
 ROOT = Path(__file__).parents[1]
-CHAPTERS = book.find_chapters(ROOT)
+CHAPTERS = find_chapters(ROOT)
 BIN = Path(sys.executable).parent
 SIX = {"TIER": "lite", "DATASET": None, "DATA_ROOT": None, "SEED": 0, "DEVICE": "cpu", "OUT_DIR": "_build/chapters"}
 pytestmark = [
@@ -95,7 +97,7 @@ def three(tmp_path_factory) -> Path:
     for name in ("02_ranking", "05_cross_modality_triplet", "06_the_whole_attack"):
         source = root / "notebooks" / f"{name}.py"
         shutil.copy(ROOT / "notebooks" / source.name, source)
-        source.with_suffix(".ipynb").write_bytes(book.paired_notebook(source))
+        source.with_suffix(".ipynb").write_bytes(paired_notebook(source))
     (root / "_toc.yml").write_text("root: book/index\n")
     return root
 
@@ -104,12 +106,12 @@ def three(tmp_path_factory) -> Path:
 def build(three, monkeypatch, capsys):
     """Type a `vireid-lite book` command that executes nothing; return code, message and what it would execute."""
     monkeypatch.chdir(three)
-    monkeypatch.setattr(book, "check_pairs", lambda root: None)
+    monkeypatch.setattr(production, "check_pairs", lambda root: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def command(typed: str) -> tuple[int, str, dict]:
         ran = {}
-        monkeypatch.setattr(book, "_execute", lambda source, given, *_: ran.update({source.stem: given}))
+        monkeypatch.setattr(production.execute, "execute", lambda source, given, *_: ran.update({source.stem: given}))
         monkeypatch.setattr(sys, "argv", ["vireid-lite", "book", "--execute-only", *typed.split()])
         with pytest.raises(SystemExit) as left:
             cli.main()
