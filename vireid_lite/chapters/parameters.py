@@ -121,7 +121,7 @@ def check_machine(values: Mapping[str, Any]) -> torch.device:
     for a DATA_ROOT that does not hold the data set.
     """
     from vireid_lite.data import load_dataset
-    from vireid_lite.provenance import pick_device
+    from vireid_lite.machine import pick_device
 
     device = pick_device(values["DEVICE"])
     if values["TIER"] != "lite" and device.type == "cpu" and values["DEVICE"] != "cpu":
@@ -177,7 +177,7 @@ def _announcement(tier: str, device: torch.device, costs: Costs | None) -> list[
     """Return the lines a chapter begins with: its tier and device, and what a larger tier would cost there."""
     import torch
 
-    from vireid_lite.provenance import device_name
+    from vireid_lite.machine import device_name
 
     here = device_name(device)
     larger = list(TIERS)[list(TIERS).index(tier) + 1 :]
