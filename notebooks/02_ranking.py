@@ -62,7 +62,7 @@ OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 REPEATS: int = 200  # random rankings behind a chance level; large settings take fewer
 
 # %%
-settings = check_parameters(globals(), costs, REPEATS=int)
+settings = check_parameters(globals(), costs)
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt

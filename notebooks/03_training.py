@@ -46,7 +46,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("03_training")
 costs
@@ -61,7 +61,7 @@ OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 EPOCHS: "Optional[int]" = None  # passes over the training images; None: the tier's
 
 # %%
-settings = check_parameters(globals(), costs, EPOCHS=optional(int))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Start it now

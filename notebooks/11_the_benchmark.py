@@ -48,7 +48,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("11_the_benchmark")
 costs
@@ -63,7 +63,7 @@ OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 CARDS: "Optional[str]" = None  # folder of run cards to draw the tables from; None: the book's own
 
 # %%
-settings = check_parameters(globals(), costs, CARDS=optional(str))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
