@@ -373,7 +373,7 @@ Markdown(
     + " ".join(f"{victim} stands in for {'; '.join(dict.fromkeys(places))}." for victim, places in stands_for.items())
 )
 
-# %% mystnb={"figure": {"caption": "Rank-1 of attacked queries on AGW, at the tier named above, 8 bits: a ring for each seed, an upright bar at their mean. Grey band: chance. Look first at how far the rings of one row lie apart, then at how far two rows do.", "name": "fig-benchmark-agw"}, "image": {"alt": "Two panels side by side, one for each direction, with one row for each attack. Small rings along each row over an axis from zero to one hundred percent, a short upright bar among them, a narrow grey band at the left edge; rows without cards say pending."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Rank-1 of attacked queries on AGW, at the tier named above, 8 bits: a ring for each seed, a line from the lowest to the highest, an upright bar at their mean. Grey band: chance. Look first at how far the rings of one row lie apart, then at how far two rows do.", "name": "fig-benchmark-agw"}, "image": {"alt": "Two panels side by side, one for each direction, with one row for each attack. Small rings on a thin line along each row over an axis from zero to one hundred percent, a short upright bar among them, a narrow grey band at the left edge; rows without cards say pending."}} tags=["hide-input"]
 bands = {}
 for query, title in direction_of.items():
     found = [card for ways in victims["AGW"].values() for card in cards_of(ways[query]).values()]
