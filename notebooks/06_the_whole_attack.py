@@ -96,6 +96,7 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics, tables
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import moved
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import CMPS, build_attack
@@ -430,14 +431,6 @@ results = {
 
 # %% tags=["hide-input"]
 directions = [direction_name(modality) for modality in Modality]
-
-
-def moved(part, sign=True):
-    """Write a difference with its interval, in points."""
-    mark = "+" if sign else ""
-    middle, low, high = (f"{round(100 * value, 1) + 0.0:{mark}.1f}".replace("-", "−") for value in part)
-    return f"{middle} ({low} to {high})"
-
 
 lines = [
     "| 8 bits unless it says float | V→I rank-1 | change | V→I mAP | I→V rank-1 | change | I→V mAP |",

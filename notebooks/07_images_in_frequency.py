@@ -97,6 +97,7 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import moved
 from vireid_lite.metrics.anatomy import shift_and_spread
 from vireid_lite.attacks import CMPS, build_attack
 from vireid_lite.attacks.budget import clip, luma, project, to_8_bits
@@ -398,12 +399,6 @@ for m in Modality:
 # %% tags=["hide-input"]
 def share(values):
     return f"{100 * np.mean(values):.1f}"
-
-
-def moved(part):
-    """Write a difference with its interval, in points."""
-    middle, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−") for value in part)
-    return f"{middle} ({low} to {high})"
 
 
 def against(before, after, modality):

@@ -91,6 +91,7 @@ from torch.nn import functional as F
 
 from vireid_lite import metrics, models, tables
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import table
 from vireid_lite.models import attention, insertion
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
@@ -106,13 +107,6 @@ from vireid_lite.losses import class_centres, quadruple_terms
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
-
-
-def table(header, rows):
-    """Write rows of text and numbers as a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
 
 # What, what is stated about it, where.
 STATED = [

@@ -98,6 +98,7 @@ from IPython.display import Markdown
 
 from vireid_lite import benchmark, metrics, tables
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import table
 from vireid_lite.attacks import UniversalPerturbation, build_attack
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.campaign import cell_key, clean_scores, prepare, surrogate_of
@@ -113,12 +114,6 @@ with_cards = {card["tier"] for card in results.cards}
 arrow = {"visible": "V→I", "infrared": "I→V"}
 direction_of = {"visible": "visible to infrared", "infrared": "infrared to visible"}
 grid_at = cache(benchmark.read_grid)
-
-
-def table(header, rows):
-    """Write rows of text and numbers as a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def number(count, thing):
