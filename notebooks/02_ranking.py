@@ -62,7 +62,7 @@ OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 REPEATS: int = 200  # random rankings behind a chance level; large settings take fewer
 
 # %%
-settings = check_parameters(globals(), costs, REPEATS=int)
+settings = check_parameters(globals(), costs)
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -71,6 +71,7 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import number_table as table
 from vireid_lite.data import Modality
 
 plots.set_style()
@@ -80,12 +81,6 @@ def percent(fraction, digits=2):
     """Write a fraction, or an array of them, in percent without the sign."""
     values = np.atleast_1d(fraction)
     return ", ".join(f"{100 * value:.{digits}f}" for value in values)
-
-
-def table(header, rows):
-    """Show rows of text and numbers as a table, first column left, others right."""
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
-    return Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
 
 # %% [markdown]

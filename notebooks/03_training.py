@@ -46,7 +46,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("03_training")
 costs
@@ -61,7 +61,7 @@ OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 EPOCHS: "Optional[int]" = None  # passes over the training images; None: the tier's
 
 # %%
-settings = check_parameters(globals(), costs, EPOCHS=optional(int))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Start it now
@@ -80,6 +80,7 @@ from torch.nn import functional as F
 
 from vireid_lite import losses, metrics, models
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import percent
 from vireid_lite.data import Augmentation, Modality, PKSampler, all_against_all, cached
 from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate, identities_and_cameras, ranked
 from vireid_lite.training import contiguous_labels
@@ -598,13 +599,8 @@ embedded = {
 }
 starts = {m: ranking(embedded["before"], trials[m]) for m in Modality}
 
+
 # %% tags=["hide-input"]
-
-
-def percent(value, low=None, high=None):
-    return f"{100 * value:.1f}" + ("" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
-
-
 def identity_interval(people):
     return metrics.bootstrap(people.rank1, people.identity, people.queries)
 

@@ -50,7 +50,6 @@ if "google.colab" in sys.modules:
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
 from vireid_lite.chapters.parameters import check_parameters
-from vireid_lite.errors import fraction
 
 costs = Costs("04_attacking_a_ranking")
 costs
@@ -62,11 +61,11 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # largest change of a pixel, whose range is [0, 1]
 QUERIES: int = 60  # queries attacked in each direction, two images a person
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, QUERIES=int)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -105,6 +104,7 @@ from torch.nn import functional as F
 
 from vireid_lite import metrics
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import number_table as table, percent
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import AdversarialStore, IMAGE_SPECIFIC, build_attack, craft
@@ -178,19 +178,8 @@ clean = {m: side.queries.batch(np.arange(len(side.queries))) for m, side in side
 before = {m: look(side, clean[m]) for m, side in sides.items()}
 floor = {m: metrics.chance(*identities_and_cameras(side.trial), protocol=dataset.protocol) for m, side in sides.items()}
 
+
 # %% tags=["hide-input"]
-
-
-def percent(value, low=None, high=None):
-    return f"{100 * value:.1f}" + ("" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
-
-
-def table(header, rows):
-    """Show rows as a table, first column left, others right."""
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
-    return Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
-
-
 def change(side, first, second):
     """Second minus first rank-1 on the same queries, with its 95 % interval over identities."""
     people = identities_and_cameras(side.trial)[0][first.scores.valid]

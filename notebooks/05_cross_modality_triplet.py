@@ -47,7 +47,6 @@ if "google.colab" in sys.modules:
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
 from vireid_lite.chapters.parameters import check_parameters
-from vireid_lite.errors import fraction
 
 costs = Costs("05_cross_modality_triplet")
 costs
@@ -59,13 +58,13 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # largest change of a pixel, whose range is [0, 1]
 IDENTITIES: int = 200  # training identities the attacker looks at
 STEPS: int = 20  # iterations of the demonstration, each a visible and an infrared step
 BATCHES: int = 12  # gradients of each modality that are compared
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, IDENTITIES=int, STEPS=int, BATCHES=int)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model

@@ -48,8 +48,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
-from vireid_lite.errors import fraction
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("06_the_whole_attack")
 costs
@@ -61,12 +60,12 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
 GRADIENTS: "Optional[int]" = None  # batches forward and backward; None: 240 at tier lite, else 1000
 IDENTITIES: "Optional[int]" = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=optional(int))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -97,6 +96,7 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics, tables
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import moved
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import CMPS, build_attack
@@ -431,14 +431,6 @@ results = {
 
 # %% tags=["hide-input"]
 directions = [direction_name(modality) for modality in Modality]
-
-
-def moved(part, sign=True):
-    """Write a difference with its interval, in points."""
-    mark = "+" if sign else ""
-    middle, low, high = (f"{round(100 * value, 1) + 0.0:{mark}.1f}".replace("-", "−") for value in part)
-    return f"{middle} ({low} to {high})"
-
 
 lines = [
     "| 8 bits unless it says float | V→I rank-1 | change | V→I mAP | I→V rank-1 | change | I→V mAP |",

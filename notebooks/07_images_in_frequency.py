@@ -47,8 +47,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
-from vireid_lite.errors import fraction
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("07_images_in_frequency")
 costs
@@ -60,15 +59,13 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
 GRADIENTS: "Optional[int]" = None  # batches forward and backward of the attack; None: 60 at tier lite, else 600
 IDENTITIES: int = 100  # training people the attacker looks at
 QUERIES: "Optional[int]" = None  # test queries of each direction; None: about 120 at tier lite, else 1000
 
 # %%
-settings = check_parameters(
-    globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=int, QUERIES=optional(int)
-)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -100,6 +97,7 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import moved
 from vireid_lite.metrics.anatomy import shift_and_spread
 from vireid_lite.attacks import CMPS, build_attack
 from vireid_lite.attacks.budget import clip, luma, project, to_8_bits
@@ -401,12 +399,6 @@ for m in Modality:
 # %% tags=["hide-input"]
 def share(values):
     return f"{100 * np.mean(values):.1f}"
-
-
-def moved(part):
-    """Write a difference with its interval, in points."""
-    middle, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−") for value in part)
-    return f"{middle} ({low} to {high})"
 
 
 def against(before, after, modality):

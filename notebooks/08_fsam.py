@@ -65,7 +65,7 @@ DRAWS: int = 3  # untrained modules tried at each place
 STEPS: int = 24  # training steps of the modules alone
 
 # %%
-settings = check_parameters(globals(), costs, PEOPLE=int, DRAWS=int, STEPS=int)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## The question

@@ -50,8 +50,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
-from vireid_lite.errors import fraction
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("10_read_two_ways")
 costs
@@ -63,12 +62,12 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
 GRADIENTS: "Optional[int]" = None  # batches forward and backward; None: 60 at tier lite, else 1000
 IDENTITIES: "Optional[int]" = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=optional(int))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## The question
@@ -92,6 +91,7 @@ from torch.nn import functional as F
 
 from vireid_lite import metrics, models, tables
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import table
 from vireid_lite.models import attention, insertion
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
@@ -108,13 +108,6 @@ from vireid_lite.losses import class_centres, quadruple_terms
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
-
-
-def table(header, rows):
-    """Write rows of text and numbers as a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
 
 # What, what is stated about it, where.
 STATED = [

@@ -48,7 +48,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("11_the_benchmark")
 costs
@@ -63,7 +63,7 @@ OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 CARDS: "Optional[str]" = None  # folder of run cards to draw the tables from; None: the book's own
 
 # %%
-settings = check_parameters(globals(), costs, CARDS=optional(str))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -98,6 +98,7 @@ from IPython.display import Markdown
 
 from vireid_lite import benchmark, metrics, tables
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import table
 from vireid_lite.attacks import UniversalPerturbation, build_attack
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.campaign import cell_key, clean_scores, prepare, surrogate_of
@@ -113,12 +114,6 @@ with_cards = {card["tier"] for card in results.cards}
 arrow = {"visible": "V→I", "infrared": "I→V"}
 direction_of = {"visible": "visible to infrared", "infrared": "infrared to visible"}
 grid_at = cache(benchmark.read_grid)
-
-
-def table(header, rows):
-    """Write rows of text and numbers as a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def number(count, thing):
@@ -373,7 +368,7 @@ Markdown(
     + " ".join(f"{victim} stands in for {'; '.join(dict.fromkeys(places))}." for victim, places in stands_for.items())
 )
 
-# %% mystnb={"figure": {"caption": "Rank-1 of attacked queries on AGW, at the tier named above, 8 bits: a ring for each seed, an upright bar at their mean. Grey band: chance. Look first at how far the rings of one row lie apart, then at how far two rows do.", "name": "fig-benchmark-agw"}, "image": {"alt": "Two panels side by side, one for each direction, with one row for each attack. Small rings along each row over an axis from zero to one hundred percent, a short upright bar among them, a narrow grey band at the left edge; rows without cards say pending."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Rank-1 of attacked queries on AGW, at the tier named above, 8 bits: a ring for each seed, a line from the lowest to the highest, an upright bar at their mean. Grey band: chance. Look first at how far the rings of one row lie apart, then at how far two rows do.", "name": "fig-benchmark-agw"}, "image": {"alt": "Two panels side by side, one for each direction, with one row for each attack. Small rings on a thin line along each row over an axis from zero to one hundred percent, a short upright bar among them, a narrow grey band at the left edge; rows without cards say pending."}} tags=["hide-input"]
 bands = {}
 for query, title in direction_of.items():
     found = [card for ways in victims["AGW"].values() for card in cards_of(ways[query]).values()]

@@ -43,7 +43,6 @@ if "google.colab" in sys.modules:
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
 from vireid_lite.chapters.parameters import check_parameters
-from vireid_lite.errors import fraction
 
 costs = Costs("00_template")
 costs
@@ -55,11 +54,11 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # largest change of a pixel, whose range is [0, 1]
 STEPS: int = 10  # steps of the demonstration
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, STEPS=int)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model

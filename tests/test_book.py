@@ -39,13 +39,13 @@ DATA_ROOT = None
 SEED = 0
 DEVICE = "cpu"
 OUT_DIR = "_build/chapters"
-PAUSE = 0
+PAUSE: "whole" = 0
 
 # %%
-from vireid_lite.parameters import check_parameters, whole
+from vireid_lite.chapters.parameters import check_parameters
 
 if False:  # a build reads the call; running it would import torch, and this chapter is to be quick
-    check_parameters(globals(), PAUSE=whole)
+    check_parameters(globals())
 
 # %%
 import time

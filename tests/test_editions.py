@@ -46,7 +46,7 @@ DEVICE = "cpu"
 OUT_DIR = "_build/chapters"
 
 # %%
-from vireid_lite.parameters import check_parameters
+from vireid_lite.chapters.parameters import check_parameters
 
 if False:
     check_parameters(globals())

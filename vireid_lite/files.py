@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from vireid_lite.errors import InputError
 
@@ -94,21 +95,22 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a folder, made if need be, against other processes; the lock goes with the process, however that ends.
+    """Hold a folder, made if need be, against other processes and threads; the lock goes with the process, however that
+    ends. Its file, `.lock`, stays.
 
     Raises InputError where another process holds it and `wait` is false, or where it cannot be made.
     """
+    lock = FileLock(folder / ".lock")
     with clear_no_space(folder.name, folder.parent):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+            lock.acquire(blocking=wait)
+        except Timeout:
             raise InputError(f"{folder}: another run is writing there; wait for it, or choose another folder") from None
+    try:
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def cache_folder() -> Path:

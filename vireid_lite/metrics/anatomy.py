@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite import metrics
-from vireid_lite.data import Dataset, ImageStore, Modality, Trial, cached
+from vireid_lite.data.records import Dataset, Modality, Trial
+from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.metrics.evaluation import (
     Evaluation,
     Perturbation,
@@ -24,7 +24,8 @@ from vireid_lite.metrics.evaluation import (
     identities_and_cameras,
     in_order,
 )
-from vireid_lite.metrics.likeness import _decibels, ssim
+from vireid_lite.metrics.likeness import decibels, ssim
+from vireid_lite.metrics.ranking import FEATURE_CHUNK, dropped, evaluate_features
 
 
 class QueryState(NamedTuple):
@@ -114,7 +115,7 @@ def anatomy(
             error.append((changed - images).square().mean((1, 2, 3)))
 
     def state(query: Tensor) -> QueryState:
-        scores = metrics.evaluate_features(query, gallery, *identities_and_cameras(trial), protocol=dataset.protocol)
+        scores = evaluate_features(query, gallery, *identities_and_cameras(trial), protocol=dataset.protocol)
         within = within_modality(query, clean, identities_and_cameras(trial)[0])
         shared = hubs(query, gallery, trial, dataset.protocol)
         return QueryState(scores.rank1, scores.mAP, *within, *shift_and_spread(query, clean, gallery), *shared)
@@ -125,7 +126,7 @@ def anatomy(
         displacement=(attacked - clean).norm(dim=1).mean().item(),
         cosine=F.cosine_similarity(attacked, clean).mean().item(),
         ssim=torch.cat(likeness).mean().item(),
-        psnr=_decibels(torch.cat(error).mean()).item(),
+        psnr=decibels(torch.cat(error).mean()).item(),
     )
 
 
@@ -141,7 +142,7 @@ def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tup
         return math.nan, math.nan
     # Protocol "llcm" removes what shares identity and camera with the query: with a camera per image, that is itself.
     itself = np.arange(len(identities))
-    scores = metrics.evaluate_features(query, clean, identities, identities, itself, itself, protocol="llcm")
+    scores = evaluate_features(query, clean, identities, identities, itself, itself, protocol="llcm")
     return scores.rank1, scores.mAP
 
 
@@ -168,17 +169,15 @@ def hubs(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") 
     are nearest to some query. Queries that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing.
     query: (Q, D), gallery: (G, D), in the trial's order.
     """
-    query_ids, gallery_ids, query_cameras, gallery_cameras = map(torch.from_numpy, identities_and_cameras(trial))
-    nearest, chunk = [], max(1, metrics.FEATURE_CHUNK // len(gallery))
+    query_ids, gallery_ids, query_cameras, gallery_cameras = identities_and_cameras(trial)
+    nearest, chunk = [], max(1, FEATURE_CHUNK // len(gallery))
     for start in range(0, len(query), chunk):
         rows = slice(start, start + chunk)
+        same = query_ids[rows, None] == gallery_ids
+        out = dropped(protocol, same, query_cameras[rows, None], gallery_cameras)
         distance = torch.cdist(query[rows], gallery).cpu()
-        if protocol == "sysu":
-            distance[(query_cameras[rows, None] == 3) & (gallery_cameras == 2)] = torch.inf
-        elif protocol == "llcm":
-            same = query_ids[rows, None] == gallery_ids
-            distance[same & (query_cameras[rows, None] == gallery_cameras)] = torch.inf
-        nearest.append(distance.argmin(1))
+        nearest.append(distance.masked_fill(torch.tensor(out), torch.inf).argmin(1))
     nearest = torch.cat(nearest)
-    images, people = (values.unique(return_counts=True)[1] for values in (nearest, gallery_ids[nearest]))
+    shown = torch.from_numpy(gallery_ids)[nearest]
+    images, people = (values.unique(return_counts=True)[1] for values in (nearest, shown))
     return tuple(count / len(query) for count in (images.max().item(), people.max().item(), len(images)))

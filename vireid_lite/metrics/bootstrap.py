@@ -35,7 +35,7 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float
     finite, or fewer than two identities.
     """
     values = np.asarray(values, dtype=np.float64)
-    identities = _labels(identities, "identities", len(values))
+    identities = labels(identities, "identities", len(values))
     weights = np.ones(len(values)) if counts is None else np.asarray(counts, dtype=np.float64)
     if values.ndim != 1 or weights.shape != values.shape or not np.isfinite(values).all() or not (weights > 0).all():
         raise InputError("metrics: bootstrap needs one finite value per query or identity, and positive counts if any")
@@ -47,7 +47,7 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float
     sums, totals = np.bincount(member, values * weights), np.bincount(member, weights)
     rng = np.random.default_rng(seed)
     draws = (rng.integers(len(people), size=len(people)) for _ in range(repeats))
-    return _interval([sums[draw].sum() / totals[draw].sum() for draw in draws], sums.sum() / totals.sum(), level)
+    return interval([sums[draw].sum() / totals[draw].sum() for draw in draws], sums.sum() / totals.sum(), level)
 
 
 def paired_bootstrap(
@@ -66,12 +66,13 @@ def paired_bootstrap(
     return Difference(*bootstrap(after - before, identities, counts, repeats, level, seed))
 
 
-def _interval(samples, mean: float, level: float) -> Interval:
+def interval(samples, mean: float, level: float) -> Interval:
+    """Return a mean beside the bounds that hold the middle `level` of its samples."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(mean), float(low), float(high))
 
 
-def _labels(values, name: str, length: int | None = None) -> np.ndarray:
+def labels(values, name: str, length: int | None = None) -> np.ndarray:
     """Return identities or cameras as an integer array of the length asked for."""
     values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "iu" or (length is not None and len(values) != length):

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from vireid_lite import metrics
-from vireid_lite.data import Dataset, ImageStore, Modality, Record, Trial, cached
+from vireid_lite.data.records import Dataset, Modality, Record, Trial
+from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.errors import InputError
+from vireid_lite.metrics import ranking
 
 Perturbation = Callable[[torch.Tensor, Modality], torch.Tensor]
 
@@ -28,9 +29,9 @@ class Evaluation:
     """
 
     query_modality: Modality
-    trials: list[metrics.RetrievalScores]
-    chance: metrics.ChanceLevel
-    per_identity: metrics.PerIdentity
+    trials: list[ranking.RetrievalScores]
+    chance: ranking.ChanceLevel
+    per_identity: ranking.PerIdentity
     query: torch.Tensor
     gallery: torch.Tensor
 
@@ -107,8 +108,8 @@ def evaluate(
 
     query_modality: None stands for the official direction. perturb: applied to the queries alone; the gallery stays
     clean, unless perturb_gallery says otherwise. query_store: queries crafted beforehand, read instead of the cached
-    clean crops; an ImageStore, or what has
-    its `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
+    clean crops; an ImageStore, or what has its `row`, `modalities`, `batch` and length. It may hold more than the
+    queries; all of it is embedded.
     trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
     clean: an evaluation of the same model on the same trials, whose gallery features and chance level are taken over.
     Raises InputError where the store lacks a query, both perturb and query_store are given, or clean does not fit or
@@ -129,13 +130,13 @@ def evaluate(
         raise InputError("evaluation: clean brings a clean gallery; leave it out where the gallery is perturbed")
     if clean is None:
         gallery_features = embed_store(model, cached(dataset, gallery, progress), perturb=perturb_gallery, **options)
-        chance = metrics.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
+        chance = ranking.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
     else:
         if (clean.query_modality, len(clean.query), len(clean.gallery)) != (query_modality, len(queries), len(gallery)):
             raise InputError("evaluation: clean is of other trials; evaluate the same trials without the attack first")
         gallery_features, chance = clean.gallery, clean.chance
     scores = [
-        metrics.evaluate_features(
+        ranking.evaluate_features(
             in_order(query_features, queries, trial.query),
             in_order(gallery_features, gallery, trial.gallery),
             *identities_and_cameras(trial),
@@ -169,10 +170,10 @@ def check_query_store(store: ImageStore, queries: Sequence[Record], perturb: Per
         )
 
 
-def _per_identity(scores: list[metrics.RetrievalScores], trials: list[Trial]) -> metrics.PerIdentity:
+def _per_identity(scores: list[ranking.RetrievalScores], trials: list[Trial]) -> ranking.PerIdentity:
     """Return each identity's means over the valid queries of all trials."""
     parts = [
-        metrics.per_identity(result, identities_and_cameras(trial)[0])
+        ranking.per_identity(result, identities_and_cameras(trial)[0])
         for result, trial in zip(scores, trials, strict=True)
     ]
     names, member = np.unique(np.concatenate([part.identity for part in parts]), return_inverse=True)
@@ -182,7 +183,7 @@ def _per_identity(scores: list[metrics.RetrievalScores], trials: list[Trial]) ->
         np.bincount(member, weights * np.concatenate([getattr(part, field) for part in parts])) / queries
         for field in ("rank1", "ap")
     )
-    return metrics.PerIdentity(names, rank1, ap, queries.astype(np.int64))
+    return ranking.PerIdentity(names, rank1, ap, queries.astype(np.int64))
 
 
 def ranked(
@@ -208,18 +209,13 @@ def ranked(
     chosen = ImageStore(store.images[[store.row[query] for query in queries]], queries)
     found = embed_store(model, chosen, perturb=perturb, **options)
     gallery = embed_store(model, cached(dataset, trial.gallery, False), **options)
+    _, people, _, cameras = identities_and_cameras(trial)
+    orders = torch.cdist(found, gallery).argsort(dim=1, stable=True).numpy(force=True)
     rankings = []
-    for query, order in zip(queries, torch.cdist(found, gallery).argsort(dim=1, stable=True).tolist(), strict=True):
-        kept = (trial.gallery[place] for place in order if not _dropped(dataset.protocol, query, trial.gallery[place]))
-        rankings.append([record for record, _ in zip(kept, range(top), strict=False)])
+    for query, order in zip(queries, orders, strict=True):
+        out = ranking.dropped(dataset.protocol, people == query.identity, query.camera, cameras)
+        rankings.append([trial.gallery[place] for place in order[~out[order]][:top]])
     return list(queries), rankings
-
-
-def _dropped(protocol: str, query: Record, found: Record) -> bool:
-    """Return whether a protocol leaves this gallery record out for this query (protocols A and C)."""
-    if protocol == "sysu":
-        return query.camera == 3 and found.camera == 2
-    return protocol == "llcm" and (query.identity, query.camera) == (found.identity, found.camera)
 
 
 def identities_and_cameras(trial: Trial) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

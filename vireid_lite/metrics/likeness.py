@@ -52,8 +52,9 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 
     images, reference: (N, C, H, W) float in [0, 1].
     """
-    return _decibels((images - reference).square().mean((1, 2, 3)))
+    return decibels((images - reference).square().mean((1, 2, 3)))
 
 
-def _decibels(error: Tensor) -> Tensor:
+def decibels(error: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of a mean squared error, peak 1."""
     return -10 * error.log10()

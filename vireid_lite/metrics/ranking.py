@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from vireid_lite.errors import InputError
-from vireid_lite.metrics.bootstrap import Interval, _interval, _labels
+from vireid_lite.metrics.bootstrap import Interval, interval, labels
 
 PROTOCOLS = ("regdb", "sysu", "llcm")
 
@@ -122,6 +122,16 @@ class _PerQuery(NamedTuple):
     first: np.ndarray
     ap: np.ndarray
     inp: np.ndarray
+
+
+def dropped(protocol: str, same, query_camera, gallery_camera) -> np.ndarray:
+    """Return which gallery images a protocol leaves out for a query; the arguments broadcast against each other.
+
+    same: whether query and gallery image show one person.
+    """
+    if protocol == "llcm":
+        return same & (query_camera == gallery_camera)
+    return (query_camera == 3) & (gallery_camera == 2) & (protocol == "sysu")
 
 
 def evaluate(
@@ -226,7 +236,7 @@ def chance(
     Identities, cameras, protocol, max_rank: as in `evaluate`. repeats: random rankings of the whole query set.
     level: coverage of the interval of one ranking's score. Raises InputError as `evaluate` does.
     """
-    ids, gallery_ids = _labels(query_ids, "query_ids"), _labels(gallery_ids, "gallery_ids")
+    ids, gallery_ids = labels(query_ids, "query_ids"), labels(gallery_ids, "gallery_ids")
     queries, gallery = len(ids), len(gallery_ids)
     setting = _setting(queries, gallery, ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
     if repeats < 2 or not 0 < level < 1:
@@ -251,7 +261,7 @@ def chance(
     def simulate(ranking: Callable[[], RetrievalScores]) -> ChanceScores:
         runs = [ranking() for _ in range(repeats)]
         columns = [[getattr(run, name) for run in runs] for name in ("rank1", "mAP", "mINP")]
-        return ChanceScores(*(_interval(x, np.mean(x), level) for x in columns), np.mean([x.cmc for x in runs], axis=0))
+        return ChanceScores(*(interval(x, np.mean(x), level) for x in columns), np.mean([x.cmc for x in runs], axis=0))
 
     return ChanceLevel(simulate(independent), simulate(collapsed), _minimum(setting))
 
@@ -261,7 +271,7 @@ def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
 
     query_ids: (Q,) integers, as given to `evaluate`. An identity without a valid query is left out.
     """
-    ids = _labels(query_ids, "query_ids")
+    ids = labels(query_ids, "query_ids")
     if scores.valid.max() >= len(ids):
         raise InputError(f"metrics: query_ids has {len(ids)} entries, but query {scores.valid.max()} was scored")
     identity, member, queries = np.unique(ids[scores.valid], return_inverse=True, return_counts=True)
@@ -291,13 +301,13 @@ def _setting(
         raise InputError(f"metrics: max_rank must be at least 1, got {max_rank}")
     if queries == 0 or gallery == 0:
         raise InputError(f"metrics: nothing to rank: {queries} queries, {gallery} gallery images")
-    query_ids, gallery_ids = _labels(query_ids, "query_ids", queries), _labels(gallery_ids, "gallery_ids", gallery)
+    query_ids, gallery_ids = labels(query_ids, "query_ids", queries), labels(gallery_ids, "gallery_ids", gallery)
     query_camera, gallery_camera = np.zeros(queries, np.int64), np.zeros(gallery, np.int64)
     if protocol != "regdb":
         if query_cameras is None or gallery_cameras is None:
             raise InputError(f"metrics: protocol {protocol} needs query_cameras and gallery_cameras")
-        query_camera = _labels(query_cameras, "query_cameras", queries)
-        gallery_camera = _labels(gallery_cameras, "gallery_cameras", gallery)
+        query_camera = labels(query_cameras, "query_cameras", queries)
+        gallery_camera = labels(gallery_cameras, "gallery_cameras", gallery)
     people, gallery_identity, sizes = np.unique(gallery_ids, return_inverse=True, return_counts=True)
     place = np.minimum(np.searchsorted(people, query_ids), len(people) - 1)
     query_identity = np.where(people[place] == query_ids, place, -1)
@@ -316,9 +326,7 @@ def _own(setting: _Setting, rows: slice) -> tuple[np.ndarray, np.ndarray, np.nda
     column = np.arange(sizes.max())
     own = column < sizes[:, None]
     index = setting.order[np.where(own, setting.starts[identity][:, None] + column, 0)]
-    if setting.protocol == "sysu":
-        return index, own, own & ~((camera == 3) & (setting.gallery_camera[index] == 2))
-    return index, own, own & ((camera != setting.gallery_camera[index]) | (setting.protocol == "regdb"))
+    return index, own, own & ~dropped(setting.protocol, True, camera, setting.gallery_camera[index])
 
 
 def _rank(setting: _Setting, block: Callable[[int, int], np.ndarray], chunk: int) -> _PerQuery:
@@ -340,8 +348,9 @@ def _rank_chunk(setting: _Setting, start: int, distance: np.ndarray) -> _PerQuer
     row = np.arange(queries)[:, None]
     if setting.protocol == "sysu":
         camera = setting.query_camera[start : start + queries, None]
-        distance = np.where((camera == 3) & (setting.gallery_camera == 2), distance.dtype.type(np.inf), distance)
-    elif setting.protocol == "llcm":
+        out = dropped("sysu", False, camera, setting.gallery_camera)
+        distance = np.where(out, distance.dtype.type(np.inf), distance)
+    elif setting.protocol == "llcm":  # what is dropped is the query's own identity
         distance = distance.copy()
         who, which = np.nonzero(own & ~kept)
         distance[who, index[who, which]] = np.inf
@@ -413,13 +422,13 @@ def _summary(per_query: _PerQuery, max_rank: int, protocol: str) -> RetrievalSco
 def _minimum(setting: _Setting) -> Minimum:
     """Return the scores when every positive is ranked last: with n ranked and P positives, the k-th at n - P + k."""
     identity, camera = setting.query_identity, setting.query_camera
-    ranked, matches = np.full(len(identity), len(setting.gallery_identity)), np.zeros(len(identity), np.int64)
-    if setting.protocol == "sysu":
-        ranked -= np.where(camera == 3, np.count_nonzero(setting.gallery_camera == 2), 0)
+    cameras, member = np.unique(camera, return_inverse=True)
+    others = ~dropped(setting.protocol, False, cameras[:, None], setting.gallery_camera)
+    ranked, matches = others.sum(axis=1)[member], np.zeros(len(identity), np.int64)
     rows = max(1, MATRIX_CHUNK // int(setting.sizes.max()))
     for start in range(0, len(identity), rows):
         matches[start : start + rows] = _own(setting, slice(start, start + rows))[2].sum(axis=1)
-    if setting.protocol == "llcm":  # what is dropped is the query's own identity
+    if setting.protocol == "llcm":
         ranked -= np.where(identity >= 0, setting.sizes[identity], 0) - matches
     (ranked, matches), queries = np.unique(np.stack([ranked, matches])[:, matches > 0], axis=1, return_counts=True)
     ap = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import stat
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -82,24 +81,15 @@ def read_identities(name: str, root: Path, listing: str) -> list[int]:
     return sorted(map(int, words))
 
 
-def _state(base: Path, path: PurePosixPath, folders: dict[PurePosixPath, bool]) -> str:
-    """Say whether a listed file is "here", "absent" or "outside" the root, links followed; one lstat for most files."""
-    if path.is_absolute() or ".." in path.parts:
-        return "outside"
+def _state(base: Path, path: PurePosixPath) -> str:
+    """Say whether a listed file is "here", "absent" or "outside" the resolved root, links followed."""
     try:
-        if path.parent not in folders:
-            folders[path.parent] = (base / path.parent).resolve().is_relative_to(base)
-        if not folders[path.parent]:
+        target = (base / path).resolve()
+        if path.is_absolute() or ".." in path.parts or not target.is_relative_to(base):
             return "outside"
-        mode = os.lstat(base / path).st_mode
-        if stat.S_ISLNK(mode):
-            target = (base / path).resolve(strict=True)
-            if not target.is_relative_to(base):
-                return "outside"
-            mode = target.stat().st_mode
-    except (OSError, RuntimeError, ValueError):  # absent; a loop of links (RuntimeError before 3.13); a NUL in the name
+        return "here" if target.is_file() else "absent"
+    except (OSError, RuntimeError, ValueError):  # a loop of links (RuntimeError before 3.13); a NUL in the name
         return "absent"
-    return "here" if stat.S_ISREG(mode) else "absent"
 
 
 def read_list(name: str, root: Path, listing: str, missing: list[str] | None = None) -> list[Entry]:
@@ -109,7 +99,7 @@ def read_list(name: str, root: Path, listing: str, missing: list[str] | None = N
     Raises InputError, with file and line, where the list is absent, a line is malformed, a path climbs out of the root
     (absolute, `..`, or through a link), or a listed file is absent.
     """
-    base, folders, entries = root.resolve(), {}, []
+    base, entries = root.resolve(), []
     for number, line in enumerate(_read_text(name, root, listing).split("\n"), 1):
         path, _, label = line.strip().rpartition(" ")
         if not line.strip():
@@ -119,7 +109,7 @@ def read_list(name: str, root: Path, listing: str, missing: list[str] | None = N
                 f"{name}: {listing} line {number} is not 'relative/path label': {line[:60]!r}; fetch the list again"
             )
         relative = PurePosixPath(path.strip())
-        state = _state(base, relative, folders)
+        state = _state(base, relative)
         if state == "outside":
             raise InputError(
                 f"{name}: {listing} line {number} lists {path!r}, which climbs out of {root}; remove that line"
