@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vireid_lite.attacks.frozen import images_of
-from vireid_lite.data.batches import IdentityBatches, MixedBatches
+from vireid_lite.data.batches import Batches, IdentityBatches, MixedBatches
+from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
+
+
+EMBED_ROWS = 256  # crops embedded at once before the first step
 
 
 def kmeans_centroids(features: Tensor, clusters: int, seed: int) -> Tensor:
@@ -39,19 +44,27 @@ def identity_centroids(features: Tensor, identities: np.ndarray) -> tuple[Tensor
     return sums.index_add_(0, torch.from_numpy(member).to(features.device), features) / counts[:, None], names
 
 
-EMBED_ROWS = 256  # crops embedded at once before the first step
+def over_crops(
+    read: Callable[[Tensor, Tensor, np.ndarray], Tensor],
+    model: nn.Module,
+    store: ImageStore,
+    rows: np.ndarray | None = None,
+) -> Tensor:
+    """Return read(images, modality, rows) of a store's clean crops, or of some rows, one after the other, (N, ...)."""
+    rows = np.arange(len(store)) if rows is None else rows
+    chunks = np.split(rows, range(EMBED_ROWS, len(rows), EMBED_ROWS))
+    with torch.no_grad():
+        return torch.cat([read(images_of(store, chunk, model), store.modalities[chunk], chunk) for chunk in chunks])
 
 
-def clean_outputs(model: nn.Module, store: ImageStore) -> tuple[Tensor, Tensor]:
-    """Return a store's clean L2-normalised features (N, D) and the classes the victim predicts, int64 (N,)."""
-    features, classes = [], []
-    for start in range(0, len(store), EMBED_ROWS):
-        rows = np.arange(start, min(start + EMBED_ROWS, len(store)))
-        with torch.no_grad():
-            output = model(images_of(store, rows, model), store.modalities[rows])
-        features.append(F.normalize(output.embedding))
-        classes.append(output.logits.argmax(1))
-    return torch.cat(features), torch.cat(classes)
+def clean_features(model: nn.Module, store: ImageStore) -> Tensor:
+    """Return a store's clean L2-normalised features (N, D)."""
+    return over_crops(lambda images, modality, _: F.normalize(model(images, modality).embedding), model, store)
+
+
+def predicted_classes(model: nn.Module, store: ImageStore) -> Tensor:
+    """Return the classes that the victim predicts for clean crops, int64 (N,)."""
+    return over_crops(lambda images, modality, _: model(images, modality).logits.argmax(1), model, store)
 
 
 def triplet(features: Tensor, pull: Tensor, push: Tensor, margin: float) -> Tensor:
@@ -68,9 +81,17 @@ def centroids_for(features: Tensor, store: ImageStore, clusters: int, seed: int)
     return kmeans_centroids(features, clusters, seed)
 
 
-def extremes(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row of each feature's least and most similar centroid by cosine, int64 (N,) each."""
-    similarity = features @ F.normalize(centroids).T
+def extremes(
+    features: Tensor, centroids: Tensor, *, score: str = "cosine", own: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the row of each feature's least and of its most similar centroid, int64 (N,) each.
+
+    score: similarity to centroids divided by their length ("cosine") or as they are ("dot": long ones win).
+    own: (N, K) bool, centroids that are the most similar ones by decree.
+    """
+    similarity = features @ (F.normalize(centroids) if score == "cosine" else centroids).T
+    if own is not None:
+        similarity = similarity.masked_fill(own, math.inf)
     return similarity.argmin(1), similarity.argmax(1)
 
 
@@ -91,14 +112,18 @@ def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class Problem:
-    """What a fit never changes: the crops, their batches, and centroids (K, D) or the clean features (N, D), `points`.
+    """What a fit never changes: the crops, their batches, and what each crop's feature is compared with.
 
-    pull, push: (N,) rows of `points` for each crop (UAP: its predicted class). bank: (K,) modality of each centroid.
+    centroids: (K, D), all banks one after the other. pull, push: rows of `centroids` for each crop, (N,), or (turns, N)
+    where an attack sees a crop in several ways. bank: (K,) modality of each centroid. clean: (N, D) clean features.
+    classes: (N,) predicted for clean crops.
     """
 
     store: ImageStore
-    batches: MixedBatches | IdentityBatches
-    points: Tensor
+    batches: Batches | MixedBatches | IdentityBatches | dict[Modality, Batches]
+    centroids: Tensor | None = None
     pull: Tensor | None = None
     push: Tensor | None = None
     bank: Tensor | None = None
+    clean: Tensor | None = None
+    classes: Tensor | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -53,9 +54,22 @@ def training_store(train: Dataset | ImageStore, identities: int | None = None, p
     return cached(train, [record for record in train.train if record.identity in kept], progress)
 
 
+class Stream(IntEnum):
+    """What an attack draws from its seed; each has a stream of its own, and every draw of a stream further numbers."""
+
+    CMPS_BANK, CMPS_START, CMPS_GREY = 2, 3, 4
+    NOISE, GREY = 11, 12
+    FEATURE_NOISE, HEADS = 21, 22
+
+
 def generator_for(*numbers: int) -> torch.Generator:
-    """Return a CPU generator that depends on these numbers alone, such as (seed, step)."""
+    """Return a CPU generator that depends on these numbers alone, such as (seed, stream, step)."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+
+
+def coins(count: int, probability: float, *numbers: int) -> Tensor | None:
+    """Return which of `count` crops are changed, (count,) bool, drawn from these numbers; None where none can be."""
+    return torch.rand(count, generator=generator_for(*numbers)) < probability if probability else None
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -18,16 +18,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie_infrared
-from vireid_lite.attacks.descent import SignDescent, UniversalAttack, check_number, check_whole
-from vireid_lite.attacks.features import Problem, batch_mates, centroids_for, clean_outputs, extremes, triplet
-from vireid_lite.attacks.frozen import generator_for, images_of
+from vireid_lite.attacks.descent import SignDescent, UniversalAttack
+from vireid_lite.attacks.features import (
+    Problem,
+    batch_mates,
+    centroids_for,
+    clean_features,
+    extremes,
+    predicted_classes,
+    triplet,
+)
+from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
 from vireid_lite.data.batches import IdentityBatches, MixedBatches
 from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError
-
-NOISE, GREY = 11, 12  # what a seed is drawn for
+from vireid_lite.errors import check_choice, check_number, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,7 @@ class UniformNoise(UniversalAttack):
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         """Return the noise itself."""
-        return {"delta": self.eps * self.draw(torch.rand(shape, generator=generator_for(seed, NOISE)))}
+        return {"delta": self.eps * self.draw(torch.rand(shape, generator=generator_for(seed, Stream.NOISE)))}
 
     def draw(self, uniform: Tensor) -> Tensor:
         """Return noise in [-1, 1] from numbers in [0, 1)."""
@@ -89,14 +95,13 @@ class UAP(SignDescent):
     name: ClassVar[str] = "uap"
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        """Return the predicted class of every crop, in `push`."""
-        features, classes = clean_outputs(model, store)
-        return Problem(store, MixedBatches(store, self.batch_size, seed), features[:0], push=classes)
+        """Return the predicted class of every crop."""
+        return Problem(store, MixedBatches(store, self.batch_size, seed), classes=predicted_classes(model, store))
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
         """Return minus the cross-entropy of the classes predicted on the clean crops."""
         logits = model(images, problem.store.modalities[rows]).logits
-        return -F.cross_entropy(logits, problem.push[torch.from_numpy(rows)])
+        return -F.cross_entropy(logits, problem.classes[torch.from_numpy(rows)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +125,14 @@ class UAPRetrieval(SignDescent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low, high in (("margin", 0, math.inf), ("scale", 1e-9, math.inf), ("grey_probability", 0, 1)):
-            check_number(self, name, low, high)
-        check_whole(self, "clusters", 0)
+        check_number(self.name, "margin", self.margin)
+        check_number(self.name, "scale", self.scale, 1e-9)
+        check_number(self.name, "grey_probability", self.grey_probability, 0, 1)
+        check_whole(self.name, "clusters", self.clusters)
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         """Return the centroids of all clean features, and each crop's least and most similar one."""
-        features, _ = clean_outputs(model, store)
+        features = clean_features(model, store)
         centroids = centroids_for(features, store, self.clusters, seed)
         return Problem(store, MixedBatches(store, self.batch_size, seed), centroids, *extremes(features, centroids))
 
@@ -134,17 +140,15 @@ class UAPRetrieval(SignDescent):
         """Return the triplet loss."""
         features = self.scale * model.embed(images, problem.store.modalities[rows])
         pull, push = (
-            self.scale * problem.points[index[torch.from_numpy(rows)]] for index in (problem.pull, problem.push)
+            self.scale * problem.centroids[index[torch.from_numpy(rows)]] for index in (problem.pull, problem.push)
         )
         return triplet(features, pull, push, self.margin)
 
     def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
         """Return the clean crops that a step attacks, some of them grey."""
         images = super().crops(model, problem, rows, step, seed)
-        if not self.grey_probability:
-            return images
-        chosen = torch.rand(len(rows), generator=generator_for(seed, GREY, step)) < self.grey_probability
-        return luma(images, chosen)
+        grey = coins(len(rows), self.grey_probability, seed, Stream.GREY, step)
+        return images if grey is None else luma(images, grey)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +183,12 @@ class MetaAttack(SignDescent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "margin", 0, math.inf)
-        check_whole(self, "clusters", 0)
+        check_number(self.name, "margin", self.margin)
+        check_whole(self.name, "clusters", self.clusters)
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         """Return each modality's centroids, one after the other, and each crop's least and most similar of its own."""
-        features, _ = clean_outputs(model, store)
+        features = clean_features(model, store)
         pull, push = torch.zeros(2, len(store), dtype=torch.int64, device=features.device)
         banks: list[Tensor] = []
         for modality in Modality:
@@ -207,15 +211,15 @@ class MetaAttack(SignDescent):
         modality = Modality(int(problem.store.modalities[rows[0]]))
         features = model.embed(images, modality)
         own = problem.push[index]
-        loss = 10 * triplet(features, problem.points[problem.pull[index]], problem.points[own], self.margin)
-        similarity = features @ problem.points.T
+        loss = 10 * triplet(features, problem.centroids[problem.pull[index]], problem.centroids[own], self.margin)
+        similarity = features @ problem.centroids.T
         others = (problem.bank == modality).expand(similarity.shape).scatter(1, own[:, None], False)
         best = similarity.masked_fill(~others, -math.inf).amax(1)
         return loss + F.relu(similarity.gather(1, own[:, None]).mean() - best.mean())
 
     def step(self, model: nn.Module, problem: Problem, state: dict[str, Tensor], step: int, seed: int) -> dict:
         """Make one update from a batch of each modality."""
-        size = self.step_size(problem, state, step)
+        size = self.step_size(problem.batches.per_epoch, state, step)
         train, test = [batches.at(step) for batches in problem.batches.each.values()][:: -1 if step % 2 else 1]
         found, loss = self.gradient(model, problem, state["delta"], train, images_of(problem.store, train, model))
         ahead = state["delta"] - size * (self.momentum * state["momentum"] + l1_normalised(found)).sign()
@@ -249,11 +253,10 @@ class ColDel(SignDescent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "margin", 0, math.inf)
-        check_whole(self, "levels", 2)
-        check_whole(self, "instances", 2)
-        if self.budget not in ("total", "double"):
-            raise InputError(f"{self.name}: budget {self.budget!r} is unknown; choose from total, double")
+        check_number(self.name, "margin", self.margin)
+        check_whole(self.name, "levels", self.levels, 2)
+        check_whole(self.name, "instances", self.instances, 2)
+        check_choice(self.name, "budget", self.budget, ("total", "double"))
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         """Return delta and lattice at zero, each with its momentum."""
@@ -262,13 +265,13 @@ class ColDel(SignDescent):
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         """Return the clean features and batches of identities."""
-        features, _ = clean_outputs(model, store)
-        return Problem(store, IdentityBatches(store, self.batch_size, seed, self.instances), features)
+        features = clean_features(model, store)
+        return Problem(store, IdentityBatches(store, self.batch_size, seed, self.instances), clean=features)
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
         """Return the triplet loss of a batch of several images of each identity."""
         index = torch.from_numpy(rows)
-        clean = problem.points[index]
+        clean = problem.clean[index]
         identities = torch.from_numpy(problem.batches.identities)[index].to(clean.device)
         pull, push = batch_mates(clean, identities, own="farthest")
         features = model.embed(images, problem.store.modalities[rows])
@@ -276,7 +279,7 @@ class ColDel(SignDescent):
 
     def step(self, model: nn.Module, problem: Problem, state: dict[str, Tensor], step: int, seed: int) -> dict:
         """Make one update of delta and lattice from one backward pass."""
-        size = self.step_size(problem, state, step)
+        size = self.step_size(problem.batches.per_epoch, state, step)
         rows = problem.batches.at(step)
         images = images_of(problem.store, rows, model)
         delta, lattice = (state[what].detach().requires_grad_() for what in ("delta", "lattice"))
