@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie_infrared
+from vireid_lite.attacks.budget import clip, luma, tie_infrared
 from vireid_lite.attacks.cmps_switches import SWITCHES, Found, SwitchedCMPS, noted
 from vireid_lite.attacks.descent import SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, over_crops
@@ -23,7 +23,6 @@ from vireid_lite.attacks.frozen import Stream, coins, images_of
 from vireid_lite.data.batches import Batches
 from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import check_choice, check_number, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,7 @@ class CMPS(SignDescent):
     name: ClassVar[str] = "cmps"
     gradients_per_step: ClassVar[int] = 2
     switches: ClassVar[dict] = SWITCHES
+    choices: ClassVar[dict[str, tuple]] = {"mode": ("paper", "released")}
 
     mode: str = "paper"
     step_share: float = 1 / 12
@@ -56,13 +56,6 @@ class CMPS(SignDescent):
         if SWITCHES.keys() & options.keys():
             return SwitchedCMPS(mode=mode, **options)
         return super().__new__(ReleasedCMPS if mode == "released" else cls)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice(self.name, "mode", self.mode, ("paper", "released"))
-        check_number(self.name, "margin", self.margin)
-        check_number(self.name, "grey_probability", self.grey_probability, 0, 1)
-        check_whole(self.name, "clusters", self.clusters)
 
     def describe(self) -> dict:
         """Return name and parameters, and where the switches stand in this mode."""
@@ -176,9 +169,8 @@ class ReleasedCMPS(CMPS):
         grey = coins(len(rows), self.grey_probability, seed, Stream.CMPS_GREY, step, 0)
         one = self.objective(model, problem, delta, rows, 0, grey)
         (first,) = torch.autograd.grad(one[0], delta)
-        ahead = state["delta"] - size * (self.momentum * state["momentum"] + l1_normalised(first)).sign()
-        there = ahead.clamp(-self.eps, self.eps).requires_grad_()
-        two = self.objective(model, problem, there, rows, 1)
-        (second,) = torch.autograd.grad(two[0], there)
-        self.descend(state, first + second * (ahead.abs() <= self.eps), size)
+        ahead, inside = self.look_ahead(state, first, size)
+        two = self.objective(model, problem, ahead.requires_grad_(), rows, 1)
+        (second,) = torch.autograd.grad(two[0], ahead)
+        self.descend(state, first + second * inside, size)
         return noted([one, two], self.saturated(state["delta"]))

@@ -1,42 +1,41 @@
 """CMPS with one switch at a time between the paper and the released code, for controls and for what each one costs.
 
-It derives every step anew; nothing is shared with `cmps.CMPS` but the sign step, and with nothing switched both are
-equal to the bit.
+It shares with `cmps` what picks a centroid and what makes a sign step, and neither `prepare`, `objective` nor `step`:
+that both are equal to the bit with nothing switched means something.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie_infrared
+from vireid_lite.attacks.budget import clip, luma, tie_infrared
 from vireid_lite.attacks.descent import SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, identity_centroids, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
 from vireid_lite.data.batches import Batches
 from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError, check_choice, check_number, check_whole
+from vireid_lite.errors import InputError, check_choice
 
 # Where each switch stands in the two modes, and what else it may be.
 SWITCHES = {
-    "update": {"paper": "alternate", "released": "look-ahead", "else": ["joint"]},
-    "modalities": {"paper": "both", "released": "both", "else": ["visible", "infrared"]},
-    "bank": {"paper": "cross", "released": "mixed", "else": ["same"]},
-    "centroids": {"paper": "kmeans", "released": "kmeans", "else": ["identity"]},
-    "choice": {"paper": "similarity", "released": "similarity", "else": ["identity"]},
+    "update": {"paper": "alternate", "released": "look-ahead", "else": "joint"},
+    "modalities": {"paper": "both", "released": "both", "else": "visible", "or": "infrared"},
+    "bank": {"paper": "cross", "released": "mixed", "else": "same"},
+    "centroids": {"paper": "kmeans", "released": "kmeans", "else": "identity"},
+    "choice": {"paper": "similarity", "released": "similarity", "else": "identity"},
     "score": {"paper": "cosine", "released": "dot"},
     "feature": {"paper": "embedding", "released": "pooled"},
     "centroid_input": {"paper": "normalised", "released": "raw"},
     "stem": {"paper": "own", "released": "visible"},
     "grey": {"paper": "every", "released": "first"},
-    "grey_anchor": {"paper": False, "released": False, "else": [True]},
-    "initial": {"paper": "zero", "released": "zero", "else": ["uniform"]},
+    "grey_anchor": {"paper": False, "released": False, "else": True},
+    "initial": {"paper": "zero", "released": "zero", "else": "uniform"},
     "clip": {"paper": "straight-through", "released": "masked"},
     "shuffle": {"paper": True, "released": False},
 }
@@ -48,14 +47,15 @@ NUMBERS = {
 }
 
 Found = tuple[Tensor, Tensor]  # a loss, and the share of crops whose hinge is above zero
+Switches = make_dataclass("Switches", [(name, object, None) for name in SWITCHES], frozen=True, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwitchedCMPS(SignDescent):
+class SwitchedCMPS(Switches, SignDescent):
     """The universal cross-modality attack with every difference between paper and released code as a switch.
 
     Args:
-        mode: "paper" or "released"; it sets everything below that is left at None, as `SWITCHES` and `NUMBERS` say.
+        mode: "paper" or "released"; it sets everything that is left at None, as `SWITCHES` and `NUMBERS` say.
         update: "alternate" (a visible, then an infrared step, on one delta), "joint" (both gradients, one step) or
             "look-ahead" (a gradient at delta and one at the delta that would follow, on one mixed batch).
         modalities: "both", or images of one modality alone at the same number of gradient evaluations.
@@ -77,22 +77,9 @@ class SwitchedCMPS(SignDescent):
 
     name: ClassVar[str] = "cmps"
     gradients_per_step: ClassVar[int] = 2
+    choices: ClassVar[dict[str, tuple]] = {name: tuple(dict.fromkeys(at.values())) for name, at in SWITCHES.items()}
 
     mode: str = "paper"
-    update: str | None = None
-    modalities: str | None = None
-    bank: str | None = None
-    centroids: str | None = None
-    choice: str | None = None
-    score: str | None = None
-    feature: str | None = None
-    centroid_input: str | None = None
-    stem: str | None = None
-    grey: str | None = None
-    grey_anchor: bool | None = None
-    initial: str | None = None
-    clip: str | None = None
-    shuffle: bool | None = None
     step_share: float | None = None
     decay: float | None = None
     rescale: bool | None = None
@@ -102,16 +89,10 @@ class SwitchedCMPS(SignDescent):
 
     def __post_init__(self) -> None:
         check_choice(self.name, "mode", self.mode, ("paper", "released"))
-        for name, position in {**SWITCHES, **NUMBERS}.items():
+        for name, at in {**SWITCHES, **NUMBERS}.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, position[self.mode])
-            if name in SWITCHES:
-                known = [position["paper"], position["released"], *position.get("else", [])]
-                check_choice(self.name, name, getattr(self, name), dict.fromkeys(known))
+                object.__setattr__(self, name, at[self.mode])
         super().__post_init__()
-        check_number(self.name, "margin", self.margin)
-        check_number(self.name, "grey_probability", self.grey_probability, 0, 1)
-        check_whole(self.name, "clusters", self.clusters)
         if self.choice == "identity" and self.centroids != "identity":
             raise InputError("cmps: choice='identity' needs centroids='identity'")
         if self.modalities != "both" and self.update != "alternate":
@@ -120,12 +101,10 @@ class SwitchedCMPS(SignDescent):
             raise InputError("cmps: grey_anchor is a term of equation 1 and needs bank='cross'")
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        """Return delta, momentum and saturation."""
         state = super().start(shape, seed)
         if self.initial == "uniform":
-            state["delta"] = (torch.rand(shape, generator=generator_for(seed, Stream.CMPS_START)) / 255).clamp(
-                max=self.eps
-            )
+            drawn = torch.rand(shape, generator=generator_for(seed, Stream.CMPS_START))
+            state["delta"] = (drawn / 255).clamp(max=self.eps)
         return state
 
     def features(self, model: nn.Module, images: Tensor, modality: Modality | Tensor) -> Tensor:
@@ -133,74 +112,56 @@ class SwitchedCMPS(SignDescent):
         through = Modality.VISIBLE if self.stem == "visible" else modality
         return model.embed(images, through) if self.feature == "embedding" else model(images, through).pooled
 
-    def clean(self, model: nn.Module, store: ImageStore, rows=None, *, raw: bool = False, grey=None) -> Tensor:
-        """Return clean features of a store's rows, (N, D); raw: without mean and std. grey: bool, by row of the store."""
-        stem = model.stages[0]
-
-        def read(images: Tensor, modality: Tensor, chunk: np.ndarray) -> Tensor:
-            images = images if grey is None else luma(images, grey[chunk])
-            return self.features(model, images * stem.std + stem.mean if raw else images, modality)
-
-        return over_crops(read, model, store, rows)
-
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        """Return centroids and batches, of each modality and "mixed", and each crop's two: in the first pass (or visible
-        step), in the second, and where it turned grey and that counts."""
         identities, modalities = np.array([record.identity for record in store.records]), store.modalities.numpy()
-        order, everything = np.arange(len(store)), np.arange(len(store))
+        order, everything, stem = np.arange(len(store)), np.arange(len(store)), model.stages[0]
         if not self.shuffle:
             order = np.lexsort((modalities, [record.camera for record in store.records], identities))
-        batches: dict = {
-            m: Batches(order[modalities[order] == m], self.batch_size, seed + 1 + m, self.shuffle) for m in Modality
-        }
-        batches["mixed"] = Batches(order, self.batch_size, seed, self.shuffle)
-        visible, infrared = (np.flatnonzero(modalities == modality) for modality in Modality)
-        clean, every = self.clean(model, store), torch.ones(len(store), dtype=torch.bool)
-        banks = list(self.banks(model, store, clean, identities, seed))
-        first = np.cumsum([0, *(len(bank) for bank, _ in banks)]).tolist()
-        if self.bank == "mixed":
-            grey = self.clean(model, store, grey=every)
-            plan = [(0, clean, everything, 0, 0), (1, clean, everything, 1, 1), (2, grey, everything, 0, 0)]
-        elif self.bank == "same":
-            plan = [(turn, clean, rows, b, b) for turn in (0, 1) for rows, b in ((visible, 0), (infrared, 1))]
-        else:  # equation 1; banks are visible 0, infrared 1, grey 2
-            plan = [(turn, clean, *term) for turn in (0, 1) for term in ((visible, 2, 1), (infrared, 0, 2))]
-            plan.append((2, clean, visible, 1, 0))
-        pull, push = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
-        for turn, seen, rows, *chosen in plan:
-            for found, number, most in zip((pull, push), chosen, (0, 1), strict=True):
-                bank, names = banks[number]
-                own = self.own(identities[rows], names).to(seen.device) if self.choice == "identity" else None
-                found[turn, rows] = extremes(seen[rows], bank, score=self.score, own=own)[most] + first[number]
-        return Problem(store, batches, torch.cat([bank for bank, _ in banks]), pull, push)
+        batches: dict = {"mixed": Batches(order, self.batch_size, seed, self.shuffle)}
+        for modality in Modality:
+            own = order[modalities[order] == modality]
+            batches[modality] = Batches(own, self.batch_size, seed + 1 + modality, self.shuffle)
 
-    def own(self, identities: np.ndarray, names: np.ndarray) -> Tensor:
-        """Return which centroid is of a crop's own identity, (N, K) bool."""
-        mine = torch.from_numpy(identities[:, None] == names)
-        if not mine.any(1).all():
-            raise InputError("cmps: choice='identity' needs every training identity in both modalities")
-        return mine
+        def embedded(rows: np.ndarray, grey: Tensor | None = None, raw: bool = False) -> Tensor:
+            def read(images: Tensor, modality: Tensor, chunk: np.ndarray) -> Tensor:
+                images = images if grey is None else luma(images, grey[chunk])
+                return self.features(model, images * stem.std + stem.mean if raw else images, modality)
 
-    def banks(
-        self, model: nn.Module, store: ImageStore, clean: Tensor, identities: np.ndarray, seed: int
-    ) -> Iterator[tuple[Tensor, np.ndarray | None]]:
-        """Yield (centroids, their identities or None): mixed A and B, or visible, infrared and grey."""
-        raw, everything = self.centroid_input == "raw", np.arange(len(store))
-        made = self.clean(model, store, raw=True) if raw else clean
+            return over_crops(read, model, store, rows)
+
+        def centroids(rows: np.ndarray, grey: Tensor | None = None) -> tuple[Tensor, np.ndarray | None]:
+            made = embedded(everything, raw=raw)[rows] if grey is None else embedded(rows, grey, raw)
+            if self.centroids == "identity":
+                return identity_centroids(made, identities[rows])
+            return centroids_for(made, store, self.clusters, seed), None
+
+        raw, every = self.centroid_input == "raw", torch.ones(len(store), dtype=torch.bool)
+        clean, (visible, infrared) = embedded(everything), (np.flatnonzero(modalities == m) for m in Modality)
+        # By turn (the first pass or visible step, the second, the first where a crop turned grey and that counts): the
+        # features compared, of which rows, with which banks to be pulled to and pushed from.
         if self.bank == "mixed":
             some = coins(len(store), self.grey_probability, seed, Stream.CMPS_BANK)
-            sets = [(self.clean(model, store, raw=raw, grey=some), everything), (made, everything)]
-        else:
-            rows = [np.flatnonzero(store.modalities.numpy() == modality) for modality in Modality]
-            sets = [(made[group], group) for group in rows]
-            if self.bank == "cross":
-                every = torch.ones(len(store), dtype=torch.bool)
-                sets.append((self.clean(model, store, rows[0], raw=raw, grey=every), rows[0]))
-        for features, group in sets:
-            if self.centroids == "identity":
-                yield identity_centroids(features, identities[group])
-            else:
-                yield centroids_for(features, store, self.clusters, seed), None
+            banks, grey = [centroids(everything, some), centroids(everything)], embedded(everything, every)
+            plan = [(0, clean, everything, 0, 0), (1, clean, everything, 1, 1), (2, grey, everything, 0, 0)]
+        elif self.bank == "same":
+            banks = [centroids(visible), centroids(infrared)]
+            plan = [(turn, clean, rows, b, b) for turn in (0, 1) for rows, b in ((visible, 0), (infrared, 1))]
+        else:  # equation 1
+            banks = [centroids(visible), centroids(infrared), centroids(visible, every)]
+            plan = [(turn, clean, *term) for turn in (0, 1) for term in ((visible, 2, 1), (infrared, 0, 2))]
+            plan.append((2, clean, visible, 1, 0))
+        first = np.cumsum([0, *(len(bank) for bank, _ in banks)]).tolist()
+        pull, push = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
+        for turn, seen, rows, *numbers in plan:
+            for found, number, most in zip((pull, push), numbers, (0, 1), strict=True):
+                bank, names = banks[number]
+                own = None
+                if self.choice == "identity":
+                    own = torch.from_numpy(identities[rows][:, None] == names).to(seen.device)
+                    if not own.any(1).all():
+                        raise InputError("cmps: choice='identity' needs every training identity in both modalities")
+                found[turn, rows] = extremes(seen[rows], bank, score=self.score, own=own)[most] + first[number]
+        return Problem(store, batches, torch.cat([bank for bank, _ in banks]), pull, push)
 
     def objective(
         self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, turn: int = 0, chosen=None
@@ -244,7 +205,7 @@ class SwitchedCMPS(SignDescent):
             turns = [(int(modality), batches[modality].at(step)) for modality in Modality]
         else:  # two of one modality
             turns = [(int(m := Modality[self.modalities.upper()]), batches[m].at(2 * step + part)) for part in (0, 1)]
-        found, delta, factor = [], state["delta"], 1
+        found, inside, delta = [], 1, state["delta"]
         for part, (turn, rows) in enumerate(turns):
             probability = 0 if self.grey == "first" and part else self.grey_probability
             chosen = coins(len(rows), probability, seed, Stream.CMPS_GREY, step, part)
@@ -253,10 +214,9 @@ class SwitchedCMPS(SignDescent):
                 self.descend(state, found[-1][0], size)
                 delta = state["delta"]
             elif mixed and part == 0:
-                delta = delta - size * (self.momentum * state["momentum"] + l1_normalised(found[0][0])).sign()
-                factor, delta = delta.abs() <= self.eps, delta.clamp(-self.eps, self.eps)
+                delta, inside = self.look_ahead(state, found[0][0], size)
         if self.update != "alternate":
-            self.descend(state, found[0][0] + found[1][0] * factor, size)
+            self.descend(state, found[0][0] + found[1][0] * inside, size)
         return noted([each[1:] for each in found], self.saturated(state["delta"]))
 
 

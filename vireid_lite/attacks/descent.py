@@ -1,8 +1,4 @@
-"""The loop of every universal attack, and the sign step of those that follow a gradient.
-
-A universal attack is a subclass of `UniversalAttack`, which holds the loop; it says how delta starts and what one step
-does. Everything here works on images (N, 3, H, W) float in [0, 1].
-"""
+"""The loop of every universal attack, and the sign step of those that follow a gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,17 +22,24 @@ from vireid_lite.attacks.frozen import frozen, images_of, training_store, weight
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
 from vireid_lite.data.records import Dataset, Modality, fingerprint
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError, check_flag, check_number, check_whole
+from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash, write_atomically
 
 NOTE_EVERY = 25  # steps between two notes of a fit that can be resumed
 
 State = dict[str, Tensor | nn.Module | Optimizer]  # what a step changes, by name
 
+# What an attack's numbers may be: the least whole number, or a range.
+WHOLE = {"steps": 1, "batch_size": 2, "clusters": 0, "instances": 2, "levels": 2, "width": 8}
+RANGES = {"step_share": (1e-9, 2), "grey_probability": (0, 1), "learning_rate": (1e-9, 1), "scale": (1e-9, math.inf)}
+RANGES |= dict.fromkeys(("momentum", "decay", "margin"), (0, math.inf)) | dict.fromkeys(
+    ("alpha", "head_rate"), (0, 1e9)
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalAttack:
-    """What every universal attack shares: its parameters and the loop of `fit`.
+    """What every universal attack shares: its parameters and the loop of `fit`. A subclass says what a step does.
 
     Args:
         eps: budget in [0, 1] pixels.
@@ -51,6 +54,7 @@ class UniversalAttack:
     name: ClassVar[str]
     knows: ClassVar[str] = "the victim's weights; unlabelled training images"
     gradients_per_step: ClassVar[int] = 1
+    choices: ClassVar[dict[str, tuple]] = {}  # parameters that are one of a few words
 
     eps: float = EPS
     steps: int = 200
@@ -59,16 +63,22 @@ class UniversalAttack:
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
-        check_whole(self.name, "steps", self.steps, 1)
-        check_whole(self.name, "batch_size", self.batch_size, 2)
-        check_flag(self.name, "tied", self.tied)
+        for name, usual in ((field.name, field.default) for field in fields(self)):
+            if name in self.choices:
+                check_choice(self.name, name, getattr(self, name), self.choices[name])
+            elif type(usual) is bool:
+                check_flag(self.name, name, getattr(self, name))
+            elif name in WHOLE:
+                check_whole(self.name, name, getattr(self, name), WHOLE[name])
+            elif name in RANGES:
+                check_number(self.name, name, getattr(self, name), *RANGES[name])
 
     def describe(self) -> dict:
         """Return the attack's name and every parameter as plain values, for run cards and keys."""
         return {"name": self.name, **asdict(self)}
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem | None:
-        """Return whatever the steps need and never change: batches, centroids of clean features."""
+        """Return what the steps need and never change: batches, centroids of clean features."""
         raise NotImplementedError
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
@@ -91,8 +101,7 @@ class UniversalAttack:
 
     def finish(self, state: State, history: list[dict], seed: int) -> Perturbation:
         """Return the perturbation that a state stands for."""
-        made_by = {**self.describe(), "seed": seed}
-        delta = state["delta"].detach().cpu().clone()
+        delta, made_by = state["delta"].detach().cpu().clone(), {**self.describe(), "seed": seed}
         return UniversalPerturbation(delta, self.eps, self.tied, history, made_by=made_by)
 
     def fit(
@@ -126,15 +135,13 @@ class UniversalAttack:
             problem, state = self.begin(model, store, seed)
             key = state_path and stable_hash([self.describe(), seed, fingerprint(store.records), weights_hash(model)])
             history = _resume(state_path, key, state)
-            bar = tqdm(total=self.steps, initial=len(history), unit="step", desc=self.name, disable=not progress)
-            with bar:
-                for step in range(len(history), self.steps):
-                    history.append({"step": step, **self.step(model, problem, state, step, seed)})
-                    if watch is not None:
-                        watch(step, self.finish(state, list(history), seed))
-                    if state_path is not None and (step + 1) % NOTE_EVERY == 0 and step + 1 < self.steps:
-                        _note(state_path, key, state, history)
-                    bar.update()
+            bar = {"initial": len(history), "total": self.steps, "unit": "step", "desc": self.name}
+            for step in tqdm(range(len(history), self.steps), **bar, disable=not progress):
+                history.append({"step": step, **self.step(model, problem, state, step, seed)})
+                if watch is not None:
+                    watch(step, self.finish(state, list(history), seed))
+                if state_path is not None and (step + 1) % NOTE_EVERY == 0 and step + 1 < self.steps:
+                    _note(state_path, key, state, history)
         if not all(math.isfinite(value) for value in history[-1].values()):
             raise InputError(f"{self.name}: the loss is not finite; check the victim's weights")
         return self.finish(state, history, seed)
@@ -182,13 +189,6 @@ class SignDescent(UniversalAttack):
     decay: float = 0.0
     rescale: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self.name, "step_share", self.step_share, 1e-9, 2)
-        check_number(self.name, "momentum", self.momentum)
-        check_number(self.name, "decay", self.decay)
-        check_flag(self.name, "rescale", self.rescale)
-
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         """Return delta and momentum at zero, and the saturated share at the last epoch's start."""
         return {**super().start(shape, seed), "saturation": torch.zeros(())}
@@ -229,6 +229,11 @@ class SignDescent(UniversalAttack):
         buffer = "momentum" if what == "delta" else f"{what}_momentum"
         state[buffer] = self.momentum * state[buffer] + l1_normalised(gradient)
         state[what] = (state[what] - size * state[buffer].sign()).clamp(-self.eps, self.eps)
+
+    def look_ahead(self, state: State, gradient: Tensor, size: float) -> tuple[Tensor, Tensor]:
+        """Return the delta that would follow a gradient, (3, H, W), and where it is within the budget unclipped."""
+        ahead = state["delta"] - size * (self.momentum * state["momentum"] + l1_normalised(gradient)).sign()
+        return ahead.clamp(-self.eps, self.eps), ahead.abs() <= self.eps
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         """Make one update from one batch of both modalities."""

@@ -24,7 +24,7 @@ from vireid_lite.attacks.frozen import images_of
 from vireid_lite.attacks.perturbation import Perturbation
 from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError, check_number, check_whole
+from vireid_lite.errors import InputError
 
 
 class Generator(nn.Module):
@@ -140,10 +140,6 @@ class DMR(UniversalAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.name, "learning_rate", self.learning_rate, 1e-9, 1)
-        check_number(self.name, "margin", self.margin)
-        check_whole(self.name, "instances", self.instances, 2)
-        check_whole(self.name, "width", self.width, 8)
         if self.width % 8:
             raise InputError(f"{self.name}: width must be a multiple of 8, got {self.width}")
 

@@ -18,26 +18,15 @@ from torch.nn import functional as F
 
 from vireid_lite.attacks.budget import clip, tie_infrared
 from vireid_lite.attacks.descent import SignDescent, State
-from vireid_lite.attacks.features import Problem, predicted_classes
+from vireid_lite.attacks.features import Problem, predicted
 from vireid_lite.attacks.frozen import Stream, generator_for, images_of
 from vireid_lite.attacks.perturbation import UniversalPerturbation
 from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import check_choice, check_flag, check_number, check_whole
 from vireid_lite.losses import class_centres, quadruple_loss
 from vireid_lite.models.insertion import Tap, check_blocks, inserted, staged
 from vireid_lite.models.two_stream import generalised_mean
-
-CHOICES = {
-    "attention": ("fsam", "se", "eca", "none"),
-    "form": ("hinge", "linear"),
-    "identity": ("on", "off", "reversed"),
-    "heads": ("learned", "frozen"),
-    "initial": ("uniform", "sign", "zero"),
-}
-
-SWITCHES = ("sfm", "quadruple", "normalise", "shared", "learn_delta")
 
 
 @dataclass(frozen=True)
@@ -74,6 +63,14 @@ class FeatureLevelAttack(SignDescent):
     name: ClassVar[str] = "feature-level"
     knows: ClassVar[str] = "the victim's weights and its classifier; training images with identities"
 
+    choices: ClassVar[dict[str, tuple]] = {
+        "attention": ("fsam", "se", "eca", "none"),
+        "form": ("hinge", "linear"),
+        "identity": ("on", "off", "reversed"),
+        "heads": ("learned", "frozen"),
+        "initial": ("uniform", "sign", "zero"),
+    }
+
     attention: str = "fsam"
     blocks: tuple[int, ...] = (0, 4)
     sfm: bool = True
@@ -90,20 +87,13 @@ class FeatureLevelAttack(SignDescent):
     instances: int = 8
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "blocks", check_blocks(self.name, self.blocks))
-        for name, known in CHOICES.items():
-            check_choice(self.name, name, getattr(self, name), known)
-        for name in SWITCHES:
-            check_flag(self.name, name, getattr(self, name))
-        check_number(self.name, "alpha", self.alpha, 0, 1e9)
-        check_number(self.name, "head_rate", self.head_rate, 0, 1e9)
-        check_whole(self.name, "instances", self.instances, 2)
+        super().__post_init__()
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> HeadsProblem:
         """Return batches of whole identities, labels, the clean crops' predicted classes, and the heads."""
         batches = IdentityBatches(store, self.batch_size, seed, self.instances)
-        classes = predicted_classes(model, store) if self.identity != "off" else None
+        classes = predicted(model, store) if self.identity != "off" else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator_for(seed, Stream.HEADS))))
             heads, tap = staged(model, self.attention, self.blocks, self.sfm)

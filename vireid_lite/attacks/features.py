@@ -20,7 +20,6 @@ from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
 
-
 EMBED_ROWS = 256  # crops embedded at once before the first step
 
 
@@ -30,7 +29,7 @@ def kmeans_centroids(features: Tensor, clusters: int, seed: int) -> Tensor:
     # scikit-learn takes seeds of 32 bits.
     clustering = KMeans(clusters, n_init=1, max_iter=20, random_state=seed % 2**32)
     with warnings.catch_warnings():
-        # Images that are all alike have fewer distinct features than clusters; a doubled centroid does no harm.
+        # Images that are all alike have fewer distinct features than clusters.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = clustering.fit(features.double().cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(features)
@@ -50,7 +49,7 @@ def over_crops(
     store: ImageStore,
     rows: np.ndarray | None = None,
 ) -> Tensor:
-    """Return read(images, modality, rows) of a store's clean crops, or of some rows, one after the other, (N, ...)."""
+    """Return read(images, modality, rows) of a store's clean crops, or of some rows, (N, ...)."""
     rows = np.arange(len(store)) if rows is None else rows
     chunks = np.split(rows, range(EMBED_ROWS, len(rows), EMBED_ROWS))
     with torch.no_grad():
@@ -62,7 +61,7 @@ def clean_features(model: nn.Module, store: ImageStore) -> Tensor:
     return over_crops(lambda images, modality, _: F.normalize(model(images, modality).embedding), model, store)
 
 
-def predicted_classes(model: nn.Module, store: ImageStore) -> Tensor:
+def predicted(model: nn.Module, store: ImageStore) -> Tensor:
     """Return the classes that the victim predicts for clean crops, int64 (N,)."""
     return over_crops(lambda images, modality, _: model(images, modality).logits.argmax(1), model, store)
 
@@ -74,7 +73,7 @@ def triplet(features: Tensor, pull: Tensor, push: Tensor, margin: float) -> Tens
 
 
 def centroids_for(features: Tensor, store: ImageStore, clusters: int, seed: int) -> Tensor:
-    """Return k-means centroids (k, D); clusters: k, 0 for min(256, identities). Raises InputError for fewer than 2."""
+    """Return k-means centroids (k, D), at least 2; clusters: k, 0 for min(256, identities)."""
     clusters = clusters or min(256, len({record.identity for record in store.records}))
     if min(clusters, len(features)) < 2:
         raise InputError("attack: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
@@ -86,8 +85,7 @@ def extremes(
 ) -> tuple[Tensor, Tensor]:
     """Return the row of each feature's least and of its most similar centroid, int64 (N,) each.
 
-    score: similarity to centroids divided by their length ("cosine") or as they are ("dot": long ones win).
-    own: (N, K) bool, centroids that are the most similar ones by decree.
+    score: "cosine", or "dot" with centroids as they are (long ones win). own: (N, K) bool, the most similar by decree.
     """
     similarity = features @ (F.normalize(centroids) if score == "cosine" else centroids).T
     if own is not None:
@@ -96,10 +94,9 @@ def extremes(
 
 
 def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor, Tensor]:
-    """Return, for each row of a batch, the row of the farthest other identity and of an image of its own.
+    """Return, for each clean feature (N, D), the row of the farthest other identity and of one of its own identity.
 
-    clean: (N, D) clean features. identities: (N,). own: "farthest" or "nearest" image of the same identity, itself
-    only where there is no other.
+    own: the "farthest" or "nearest" of the same identity, itself only where there is no other.
     """
     distance = torch.cdist(clean, clean)
     same = identities[:, None] == identities
@@ -114,9 +111,12 @@ def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor,
 class Problem:
     """What a fit never changes: the crops, their batches, and what each crop's feature is compared with.
 
-    centroids: (K, D), all banks one after the other. pull, push: rows of `centroids` for each crop, (N,), or (turns, N)
-    where an attack sees a crop in several ways. bank: (K,) modality of each centroid. clean: (N, D) clean features.
-    classes: (N,) predicted for clean crops.
+    Args:
+        centroids: (K, D), all banks one after the other.
+        pull: rows of `centroids`, (N,), or (turns, N) where an attack sees a crop in several ways; push: likewise.
+        bank: (K,) modality of each centroid.
+        clean: (N, D) clean features.
+        classes: (N,) predicted for clean crops.
     """
 
     store: ImageStore

@@ -20,9 +20,7 @@ from vireid_lite.models.two_stream import evaluating
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Hold a victim still inside the block: eval mode, no parameter asks for a gradient; both are put back after it."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
+    asking = [parameter.requires_grad_(False) for parameter in model.parameters() if parameter.requires_grad]
     try:
         with evaluating(model):
             yield
@@ -38,17 +36,16 @@ def images_of(store: ImageStore, rows: np.ndarray, model: nn.Module) -> Tensor:
 
 
 def training_store(train: Dataset | ImageStore, identities: int | None = None, progress: bool = False) -> ImageStore:
-    """Return the crops an attack may learn from: a data set's training images, or the store as given.
+    """Return the crops an attack may learn from: the store as given, or a data set's training images.
 
-    identities: keep the first so many training identities of a data set; None keeps all.
-    Raises InputError for anything else than a data set or a store.
+    identities: keep the first so many of a data set; None keeps all. Raises InputError for anything else.
     """
     if isinstance(train, ImageStore):
         return train
     if not isinstance(train, Dataset):
+        kind = type(train).__name__
         raise InputError(
-            f"fit: training data must be a data set (its training images are read) or an ImageStore, got "
-            f"{type(train).__name__}; a list of records has no reader, so pass the data set it came from"
+            f"fit: a data set or an ImageStore is needed, got {kind}, which has no reader; pass its data set"
         )
     kept = set(sorted({record.identity for record in train.train})[:identities])
     return cached(train, [record for record in train.train if record.identity in kept], progress)
