@@ -45,7 +45,9 @@ def test_contract(store, saturated, victim, levels, seed, size, tied, black_and_
     assert first.made_by == {**attack.describe(), "seed": seed}
     assert torch.equal(first.weights, attack.fit(victim, chosen, seed).weights)
     with frozen.frozen(victim):
-        assert not torch.equal(first.weights, drawn(attack, victim, chosen, seed))  # black and white images have a gradient too
+        assert not torch.equal(
+            first.weights, drawn(attack, victim, chosen, seed)
+        )  # black and white images have a gradient too
     for modality in Modality:
         images = chosen.batch(np.flatnonzero(chosen.modalities == modality))
         kept = images.clone()

@@ -32,9 +32,8 @@ State = dict[str, Tensor | nn.Module | Optimizer]  # what a step changes, by nam
 # What an attack's numbers may be: the least whole number, or a range.
 WHOLE = {"steps": 1, "batch_size": 2, "clusters": 0, "instances": 2, "levels": 2, "width": 8}
 RANGES = {"step_share": (1e-9, 2), "grey_probability": (0, 1), "learning_rate": (1e-9, 1), "scale": (1e-9, math.inf)}
-RANGES |= dict.fromkeys(("momentum", "decay", "margin"), (0, math.inf)) | dict.fromkeys(
-    ("alpha", "head_rate"), (0, 1e9)
-)
+RANGES |= dict.fromkeys(("momentum", "decay", "margin"), (0, math.inf))
+RANGES |= dict.fromkeys(("alpha", "head_rate"), (0, 1e9))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ class GeneratorPerturbation(Perturbation):
             raise InputError(f"dmr: a generator of width {self.width} has {needed} weights, got {self.weights.numel()}")
 
     def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
-        """Return the attacked images; see `Perturbation.apply`. No gradient flows."""
+        """Return the attacked images; see `UniversalPerturbation.apply`. No gradient flows."""
         self.check(images, self.size)
         with torch.no_grad():
             vector_to_parameters(self.weights.to(images), self._generator.to(images).parameters())
@@ -100,12 +100,10 @@ class GeneratorPerturbation(Perturbation):
             return project(images + shift, images, self.eps)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the weights."""
         return {"weights": self.weights}
 
     @classmethod
     def read(cls, tensors: dict[str, Tensor], facts: dict) -> Self:
-        """Return the perturbation of a file's contents."""
         return cls(**tensors, **facts)
 
 
@@ -144,7 +142,6 @@ class DMR(UniversalAttack):
             raise InputError(f"{self.name}: width must be a multiple of 8, got {self.width}")
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> GeneratorProblem:
-        """Return the clean features, batches of identities, and a generator whose weights come from the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             generator = Generator(self.width).to(next(model.parameters()))
@@ -152,16 +149,13 @@ class DMR(UniversalAttack):
         return GeneratorProblem(store, batches, clean=clean_features(model, store), generator=generator)
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        """Return the size of the crops."""
         return {"size": torch.tensor(shape[1:])}
 
     def learned(self, problem: GeneratorProblem) -> State:
-        """Return the generator and its optimiser."""
         adam = torch.optim.Adam(problem.generator.parameters(), self.learning_rate)
         return {"generator": problem.generator, "adam": adam}
 
     def step(self, model: nn.Module, problem: GeneratorProblem, state: State, step: int, seed: int) -> dict:
-        """Make one step of Adam."""
         loss = self.loss(model, problem, problem.batches.at(step))
         state["adam"].zero_grad()
         loss.backward()
@@ -182,7 +176,6 @@ class DMR(UniversalAttack):
         return triplet(features, clean[far], clean[near], self.margin)
 
     def finish(self, state: State, history: list[dict], seed: int) -> GeneratorPerturbation:
-        """Return the perturbation that the generator draws."""
         made_by = {**self.describe(), "seed": seed}
         size = tuple(int(side) for side in state["size"])
         weights = parameters_to_vector(state["generator"].parameters()).detach().cpu().clone()

@@ -47,17 +47,20 @@ class HeadsProblem(Problem):
 class FeatureLevelAttack(SignDescent):
     """The bounded feature-level attack: delta descends on L_AQAL + L_id through heads that are then thrown away.
 
-    attention: the head after each of `blocks`: "fsam", "se" or "eca" in its place, or "none". sfm, quadruple: switch
-    the other parts; without the quadruple loss and with identity "off" nothing is learned, and delta stays noise.
-    form: "hinge" as published, or "linear". alpha: the hinge's margin. normalise: divide class centres by their length;
-    the paper names no normalisation. identity: L_id is minimised ("on", as the paper's sum has it, which works against
-    the attack), left out ("off") or maximised ("reversed"); its target is the class that the victim predicts for the
-    clean image. heads: "learned" together with delta, by SGD on the same loss, or "frozen" as drawn. head_rate: their
-    learning rate. learn_delta: false leaves delta as it started (heads only). shared: one delta for both modalities
-    instead of one each. initial: noise, "uniform" or of "sign", or "zero". instances: images of an identity in a
-    batch, half of each modality (AGW: 4 and 4).
-    Raises InputError for unknown values.
     Source: equations of section 3, hyper-parameters of section 4; the step is this book's, as none is published.
+
+    Args:
+        attention: the head after each of `blocks`: "fsam", "se" or "eca" in its place, or "none".
+        sfm: as `quadruple`, switches another part; without quadruple loss and identity delta stays the noise it was.
+        form: "hinge" as published, or "linear". alpha is the hinge's margin.
+        normalise: divide class centres by their length; the paper names no normalisation.
+        identity: L_id is minimised ("on", as in the paper's sum, which works against the attack), left out ("off") or
+            maximised ("reversed"); its target is the class that the victim predicts for the clean image.
+        heads: "learned" with delta, by the paper's SGD on the same loss at the rate `head_rate`, or "frozen" as drawn.
+        learn_delta: false leaves delta as it started (heads only).
+        shared: one delta for both modalities instead of one each.
+        initial: noise, "uniform" or of "sign", or "zero".
+        instances: images of an identity in a batch, half of each modality (AGW: 4 and 4).
     """
 
     name: ClassVar[str] = "feature-level"
@@ -91,7 +94,6 @@ class FeatureLevelAttack(SignDescent):
         super().__post_init__()
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> HeadsProblem:
-        """Return batches of whole identities, labels, the clean crops' predicted classes, and the heads."""
         batches = IdentityBatches(store, self.batch_size, seed, self.instances)
         classes = predicted(model, store) if self.identity != "off" else None
         with torch.random.fork_rng(devices=[]):
@@ -103,14 +105,12 @@ class FeatureLevelAttack(SignDescent):
         return problem
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        """Return delta as (1, 3, H, W), or (2, 3, H, W) with one for each modality, and its momentum."""
         shape = (1 if self.shared else 2, *shape)
         delta = 2 * torch.rand(shape, generator=generator_for(seed, Stream.FEATURE_NOISE)) - 1
         delta = {"uniform": delta, "sign": torch.where(delta < 0, -1.0, 1.0), "zero": 0 * delta}[self.initial]
         return {"delta": self.eps * delta, "momentum": torch.zeros(shape), "saturation": torch.zeros(())}
 
     def learned(self, problem: HeadsProblem) -> State:
-        """Return the heads and their optimiser, the paper's SGD, where heads learn."""
         modules = problem.modules
         if self.heads == "frozen" or not list(modules.parameters()):
             return {}
@@ -142,7 +142,6 @@ class FeatureLevelAttack(SignDescent):
         return {"loss": loss, "quadruple": quadruple, "identity": identity, "active": active}
 
     def step(self, model: nn.Module, problem: HeadsProblem, state: State, step: int, seed: int) -> dict:
-        """Make one sign step of delta and one SGD step of the heads, from one gradient of one batch."""
         if not self.quadruple and self.identity == "off":  # nothing to descend on
             return dict.fromkeys(("loss", "quadruple", "identity", "active"), 0.0)
         size, rows = self.step_size(problem.batches.per_epoch, state, step), problem.batches.at(step)
@@ -161,7 +160,6 @@ class FeatureLevelAttack(SignDescent):
         return dict(zip(found, values, strict=True))
 
     def finish(self, state: State, history: list[dict], seed: int) -> UniversalPerturbation:
-        """Return delta, one for both modalities or a dict; the heads are dropped."""
         found = super().finish(state, history, seed)
         found.delta = found.delta[0] if self.shared else {modality: found.delta[modality] for modality in Modality}
         return found

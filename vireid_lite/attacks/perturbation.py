@@ -22,25 +22,14 @@ class Perturbation:
     """What both kinds share: `apply` to images, in floats or in 8 bits, and one safetensors file."""
 
     kind: ClassVar[str]  # what its files are called
-    facts: ClassVar[tuple[str, ...]]  # the fields of a file that are no tensors
+    facts: ClassVar[tuple[str, ...]]  # the fields of a file that are no tensors; `tensors()` are the others
     eps: float
+    double = False
 
     @property
     def budget(self) -> float:
         """The largest change of a pixel."""
-        return self.eps
-
-    def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
-        """Return the attacked images, (N, 3, H, W) in [0, 1], as floats; the input is left as it is.
-
-        Args:
-            images: (N, 3, H, W) float in [0, 1].
-            modality: one Modality for the batch, or int64 (N,).
-
-        Raises:
-            InputError: for images of another size than it was made for, outside [0, 1] or not finite.
-        """
-        raise NotImplementedError
+        return 2 * self.eps if self.double else self.eps
 
     def apply_rounded(self, images: Tensor, modality: ModalityLike) -> Tensor:
         """Return the attacked images rounded to 8 bits; otherwise as `apply`."""
@@ -52,15 +41,6 @@ class Perturbation:
         if tuple(images.shape[-2:]) != tuple(size):
             made, got = (f"{height}x{width}" for height, width in (size, images.shape[-2:]))
             raise InputError(f"perturbation: made for crops of {made} pixels, got {got}; load the data at that size")
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what a file holds beside the facts."""
-        raise NotImplementedError
-
-    @classmethod
-    def read(cls, tensors: dict[str, Tensor], facts: dict) -> Self:
-        """Return what `tensors` and the facts stand for."""
-        raise NotImplementedError
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, whole or not at all. Raises InputError where that fails."""
@@ -108,13 +88,16 @@ class UniversalPerturbation(Perturbation):
     double: bool = False
     made_by: dict = field(default_factory=dict)
 
-    @property
-    def budget(self) -> float:
-        """The largest change of a pixel."""
-        return 2 * self.eps if self.double else self.eps
-
     def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
-        """Return the attacked images; see `Perturbation.apply`."""
+        """Return the attacked images, (N, 3, H, W) in [0, 1], as floats; the input is left as it is.
+
+        Args:
+            images: (N, 3, H, W) float in [0, 1].
+            modality: one Modality for the batch, or int64 (N,).
+
+        Raises:
+            InputError: for images of another size than it was made for, outside [0, 1] or not finite.
+        """
         delta = self._delta(modality)
         self.check(images, delta.shape[-2:])
         delta = delta.to(images)
@@ -132,14 +115,12 @@ class UniversalPerturbation(Perturbation):
         return self.delta[modality]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return delta, or one by modality, and the lattice."""
         deltas = self.delta if isinstance(self.delta, dict) else {None: self.delta}
         named = {"delta" if m is None else f"delta.{m.name.lower()}": delta for m, delta in deltas.items()}
         return named if self.lattice is None else {**named, "lattice": self.lattice}
 
     @classmethod
     def read(cls, tensors: dict[str, Tensor], facts: dict) -> Self:
-        """Return the perturbation of a file's contents. Raises ValueError where delta breaks its budget."""
         lattice = tensors.pop("lattice", None)
         worst = max(float(delta.abs().max()) for delta in tensors.values())
         if not worst <= facts["eps"] * (1 + 1e-6):
