@@ -102,12 +102,12 @@ def test_the_loss_falls(store, victim):
 def test_the_loss_pulls_to_the_farthest_other_and_pushes_from_the_nearest_own(store, victim):
     attack = DMR(batch_size=16)
     with frozen.frozen(victim), torch.no_grad():
-        problem = attack.prepare(victim, store, 0)
+        problem, state = attack.begin(victim, store, 0)
         rows = problem.batches.at(0)
         modalities = store.modalities[rows]
         images = store.batch(rows)
         clean = victim.embed(images, modalities)
-        features = victim.embed((images + attack.eps * problem.generator(images)).clamp(0, 1), modalities)
+        features = victim.embed((images + attack.eps * state["generator"](images)).clamp(0, 1), modalities)
         hinges = []
         for one, row in enumerate(rows):
             own, other = [], []
@@ -119,7 +119,7 @@ def test_the_loss_pulls_to_the_farthest_other_and_pushes_from_the_nearest_own(st
             far = max(other, key=lambda two: float((clean[two] - clean[one]).norm()))
             gap = (features[one] - clean[far]).norm() - (features[one] - clean[near]).norm()
             hinges.append(max(0.0, float(gap) + 0.3))
-        assert float(attack.loss(victim, problem, rows)) == pytest.approx(np.mean(hinges), abs=1e-5)
+        assert float(attack.loss(victim, problem, state["generator"], rows)) == pytest.approx(np.mean(hinges), abs=1e-5)
 
 
 def test_each_image_passes_its_own_stem(store, victim):
@@ -143,18 +143,18 @@ def test_the_steps_are_those_of_adam(store, victim):
     attack = DMR(batch_size=8, steps=4)
     with frozen.frozen(model):
         problem, state = attack.begin(model, store, 0)
-        other = attack.prepare(model, store, 0)
-        weights = list(other.generator.parameters())
+        other = attack.begin(model, store, 0)[1]["generator"]
+        weights = list(other.parameters())
         first, second = ([torch.zeros_like(each) for each in weights] for _ in range(2))
         for step in range(4):
-            gradients = torch.autograd.grad(attack.loss(model, other, other.batches.at(step)), weights)
+            gradients = torch.autograd.grad(attack.loss(model, problem, other, problem.batches.at(step)), weights)
             for weight, slope, m, v in zip(weights, gradients, first, second, strict=True):
                 m.mul_(0.9).add_(0.1 * slope)
                 v.mul_(0.999).add_(0.001 * slope.square())
                 mean, square = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.999 ** (step + 1))
                 weight.data -= attack.learning_rate * mean / (square.sqrt() + 1e-8)
             attack.step(model, problem, state, step, 0)
-    for weight, found in zip(weights, problem.generator.parameters(), strict=True):
+    for weight, found in zip(weights, state["generator"].parameters(), strict=True):
         assert torch.allclose(found, weight, rtol=0, atol=1e-11)
 
 

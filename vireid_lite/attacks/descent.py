@@ -45,9 +45,6 @@ class UniversalAttack:
         steps: updates.
         batch_size: images of one gradient evaluation.
         tied: what infrared images receive has three equal channels.
-
-    Raises:
-        InputError: for values out of range.
     """
 
     name: ClassVar[str]
@@ -84,15 +81,18 @@ class UniversalAttack:
         """Return the state before the first step: "delta" (3, H, W) and what else changes from step to step."""
         return {"delta": torch.zeros(shape), "momentum": torch.zeros(shape)}
 
-    def learned(self, problem: Problem) -> dict[str, nn.Module | Optimizer]:
-        """Return the modules of a problem that the steps train, and their optimiser: a part of the state."""
+    def learned(self, model: nn.Module, problem: Problem, seed: int) -> State:
+        """Return the modules that the steps train beside delta, and their optimiser: a part of the state."""
         return {}
 
     def begin(self, model: nn.Module, store: ImageStore, seed: int) -> tuple[Problem, State]:
         """Return the problem and the state before the first step, on the model's device; the victim must be frozen."""
         problem, weight = self.prepare(model, store, seed), next(model.parameters())
         start = self.start((3, *store.images.shape[1:3]), seed)
-        return problem, {**{name: value.to(weight) for name, value in start.items()}, **self.learned(problem)}
+        return problem, {
+            **{name: value.to(weight) for name, value in start.items()},
+            **self.learned(model, problem, seed),
+        }
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         """Make one update of the state; return what the history notes, such as the loss."""
@@ -115,16 +115,14 @@ class UniversalAttack:
     ) -> Perturbation:
         """Return a perturbation learned on training images against a frozen victim; runs on the model's device.
 
-        The victim is bit-identical afterwards: weights, statistics, mode and requires_grad.
+        The victim is bit-identical afterwards: weights, statistics, mode and requires_grad. Raises InputError where a
+        modality has no image, or the note at state_path belongs to another fit.
 
         Args:
             train: a data set, whose training images are read, or an ImageStore.
             seed: of every draw; the same seed gives the same bits on one device and thread count.
             state_path: where a killed fit is noted and found again.
             watch: called as watch(step, perturbation) after every step, for figures; what it draws is its own.
-
-        Raises:
-            InputError: where a modality has no image, or the note at state_path belongs to another fit.
         """
         store = training_store(train, progress=progress)
         for modality in Modality:

@@ -107,13 +107,6 @@ class GeneratorPerturbation(Perturbation):
         return cls(**tensors, **facts)
 
 
-@dataclass(frozen=True)
-class GeneratorProblem(Problem):
-    """A problem with the generator that is trained on it."""
-
-    generator: Generator | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class DMR(UniversalAttack):
     """Train a generator to mis-rank: pull each attacked image to others, push it from its own identity.
@@ -141,39 +134,36 @@ class DMR(UniversalAttack):
         if self.width % 8:
             raise InputError(f"{self.name}: width must be a multiple of 8, got {self.width}")
 
-    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> GeneratorProblem:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            generator = Generator(self.width).to(next(model.parameters()))
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         batches = IdentityBatches(store, self.batch_size, seed, self.instances)
-        return GeneratorProblem(store, batches, clean=clean_features(model, store), generator=generator)
+        return Problem(store, batches, clean=clean_features(model, store))
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         return {"size": torch.tensor(shape[1:])}
 
-    def learned(self, problem: GeneratorProblem) -> State:
-        adam = torch.optim.Adam(problem.generator.parameters(), self.learning_rate)
-        return {"generator": problem.generator, "adam": adam}
+    def learned(self, model: nn.Module, problem: Problem, seed: int) -> State:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            generator = Generator(self.width).to(next(model.parameters()))
+        return {"generator": generator, "adam": torch.optim.Adam(generator.parameters(), self.learning_rate)}
 
-    def step(self, model: nn.Module, problem: GeneratorProblem, state: State, step: int, seed: int) -> dict:
-        loss = self.loss(model, problem, problem.batches.at(step))
+    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
+        loss = self.loss(model, problem, state["generator"], problem.batches.at(step))
         state["adam"].zero_grad()
         loss.backward()
         state["adam"].step()
         return {"loss": loss.item()}
 
-    def loss(self, model: nn.Module, problem: GeneratorProblem, rows: np.ndarray) -> Tensor:
+    def loss(self, model: nn.Module, problem: Problem, generator: Generator, rows: np.ndarray) -> Tensor:
         """Return the mis-ranking loss of a batch of several images of each identity."""
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
-        index = torch.from_numpy(rows)
-        clean = problem.clean[index]
-        identities = torch.from_numpy(problem.batches.identities)[index].to(clean.device)
+        clean = problem.clean[torch.from_numpy(rows)]
+        identities = torch.from_numpy(problem.batches.identities[rows]).to(clean.device)
         far, near = batch_mates(clean, identities, own="nearest")
-        shift = self.eps * problem.generator(images)
+        shift = self.eps * generator(images)
         if self.tied:
             shift = tie_infrared(shift, modality)
-        features = model.embed(clip(images + shift), modality)
-        return triplet(features, clean[far], clean[near], self.margin)
+        return triplet(model.embed(clip(images + shift), modality), clean[far], clean[near], self.margin)
 
     def finish(self, state: State, history: list[dict], seed: int) -> GeneratorPerturbation:
         made_by = {**self.describe(), "seed": seed}

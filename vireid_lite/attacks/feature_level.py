@@ -110,7 +110,7 @@ class FeatureLevelAttack(SignDescent):
         delta = {"uniform": delta, "sign": torch.where(delta < 0, -1.0, 1.0), "zero": 0 * delta}[self.initial]
         return {"delta": self.eps * delta, "momentum": torch.zeros(shape), "saturation": torch.zeros(())}
 
-    def learned(self, problem: HeadsProblem) -> State:
+    def learned(self, model: nn.Module, problem: HeadsProblem, seed: int) -> State:
         modules = problem.modules
         if self.heads == "frozen" or not list(modules.parameters()):
             return {}

@@ -43,12 +43,10 @@ def identity_centroids(features: Tensor, identities: np.ndarray) -> tuple[Tensor
     return sums.index_add_(0, torch.from_numpy(member).to(features.device), features) / counts[:, None], names
 
 
-def over_crops(
-    read: Callable[[Tensor, Tensor, np.ndarray], Tensor],
-    model: nn.Module,
-    store: ImageStore,
-    rows: np.ndarray | None = None,
-) -> Tensor:
+Read = Callable[[Tensor, Tensor, np.ndarray], Tensor]  # of images, modality and rows
+
+
+def over_crops(read: Read, model: nn.Module, store: ImageStore, rows: np.ndarray | None = None) -> Tensor:
     """Return read(images, modality, rows) of a store's clean crops, or of some rows, (N, ...)."""
     rows = np.arange(len(store)) if rows is None else rows
     chunks = np.split(rows, range(EMBED_ROWS, len(rows), EMBED_ROWS))
@@ -109,21 +107,13 @@ def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class Problem:
-    """What a fit never changes: the crops, their batches, and what each crop's feature is compared with.
-
-    Args:
-        centroids: (K, D), all banks one after the other.
-        pull: rows of `centroids`, (N,), or (turns, N) where an attack sees a crop in several ways; push: likewise.
-        bank: (K,) modality of each centroid.
-        clean: (N, D) clean features.
-        classes: (N,) predicted for clean crops.
-    """
+    """What a fit never changes: the crops, their batches, and what each crop's feature is compared with."""
 
     store: ImageStore
     batches: Batches | MixedBatches | IdentityBatches | dict[Modality, Batches]
-    centroids: Tensor | None = None
-    pull: Tensor | None = None
+    centroids: Tensor | None = None  # (K, D), all banks one after the other
+    pull: Tensor | None = None  # rows of `centroids` by crop, (N,), or (turns, N) where a crop is seen in several ways
     push: Tensor | None = None
-    bank: Tensor | None = None
-    clean: Tensor | None = None
-    classes: Tensor | None = None
+    bank: Tensor | None = None  # (K,) modality of each centroid
+    clean: Tensor | None = None  # (N, D) features
+    classes: Tensor | None = None  # (N,) predicted for clean crops

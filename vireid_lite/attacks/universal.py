@@ -229,9 +229,8 @@ class ColDel(SignDescent):
         return Problem(store, IdentityBatches(store, self.batch_size, seed, self.instances), clean=features)
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        index = torch.from_numpy(rows)
-        clean = problem.clean[index]
-        identities = torch.from_numpy(problem.batches.identities)[index].to(clean.device)
+        clean = problem.clean[torch.from_numpy(rows)]
+        identities = torch.from_numpy(problem.batches.identities[rows]).to(clean.device)
         pull, push = batch_mates(clean, identities, own="farthest")
         features = model.embed(images, problem.store.modalities[rows])
         return 10 * triplet(features, clean[pull], clean[push], self.margin)
