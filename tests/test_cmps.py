@@ -213,8 +213,11 @@ def test_a_greyed_crop_is_compared_by_its_grey_feature_as_released(model, store)
 
 
 def test_a_single_centroid_is_refused(model, store):
-    with pytest.raises(InputError, match="1 centroid"):
-        problem_of(model, store, clusters=1)
+    rows = [row for row, record in enumerate(store.records) if record.identity == store.records[0].identity]
+    one = ImageStore(store.images[rows], [store.records[row] for row in rows])
+    for crops, options in ((store, {"clusters": 1}), (one, {"centroids": "identity"}), (one, {"clusters": 1})):
+        with pytest.raises(InputError, match="1 centroid"):
+            CMPS(**options).fit(model, crops)
 
 
 def test_every_image_goes_through_its_own_stem_except_as_released(model, store):

@@ -151,6 +151,8 @@ class SwitchedCMPS(Switches, SignDescent):
             plan = [(turn, clean, *term) for turn in (0, 1) for term in ((visible, 2, 1), (infrared, 0, 2))]
             plan.append((2, clean, visible, 1, 0))
         first = np.cumsum([0, *(len(bank) for bank, _ in banks)]).tolist()
+        if min(np.diff(first)) < 2:
+            raise InputError("cmps: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
         pull, push = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
         for turn, seen, rows, *numbers in plan:
             for found, number, most in zip((pull, push), numbers, (0, 1), strict=True):

@@ -89,10 +89,8 @@ class UniversalAttack:
         """Return the problem and the state before the first step, on the model's device; the victim must be frozen."""
         problem, weight = self.prepare(model, store, seed), next(model.parameters())
         start = self.start((3, *store.images.shape[1:3]), seed)
-        return problem, {
-            **{name: value.to(weight) for name, value in start.items()},
-            **self.learned(model, problem, seed),
-        }
+        state = {name: value.to(weight) for name, value in start.items()}
+        return problem, {**state, **self.learned(model, problem, seed)}
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         """Make one update of the state; return what the history notes, such as the loss."""
