@@ -109,7 +109,7 @@ from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import AdversarialStore, IMAGE_SPECIFIC, build_attack, craft
 from vireid_lite.attacks.frozen import frozen
-from vireid_lite.attacks.image_specific import GuideBank, ODFA, Problem, SMA
+from vireid_lite.attacks.image_specific import GuideBank, ODFA, SMA, Target
 from vireid_lite.data import ImageStore, Modality, Trial, all_against_all, cached
 from vireid_lite.metrics.evaluation import direction_name, embed_store, identities_and_cameras, ranked
 from vireid_lite.tables import DIRECTIONS, LABELS, attack_table, seed_rows
@@ -366,7 +366,7 @@ def gradients(side, images, attack):
         bank = GuideBank(model, side.guides, side.modality)
         people = [record.identity for record in side.trial.query]
         guides = bank.guides(model.embed(images, side.modality).detach(), people)
-        climbs = attack.objective(Problem(model, images, side.modality, guides, seed))
+        climbs = attack.objective(Target(model, images, side.modality, guides, seed))
         at = images.clone().requires_grad_(True)
         return torch.autograd.grad(climbs(at, 0).sum(), at)[0].flatten(1).cpu()
 
@@ -636,7 +636,7 @@ with frozen(model), torch.enable_grad():
     for attack in (attacks["sma"], attacks["odfa"]):
         for name, at in (("clean image", images), ("random start", attack.start(images, m, seed))):
             at = at.clone().requires_grad_(True)
-            climbs = attack.objective(Problem(model, images, m))
+            climbs = attack.objective(Target(model, images, m))
             (gradient,) = torch.autograd.grad(climbs(at, 0).sum(), at)
             lines.append([LABELS[attack.name], name, f"{gradient.abs().max().item():.1e}"])
 table(["attack", "gradient at the", "largest entry"], lines)
@@ -1290,7 +1290,7 @@ for name, batch in images.items():
     print(f"{name}: rank-1 {percent(scores.rank1)} %")
 with frozen(published), torch.enable_grad():
     at = attack.start(clean[m][:8].to(device), m, seed).requires_grad_(True)
-    climbs = attack.objective(Problem(published, clean[m][:8].to(device), m))
+    climbs = attack.objective(Target(published, clean[m][:8].to(device), m))
     print(f"largest gradient as published: {torch.autograd.grad(climbs(at, 0).sum(), at)[0].abs().max().item():g}")
 
 # %% [markdown] tags=["solution"]

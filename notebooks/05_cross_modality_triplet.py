@@ -106,8 +106,7 @@ from vireid_lite.attacks import CMPS, UniversalPerturbation
 from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of, training_store
 from vireid_lite.data.batches import Batches
-from vireid_lite.attacks.features import identity_centroids, kmeans_centroids
-from vireid_lite.attacks.cmps import PRESETS, Problem
+from vireid_lite.attacks.features import Problem, identity_centroids, kmeans_centroids
 from vireid_lite.campaign import difference
 from vireid_lite.data import ImageStore, Modality, cached
 from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate
@@ -389,7 +388,7 @@ pull, push = torch.zeros(2, 3, len(held), dtype=torch.int64, device=device)
 for turn, modality in ((0, VISIBLE), (1, INFRARED), (2, VISIBLE)):
     rows = torch.from_numpy(held_rows[modality])
     pull[turn, rows], push[turn, rows] = choose(held_features[rows], *PULL_PUSH[turn])
-unseen = Problem(held, problem.centroids, pull, push, {})
+unseen = Problem(held, {}, problem.centroids, pull, push)
 some = {m: rows[np.unique(np.linspace(0, len(rows) - 1, 64).round().astype(int))] for m, rows in held_rows.items()}
 
 # %% mystnb={"figure": {"caption": "Test identities: distance to the centroid they are pushed from (across) and to the one they are pulled to (up), clean (rings) and under delta (crosses). A point that moves right or down lowers the loss; below the dashed line its term is zero. Look whether all points move alike, and how far the line is.", "name": "fig-triplet-distances"}, "image": {"alt": "Three scatter plots side by side with rings and crosses, and a rising dashed line in the lower right corner of each."}} tags=["hide-input"]
@@ -987,9 +986,10 @@ meaning = {
     "grey": "in which pass crops turn grey",
     "clusters": "k (0: as many as identities, at most 256)",
 }
+paper, code = (CMPS(mode=mode).describe() for mode in ("paper", "released"))
 lines = ["| switch | paper | released code | what it says |", "|---|---|---|---|"]
 for name, words in meaning.items():
-    lines.append(f"| `{name}` | {PRESETS['paper'][name]} | {PRESETS['released'][name]} | {words} |")
+    lines.append(f"| `{name}` | {paper[name]} | {code[name]} | {words} |")
 Markdown("\n".join(lines))
 
 # %% [markdown]
@@ -1004,7 +1004,7 @@ with frozen(model):
 with torch.no_grad():
     pooled = torch.cat(
         [
-            released.features(model, images_of(few, rows, model), few.modalities[rows])
+            model(images_of(few, rows, model), VISIBLE).pooled
             for rows in np.array_split(np.arange(len(few)), -(-len(few) // 256))
         ]
     )
@@ -1325,7 +1325,7 @@ def reassigned(change):
     for modality, rows in rows_of.items():
         turn, places = int(modality), torch.from_numpy(rows)
         pull[turn, places], push[turn, places] = change(turn, places)
-    return Problem(store, problem.centroids, pull, push, problem.batches)
+    return Problem(store, problem.batches, problem.centroids, pull, push)
 
 
 def own_modality(turn, rows):

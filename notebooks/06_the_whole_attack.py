@@ -101,7 +101,7 @@ from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import CMPS, build_attack
 from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie
-from vireid_lite.attacks.frozen import frozen, generator_for, images_of, training_store
+from vireid_lite.attacks.frozen import Stream, frozen, generator_for, images_of, training_store
 from vireid_lite.campaign import difference
 from vireid_lite.data import ImageStore, Modality, all_against_all, cached
 from vireid_lite.metrics.evaluation import direction_name, evaluate, ranked
@@ -166,7 +166,7 @@ with frozen(model):
     for step in range(2):
         for modality in Modality:  # visible, then infrared
             rows = problem.batches[modality].at(step)
-            seeded = generator_for(settings.seed, 4, step, int(modality))
+            seeded = generator_for(settings.seed, Stream.CMPS_GREY, step, int(modality))
             grey = torch.rand(len(rows), generator=seeded) < attack.grey_probability
             images = luma(images_of(small, rows, model), grey)
 
@@ -219,7 +219,7 @@ def held_out_loss(attack, problem, delta):
     """Return loss and active share on at most 128 held-out images of each pass, without a gradient."""
     both = np.arange(len(problem.store))
     passes = [both] * 2
-    if attack.update != "look-ahead":
+    if attack.mode == "paper":
         passes = [both[problem.store.modalities.numpy() == modality] for modality in Modality]
     values = []
     with torch.no_grad():
@@ -994,7 +994,7 @@ Markdown("\n\n".join(filter(None, ["\n".join(lines) if effort else "", *dict.fro
 
 
 # %% tags=["hide-input"]
-PLAIN = CMPS(step_share=max([card["attack"]["step_share"] for card in paper_cards], default=None)).describe()
+PLAIN = CMPS(step_share=max([card["attack"]["step_share"] for card in paper_cards], default=1 / 12)).describe()
 
 
 def plain(card):

@@ -629,7 +629,7 @@ with frozen(model):
     for modality in Modality:
         rows = problem.batches[modality].at(0)
         deltas = torch.zeros(len(rows), 3, height, width, device=device, requires_grad=True)
-        loss, _ = attack.objective(model, problem, deltas, rows, turn=int(modality))
+        loss, _ = attack.objective(model, problem, deltas, rows, modality)
         gradients.append(torch.autograd.grad(loss, deltas)[0])
 gradients = torch.cat(gradients)
 delta = state["delta"]

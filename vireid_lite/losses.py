@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vireid_lite import losses
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 
 
 def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
@@ -171,6 +171,7 @@ def quadruple_loss(
     infrared1: Tensor,
     visible2: Tensor,
     infrared2: Tensor,
+    labels: Tensor | None = None,
     *,
     alpha: float = 0.2,
     form: str = "hinge",
@@ -178,26 +179,32 @@ def quadruple_loss(
 ) -> QuadrupleLoss:
     """Return the loss over all ordered pairs of J identities, of class centres (J, D) by modality and stage.
 
-    alpha: the margin, in units of the features. form: "hinge" as published, or "linear", the same sum without [ ]_+,
-    which has no lower bound. normalise: divide the centres by their length; the paper names no normalisation.
-    Raises InputError for unlike shapes, fewer than 2 identities, and an unknown form.
+    Args:
+        labels: (J,) identity of each row where rows are samples; None for centres, one row an identity.
+        alpha: the margin, in units of the features.
+        form: "hinge" as published, or "linear", the same sum without [ ]_+, which has no lower bound.
+        normalise: divide the centres by their length; the paper names no normalisation.
+
+    Raises:
+        InputError: for unlike shapes, fewer than 2 identities, and an unknown form.
     """
-    terms = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
-    if len(visible1) < 2:
+    check_choice("quadruple loss", "form", form, ("hinge", "linear"))
+    own, other, between = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
+    labels = torch.arange(len(visible1)) if labels is None else labels
+    if labels.shape != visible1.shape[:1]:
+        raise InputError(f"quadruple loss: {len(visible1)} rows need as many labels, got {tuple(labels.shape)}")
+    pairs = (labels[:, None] != labels).to(visible1.device)
+    if not pairs.any():
         raise InputError("quadruple loss: 2 identities are needed to form a pair")
-    return _total(terms, ~torch.eye(len(visible1), dtype=torch.bool, device=visible1.device), alpha, form)
+    # [D(v2_j, v1_j) - D(i2_j, v1_j) - D(v2_j, v2_k) + alpha]_+, and the same with v and i exchanged, over all j and k
+    arguments = (own - other)[:, :, None] - between + alpha
+    summed = arguments.relu() if form == "hinge" else arguments
+    active = ((arguments > 0) & pairs).sum() / (2 * pairs.sum())
+    return QuadrupleLoss((summed * pairs).sum(), active)
 
 
 def pairwise_quadruple_loss(
-    visible1: Tensor,
-    infrared1: Tensor,
-    visible2: Tensor,
-    infrared2: Tensor,
-    labels: Tensor,
-    *,
-    alpha: float = 0.2,
-    form: str = "hinge",
-    normalise: bool = False,
+    visible1: Tensor, infrared1: Tensor, visible2: Tensor, infrared2: Tensor, labels: Tensor, **options: object
 ) -> QuadrupleLoss:
     """Return the loss over samples instead of centres: all ordered pairs of rows of different identities.
 
@@ -206,23 +213,7 @@ def pairwise_quadruple_loss(
     Source: equation 15 as the authors corrected it in the thread, x in place of c; which visible image meets which
     infrared one is not said there.
     """
-    terms = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
-    if labels.shape != visible1.shape[:1]:
-        raise InputError(f"quadruple loss: {len(visible1)} rows need as many labels, got {tuple(labels.shape)}")
-    pairs = (labels[:, None] != labels[None, :]).to(visible1.device)
-    if not pairs.any():
-        raise InputError("quadruple loss: 2 identities are needed to form a pair")
-    return _total(terms, pairs, alpha, form)
-
-
-def _total(terms: QuadrupleTerms, pairs: Tensor, alpha: float, form: str) -> QuadrupleLoss:
-    """Return the sum of the arguments, hinged or not, over the ordered pairs of a mask (J, J), in both directions."""
-    if form not in ("hinge", "linear"):
-        raise InputError(f"quadruple loss: form {form!r} is unknown; choose hinge or linear")
-    arguments = (terms.own - terms.other)[:, :, None] - terms.between + alpha
-    active = ((arguments > 0) & pairs).sum() / (2 * pairs.sum())
-    summed = arguments.relu() if form == "hinge" else arguments
-    return QuadrupleLoss((summed * pairs).sum(), active)
+    return quadruple_loss(visible1, infrared1, visible2, infrared2, labels, **options)
 
 
 TRIPLETS = {

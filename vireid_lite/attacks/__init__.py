@@ -51,7 +51,7 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
     if name not in ATTACKS:
         raise InputError(f"attack {name!r} is unknown; choose from {', '.join(ATTACKS)}")
     kind = ATTACKS[name]
-    known = [field.name for field in fields(kind) if field.init]
+    known = [*(field.name for field in fields(kind) if field.init), *getattr(kind, "switches", ())]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(f"{name}: option {unknown[0]!r} is unknown; it takes {', '.join(known)}")
