@@ -121,7 +121,9 @@ def aside(dtype: torch.dtype = torch.float64) -> Iterator[Path]:
 class Painted(Dataset):
     """People of six bands of grey or colour under noise, all whole numbers: the same crops on every machine.
 
-    identities: of training; `held_out` more are tested in `trials` trials under `protocol`. images: of each modality.
+    Args:
+        identities: of training; `held_out` more are tested in `trials` trials under `protocol`.
+        images: of each modality.
     """
 
     def __init__(self, identities: int = 10, images: int = 2, held_out: int = 6, trials: int = 1) -> None:

@@ -23,7 +23,7 @@ class BuildError(RuntimeError):
     """A chapter that fails, or pages that do not render; the message is one line that says where."""
 
 
-TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  # with the data set each uses unless told
+TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  #: with the data set each uses unless told
 
 
 def fraction(value: object) -> float:

@@ -40,8 +40,10 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def source_hash(*places: str) -> str:
     """Return 12 hex digits of the code at some places of the package, or of all of it, without docstrings and comments.
 
-    places: folders, of which every file counts, or files without their suffix. The keys of what is cached on this
-    machine hold it; nothing committed does, as another version of Python may give another hash of the same code.
+    Args:
+        places: folders, of which every file counts, or files without their suffix. The keys of what is cached on this
+            machine hold it; nothing committed does, as another version of Python may give another hash of the same
+            code.
     """
     files: set[Path] = set()
     for place in (PACKAGE / name for name in places or ("",)):
@@ -77,7 +79,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 
     What a kill leaves beside it, `.NAME.part`, is overwritten by the next write; one writer at a time (`exclusive`).
-    Raises InputError where the disk is full or the folder cannot be written.
+
+    Raises:
+        InputError: where the disk is full or the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     with clear_no_space(path.name, path.parent):
@@ -98,7 +102,8 @@ def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
     """Hold a folder, made if need be, against other processes and threads; the lock goes with the process, however that
     ends. Its file, `.lock`, stays.
 
-    Raises InputError where another process holds it and `wait` is false, or where it cannot be made.
+    Raises:
+        InputError: where another process holds it and `wait` is false, or where it cannot be made.
     """
     lock = FileLock(folder / ".lock")
     with clear_no_space(folder.name, folder.parent):

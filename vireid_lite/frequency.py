@@ -91,8 +91,9 @@ def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
 def band_pass(maps: Tensor, low: float, high: float) -> Tensor:
     """Return (..., H, W) maps with only the bins low <= radius < high, so that disjoint bands sum to the whole.
 
-    low, high: in the unit of `radial_frequency`; 0 takes the mean in, anything above sqrt(2) the last corner. A bin
-    that lies on an edge but for rounding falls where float64 puts it.
+    Args:
+        low, high: in the unit of `radial_frequency`; 0 takes the mean in, anything above sqrt(2) the last corner. A bin
+            that lies on an edge but for rounding falls where float64 puts it.
     """
     spectrum, radius = _spectrum(maps), radial_frequency(*maps.shape[-2:])
     kept = ((low <= radius) & (radius < high)).to(maps.device)

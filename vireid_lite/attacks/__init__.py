@@ -44,9 +44,12 @@ ATTACKS = {**UNIVERSAL, "dmr": DMR, "cmps": CMPS, "feature-level": FeatureLevelA
 def build_attack(name: str, *, gradients: int | None = None, **options: object) -> UniversalAttack | ImageAttack:
     """Return an attack by name, such as "cmps" or "m-fgsm", with its options.
 
-    gradients: batches that go forward and backward in all; sets the steps of a universal attack, so that attacks of
-    one and of two gradients a step compare at equal cost. Ignored by noise and by image-specific attacks.
-    Raises InputError for an unknown name or option, a value out of range, or steps and gradients at once.
+    Args:
+        gradients: batches that go forward and backward in all; sets the steps of a universal attack, so that attacks of
+            one and of two gradients a step compare at equal cost. Ignored by noise and by image-specific attacks.
+
+    Raises:
+        InputError: for an unknown name or option, a value out of range, or steps and gradients at once.
     """
     if name not in ATTACKS:
         raise InputError(f"attack {name!r} is unknown; choose from {', '.join(ATTACKS)}")

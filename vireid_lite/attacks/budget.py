@@ -8,9 +8,9 @@ from torch import Tensor
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 
-EPS = 8 / 255
+EPS = 8 / 255  #: the papers' budget, of pixels in [0, 1]
 
-ModalityLike = Modality | Tensor  # one modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared)
+ModalityLike = Modality | Tensor  #: one modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared)
 
 
 class _Clip(torch.autograd.Function):
@@ -27,7 +27,9 @@ class _Clip(torch.autograd.Function):
 def clip(values: Tensor, low: float = 0.0, high: float = 1.0, *, masked: bool = False) -> Tensor:
     """Clip to [low, high]; the gradient passes straight through, as torch versions differ at the boundary.
 
-    masked: the gradient of what lies outside is 0 and on the boundary 1, as in the torch that CMPS was published with.
+    Args:
+        masked: the gradient of what lies outside is 0 and on the boundary 1, as in the torch that CMPS was published
+            with.
     """
     return _Clip.apply(values, low, high, masked)
 
@@ -78,5 +80,5 @@ def luma(images: Tensor, chosen: Tensor | None = None) -> Tensor:
 
 
 def l1_normalised(gradient: Tensor) -> Tensor:
-    """Return gradient / |gradient|_1 over the whole tensor; zero stays zero."""
+    """Return `gradient / |gradient|_1` over the whole tensor; zero stays zero."""
     return gradient / gradient.abs().sum().clamp(min=torch.finfo(gradient.dtype).tiny)

@@ -87,7 +87,8 @@ class CMPS(SignDescent):
     ) -> Found:
         """Return equation 1's term for crops of one modality under delta, and the share of them where it is above zero.
 
-        grey: (n,) bool, crops replaced by their luma.
+        Args:
+            grey: (n,) bool, crops replaced by their luma.
         """
         images, modality = images_of(problem.store, rows, model), Modality(modality)
         if grey is not None:
@@ -151,7 +152,9 @@ class ReleasedCMPS(CMPS):
     ) -> Found:
         """Return the triplet loss of crops of both modalities, and the share of them whose hinge is above zero.
 
-        turn: 0 for the first pass, 1 for the second. grey: (n,) bool, crops of the first replaced by their luma.
+        Args:
+            turn: 0 for the first pass, 1 for the second.
+            grey: (n,) bool, crops of the first replaced by their luma.
         """
         images, turns = images_of(problem.store, rows, model), torch.full((len(rows),), turn)
         if grey is not None:

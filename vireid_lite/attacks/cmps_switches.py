@@ -46,7 +46,7 @@ NUMBERS = {
     "clusters": {"paper": 0, "released": 206},
 }
 
-Found = tuple[Tensor, Tensor]  # a loss, and the share of crops whose hinge is above zero
+Found = tuple[Tensor, Tensor]  #: a loss, and the share of crops whose hinge is above zero
 Switches = make_dataclass("Switches", [(name, object, None) for name in SWITCHES], frozen=True, kw_only=True)
 
 
@@ -170,7 +170,9 @@ class SwitchedCMPS(Switches, SignDescent):
     ) -> Found:
         """Return the triplet loss of some crops under delta and the share of them whose hinge is active.
 
-        turn: 0 for the first pass (or the visible step), 1 for the second. chosen: (n,) bool, crops that turned grey.
+        Args:
+            turn: 0 for the first pass (or the visible step), 1 for the second.
+            chosen: (n,) bool, crops that turned grey.
         """
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
         turns = torch.full((len(rows),), turn)

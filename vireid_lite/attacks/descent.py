@@ -25,9 +25,9 @@ from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash, write_atomically
 
-NOTE_EVERY = 25  # steps between two notes of a fit that can be resumed
+NOTE_EVERY = 25  #: steps between two notes of a fit that can be resumed
 
-State = dict[str, Tensor | nn.Module | Optimizer]  # what a step changes, by name
+State = dict[str, Tensor | nn.Module | Optimizer]  #: what a step changes, by name
 
 # What an attack's numbers may be: the least whole number, or a range.
 WHOLE = {"steps": 1, "batch_size": 2, "clusters": 0, "instances": 2, "levels": 2, "width": 8}
@@ -171,10 +171,10 @@ def _resume(path: Path | None, key: str | None, state: State) -> list[dict]:
 
 @dataclass(frozen=True, kw_only=True)
 class SignDescent(UniversalAttack):
-    """What the gradient attacks share: m <- momentum m + g/|g|_1, delta <- clip(delta - step_size sign m, +-eps).
+    """What the gradient attacks share: `m <- momentum m + g/|g|_1`, `delta <- clip(delta - step_size sign m, +-eps)`.
 
     Args:
-        step_share: step size as a share of eps, times exp(-decay (epoch + 1)).
+        step_share, decay: step size as a share of eps, times exp(-decay (epoch + 1)).
         rescale: halve delta at an epoch's start where more than half of it is saturated and that share has moved by
             less than 1e-5 (UAP-Retrieval, MetaAttack; MI_SGD.py:61-71).
     """

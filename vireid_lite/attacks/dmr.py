@@ -30,7 +30,8 @@ from vireid_lite.errors import InputError
 class Generator(nn.Module):
     """An encoder and decoder of two scales with skips: images (N, 3, H, W) in [0, 1] to shifts in (-1, 1).
 
-    width: channels of the first scale; 24 gives 50,000 weights.
+    Args:
+        width: channels of the first scale; 24 gives 50,000 weights.
     """
 
     def __init__(self, width: int = 24) -> None:
@@ -111,7 +112,7 @@ class GeneratorPerturbation(Perturbation):
 class DMR(UniversalAttack):
     """Train a generator to mis-rank: pull each attacked image to others, push it from its own identity.
 
-    The loss is the mean of max(0, |f - far| - |f - near| + margin): far is the clean feature of the farthest other
+    The loss is the mean of `max(0, |f - far| - |f - near| + margin)`: far is the clean feature of the farthest other
     identity of the batch, near that of the nearest other image of its own, over both modalities (published: attacked
     features on both sides, one modality; a gallery here is clean).
 

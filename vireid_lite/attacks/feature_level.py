@@ -50,7 +50,7 @@ class FeatureLevelAttack(SignDescent):
     Source: equations of section 3, hyper-parameters of section 4; the step is this book's, as none is published.
 
     Args:
-        attention: the head after each of `blocks`: "fsam", "se" or "eca" in its place, or "none".
+        attention, blocks: the head after each of `blocks`: "fsam", "se" or "eca" in its place, or "none".
         sfm: as `quadruple`, switches another part; without quadruple loss and identity delta stays the noise it was.
         form: "hinge" as published, or "linear". alpha is the hinge's margin.
         normalise: divide class centres by their length; the paper names no normalisation.
@@ -120,7 +120,11 @@ class FeatureLevelAttack(SignDescent):
     def objective(self, model: nn.Module, problem: HeadsProblem, delta: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
         """Return "loss", its parts "quadruple" and "identity", and "active", the share of hinges above zero.
 
-        delta: (1 or 2, 3, H, W). rows: crops of the store, visible first. The heads stand in the victim meanwhile.
+        The heads stand in the victim meanwhile.
+
+        Args:
+            delta: (1 or 2, 3, H, W).
+            rows: crops of the store, visible first.
         """
         modality = problem.store.modalities[rows]
         shift = delta[0] if self.shared else delta[modality.to(delta.device)]

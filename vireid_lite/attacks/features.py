@@ -20,7 +20,7 @@ from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
 
-EMBED_ROWS = 256  # crops embedded at once before the first step
+EMBED_ROWS = 256  #: crops embedded at once before the first step
 
 
 def kmeans_centroids(features: Tensor, clusters: int, seed: int) -> Tensor:
@@ -43,7 +43,7 @@ def identity_centroids(features: Tensor, identities: np.ndarray) -> tuple[Tensor
     return sums.index_add_(0, torch.from_numpy(member).to(features.device), features) / counts[:, None], names
 
 
-Read = Callable[[Tensor, Tensor, np.ndarray], Tensor]  # of images, modality and rows
+Read = Callable[[Tensor, Tensor, np.ndarray], Tensor]  #: of images, modality and rows
 
 
 def over_crops(read: Read, model: nn.Module, store: ImageStore, rows: np.ndarray | None = None) -> Tensor:
@@ -65,7 +65,7 @@ def predicted(model: nn.Module, store: ImageStore) -> Tensor:
 
 
 def triplet(features: Tensor, pull: Tensor, push: Tensor, margin: float) -> Tensor:
-    """Return the mean of max(0, |f - pull| - |f - push| + margin), all (N, D), Euclidean; 0/0 has gradient 0."""
+    """Return the mean of `max(0, |f - pull| - |f - push| + margin)`, all (N, D), Euclidean; 0/0 has gradient 0."""
     distances = [torch.linalg.vector_norm(features - other, dim=1) for other in (pull, push)]
     return F.relu(distances[0] - distances[1] + margin).mean()
 
@@ -83,7 +83,9 @@ def extremes(
 ) -> tuple[Tensor, Tensor]:
     """Return the row of each feature's least and of its most similar centroid, int64 (N,) each.
 
-    score: "cosine", or "dot" with centroids as they are (long ones win). own: (N, K) bool, the most similar by decree.
+    Args:
+        score: "cosine", or "dot" with centroids as they are (long ones win).
+        own: (N, K) bool, the most similar by decree.
     """
     similarity = features @ (F.normalize(centroids) if score == "cosine" else centroids).T
     if own is not None:
@@ -94,7 +96,8 @@ def extremes(
 def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor, Tensor]:
     """Return, for each clean feature (N, D), the row of the farthest other identity and of one of its own identity.
 
-    own: the "farthest" or "nearest" of the same identity, itself only where there is no other.
+    Args:
+        own: the "farthest" or "nearest" of the same identity, itself only where there is no other.
     """
     distance = torch.cdist(clean, clean)
     same = identities[:, None] == identities

@@ -38,7 +38,11 @@ def images_of(store: ImageStore, rows: np.ndarray, model: nn.Module) -> Tensor:
 def training_store(train: Dataset | ImageStore, identities: int | None = None, progress: bool = False) -> ImageStore:
     """Return the crops an attack may learn from: the store as given, or a data set's training images.
 
-    identities: keep the first so many of a data set; None keeps all. Raises InputError for anything else.
+    Args:
+        identities: keep the first so many of a data set; None keeps all.
+
+    Raises:
+        InputError: for anything else.
     """
     if isinstance(train, ImageStore):
         return train

@@ -1,6 +1,6 @@
 """Attacks that make one perturbation for each image: FGSM, PGD, and those on the ranked feature.
 
-All walk `project(x + step_size * sign(m))` with m = momentum * m + g / mean|g|, one mean an image; they differ in the
+All walk `project(x + step_size * sign(m))` with `m = momentum * m + g / mean|g|`, one mean an image; they differ in the
 objective whose gradient is g. f is `model.embed`, the L2-normalised BNNeck feature, through the image's own stem.
 """
 
@@ -23,7 +23,7 @@ from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_flag, check_number, check_whole
 from vireid_lite.models.two_stream import check_images
 
-Objective = Callable[[Tensor, int], Tensor]  # (images, step) -> (N,), what an attack maximises for each image
+Objective = Callable[[Tensor, int], Tensor]  #: (images, step) -> (N,), what an attack maximises for each image
 
 AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # LTA's rectangle: share of the image, height / width
 
@@ -31,7 +31,9 @@ AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # LTA's rectangle: share of the imag
 class Guides(NamedTuple):
     """Features an attacker has beside the image itself, L2-normalised and detached.
 
-    same: (N, G, D) features of images of the same person. far: (N, D) mean feature of the farthest other identity.
+    Attributes:
+        same: (N, G, D) features of images of the same person.
+        far: (N, D) mean feature of the farthest other identity.
     """
 
     same: Tensor
@@ -176,7 +178,7 @@ class FGSM(PGD):
 
 
 class MetricFGSM(ImageAttack):
-    """Iterative Metric-FGSM: away from the features of the same person, sum over guides of |f(x') - f_guide|^2.
+    """Iterative Metric-FGSM: away from the features of the same person, sum over guides of `|f(x') - f_guide|^2`.
 
     Source: Bai et al., "Adversarial Metric Attack and Defense for Person Re-identification" (there on the gallery).
     """
@@ -197,7 +199,7 @@ class MFGSM(MetricFGSM):
 
 
 class SMA(ImageAttack):
-    """Self metric attack: away from the image's own clean feature, |f(x') - f(x)|^2.
+    """Self metric attack: away from the image's own clean feature, `|f(x') - f(x)|^2`.
 
     Its gradient is zero at x' = x, hence the random start. Source: Bouniot et al. 2020 (adv-reid, gen_adv.py:116).
     """
@@ -211,7 +213,7 @@ class SMA(ImageAttack):
 
 
 class FNA(ImageAttack):
-    """Furthest-negative attack: away from the same person, towards the farthest other: sum|f - same|^2 - |f - far|^2.
+    """Furthest-negative attack: away from the same person, towards the farthest other: `sum|f - same|^2 - |f - far|^2`.
 
     Source: Bouniot et al. 2020 (adv-reid, adv_evaluation.py:596-604, 667-701).
     """
@@ -232,7 +234,7 @@ class FNA(ImageAttack):
 class ODFA(ImageAttack):
     """Opposite-direction feature attack: towards minus the clean feature, -MSE(f(x'), -f(x)).
 
-    On features of length 1, |f' + f|^2 = 4 - |f' - f|^2: the same ascent as SMA's, with the same zero gradient at the
+    On features of length 1, `|f' + f|^2 = 4 - |f' - f|^2`: the same ascent as SMA's, with the same zero gradient at the
     start, which the published code leaves to rounding noise; hence the random start. Source: Zheng et al., "U-turn",
     generate_attack_query.py:199-229.
     """

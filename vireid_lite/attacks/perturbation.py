@@ -68,7 +68,7 @@ class UniversalPerturbation(Perturbation):
     """One perturbation for every image.
 
     Args:
-        delta: (3, H, W) float, |delta| <= eps, or a dict from Modality to one; CMPS's paper calls it eta.
+        delta: (3, H, W) float, `|delta| <= eps`, or a dict from Modality to one; CMPS's paper calls it eta.
         eps: budget in [0, 1] pixels.
         tied: on infrared images the three channels of the perturbation are equal (`tie`).
         history: one dict a step.
@@ -132,7 +132,8 @@ class UniversalPerturbation(Perturbation):
 def lattice_shift(lattice: Tensor, images: Tensor) -> Tensor:
     """Return what a colour lattice adds to each pixel, (N, 3, H, W), trilinear between its nodes.
 
-    lattice: (3, K, K, K), the displacement of R, G and B at K levels of red, green and blue (in this order).
+    Args:
+        lattice: (3, K, K, K), the displacement of R, G and B at K levels of red, green and blue (in this order).
     """
     # grid_sample reads the last axis by the first coordinate, so colours are given as (blue, green, red).
     grid = images.permute(0, 2, 3, 1).flip(-1)[:, None] * 2 - 1

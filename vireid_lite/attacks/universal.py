@@ -100,10 +100,14 @@ class UAP(SignDescent):
 class UAPRetrieval(SignDescent):
     """UAP-Retrieval: pulled to the least and pushed from the most similar centroid of clean features, of any modality.
 
-    The triplet is about features times 10, margin .8. clusters: k of the k-means over all images; 0 stands for
-    min(256, training identities), as in CMPS; published: 512. grey_probability: how often a crop is replaced by its
-    luma. Left out: the list-wise and class terms, random resizing of delta (256 to 1024 pixels), early stopping.
+    The triplet is about features times 10, margin .8.
+    Left out: the list-wise and class terms, random resizing of delta (256 to 1024 pixels), early stopping.
     Source: Li et al., "Universal Perturbation Attack Against Image Retrieval", ICCV 2019; UAPR attack.py:359-467.
+
+    Attributes:
+        clusters: k of the k-means over all images; 0 stands for min(256, training identities), as in CMPS; published:
+            512.
+        grey_probability: how often a crop is replaced by its luma.
     """
 
     name: ClassVar[str] = "uap-retrieval"
@@ -201,13 +205,16 @@ class ColDel(SignDescent):
     """Col.+Del.: a lattice that moves colours, then an additive delta, both learned together; it knows identities.
 
     The loss is ten times the triplet that pulls an image to the clean feature of the farthest other identity of its
-    batch and pushes it from the farthest of its own, margin .5. levels: K nodes per colour of the (3, K, K, K) lattice,
-    which is read trilinearly. budget: "total" keeps the sum within eps, in training too; "double", as published, keeps
-    eps for each. instances: images per identity of a batch.
+    batch and pushes it from the farthest of its own, margin .5.
     An infrared image has equal channels and so reads the grey diagonal of the lattice alone: three tone curves, or,
     tied, one curve, their mean; "colour" there is an intensity dependent brightness that a sensor could deliver.
     Source: Yang et al., "Towards Robust Person Re-identification by Defending Against Universal Attackers", TPAMI 2023;
     MAD:61-102,496-531, without its meta-test batch, which has no effect there beyond a second step.
+
+    Attributes:
+        levels: K nodes per colour of the (3, K, K, K) lattice, which is read trilinearly.
+        budget: "total" keeps the sum within eps, in training too; "double", as published, keeps eps for each.
+        instances: images per identity of a batch.
     """
 
     name: ClassVar[str] = "col-del"

@@ -64,8 +64,12 @@ def read(kind: str, value: object) -> Any:
 def check_values(values: Mapping[str, object], own: Mapping[str, str]) -> dict[str, Any]:
     """Return `values` read as what they should be; nothing is looked up on this machine.
 
-    values: every parameter of the chapter by name, the standard six among them. own: types of the chapter's own few.
-    Raises InputError for an unknown or missing name and for a wrong type, naming the parameter.
+    Args:
+        values: every parameter of the chapter by name, the standard six among them.
+        own: types of the chapter's own few.
+
+    Raises:
+        InputError: for an unknown or missing name and for a wrong type, naming the parameter.
     """
     kinds = {**own, **STANDARD}
     if unknown := [name for name in values if name not in kinds]:
@@ -89,8 +93,9 @@ def check_values(values: Mapping[str, object], own: Mapping[str, str]) -> dict[s
 def check_machine(values: Mapping[str, Any]) -> torch.device:
     """Return the device that values from `check_values` ask for, after a look for what they need on this machine.
 
-    Raises InputError for a device that is not there, for a tier above lite without a GPU unless DEVICE is "cpu", and
-    for a DATA_ROOT that does not hold the data set.
+    Raises:
+        InputError: for a device that is not there, for a tier above lite without a GPU unless DEVICE is "cpu", and for
+            a DATA_ROOT that does not hold the data set.
     """
     from vireid_lite.data import load_dataset  # torch, which a build needs only here
     from vireid_lite.machine import pick_device
@@ -113,11 +118,16 @@ def check_machine(values: Mapping[str, Any]) -> torch.device:
 def check_parameters(names: dict[str, Any], costs: Costs | None = None) -> SimpleNamespace:
     """Check a notebook's parameters, print the device and larger tiers' costs, and return them in lower case.
 
-    names: the notebook's `globals()`, with the types of its tagged cell. papermill adds names it does not know as plain
-    variables, so every plain value there that is not a parameter is refused; a second run of the cell looks at
-    upper-case names only, since by then the chapter's own variables are there.
-    Returns tier, dataset, data_root (Path or None), seed, device (torch.device), out_dir (Path) and the chapter's own.
-    Raises InputError, one line, for an unknown name, a wrong type, or what `check_machine` misses.
+    Args:
+        names: the notebook's `globals()`, with the types of its tagged cell. papermill adds names it does not know as
+            plain variables, so every plain value there that is not a parameter is refused; a second run of the cell
+            looks at upper-case names only, since by then the chapter's own variables are there.
+
+    Returns:
+        tier, dataset, data_root (Path or None), seed, device (torch.device), out_dir (Path) and the chapter's own.
+
+    Raises:
+        InputError: one line, for an unknown name, a wrong type, or what `check_machine` misses.
     """
     again = names.get("_parameters_checked")
     kinds = again or {name: getattr(kind, "__name__", kind) for name, kind in names.get("__annotations__", {}).items()}
@@ -169,7 +179,8 @@ def _announcement(tier: str, device: torch.device, costs: Costs | None) -> list[
 def read_parameters(notebook: Path) -> tuple[dict[str, object], dict[str, str]]:
     """Return a notebook's parameters, name to default, and the types of the chapter's own few; nothing is run.
 
-    Raises InputError unless one cell is tagged `parameters`, with plain values, and one calls the check above.
+    Raises:
+        InputError: unless one cell is tagged `parameters`, with plain values, and one calls the check above.
     """
     from papermill.translators import PythonTranslator  # comes with the book, not with a chapter opened alone
 

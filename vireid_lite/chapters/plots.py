@@ -21,7 +21,7 @@ RIGHT, WRONG, CHANCE = "#009E73", "#D55E00", "#555555"
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
-IDENTITIES = (*SERIES, "#F0E442", "#000000", "#FFFFFF", CHANCE)  # fills of marks that have a black edge
+IDENTITIES = (*SERIES, "#F0E442", "#000000", "#FFFFFF", CHANCE)  #: fills of marks that have a black edge
 
 
 def set_style() -> None:
@@ -82,7 +82,8 @@ def ranking_strips(
 ) -> Figure:
     """Draw each query beside its `top` gallery crops, right ones solid with a tick, wrong ones dashed with a cross.
 
-    crops: (H, W, 3) pictures of the queries in place of the data set's own, such as attacked ones.
+    Args:
+        crops: (H, W, 3) pictures of the queries in place of the data set's own, such as attacked ones.
     """
     top = min(top, max(len(ranking) for ranking in rankings))
     aspect = dataset.size[0] / dataset.size[1]
@@ -122,7 +123,11 @@ def two_scales(change: Tensor, eps: float) -> tuple[np.ndarray, np.ndarray]:
 def attack_sheet(clean: Tensor, attacked: Tensor, eps: float, names: Sequence[str]) -> Figure:
     """Draw each image clean and attacked, and their difference at true scale and magnified to fill [-eps, eps].
 
-    clean, attacked: (n, 3, H, W) in [0, 1]; n rows. names: what each row is. Mid-grey stands for no difference.
+    Mid-grey stands for no difference.
+
+    Args:
+        clean, attacked: (n, 3, H, W) in [0, 1]; n rows.
+        names: what each row is.
     """
     aspect = clean.shape[2] / clean.shape[3]
     figure, grid = plt.subplots(len(clean), 4, figsize=(5.6, 1.25 * aspect * len(clean) + 0.4), squeeze=False)
@@ -182,7 +187,10 @@ def training_curves(history: Sequence[dict]) -> Figure:
 def embedding_scatter(axes: Axes, points: np.ndarray, identities: np.ndarray, modalities: np.ndarray) -> None:
     """Draw 2-D points (N, 2): colour says the identity, shape the modality (circle visible, triangle infrared).
 
-    The identities, in order, take the colours of IDENTITIES. Raises InputError where there are more than colours.
+    The identities, in order, take the colours of IDENTITIES.
+
+    Raises:
+        InputError: where there are more than colours.
     """
     names = np.unique(identities)
     if len(names) > len(IDENTITIES):
@@ -211,8 +219,9 @@ def score_rows(panels: dict[str, dict[str, Sequence[float]]], chance: dict[str, 
 
     A ring for each seed, a line from the lowest to the highest, an upright bar at the mean.
 
-    panels: title to name to the seeds' scores, the same names in each; a name without scores is marked pending.
-    chance: title to (low, high), drawn as a grey band.
+    Args:
+        panels: title to name to the seeds' scores, the same names in each; a name without scores is marked pending.
+        chance: title to (low, high), drawn as a grey band.
     """
     names = list(next(iter(panels.values())))
     figure, grid = _panels(panels, 0.32 * len(names) + 1.1)
@@ -240,8 +249,11 @@ def score_curves(
 ) -> Figure:
     """Draw scores in percent over a knob, one panel a direction: means, with a bar from the lowest seed to the highest.
 
-    panels: title to name to value of the knob to the seeds' scores; what has none is left out, and a panel in which
-    nothing has any says pending. chance: title to (low, high), a grey band. log: a logarithmic axis, base 2.
+    Args:
+        panels: title to name to value of the knob to the seeds' scores; what has none is left out, and a panel in which
+            nothing has any says pending.
+        chance: title to (low, high), a grey band.
+        log: a logarithmic axis, base 2.
     """
     figure, grid = _panels(panels, 3.2)
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
@@ -279,8 +291,12 @@ def cost_scatter(
 ) -> Figure:
     """Draw scores in percent against seconds, logarithmic, one panel a direction and one mark a name.
 
-    panels: title to name to (seconds, scores) of the seeds; bars reach over both. filled: names whose mark is solid,
-    not hollow. chance: title to (low, high), a grey band. A panel without any point says pending.
+    A panel without any point says pending.
+
+    Args:
+        panels: title to name to (seconds, scores) of the seeds; bars reach over both.
+        filled: names whose mark is solid, not hollow.
+        chance: title to (low, high), a grey band.
     """
     names = list(next(iter(panels.values())))
     figure, grid = _panels(panels, 3.8)
@@ -325,9 +341,14 @@ def score_matrices(
 ) -> Figure:
     """Draw matrices of scores in percent as heat maps: the mean over seeds in each cell, lowest and highest below it.
 
-    panels: title to (len(rows), len(columns), seeds), NaN where a seed has not run; a cell without any is hatched and
-    says pending. apart: how many of the last rows stand below a gap. wide: panels side by side. Colours run from 0 to
-    `top` on a scale that reads the same to colour-blind eyes; numbers are black or white, whichever their ground needs.
+    Colours run from 0 to `top` on a scale that reads the same to colour-blind eyes; numbers are black or white,
+    whichever their ground needs.
+
+    Args:
+        panels: title to (len(rows), len(columns), seeds), NaN where a seed has not run; a cell without any is hatched
+            and says pending.
+        apart: how many of the last rows stand below a gap.
+        wide: panels side by side.
     """
     high = -(-len(panels) // wide)
     size = (1.2 + wide * (0.85 * len(columns) + 0.4), high * (0.46 * len(rows) + 0.75))
@@ -366,7 +387,8 @@ def score_matrices(
 def stacked_counts(counts: dict[str, dict[str, int]]) -> Figure:
     """Draw counts as stacked bars, one bar a row: each part told by colour and hatching, its number inside.
 
-    counts: row to part to number, the same parts in each row.
+    Args:
+        counts: row to part to number, the same parts in each row.
     """
     figure, axes = plt.subplots(figsize=(8, 0.36 * len(counts) + 1.3), layout="constrained")
     left = np.zeros(len(counts))

@@ -18,13 +18,16 @@ from vireid_lite.data.records import Dataset, Record, fingerprint
 from vireid_lite.errors import InputError
 from vireid_lite.files import cache_folder, clear_no_space, exclusive, source_hash, stable_hash, write_atomically
 
-ROWS_PER_STEP = 256  # crops written between two notes of progress
+ROWS_PER_STEP = 256  #: crops written between two notes of progress
 
 
 class ImageStore:
     """Decoded crops of a list of records, on disk, in the records' order.
 
-    images: (N, H, W, 3) uint8 memory map. A batch is read when it is asked for, so memory does not grow with the set.
+    A batch is read when it is asked for, so memory does not grow with the set.
+
+    Args:
+        images: (N, H, W, 3) uint8 memory map.
     """
 
     def __init__(self, images: np.ndarray, records: Sequence[Record]) -> None:
@@ -55,7 +58,9 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
     """Return the records' crops as an ImageStore, decoding only what no earlier run has decoded.
 
     The files live in `files.cache_folder()`; a killed run resumes where it stopped.
-    Raises InputError where a file cannot be read or the disk is full; what was decoded before is kept.
+
+    Raises:
+        InputError: where a file cannot be read or the disk is full; what was decoded before is kept.
     """
     records = list(records)
     if not records:

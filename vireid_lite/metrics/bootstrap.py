@@ -29,10 +29,14 @@ class Difference(NamedTuple):
 def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Return the mean of a score and its interval over identities, which are resampled with replacement.
 
-    values: (N,) one score per valid query, or per identity. identities: (N,) integers, who each value belongs to;
-    all queries of one person stay together, because they are not independent. counts: (N,) how many queries each value
-    is the mean of (`PerIdentity.queries`), or None for one. Raises InputError on unlike shapes, values that are not
-    finite, or fewer than two identities.
+    Args:
+        values: (N,) one score per valid query, or per identity.
+        identities: (N,) integers, who each value belongs to; all queries of one person stay together, because they are
+            not independent.
+        counts: (N,) how many queries each value is the mean of (`PerIdentity.queries`), or None for one.
+
+    Raises:
+        InputError: on unlike shapes, values that are not finite, or fewer than two identities.
     """
     values = np.asarray(values, dtype=np.float64)
     identities = labels(identities, "identities", len(values))
@@ -55,8 +59,10 @@ def paired_bootstrap(
 ) -> Difference:
     """Return the mean of after - before on the same queries, and its interval over resampled identities.
 
-    before, after: (N,) scores of two conditions for the same queries (or identities) in the same order. The other
-    arguments and errors are those of `bootstrap`. "One is stronger" needs an interval that excludes zero.
+    The other arguments and errors are those of `bootstrap`. "One is stronger" needs an interval that excludes zero.
+
+    Args:
+        before, after: (N,) scores of two conditions for the same queries (or identities) in the same order.
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 1:

@@ -22,10 +22,16 @@ Perturbation = Callable[[torch.Tensor, Modality], torch.Tensor]
 class Evaluation:
     """One direction of one victim: the scores of every trial, their means, and chance level and minimum beside them.
 
-    cmc: (max_rank,) mean over trials, fractions; cmc[0] is rank-1. trials: each trial's RetrievalScores.
-    chance: of the first trial's setting. per_identity: mean rank-1 and AP of each identity over all its valid queries
-    of all trials, in the order of the identities' numbers. query, gallery: the features that were ranked, (N, D) each,
-    of every distinct record of all trials, in the order they first occur.
+    Attributes:
+        query_modality: of the direction.
+        cmc: (max_rank,) mean over trials, fractions; cmc[0] is rank-1.
+        rank1, mAP, mINP: means over trials.
+        trials: each trial's RetrievalScores.
+        chance: of the first trial's setting.
+        per_identity: mean rank-1 and AP of each identity over all its valid queries of all trials, in the order of the
+            identities' numbers.
+        query, gallery: the features that were ranked, (N, D) each, of every distinct record of all trials, in the order
+            they first occur.
     """
 
     query_modality: Modality
@@ -68,7 +74,8 @@ def embed_store(
 ) -> torch.Tensor:
     """Return L2-normalised BNNeck features (N, D) on the device, in the store's order.
 
-    perturb: called as perturb(images, modality) on batches of one modality before they are embedded.
+    Args:
+        perturb: called as perturb(images, modality) on batches of one modality before they are embedded.
     """
     model = model.to(device).eval()
     features: list[torch.Tensor | None] = [None] * len(store)
@@ -106,14 +113,18 @@ def evaluate(
 ) -> Evaluation:
     """Rank every query of every trial, and score it under the data set's protocol.
 
-    query_modality: None stands for the official direction. perturb: applied to the queries alone; the gallery stays
-    clean, unless perturb_gallery says otherwise. query_store: queries crafted beforehand, read instead of the cached
-    clean crops; an ImageStore, or what has its `row`, `modalities`, `batch` and length. It may hold more than the
-    queries; all of it is embedded.
-    trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
-    clean: an evaluation of the same model on the same trials, whose gallery features and chance level are taken over.
-    Raises InputError where the store lacks a query, both perturb and query_store are given, or clean does not fit or
-    would hide a perturbed gallery.
+    Args:
+        query_modality: None stands for the official direction.
+        perturb: applied to the queries alone; the gallery stays clean, unless perturb_gallery says otherwise.
+        query_store: queries crafted beforehand, read instead of the cached clean crops; an ImageStore, or what has its
+            `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
+        trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
+        clean: an evaluation of the same model on the same trials, whose gallery features and chance level are taken
+            over.
+
+    Raises:
+        InputError: where the store lacks a query, both perturb and query_store are given, or clean does not fit or
+            would hide a perturbed gallery.
     """
     query_modality = dataset.default_query if query_modality is None else query_modality
     trials = dataset.trials(query_modality) if trials is None else list(trials)
@@ -198,8 +209,10 @@ def ranked(
 ) -> tuple[list[Record], list[list[Record]]]:
     """Return some queries and, for each, its `top` nearest gallery records, for a figure of rankings.
 
-    queries: the records themselves, or how many to take at even distances through the trial's list.
     The gallery images that the protocol drops for a query are left out.
+
+    Args:
+        queries: the records themselves, or how many to take at even distances through the trial's list.
     """
     if isinstance(queries, int):
         places = np.linspace(0, len(trial.query) - 1, min(queries, len(trial.query))).round().astype(int)

@@ -2,6 +2,7 @@
 
 Every query is ranked against the gallery by ascending distance, ties in gallery order. The protocol decides what is
 ranked, as in the official evaluators (eval_metrics.py of AGW and of LLCM, SYSU-MM01's MATLAB scripts):
+
 - "regdb": everything; cameras are ignored; CMC counts images. Also serves synthetic and paired data.
 - "sysu": queries of camera 3 drop every gallery image of camera 2 (both stand in one room); CMC counts identities.
 - "llcm": a query drops the gallery images of its own identity and camera; CMC counts identities.
@@ -38,12 +39,13 @@ GALLERY_BLOCK = 2**16
 class RetrievalScores:
     """Scores of one ranking of queries against a gallery; all fractions in [0, 1].
 
-    cmc: (max_rank,) float64, share of valid queries whose match is among the first k; cmc[0] is rank-1.
-    mAP, mINP: mean average precision and mean inverse negative penalty (AGW, section 3.3) over valid queries.
-    valid_queries: number of queries that have a match in what the protocol leaves of the gallery.
-    valid: (valid_queries,) int64, their indices among all queries.
-    per_query_rank1: (valid_queries,) float64, 1 where the first image is a match, else 0.
-    per_query_ap: (valid_queries,) float64, average precision.
+    Attributes:
+        cmc: (max_rank,) float64, share of valid queries whose match is among the first k; cmc[0] is rank-1.
+        mAP, mINP: mean average precision and mean inverse negative penalty (AGW, section 3.3) over valid queries.
+        valid_queries: number of queries that have a match in what the protocol leaves of the gallery.
+        valid: (valid_queries,) int64, their indices among all queries.
+        per_query_rank1: (valid_queries,) float64, 1 where the first image is a match, else 0.
+        per_query_ap: (valid_queries,) float64, average precision.
     """
 
     cmc: np.ndarray
@@ -71,7 +73,8 @@ class Minimum(NamedTuple):
 class ChanceScores(NamedTuple):
     """Scores of a random ranking: mean over rankings, and the interval a single ranking's score falls into.
 
-    cmc: (max_rank,) float64, mean over rankings.
+    Attributes:
+        cmc: (max_rank,) float64, mean over rankings.
     """
 
     rank1: Interval
@@ -83,10 +86,11 @@ class ChanceScores(NamedTuple):
 class ChanceLevel(NamedTuple):
     """What a ranking without any information scores in one setting, and the least any ranking can score.
 
-    independent: every query ranks the gallery in its own random order (an untrained network, shuffled labels).
-    collapsed: all queries share one random order, as when an attack maps them all to one feature; the same mean, but
-        another interval: rank-1 is the share of the queries whose identity happens to come first.
-    minimum: the arithmetic minimum; an attack may fall below chance, never below this.
+    Attributes:
+        independent: every query ranks the gallery in its own random order (an untrained network, shuffled labels).
+        collapsed: all queries share one random order, as when an attack maps them all to one feature; the same mean,
+            but another interval: rank-1 is the share of the queries whose identity happens to come first.
+        minimum: the arithmetic minimum; an attack may fall below chance, never below this.
     """
 
     independent: ChanceScores
@@ -127,7 +131,8 @@ class _PerQuery(NamedTuple):
 def dropped(protocol: str, same, query_camera, gallery_camera) -> np.ndarray:
     """Return which gallery images a protocol leaves out for a query; the arguments broadcast against each other.
 
-    same: whether query and gallery image show one person.
+    Args:
+        same: whether query and gallery image show one person.
     """
     if protocol == "llcm":
         return same & (query_camera == gallery_camera)
@@ -145,10 +150,16 @@ def evaluate(
 ) -> RetrievalScores:
     """Score a distance matrix exactly as the official evaluators do, a chunk of queries at a time.
 
-    distance: (Q, G) array or tensor of finite numbers, smaller is closer. query_ids, query_cameras: (Q,) integers.
-    gallery_ids, gallery_cameras: (G,) integers; cameras are needed for "sysu" and "llcm", ignored for "regdb".
-    Raises InputError on distances that are not finite, shapes that do not fit, missing cameras, an unknown protocol,
-    or where no query has a match. Source: eval_metrics.py:31-71 of AGW and of LLCM, and SYSU-MM01's MATLAB scripts.
+    Source: eval_metrics.py:31-71 of AGW and of LLCM, and SYSU-MM01's MATLAB scripts.
+
+    Args:
+        distance: (Q, G) array or tensor of finite numbers, smaller is closer.
+        query_ids, query_cameras: (Q,) integers.
+        gallery_ids, gallery_cameras: (G,) integers; cameras are needed for "sysu" and "llcm", ignored for "regdb".
+
+    Raises:
+        InputError: on distances that are not finite, shapes that do not fit, missing cameras, an unknown protocol, or
+            where no query has a match.
     """
     if not isinstance(distance, torch.Tensor):
         distance = np.asarray(distance)
@@ -188,9 +199,14 @@ def evaluate_features(
 ) -> RetrievalScores:
     """Rank by Euclidean distance between features without ever holding the (Q, G) matrix.
 
-    query: (Q, D), gallery: (G, D) arrays or tensors; distances are computed on the gallery's device, in float32 (in
-    float64 if both are). chunk_size: queries per chunk; None chooses one that holds about 2**25 distances. The other
-    arguments, the result and the errors are those of `evaluate`; features that are not finite raise InputError.
+    The other arguments, the result and the errors are those of `evaluate`; features that are not finite raise
+    InputError.
+
+    Args:
+        query: (Q, D).
+        gallery: (G, D) arrays or tensors; distances are computed on the gallery's device, in float32 (in float64 if
+            both are).
+        chunk_size: queries per chunk; None chooses one that holds about 2**25 distances.
     """
     query, gallery = (x if isinstance(x, torch.Tensor) else np.asarray(x) for x in (query, gallery))
     if len(query.shape) != 2 or len(gallery.shape) != 2 or query.shape[1] != gallery.shape[1]:
@@ -233,8 +249,14 @@ def chance(
 ) -> ChanceLevel:
     """Simulate rankings without information, and compute the least any ranking can score, in one setting.
 
-    Identities, cameras, protocol, max_rank: as in `evaluate`. repeats: random rankings of the whole query set.
-    level: coverage of the interval of one ranking's score. Raises InputError as `evaluate` does.
+    Identities, cameras, protocol, max_rank: as in `evaluate`.
+
+    Args:
+        repeats: random rankings of the whole query set.
+        level: coverage of the interval of one ranking's score.
+
+    Raises:
+        InputError: as `evaluate` does.
     """
     ids, gallery_ids = labels(query_ids, "query_ids"), labels(gallery_ids, "gallery_ids")
     queries, gallery = len(ids), len(gallery_ids)
@@ -269,7 +291,10 @@ def chance(
 def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
     """Return each identity's mean rank-1 and AP over its valid queries, in ascending order of identity.
 
-    query_ids: (Q,) integers, as given to `evaluate`. An identity without a valid query is left out.
+    An identity without a valid query is left out.
+
+    Args:
+        query_ids: (Q,) integers, as given to `evaluate`.
     """
     ids = labels(query_ids, "query_ids")
     if scores.valid.max() >= len(ids):
@@ -398,7 +423,8 @@ def _search(ordered: np.ndarray, key: np.ndarray) -> np.ndarray:
 def _identities_ahead(setting: _Setting, distance, match, place, tied) -> np.ndarray:
     """Count the identities with an image ranked before the query's first match: (q,) from distances (q, G).
 
-    match, place, tied: (q, 1) distance of the first match, its place in the gallery, whether another image ties it.
+    Args:
+        match, place, tied: (q, 1) distance of the first match, its place in the gallery, whether another image ties it.
     """
     ahead = distance < match
     rows = np.flatnonzero(tied)

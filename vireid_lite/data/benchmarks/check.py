@@ -20,7 +20,7 @@ from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Modality, Record
 from vireid_lite.errors import InputError
 
-NAMED = 20  # files named one by one in a report
+NAMED = 20  #: files named one by one in a report
 
 # What a complete copy holds (identities, visible images, infrared images).
 SYSU_KNOWN = {"train": (296, 20_284, 9_929), "val": (99, 1_974, 1_980), "test": (96, 6_775, 3_803)}
@@ -28,11 +28,11 @@ SYSU_KNOWN = {"train": (296, 20_284, 9_929), "val": (99, 1_974, 1_980), "test": 
 # The data set's page counts every image of its six camera folders, the lists name fewer people.
 SYSU_IMAGES = 30_071 + 15_792
 
-REGDB_KNOWN = (206, 2_060)  # identities and images that each of the forty lists names
+REGDB_KNOWN = (206, 2_060)  #: identities and images that each of the forty lists names
 
-REGDB_IMAGES = 4_120  # of each modality
+REGDB_IMAGES = 4_120  #: of each modality
 
-LLCM_IDENTITIES = {"train": 713, "test": 351}  # 1,064 in all
+LLCM_IDENTITIES = {"train": 713, "test": 351}  #: 1,064 in all
 
 LLCM_IMAGES = 46_767
 
@@ -83,10 +83,14 @@ class CheckReport:
 def check(name: str, root: str | Path | None, partial: bool = False, progress: bool = True) -> CheckReport:
     """Verify a copy of "sysu", "regdb", "llcm" or "paired_folder": counts, listed files, and every image decoded.
 
-    root: the folder that `load_dataset` takes. progress: show a bar on stderr.
-    partial: accept a subset: counts that do not fit are warnings that say "partial copy". Lists have to fit the subset,
-        as the readers refuse a listed file that is absent, and unreadable files fail in any case.
-    Raises InputError for an unknown name or a root that is no folder; all else is in the report.
+    Args:
+        root: the folder that `load_dataset` takes.
+        progress: show a bar on stderr.
+        partial: accept a subset: counts that do not fit are warnings that say "partial copy". Lists have to fit the
+            subset, as the readers refuse a listed file that is absent, and unreadable files fail in any case.
+
+    Raises:
+        InputError: for an unknown name or a root that is no folder; all else is in the report.
     """
     if name not in SURVEYS:
         raise InputError(f"data check: name must be one of {', '.join(SURVEYS)}; got {name!r}")

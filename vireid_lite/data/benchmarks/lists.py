@@ -70,7 +70,8 @@ def _read_text(name: str, root: Path, listing: str) -> str:
 def read_identities(name: str, root: Path, listing: str) -> list[int]:
     """Return the sorted identities on the first line of a list, comma-separated whole numbers (AGW, data_manager.py).
 
-    Raises InputError, with file and line, where the list is absent, malformed, or names an identity twice.
+    Raises:
+        InputError: with file and line, where the list is absent, malformed, or names an identity twice.
     """
     line = _read_text(name, root, listing).split("\n")[0].strip()
     words = [word.strip() for word in line.split(",")]
@@ -95,9 +96,12 @@ def _state(base: Path, path: PurePosixPath) -> str:
 def read_list(name: str, root: Path, listing: str, missing: list[str] | None = None) -> list[Entry]:
     """Return the entries of a list of `relative/path label` lines (AGW, data_loader.py:133-140), blank lines skipped.
 
-    missing: where given, listed files that are absent are appended to it instead of being raised.
-    Raises InputError, with file and line, where the list is absent, a line is malformed, a path climbs out of the root
-    (absolute, `..`, or through a link), or a listed file is absent.
+    Args:
+        missing: where given, listed files that are absent are appended to it instead of being raised.
+
+    Raises:
+        InputError: with file and line, where the list is absent, a line is malformed, a path climbs out of the root
+            (absolute, `..`, or through a link), or a listed file is absent.
     """
     base, entries = root.resolve(), []
     for number, line in enumerate(_read_text(name, root, listing).split("\n"), 1):
@@ -150,8 +154,11 @@ def query_direction(dataset: Dataset, query_modality: Modality | int | None) -> 
 def draw_gallery(groups: Iterable[Sequence[Record]], trial: int) -> list[Record]:
     """Return one record of every group, drawn as AGW draws the gallery of a trial (data_manager.py:39-58; LLCM alike).
 
-    groups: the sorted images of one (identity, camera) each, identities ascending, then cameras; empty ones skipped.
     The same images as `random.seed(trial)` and one `random.choice` per group, without touching the global generator.
+
+    Args:
+        groups: the sorted images of one (identity, camera) each, identities ascending, then cameras; empty ones
+            skipped.
     """
     generator = random.Random(trial)
     return [generator.choice(group) for group in groups if group]

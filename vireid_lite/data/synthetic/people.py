@@ -65,19 +65,21 @@ PERSON, CAMERA, SHOT, SCENE = 1, 2, 3, 4
 class Knobs:
     """How hard the data are; every knob is a number from 0 up to its limit in KNOB_LIMITS.
 
-    similarity: how alike people are: 0 everyone dresses and is built apart, 1 everyone is the same person.
-    pattern_loss: share of patterns whose two dyes look the same in the infrared.
-    reflectance_shift: how little infrared reflectance follows visible brightness: 0 follows it, 1 independent of it.
-    pose_spread: width of stride, arm swing, gestures and lean.
-    view_spread: how far the view strays from straight front or back: 0 not at all, 1 to either side.
-    back_views: share of images taken from behind.
-    crop_jitter: how badly the box fits: shift and scale, 1 is a fifth of the height.
-    clutter: how busy the cameras' scenes are.
-    illumination: half range of exposure, in stops.
-    colour_cast: how far apart the visible cameras' white balances are.
-    blur: largest blur, as a standard deviation in pixels at 128 rows.
-    noise: largest sensor noise, as a standard deviation on a scale of 1.
-    occlusion: share of images in which something stands before the person.
+    Attributes:
+        similarity: how alike people are: 0 everyone dresses and is built apart, 1 everyone is the same person.
+        pattern_loss: share of patterns whose two dyes look the same in the infrared.
+        reflectance_shift: how little infrared reflectance follows visible brightness: 0 follows it, 1 independent of
+            it.
+        pose_spread: width of stride, arm swing, gestures and lean.
+        view_spread: how far the view strays from straight front or back: 0 not at all, 1 to either side.
+        back_views: share of images taken from behind.
+        crop_jitter: how badly the box fits: shift and scale, 1 is a fifth of the height.
+        clutter: how busy the cameras' scenes are.
+        illumination: half range of exposure, in stops.
+        colour_cast: how far apart the visible cameras' white balances are.
+        blur: largest blur, as a standard deviation in pixels at 128 rows.
+        noise: largest sensor noise, as a standard deviation on a scale of 1.
+        occlusion: share of images in which something stands before the person.
     """
 
     similarity: float
@@ -309,13 +311,19 @@ def camera_scene(seed: int, camera: int, spectrum: str, height: int, clutter: fl
 class SyntheticVI(Dataset):
     """Rendered people, each in `images_per_modality` visible and as many infrared images, in train, val and test.
 
-    num_identities: training identities; `val_identities` and `test_identities` come on top, all disjoint, and stay the
-    same people whatever the other counts are.
-    size: (height, width) in pixels. seed: which population; another seed is other people before other cameras.
-    difficulty: a name in DIFFICULTIES. thermal: infrared shows heat (far infrared) rather than reflectance.
-    knobs: any field of Knobs, overriding the difficulty.
     An image depends on (seed, identity, modality, its number within the modality), the size and the options alone.
-    Raises InputError on an unknown difficulty or knob, a knob out of range, or too few identities or images.
+
+    Args:
+        num_identities: training identities; `val_identities` and `test_identities` come on top, all disjoint, and stay
+            the same people whatever the other counts are.
+        size: (height, width) in pixels.
+        seed: which population; another seed is other people before other cameras.
+        difficulty: a name in DIFFICULTIES.
+        thermal: infrared shows heat (far infrared) rather than reflectance.
+        knobs: any field of Knobs, overriding the difficulty.
+
+    Raises:
+        InputError: on an unknown difficulty or knob, a knob out of range, or too few identities or images.
     """
 
     def __init__(
