@@ -14,7 +14,7 @@ from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Dataset, Modality, Record, Trial, all_against_all, fingerprint
 from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.data.synthetic.people import DIFFICULTIES, Knobs, SyntheticVI
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 
 __all__ = [
     "DATASETS",
@@ -60,26 +60,16 @@ def load_dataset(
     Raises:
         InputError: for an unknown name or option, a missing root, or a root where none belongs.
     """
-    if name not in DATASETS:
-        raise InputError(f"data set {name!r} is unknown; choose from {', '.join(DATASETS)}")
+    check_choice("load_dataset", "data set", name, DATASETS)
     reader = DATASETS[name]
     known = [p.name for p in inspect.signature(reader).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    if name == "synthetic":
-        known += list(Knobs.__dataclass_fields__)
-        if root is not None:
-            raise InputError(f"synthetic: images are rendered, so it takes no root; got {root}")
-        arguments = {}
+    if name != "synthetic":
+        options = {"root": root, **options}
+    elif root is not None:
+        raise InputError(f"synthetic: images are rendered, so it takes no root; got {root}")
     else:
-        if root is None:
-            raise InputError(f"{name}: give the folder of your own copy with --root (DATA_ROOT in a chapter)")
-        if not Path(root).is_dir():
-            raise InputError(f"{name}: {root} is not a folder; check --root")
-        arguments = {"root": Path(root)}
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise InputError(
-            f"{name}: option {unknown[0]!r} is unknown; it takes {', '.join(k for k in known if k != 'root')}"
-        )
-    if size is not None:
-        arguments["size"] = tuple(size)
-    return reader(**arguments, seed=seed, **options)
+        known += list(Knobs.__dataclass_fields__)
+    if unknown := sorted(set(options) - set(known)):
+        known = ", ".join(name for name in known if name != "root")
+        raise InputError(f"{name}: option {unknown[0]!r} is unknown; it takes {known}")
+    return reader(seed=seed, **({} if size is None else {"size": tuple(size)}), **options)

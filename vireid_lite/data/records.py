@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -92,11 +93,35 @@ class Dataset:
         """Return one trial over the validation identities: all images of one modality against all of the other."""
         if not self.val:
             raise InputError(f"{self.name}: no validation identities are held out; load it with validation=True")
-        return all_against_all(self.val, self.default_query if query_modality is None else query_modality)
+        return all_against_all(self.val, self.direction(query_modality))
+
+    def direction(self, query_modality: Modality | int | None) -> Modality:
+        """Return the modality of the queries; None stands for the data set's official direction."""
+        try:
+            return self.default_query if query_modality is None else Modality(query_modality)
+        except ValueError:
+            known = "Modality.VISIBLE or Modality.INFRARED"
+            raise InputError(f"{self.name}: query_modality must be {known}; got {query_modality!r}") from None
 
     def read(self, record: Record) -> np.ndarray:
-        """Return one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
-        return read_crop(Path(self.root, record.source), self.size, record.modality, record.box, self.name)
+        """Decode, crop and resize one image (Lanczos, as AGW's pre-processing).
+
+        Returns:
+            uint8 (height, width, 3); infrared as three equal channels (luma of the file).
+
+        Raises:
+            InputError: where the file is absent, truncated, not an image, or of more than 8 bits a channel.
+        """
+        path = Path(self.root, record.source)
+        with opened(path, self.name) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                mode = f"more than 8 bits a channel ({image.mode})"
+                raise InputError(f"{self.name}: {path} has {mode}; convert it to 8 bits")
+            pixels = image.convert("RGB" if record.modality == Modality.VISIBLE else "L")
+        if record.box is not None:
+            x, y, width, height = record.box
+            pixels = pixels.crop((x, y, x + width, y + height))
+        return np.asarray(pixels.resize(self.size[::-1], Image.Resampling.LANCZOS).convert("RGB"))
 
     def describe(self) -> dict:
         """Return what identifies these data in a run card: name, size and options, without any path."""
@@ -117,36 +142,16 @@ def fingerprint(records: Iterable[Record]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_crop(
-    path: Path, size: tuple[int, int], modality: Modality, box: tuple[int, int, int, int] | None, name: str
-) -> np.ndarray:
-    """Decode, crop and resize one image file (Lanczos, as AGW's pre-processing).
-
-    Args:
-        size: (height, width) in pixels.
-        box: (x, y, width, height) in pixels of the frame, or None for the whole file.
-
-    Returns:
-        uint8 (height, width, 3); infrared as three equal channels (luma of the file).
-
-    Raises:
-        InputError: where the file is absent, truncated, not an image, or of more than 8 bits a channel.
-    """
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[Image.Image]:
+    """Open an image file; one that is absent or does not decode is an InputError that begins with `name`."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                # Pillow would clip these to white.
-                raise InputError(f"{name}: {path} has more than 8 bits a channel ({image.mode}); convert it to 8 bits")
-            pixels = image.convert("RGB" if modality == Modality.VISIBLE else "L")
-    except FileNotFoundError:
-        raise InputError(f"{name}: {path} does not exist; check --root or the download") from None
+            yield image
     except InputError:
         raise
+    except FileNotFoundError:
+        raise InputError(f"{name}: {path} does not exist; check --root or the download") from None
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         # Pillow's decoders raise any of these on broken files.
         raise InputError(f"{name}: {path} is not a readable image ({error}); fetch the file again") from None
-    if box is not None:
-        x, y, width, height = box
-        pixels = pixels.crop((x, y, x + width, y + height))
-    pixels = pixels.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.asarray(pixels.convert("RGB"))
