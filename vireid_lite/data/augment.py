@@ -11,18 +11,22 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
+from vireid_lite.errors import check_flag, check_number, check_whole
 
 # CAJ fills erased boxes with (.4914, .4822, .4465) after ImageNet normalisation; this is that value as a pixel.
-ERASED = tuple(
-    mean + std * value
-    for mean, std, value in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.4914, 0.4822, 0.4465), strict=True)
-)
+ERASED = (0.485 + 0.229 * 0.4914, 0.456 + 0.224 * 0.4822, 0.406 + 0.225 * 0.4465)
 
 
-def _choose(count: int, probability: float, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Return a (N, 1, 1, 1) mask, true with the given probability."""
-    return (torch.rand(count, generator=generator) < probability).view(-1, 1, 1, 1).to(device)
+def _some(changed: torch.Tensor, images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Return each image changed with the given probability."""
+    chosen = torch.rand(len(images), generator=generator) < probability
+    return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), changed, images)
+
+
+def _channel(images: torch.Tensor, channel: torch.Tensor) -> torch.Tensor:
+    """Return one channel of each image, (N,), as all three."""
+    device = images.device
+    return images[torch.arange(len(images), device=device), channel.to(device)][:, None].expand_as(images)
 
 
 def pad_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> torch.Tensor:
@@ -38,7 +42,7 @@ def pad_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> torc
 
 def flip(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
     """Mirror each image left to right with the given probability."""
-    return torch.where(_choose(len(images), probability, generator, images.device), F.horizontal_flip(images), images)
+    return _some(F.horizontal_flip(images), images, probability, generator)
 
 
 def erase(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
@@ -55,27 +59,24 @@ def erase(images: torch.Tensor, probability: float, generator: torch.Generator) 
     inside_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])
     inside = (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(images.device)
     fill = torch.tensor(ERASED, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    return torch.where(inside & _choose(count, probability, generator, images.device), fill, images)
+    return _some(torch.where(inside, fill, images), images, probability, generator)
 
 
 def random_grey(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
     """Replace each image by its luma (.299 R + .587 G + .114 B) in three channels with the given probability."""
-    grey = F.rgb_to_grayscale(images, num_output_channels=3)
-    return torch.where(_choose(len(images), probability, generator, images.device), grey, images)
+    return _some(F.rgb_to_grayscale(images, num_output_channels=3), images, probability, generator)
 
 
 def channel_exchange(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Replace every image by one of its channels, R, G or B at random, copied three times (CAJ, ChannelExchange)."""
-    channel = torch.randint(0, 3, (len(images),), generator=generator).to(images.device)
-    return images[torch.arange(len(images), device=images.device), channel][:, None].expand_as(images).contiguous()
+    return _channel(images, torch.randint(0, 3, (len(images),), generator=generator)).contiguous()
 
 
 def channel_or_grey(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Copy R, G or B to all channels, a quarter each; else grey with probability one half (CAJ, ChannelAdapGray)."""
-    device = images.device
-    draw = torch.randint(0, 4, (len(images),), generator=generator).view(-1, 1, 1, 1).to(device)
-    exchanged = images[torch.arange(len(images), device=device), draw.flatten().clamp(max=2)][:, None].expand_as(images)
-    return torch.where(draw < 3, exchanged, random_grey(images, 0.5, generator))
+    draw = torch.randint(0, 4, (len(images),), generator=generator)
+    copied = (draw < 3).view(-1, 1, 1, 1).to(images.device)
+    return torch.where(copied, _channel(images, draw.clamp(max=2)), random_grey(images, 0.5, generator))
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,10 @@ class Augmentation:
     channels: bool = False
 
     def __post_init__(self) -> None:
-        probabilities = (self.flip, self.erasing, self.grey)
-        numbers = all(isinstance(value, int | float) and 0 <= value <= 1 for value in probabilities)
-        if not numbers or type(self.pad) is not int or self.pad < 0 or type(self.channels) is not bool:
-            raise InputError(
-                "augmentation: pad is whole pixels; flip, erasing, grey are probabilities; channels is true or false; "
-                f"got {self}"
-            )
+        check_whole("augmentation", "pad", self.pad)
+        for name in ("flip", "erasing", "grey"):
+            check_number("augmentation", name, getattr(self, name), 0, 1)
+        check_flag("augmentation", "channels", self.channels)
 
     def __call__(self, images: torch.Tensor, modality: Modality, generator: torch.Generator) -> torch.Tensor:
         """Return the augmented batch; images are all of one modality."""
@@ -113,9 +111,8 @@ class Augmentation:
             images = erase(images, self.erasing, generator)
         if modality == Modality.VISIBLE and self.grey:
             images = random_grey(images, self.grey, generator)
-        if self.channels and modality == Modality.VISIBLE:
-            exchanged = channel_exchange(images, generator)
-            images = torch.where(_choose(len(images), 0.5, generator, images.device), exchanged, images)
-        elif self.channels:
-            images = channel_or_grey(images, generator)
-        return images
+        if not self.channels:
+            return images
+        if modality == Modality.INFRARED:
+            return channel_or_grey(images, generator)
+        return _some(channel_exchange(images, generator), images, 0.5, generator)

@@ -8,9 +8,10 @@ the image in units of its height. Light is linear until the camera's square-root
 
 from __future__ import annotations
 
+import colorsys
 import math
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,53 +23,28 @@ MATERIALS = ("nothing", "skin", "hair", "upper", "inner", "lower", "shoes", "bag
 SKIN, HAIR, UPPER, INNER, LOWER, SHOES, BAG, HAT, DARK, SCARF = range(2, 2 * len(MATERIALS), 2)
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(
+    namedtuple(
+        "Person",
+        "stature shoulder waist hip depth arm leg crotch head hair beard glasses hat upper hem sleeve sleeve_dye "
+        "opening pattern repeats phase pattern_back trim lower lower_hem leg_pattern cut boots bag bag_side "
+        "bag_size scarf visible infrared heat",
+    )
+):
     """What one identity carries from image to image, in both spectra.
 
     Lengths are in units of the stature; `visible` is (22, 3) linear RGB, `infrared` (22,) near-infrared reflectance and
     `heat` (22,) temperature from 0 (ambient) to 1 (skin), one row for each dye of each material.
     """
 
-    stature: float
-    shoulder: float
-    waist: float
-    hip: float
-    depth: float
-    arm: float
-    leg: float
-    crotch: float
-    head: float
-    hair: str
-    beard: bool
-    glasses: bool
-    hat: str
-    upper: str
-    hem: float
-    sleeve: float
-    sleeve_dye: int
-    opening: float
-    pattern: str
-    repeats: float
-    phase: float
-    pattern_back: bool
-    trim: bool
-    lower: str
-    lower_hem: float
-    leg_pattern: str
-    cut: float
-    boots: float
-    bag: str
-    bag_side: int
-    bag_size: float
-    scarf: bool
-    visible: np.ndarray
-    infrared: np.ndarray
-    heat: np.ndarray
 
-
-@dataclass(frozen=True, slots=True)
-class Shot:
+class Shot(
+    namedtuple(
+        "Shot",
+        "yaw phase stride swing elbow arm_pose spread lean head_turn scale stretch shift foot pan mirror exposure "
+        "scene_exposure light ambient hotspot folds blur noise noise_seed occluder",
+    )
+):
     """What one image draws for itself: pose, view, framing, light and the camera's faults.
 
     yaw in radians (0 faces the camera, pi/2 walks to the right); stride, swing, elbow, spread, lean in radians; scale,
@@ -77,31 +53,67 @@ class Shot:
     hotspot (y, x, steepness), occluder (x, top, half width; level; raggedness) or None: x from the image's middle.
     """
 
-    yaw: float
-    phase: float
-    stride: float
-    swing: float
-    elbow: tuple[float, float]
-    arm_pose: tuple[str, str]
-    spread: float
-    lean: float
-    head_turn: float
-    scale: float
-    stretch: float
-    shift: float
-    foot: float
-    pan: tuple[float, float]
-    mirror: bool
-    exposure: float
-    scene_exposure: float
-    light: tuple[float, float, float]
-    ambient: float
-    hotspot: tuple[float, float, float]
-    folds: tuple[float, float]
-    blur: float
-    noise: float
-    noise_seed: int
-    occluder: tuple[float, float, float, float, float] | None
+
+# Colour, near-infrared reflectance, share.
+HAIR_COLOURS = (
+    *(((0.07, 0.06, 0.05), 0.03, 0.38), ((0.22, 0.14, 0.09), 0.1, 0.24), ((0.45, 0.28, 0.15), 0.2, 0.14)),
+    *(((0.8, 0.66, 0.42), 0.35, 0.1), ((0.62, 0.62, 0.62), 0.4, 0.08), ((0.5, 0.2, 0.1), 0.25, 0.06)),
+)
+
+
+def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift: float, upper: str) -> tuple:
+    """Draw colour (22, 3), near-infrared reflectance (22,) and heat (22,) of every dye of every material."""
+    count = 2 * len(MATERIALS)
+    visible, infrared, heat = np.zeros((count, 3)), np.zeros(count), np.zeros(count)
+
+    def colour() -> np.ndarray:
+        # Street clothes: greys, navy and denim, earth tones, and now and then a strong colour.
+        kind = rng.random()
+        if kind < 0.35:
+            grey = rng.choice((0.14, 0.3, 0.55, 0.9)) + rng.uniform(-0.06, 0.06)
+            return grey * rng.uniform(0.95, 1.05, 3)
+        hue, saturation, value = rng.random(), rng.uniform(0.5, 0.9), rng.uniform(0.35, 0.95)
+        if kind < 0.6:
+            hue, saturation, value = rng.normal(0.61, 0.03), rng.uniform(0.3, 0.75), rng.uniform(0.2, 0.65)
+        elif kind < 0.78:
+            hue, saturation, value = rng.normal(0.08, 0.03) % 1, rng.uniform(0.2, 0.55), rng.uniform(0.3, 0.85)
+        return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+
+    for material in (UPPER, INNER, LOWER, SHOES, BAG, HAT, SCARF):
+        first = colour()
+        second = colour()
+        if abs(first.mean() - second.mean()) < 0.2:
+            second = np.clip(second + (0.4 if first.mean() < 0.5 else -0.35), 0.05, 0.95)
+        # Dyes absorb in the visible and are mostly clear beyond 700 nm, so reflectance there is the fibre's own.
+        fibre = rng.uniform(0.12, 0.95, 2)
+        if abs(fibre[0] - fibre[1]) < 0.25:
+            fibre[1] = (fibre[0] + rng.uniform(0.3, 0.55)) % 0.9 + 0.06
+        if rng.random() < pattern_loss:
+            fibre[1] = fibre[0]
+        for dye, rgb in enumerate((first, second)):
+            middle = np.array([0.45, 0.45, 0.5])
+            rgb = middle + (rgb - middle) * (1 - 0.7 * similarity)
+            visible[material + dye] = np.clip(rgb, 0.03, 0.97) ** 2
+            level = (1 - shift) * rgb.mean() + shift * fibre[dye]
+            infrared[material + dye] = np.clip(0.5 + (level - 0.5) * (1 - 0.6 * similarity), 0.1, 0.95) ** 1.6
+        heat[material : material + 2] = rng.uniform(0.32, 0.72)
+    tan = rng.beta(1.3, 1.8)
+    visible[SKIN] = (np.array([0.92, 0.74, 0.62]) * (1 - tan) + np.array([0.36, 0.22, 0.15]) * tan) ** 2
+    visible[SKIN + 1] = visible[SKIN] * (0.75, 0.45, 0.45)
+    infrared[SKIN], infrared[SKIN + 1] = rng.uniform(0.42, 0.55), 0.38
+    rgb, level, _ = HAIR_COLOURS[rng.choice(len(HAIR_COLOURS), p=[share for *_, share in HAIR_COLOURS])]
+    visible[HAIR] = visible[HAIR + 1] = np.array(rgb) ** 2
+    infrared[HAIR] = infrared[HAIR + 1] = level + rng.uniform(0, 0.1)
+    visible[DARK] = visible[DARK + 1] = 0.01
+    infrared[DARK] = infrared[DARK + 1] = 0.05
+    heat[SKIN] = heat[SKIN + 1] = 0.95
+    heat[HAIR] = heat[HAIR + 1] = 0.62
+    heat[DARK] = heat[DARK + 1] = 0.85
+    heat[BAG : BAG + 2] = rng.uniform(0.15, 0.3)
+    heat[SHOES : SHOES + 2] *= 0.75
+    # A coat keeps its warmth inside.
+    heat[UPPER : UPPER + 2] *= {"coat": 0.7, "jacket": 0.8, "hoodie": 0.85}.get(upper, 1.0)
+    return visible.astype(np.float32), infrared.astype(np.float32), (heat**1.5).astype(np.float32)
 
 
 Point = tuple[float, float]
