@@ -57,7 +57,7 @@ def for_show(images: Tensor) -> Tensor:
 
 
 def radial_frequency(height: int, width: int) -> Tensor:
-    """Return (H, W) float64: each bin's distance from DC, in fft2's order; 1 at Nyquist along an axis, else up to sqrt(2)."""
+    """Return (H, W) float64, distances from DC in fft2's order: 1 at Nyquist along an axis, sqrt(2) at most."""
     # Whole numbers over the size, so that a bin on the edge of a ring lies exactly there.
     down, across = (
         ((torch.arange(size) + size // 2) % size - size // 2) * 2 / torch.tensor(size, dtype=torch.float64)

@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import check_flag, check_number, check_whole
+from vireid_lite.errors import InputError
 
 # CAJ fills erased boxes with (.4914, .4822, .4465) after ImageNet normalisation; this is that value as a pixel.
 ERASED = (0.485 + 0.229 * 0.4914, 0.456 + 0.224 * 0.4822, 0.406 + 0.225 * 0.4465)
@@ -96,10 +96,10 @@ class Augmentation:
     channels: bool = False
 
     def __post_init__(self) -> None:
-        check_whole("augmentation", "pad", self.pad)
-        for name in ("flip", "erasing", "grey"):
-            check_number("augmentation", name, getattr(self, name), 0, 1)
-        check_flag("augmentation", "channels", self.channels)
+        numbers = all(isinstance(each, int | float) and 0 <= each <= 1 for each in (self.flip, self.erasing, self.grey))
+        if not numbers or type(self.pad) is not int or self.pad < 0 or type(self.channels) is not bool:
+            form = "pad is whole pixels; flip, erasing, grey are probabilities; channels is true or false"
+            raise InputError(f"augmentation: {form}; got {self}")
 
     def __call__(self, images: torch.Tensor, modality: Modality, generator: torch.Generator) -> torch.Tensor:
         """Return the augmented batch; images are all of one modality."""

@@ -17,6 +17,10 @@ from PIL import Image
 
 from vireid_lite.errors import InputError
 
+Size = tuple[int, int]  #: (height, width) in pixels
+
+Box = tuple[int, int, int, int]  #: (x, y, width, height) in pixels
+
 
 class Modality(IntEnum):
     """The spectrum an image was taken in; its value indexes a model's stems."""
@@ -45,7 +49,7 @@ class Record:
     identity: int
     camera: int
     modality: Modality
-    box: tuple[int, int, int, int] | None = None
+    box: Box | None = None
 
 
 class Trial(NamedTuple):
@@ -74,7 +78,7 @@ class Dataset:
     protocol = "regdb"
     default_query = Modality.VISIBLE
 
-    def __init__(self, name: str, root: Path | None, size: tuple[int, int], options: dict) -> None:
+    def __init__(self, name: str, root: Path | None, size: Size, options: dict) -> None:
         height, width = size
         if not (isinstance(height, int) and isinstance(width, int) and height >= 16 and width >= 8):
             raise InputError(f"{name}: size must be (height, width) in whole pixels, at least (16, 8); got {size}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
@@ -118,16 +118,14 @@ def unreadable(root: Path, sources: list[str], progress: bool = True) -> list[st
 def _problem(path: Path) -> str | None:
     """Say in a few words why a file is no whole image, or nothing."""
     try:
-        if path.stat().st_size == 0:
-            return "empty file"
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError:
-        return "absent"
-    except Image.UnidentifiedImageError:
         with path.open("rb") as file:
             start = file.read(64).lstrip().lower()
-        return "an HTML page, not an image" if start.startswith((b"<!doctype", b"<html")) else "not an image"
+        if not start:
+            return "empty file"
+        if start.startswith((b"<!doctype", b"<html")):
+            return "an HTML page, not an image"
+        with Image.open(path) as image:
+            image.load()
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         return f"{error or type(error).__name__}".split("\n")[0]
     return None
@@ -191,9 +189,4 @@ def _survey_pairs(root: Path, report: CheckReport) -> Iterable[str]:
     return sources
 
 
-SURVEYS: dict[str, Callable[[Path, CheckReport], Iterable[str]]] = {
-    "sysu": _survey_sysu,
-    "regdb": _survey_regdb,
-    "llcm": _survey_llcm,
-    "paired_folder": _survey_pairs,
-}
+SURVEYS = {"sysu": _survey_sysu, "regdb": _survey_regdb, "llcm": _survey_llcm, "paired_folder": _survey_pairs}

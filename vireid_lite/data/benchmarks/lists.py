@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
-from vireid_lite.data.records import Dataset, Modality, Record
-from vireid_lite.errors import InputError
+from vireid_lite.data.records import Dataset, Modality, Record, Size
+from vireid_lite.errors import InputError, check_choice
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
 
@@ -17,7 +17,10 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
 # Test identities are moved by this much, so that one number never means two people.
 TEST_IDENTITY_OFFSET = 10_000
 
-FLAG, TEN = (False, True), range(1, 11)
+# Options that several have: each one's usual value, and what it may be.
+NO, YES = (False, (False, True)), (True, (False, True))
+
+NUM_TRIALS = (10, range(1, 11))
 
 
 def open_root(name: str, root: str | Path | None) -> Path:
@@ -32,10 +35,13 @@ def open_root(name: str, root: str | Path | None) -> Path:
 class Benchmark(Dataset):
     """A data set in the reader's own folder.
 
+    Args:
+        options: by name; those not given are as the first of `choices` says.
+
     Attributes:
         title: what messages call it.
         folders: what `root` must hold.
-        choices: what each option may be, type included (True is not 1).
+        choices: each option's usual value, and what it may be, type included (True is not 1).
 
     Raises:
         InputError: for an unknown option, a missing root, folder or list, a malformed line, or a listed file that is
@@ -44,15 +50,17 @@ class Benchmark(Dataset):
 
     title: str
     folders: Sequence[str] = ()
-    choices: ClassVar[dict[str, Collection]]
+    choices: ClassVar[dict[str, tuple[object, Collection]]]
 
-    def __init__(self, name: str, root: str | Path | None, size: tuple[int, int], **options: object) -> None:
+    def __init__(self, name: str, root: str | Path | None, size: Size, options: dict[str, object]) -> None:
         for option, value in options.items():
-            known = self.choices[option]
+            check_choice(self.title, "option", option, self.choices)
+            known = self.choices[option][1]
             if not any(type(value) is type(choice) and value == choice for choice in known):
                 known = ", ".join(map(repr, known))
                 raise InputError(f"{self.title}: {option} must be one of {known}; got {value!r}")
-        super().__init__(name, open_root(name, root), size, options)
+        usual = {option: first for option, (first, _) in self.choices.items()}
+        super().__init__(name, open_root(name, root), size, usual | options)
         for folder in self.folders:
             if not (self.root / folder).is_dir():
                 raise InputError(f"{self.title}: the folder {folder} is not under {root}; check --root or the download")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from vireid_lite.data.benchmarks.lists import (
-    FLAG,
-    TEN,
+    NO,
+    NUM_TRIALS,
     TEST_IDENTITY_OFFSET,
     Benchmark,
     draw_gallery,
@@ -16,7 +16,7 @@ from vireid_lite.data.benchmarks.lists import (
     read_list,
     records_in,
 )
-from vireid_lite.data.records import Modality, Record, Trial
+from vireid_lite.data.records import Modality, Record, Size, Trial
 from vireid_lite.errors import InputError
 
 SPECTRA = {"vis": Modality.VISIBLE, "nir": Modality.INFRARED}
@@ -31,6 +31,8 @@ class LLCM(Benchmark):
 
     Args:
         root: the folder that holds `idx`, `test_vis` and `test_nir`.
+
+    Keyword Args:
         validation: True holds a tenth of the training identities, drawn from `seed`, out as `val`.
         official_vis2ir: what a visible query means. False: true visible-to-infrared, all visible images are queries,
             the infrared gallery is drawn. True: what the authors' code runs under that name (DEEN/test.py:222-234
@@ -42,23 +44,13 @@ class LLCM(Benchmark):
     title, protocol = "LLCM", "llcm"
     default_query = Modality.INFRARED  # the setting the authors' code has switched on (DEEN/test.py:61)
     folders = ("test_vis", "test_nir")
-    choices: ClassVar = {"validation": FLAG, "official_vis2ir": FLAG, "num_trials": TEN}
+    choices: ClassVar = {"validation": NO, "official_vis2ir": NO, "num_trials": NUM_TRIALS}
 
-    def __init__(
-        self,
-        root: str | Path | None,
-        *,
-        size: tuple[int, int] = (288, 144),
-        seed: int = 0,
-        validation: bool = False,
-        official_vis2ir: bool = False,
-        num_trials: int = 10,
-    ) -> None:
-        flags = {"validation": validation, "official_vis2ir": official_vis2ir}
-        super().__init__("llcm", root, size, **flags, num_trials=num_trials)
+    def __init__(self, root: str | Path | None, *, size: Size = (288, 144), seed: int = 0, **options: object) -> None:
+        super().__init__("llcm", root, size, options)
         self.train = [record for spectrum in SPECTRA for record in self._read_train(spectrum)]
         self.test_groups = read_test_groups(self.root)
-        if validation:
+        if self.options["validation"]:
             self.hold_out(seed)
 
     def _read_train(self, spectrum: str) -> list[Record]:

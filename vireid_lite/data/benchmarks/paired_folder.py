@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from vireid_lite.data.benchmarks.lists import FLAG, Benchmark, image_names
-from vireid_lite.data.records import Modality, Record, Trial, all_against_all, opened
+from vireid_lite.data.benchmarks.lists import YES, Benchmark, image_names
+from vireid_lite.data.records import Box, Modality, Record, Size, Trial, all_against_all, opened
 from vireid_lite.errors import InputError
 
 FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
@@ -30,6 +30,8 @@ class PairedFolder(Benchmark):
     Args:
         root: the folder that holds `visible` and `infrared`.
         seed: not used.
+
+    Keyword Args:
         one_frame_per_sequence: keep the first frame (with a box) of each sequence only, as the same people recur in
             neighbouring frames. A sequence is the stem without its last `_` and frame number: `set06_V001` for
             `set06_V001_I00459`; a stem without one is a sequence of its own.
@@ -40,21 +42,15 @@ class PairedFolder(Benchmark):
     """
 
     title, folders = "paired_folder", tuple(FOLDERS.values())
-    choices: ClassVar = {"one_frame_per_sequence": FLAG}
+    choices: ClassVar = {"one_frame_per_sequence": YES}
 
-    def __init__(
-        self,
-        root: str | Path | None,
-        *,
-        size: tuple[int, int] = (128, 64),
-        seed: int = 0,
-        one_frame_per_sequence: bool = True,
-    ) -> None:
-        super().__init__("paired_folder", root, size, one_frame_per_sequence=one_frame_per_sequence)
+    def __init__(self, root: str | Path | None, *, size: Size = (128, 64), seed: int = 0, **options: object) -> None:
+        super().__init__("paired_folder", root, size, options)
+        alone = self.options["one_frame_per_sequence"]
         pairs = _find_pairs(self.root)
         boxes = _read_boxes(self.root, pairs)
         stems = sorted(pairs) if boxes is None else [stem for stem in sorted(pairs) if boxes.get(stem)]
-        if one_frame_per_sequence:
+        if alone:
             stems = sorted({re.sub(r"(?<=.)_[^_\d]*\d+$", "", stem): stem for stem in reversed(stems)}.values())
         self.test: list[Record] = []
         for stem in stems:
@@ -63,11 +59,9 @@ class PairedFolder(Benchmark):
                 for modality, source in pairs[stem].items():
                     self.test.append(Record(source, identity, 1 + modality, modality, box))
         if len(self.test) < 4:
-            remedy = "pass one_frame_per_sequence=False" if one_frame_per_sequence else "add pairs"
-            raise InputError(
-                f"paired_folder: {root} gives {len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs, "
-                f"and two are needed; {remedy}"
-            )
+            remedy = "pass one_frame_per_sequence=False" if alone else "add pairs"
+            found = f"{len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs"
+            raise InputError(f"paired_folder: {root} gives {found}, and two are needed; {remedy}")
 
     def trials(self, query_modality: Modality | None = None) -> list[Trial]:
         """Return the single trial of one direction: every crop of one modality against every crop of the other."""
@@ -115,7 +109,7 @@ def _read_boxes(root: Path, pairs: dict) -> dict[str, list[list[float]]] | None:
     return boxes
 
 
-def _clip(root: Path, pair: dict[Modality, str], boxes: list[list[float]]) -> list[tuple[int, int, int, int]]:
+def _clip(root: Path, pair: dict[Modality, str], boxes: list[list[float]]) -> list[Box]:
     """Return the boxes widened by the margin and clipped to the frame, from the headers of the pair's files alone."""
     sizes = []
     for source in pair.values():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from vireid_lite.data.benchmarks.lists import FLAG, TEN, TEST_IDENTITY_OFFSET, Benchmark, read_list
-from vireid_lite.data.records import Modality, Record, Trial, all_against_all
+from vireid_lite.data.benchmarks.lists import NO, TEST_IDENTITY_OFFSET, Benchmark, read_list
+from vireid_lite.data.records import Modality, Record, Size, Trial, all_against_all
 from vireid_lite.errors import InputError
 
 SPECTRA = {"visible": Modality.VISIBLE, "thermal": Modality.INFRARED}
@@ -21,6 +21,8 @@ class RegDB(Benchmark):
 
     Args:
         root: the folder that holds `Visible`, `Thermal` and `idx`.
+
+    Keyword Args:
         split: 1 to 10.
         validation: True holds a tenth of the training identities, drawn from `seed`, out as `val`.
 
@@ -29,24 +31,15 @@ class RegDB(Benchmark):
     """
 
     title = "RegDB"
-    choices: ClassVar = {"split": TEN, "validation": FLAG}
+    choices: ClassVar = {"split": (1, range(1, 11)), "validation": NO}
 
-    def __init__(
-        self,
-        root: str | Path | None,
-        *,
-        size: tuple[int, int] = (288, 144),
-        seed: int = 0,
-        split: int = 1,
-        validation: bool = False,
-    ) -> None:
-        super().__init__("regdb", root, size, split=split, validation=validation)
+    def __init__(self, root: str | Path | None, *, size: Size = (288, 144), seed: int = 0, **options: object) -> None:
+        super().__init__("regdb", root, size, options)
         self.train, self.test = self._read("train", 0), self._read("test", TEST_IDENTITY_OFFSET)
         if shared := {r.source for r in self.train} & {r.source for r in self.test}:
-            raise InputError(
-                f"RegDB: split {split} lists {min(shared)} for both training and test; fetch the lists again"
-            )
-        if validation:
+            where = f"split {self.options['split']} lists {min(shared)}"
+            raise InputError(f"RegDB: {where} for both training and test; fetch the lists again")
+        if self.options["validation"]:
             self.hold_out(seed)
 
     def _read(self, part: str, offset: int) -> list[Record]:

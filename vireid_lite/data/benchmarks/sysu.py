@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from vireid_lite.data.benchmarks.lists import FLAG, TEN, Benchmark, draw_gallery, read_identities, records_in
-from vireid_lite.data.records import Modality, Record, Trial
+from vireid_lite.data.benchmarks.lists import NUM_TRIALS, YES, Benchmark, draw_gallery, read_identities, records_in
+from vireid_lite.data.records import Modality, Record, Size, Trial
 from vireid_lite.errors import InputError
 
 INFRARED_CAMERAS = (3, 6)
@@ -26,6 +26,8 @@ class SYSU(Benchmark):
     Args:
         root: the folder that holds `cam1` to `cam6` and `exp`.
         seed: not used; every split and draw of SYSU-MM01 is fixed.
+
+    Keyword Args:
         search: "all" draws the gallery from visible cameras 1, 2, 4, 5; "indoor" from 1 and 2.
         shot: gallery images per identity and camera, 1 or 10.
         draw: "agw", trial t drawn with Python's generator seeded t (AGW, data_manager.py:39-58), which is defined for
@@ -42,36 +44,22 @@ class SYSU(Benchmark):
     title, protocol, default_query = "SYSU-MM01", "sysu", Modality.INFRARED
     folders = tuple(f"cam{camera}" for camera in range(1, 7))
     choices: ClassVar = {
-        **{"search": tuple(VISIBLE_CAMERAS), "shot": (1, 10), "draw": ("agw", "official")},
-        **{"validation": FLAG, "num_trials": TEN},
+        **{"search": ("all", tuple(VISIBLE_CAMERAS)), "shot": (1, (1, 10)), "draw": ("agw", ("agw", "official"))},
+        **{"validation": YES, "num_trials": NUM_TRIALS},
     }
 
-    def __init__(
-        self,
-        root: str | Path | None,
-        *,
-        size: tuple[int, int] = (288, 144),
-        seed: int = 0,
-        search: str = "all",
-        shot: int = 1,
-        draw: str = "agw",
-        validation: bool = True,
-        num_trials: int = 10,
-    ) -> None:
-        options = {"search": search, "shot": shot, "draw": draw, "validation": validation, "num_trials": num_trials}
-        super().__init__("sysu", root, size, **options)
-        if draw == "agw" and shot != 1:
+    def __init__(self, root: str | Path | None, *, size: Size = (288, 144), seed: int = 0, **options: object) -> None:
+        super().__init__("sysu", root, size, options)
+        if self.options["draw"] == "agw" and self.options["shot"] != 1:
             raise InputError("SYSU-MM01: AGW's draw is defined for shot=1 only; pass draw='official' for shot=10")
         listings = {split: f"exp/{split}_id.txt" for split in ("train", "val", "test")}
         self.identities = {split: read_identities("SYSU-MM01", self.root, path) for split, path in listings.items()}
         for one, other in combinations(listings, 2):
             if shared := set(self.identities[one]) & set(self.identities[other]):
-                raise InputError(
-                    f"SYSU-MM01: {listings[one]} and {listings[other]} both list identity {min(shared)}; "
-                    "fetch the lists again"
-                )
+                both = f"{listings[one]} and {listings[other]} both list identity {min(shared)}"
+                raise InputError(f"SYSU-MM01: {both}; fetch the lists again")
         self.train, self.val = ([r for group in self._groups(split) for r in group] for split in ("train", "val"))
-        if not validation:
+        if not self.options["validation"]:
             self.train, self.val = sorted(self.train + self.val, key=lambda record: record.identity), []
         if not self.train:
             raise InputError(f"SYSU-MM01: {root} has no image of a training identity; check --root or the download")
@@ -115,10 +103,9 @@ class SYSU(Benchmark):
             except (AttributeError, IndexError, TypeError, ValueError):
                 places = []
             if sorted(places) != list(range(len(group))) or len(group) < shot:
-                raise InputError(
-                    f"SYSU-MM01: {PERMUTATIONS} permutes {len(places)} images of cam{camera}/{identity:04d}, which "
-                    f"holds {len(group)} (shot={shot}); the copy is incomplete, or pass draw='agw'"
-                )
+                found = f"{len(places)} images of cam{camera}/{identity:04d}, which holds {len(group)} (shot={shot})"
+                remedy = "the copy is incomplete, or pass draw='agw'"
+                raise InputError(f"SYSU-MM01: {PERMUTATIONS} permutes {found}; {remedy}")
             gallery += [group[place] for place in places[:shot]]
         return gallery
 
@@ -135,6 +122,5 @@ def read_permutations(root: Path) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"SYSU-MM01: {PERMUTATIONS} is not under {root}; fetch it, or pass draw='agw'") from None
     except Exception as error:  # scipy's reader raises whatever a broken file makes it stumble over
-        raise InputError(
-            f"SYSU-MM01: {PERMUTATIONS} under {root} is not readable ({type(error).__name__}); fetch it again"
-        ) from None
+        problem = f"{PERMUTATIONS} under {root} is not readable ({type(error).__name__})"
+        raise InputError(f"SYSU-MM01: {problem}; fetch it again") from None

@@ -244,14 +244,15 @@ class SyntheticVI(Dataset):
         check_whole("synthetic", "seed", seed)
         check_flag("synthetic", "thermal", thermal)
         check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
+        options = {f"{split}_identities".replace("train", "num"): count for split, count in counts.items()}
+        options |= {"images_per_modality": images_per_modality, "seed": seed, "difficulty": difficulty}
+        options["thermal"] = thermal
         for name, value in knobs.items():
-            check_choice("synthetic", "knob", name, KNOB_LIMITS)
+            check_choice("synthetic", "option", name, {**options, **KNOB_LIMITS})
             check_number("synthetic", name, value, 0, KNOB_LIMITS[name])
         self.knobs = replace(DIFFICULTIES[difficulty], **{name: float(value) for name, value in knobs.items()})
         self.seed, self.thermal, self.images_per_modality = seed, thermal, images_per_modality
-        options = {f"{split}_identities".replace("train", "num"): count for split, count in counts.items()}
-        options |= {"images_per_modality": images_per_modality, "seed": seed, "difficulty": difficulty}
-        super().__init__("synthetic", None, size, {**options, "thermal": thermal, "knobs": asdict(self.knobs)})
+        super().__init__("synthetic", None, size, {**options, "knobs": asdict(self.knobs)})
         self.train = self._records("train", num_identities, 0)
         self.val = self._records("val", val_identities, len(self.train))
         self.test = self._records("test", test_identities, len(self.train) + len(self.val))
