@@ -12,23 +12,18 @@ from vireid_lite.data.benchmarks.regdb import RegDB
 from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Dataset, Modality, Record, Size, Trial, all_against_all, fingerprint
 from vireid_lite.data.store import ImageStore, cached
-from vireid_lite.data.synthetic.people import DIFFICULTIES, Knobs, SyntheticVI
+from vireid_lite.data.synthetic.people import Knobs, SyntheticVI
 from vireid_lite.errors import InputError, check_choice
 
 __all__ = [
     "DATASETS",
-    "DIFFICULTIES",
-    "LLCM",
-    "SYSU",
     "Augmentation",
     "Dataset",
     "ImageStore",
     "Knobs",
     "Modality",
     "PKSampler",
-    "PairedFolder",
     "Record",
-    "RegDB",
     "SyntheticVI",
     "Trial",
     "all_against_all",
@@ -49,7 +44,7 @@ def load_dataset(
         root: the folder of the reader's own copy; the synthetic set takes none.
         size: (height, width) of the crops in pixels; None stands for the data set's usual size.
         seed: decides rendering and held-out identities.
-        options: the named options of the data set's class (SyntheticVI, SYSU, RegDB, LLCM, PairedFolder).
+        options: those of the data set's class (SyntheticVI, SYSU, RegDB, LLCM, PairedFolder).
 
     Raises:
         InputError: for an unknown name or option, a missing root, or a root where none belongs.

@@ -23,14 +23,19 @@ MATERIALS = ("nothing", "skin", "hair", "upper", "inner", "lower", "shoes", "bag
 SKIN, HAIR, UPPER, INNER, LOWER, SHOES, BAG, HAT, DARK, SCARF = range(2, 2 * len(MATERIALS), 2)
 
 
-class Person(
-    namedtuple(
-        "Person",
-        "stature shoulder waist hip depth arm leg crotch head hair beard glasses hat upper hem sleeve sleeve_dye "
-        "opening pattern repeats phase pattern_back trim lower lower_hem leg_pattern cut boots bag bag_side "
-        "bag_size scarf visible infrared heat",
-    )
-):
+PERSON = (
+    "stature shoulder waist hip depth arm leg crotch head hair beard glasses hat upper hem sleeve sleeve_dye opening "
+    "pattern repeats phase pattern_back trim lower lower_hem leg_pattern cut boots bag bag_side bag_size scarf "
+    "visible infrared heat"
+)
+
+SHOT = (
+    "yaw phase stride swing elbow arm_pose spread lean head_turn scale stretch shift foot pan mirror exposure "
+    "scene_exposure light ambient hotspot folds blur noise noise_seed occluder"
+)
+
+
+class Person(namedtuple("Person", PERSON)):
     """What one identity carries from image to image, in both spectra.
 
     Lengths are in units of the stature; `visible` is (22, 3) linear RGB, `infrared` (22,) near-infrared reflectance and
@@ -38,13 +43,7 @@ class Person(
     """
 
 
-class Shot(
-    namedtuple(
-        "Shot",
-        "yaw phase stride swing elbow arm_pose spread lean head_turn scale stretch shift foot pan mirror exposure "
-        "scene_exposure light ambient hotspot folds blur noise noise_seed occluder",
-    )
-):
+class Shot(namedtuple("Shot", SHOT)):
     """What one image draws for itself: pose, view, framing, light and the camera's faults.
 
     yaw in radians (0 faces the camera, pi/2 walks to the right); stride, swing, elbow, spread, lean in radians; scale,
@@ -131,11 +130,8 @@ class Canvas:
         self.y = np.arange(height, dtype=np.float32)[:, None] + 0.5
         self.light, self.ambient = light, ambient
 
-    def _window(self, x0: float, x1: float, y0: float, y1: float) -> tuple[slice, slice] | None:
-        height, width = self.index.shape
-        rows = slice(max(0, int(y0)), min(height, int(y1) + 2))
-        columns = slice(max(0, int(x0)), min(width, int(x1) + 2))
-        return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
+    def _window(self, x0: float, x1: float, y0: float, y1: float) -> tuple[slice, slice]:
+        return tuple(slice(max(0, int(low)), max(0, int(high) + 2)) for low, high in ((y0, y1), (x0, x1)))
 
     def _put(self, window, inside, u, v, slope: tuple[float, float], paint: Paint, gain) -> None:
         toward = np.sqrt(np.maximum(1.0 - u * u, 0.0))
@@ -154,8 +150,6 @@ class Canvas:
         dx, dy = (bx - ax) / length, (by - ay) / length
         reach = max(start, end) * reach + 1
         window = self._window(min(ax, bx) - reach, max(ax, bx) + reach, min(ay, by) - reach, max(ay, by) + reach)
-        if window is None:
-            return None, None, None, None, None
         x, y = self.x[window[1]] - ax, self.y[window[0]] - ay
         along = x * dx + y * dy
         clipped = np.minimum(np.maximum(along, 0.0), length)
@@ -167,25 +161,20 @@ class Canvas:
     def tube(self, a: Point, b: Point, start: float, end: float, paint: Paint, gain: float = 1.0) -> None:
         """Paint a round-ended limb from a to b (x, y in pixels) whose radius goes from `start` to `end` pixels."""
         window, u, square, v, slope = self._limb(a, b, start, end, 1.0)
-        if window is not None:
-            self._put(window, square < 1.0, u, v, slope, paint, gain)
+        self._put(window, square < 1.0, u, v, slope, paint, gain)
 
     def contact(self, a: Point, b: Point, start: float, end: float, strength: float) -> None:
         """Darken what lies behind a limb that is about to be painted, most at its outline."""
         window, _, square, _, _ = self._limb(a, b, start, end, 1.5)
-        if window is not None:
-            self.shade[window] *= np.clip(square * (strength / 1.25) + (1 - 1.8 * strength), 1 - strength, 1.0)
+        self.shade[window] *= np.clip(square * (strength / 1.25) + (1 - 1.8 * strength), 1 - strength, 1.0)
 
     def column(self, y, centre, half, paint: Paint, gain: float = 1.0, contact: float = 0.0, tilt: float = 0.0) -> None:
         """Paint an upright solid given by knots: rows y, centre line and half widths, all in pixels.
 
-        Args:
-            tilt: how much brighter its top is than its foot, as a fraction.
+        `tilt` is how much brighter its top is than its foot, as a fraction.
         """
         reach = max(half) * 1.3 + 1
         window = self._window(min(centre) - reach, max(centre) + reach, y[0], y[-1])
-        if window is None:
-            return
         rows = self.y[window[0], 0]
         self._rows(window, rows, np.interp(rows, y, centre), np.interp(rows, y, half), y, paint, gain, contact, tilt)
 
@@ -194,8 +183,6 @@ class Canvas:
     ):
         """Paint a superellipse about (x, y) in pixels: a power over 2 is a rounded box; taper narrows its foot."""
         window = self._window(x - half_width * 1.3 - 1, x + half_width * 1.3 + 1, y - half_height, y + half_height)
-        if window is None:
-            return
         rows = self.y[window[0], 0]
         height = np.minimum(np.abs(rows - y) / half_height, 1.0)
         half = half_width * (1.0 - height**power) ** (1 / power) * (1 - taper * np.clip((rows - y) / half_height, 0, 1))
@@ -302,11 +289,8 @@ class Figure:
         x, y = self.at(0.0, 0.15)
         self.canvas.ellipse(x, y, 0.031 * self.wide, 0.05 * self.unit, SKIN, 0.8, power=4)
         self.torso()
-        if not facing:
-            for part in back[:-1]:
-                part()
-        self.head()
-        for part in back[-1:] * (not facing) + side * bag_near:
+        behind = [] if facing else back
+        for part in [*behind[:-1], self.head, *behind[-1:], *side * bag_near]:
             part()
         for limb in arms:
             if limb[0] >= -0.03:
@@ -388,11 +372,8 @@ class Figure:
         drop = 0.155 * math.cos(spread) * math.cos(swing)
         elbow = (shoulder[0] + out * 0.155, shoulder[1] + drop, 0.155 * math.sin(swing))
         inward = 0.06 * out if pose == "swing" else -0.05 * out - 0.02 * side
-        wrist = (
-            elbow[0] + inward,
-            elbow[1] + 0.145 * math.cos(swing + bend),
-            elbow[2] + 0.145 * math.sin(swing + bend),
-        )
+        down, ahead = 0.145 * math.cos(swing + bend), 0.145 * math.sin(swing + bend)
+        wrist = (elbow[0] + inward, elbow[1] + down, elbow[2] + ahead)
         return self.near(elbow[0], (elbow[2] + wrist[2]) / 2), side, shoulder, elbow, wrist
 
     def paint_arm(self, side: int, shoulder: tuple, elbow: tuple, wrist: tuple) -> None:
@@ -485,9 +466,8 @@ class Figure:
         if p.hat == "hood":
             c.ellipse(x - 0.2 * wide * turn, y, wide * 1.25, tall * 1.16, UPPER, contact=0.2, tilt=0.3)
             if look > -0.2:
-                c.ellipse(
-                    x + 0.35 * wide * turn, y + 0.08 * tall, wide * (0.45 + 0.4 * look), tall * 0.8, self.face_dye, 0.9
-                )
+                across = wide * (0.45 + 0.4 * look)
+                c.ellipse(x + 0.35 * wide * turn, y + 0.08 * tall, across, tall * 0.8, self.face_dye, 0.9)
         else:
             for side in (-1, 1):
                 if abs(look) > 0.3 and p.hair not in ("bob", "long", "afro"):
@@ -537,9 +517,8 @@ class Figure:
         p, c = self.p, self.canvas
         if p.hair == "long":
             x, y = self.at(0.0, 0.135, -0.025)
-            c.ellipse(
-                x, y, self.half(0.06, 0.042) * p.head, 0.115 * self.unit, HAIR, 0.9, contact=0.2, tilt=0.3, power=3
-            )
+            half = self.half(0.06, 0.042) * p.head
+            c.ellipse(x, y, half, 0.115 * self.unit, HAIR, 0.9, contact=0.2, tilt=0.3, power=3)
         elif p.hair == "bob":
             x, y = self.at(0.0, 0.09, -0.012)
             c.ellipse(x, y, self.half(0.062, 0.058) * p.head, 0.072 * self.unit, HAIR, 0.9, tilt=0.3, power=3)

@@ -102,7 +102,7 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
     hem = {"tee": 0.5, "vest": 0.49, "shirt": 0.5, "hoodie": 0.52, "jacket": 0.5}.get(upper, 0.0)
     hem = vary(hem, 0.025) if hem else vary(0.69, 0.07)
 
-    visible, infrared, heat = dyes(rng, similarity, pattern_loss, reflectance_shift, upper)
+    colours = dyes(rng, similarity, pattern_loss, reflectance_shift, upper)
     return Person(
         stature=vary(1.0, 0.04),
         shoulder=vary(0.112, 0.012) + 0.012 * build,
@@ -136,9 +136,7 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
         bag_side=1 if rng.random() < 0.5 else -1,
         bag_size=vary(0.062, 0.016),
         scarf=maybe(0.15),
-        visible=visible,
-        infrared=infrared,
-        heat=heat,
+        **dict(zip(("visible", "infrared", "heat"), colours, strict=True)),
     )
 
 
@@ -278,8 +276,8 @@ class SyntheticVI(Dataset):
 
     def person(self, identity: int) -> Person:
         """Return the attributes of one identity."""
-        knobs = self.knobs
-        return draw_person(self.seed, identity, knobs.similarity, knobs.pattern_loss, knobs.reflectance_shift)
+        alike, lost, shift = self.knobs.similarity, self.knobs.pattern_loss, self.knobs.reflectance_shift
+        return draw_person(self.seed, identity, alike, lost, shift)
 
     def read(self, record: Record) -> np.ndarray:
         """Render one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
