@@ -62,7 +62,7 @@ class Trial(NamedTuple):
 class Dataset:
     """Records split into `train`, `val` and test `trials()`, identities disjoint between the three, and their reader.
 
-    A subclass fills `train` and `val`, and implements `trials` and, where pixels are not files, `read`.
+    A subclass fills `train`, `val` and `test`, or has `trials` of its own and, where pixels are not files, `read`.
 
     Args:
         name: the data set's name as `load_dataset` takes it.
@@ -82,19 +82,17 @@ class Dataset:
         height, width = size
         if not (isinstance(height, int) and isinstance(width, int) and height >= 16 and width >= 8):
             raise InputError(f"{name}: size must be (height, width) in whole pixels, at least (16, 8); got {size}")
-        self.name = name
-        self.root = root
-        self.size = (height, width)
-        self.options = options
+        self.name, self.root, self.size, self.options = name, root, (height, width), options
         self.train: list[Record] = []
         self.val: list[Record] = []
+        self.test: list[Record] = []
 
     def trials(self, query_modality: Modality | None = None) -> list[Trial]:
-        """Return the test trials for one direction; None stands for the data set's official direction."""
-        raise NotImplementedError
+        """Return the test trials of one direction: unless said otherwise one, all of a modality against the other."""
+        return [all_against_all(self.test, self.direction(query_modality))]
 
     def val_trial(self, query_modality: Modality | None = None) -> Trial:
-        """Return one trial over the validation identities: all images of one modality against all of the other."""
+        """Return the trial of the validation identities."""
         if not self.val:
             raise InputError(f"{self.name}: no validation identities are held out; load it with validation=True")
         return all_against_all(self.val, self.direction(query_modality))
@@ -108,10 +106,7 @@ class Dataset:
             raise InputError(f"{self.name}: query_modality must be {known}; got {query_modality!r}") from None
 
     def read(self, record: Record) -> np.ndarray:
-        """Decode, crop and resize one image (Lanczos, as AGW's pre-processing).
-
-        Returns:
-            uint8 (height, width, 3); infrared as three equal channels (luma of the file).
+        """Return one crop (Lanczos, as AGW's), uint8 (height, width, 3); infrared is the luma in three equal channels.
 
         Raises:
             InputError: where the file is absent, truncated, not an image, or of more than 8 bits a channel.
@@ -119,8 +114,8 @@ class Dataset:
         path = Path(self.root, record.source)
         with opened(path, self.name) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                mode = f"more than 8 bits a channel ({image.mode})"
-                raise InputError(f"{self.name}: {path} has {mode}; convert it to 8 bits")
+                found = f"{path} has more than 8 bits a channel ({image.mode})"
+                raise InputError(f"{self.name}: {found}; convert it to 8 bits")
             pixels = image.convert("RGB" if record.modality == Modality.VISIBLE else "L")
         if record.box is not None:
             x, y, width, height = record.box
@@ -140,10 +135,8 @@ def all_against_all(records: Sequence[Record], query_modality: Modality) -> Tria
 
 def fingerprint(records: Iterable[Record]) -> str:
     """Return 16 hex digits that change with any of the records or their order; no path can be read from them."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(repr((record.source, record.identity, record.camera, int(record.modality), record.box)).encode())
-    return digest.hexdigest()[:16]
+    lines = (repr((each.source, each.identity, each.camera, int(each.modality), each.box)) for each in records)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 @contextmanager

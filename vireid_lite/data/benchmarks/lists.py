@@ -35,21 +35,14 @@ def open_root(name: str, root: str | Path | None) -> Path:
 class Benchmark(Dataset):
     """A data set in the reader's own folder.
 
-    Args:
-        options: by name; those not given are as the first of `choices` says.
-
-    Attributes:
-        title: what messages call it.
-        folders: what `root` must hold.
-        choices: each option's usual value, and what it may be, type included (True is not 1).
-
     Raises:
         InputError: for an unknown option, a missing root, folder or list, a malformed line, or a listed file that is
             absent or climbs out of the root.
     """
 
-    title: str
-    folders: Sequence[str] = ()
+    title: str  #: what messages call it
+    folders: Sequence[str] = ()  #: what `root` must hold
+    #: each option's usual value, and what it may be, type included (True is not 1)
     choices: ClassVar[dict[str, tuple[object, Collection]]]
 
     def __init__(self, name: str, root: str | Path | None, size: Size, options: dict[str, object]) -> None:

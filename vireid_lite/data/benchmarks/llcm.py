@@ -6,16 +6,7 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from vireid_lite.data.benchmarks.lists import (
-    NO,
-    NUM_TRIALS,
-    TEST_IDENTITY_OFFSET,
-    Benchmark,
-    draw_gallery,
-    read_identities,
-    read_list,
-    records_in,
-)
+from vireid_lite.data.benchmarks import lists
 from vireid_lite.data.records import Modality, Record, Size, Trial
 from vireid_lite.errors import InputError
 
@@ -24,7 +15,7 @@ SPECTRA = {"vis": Modality.VISIBLE, "nir": Modality.INFRARED}
 CAMERAS = {"vis": range(1, 10), "nir": (1, 2, 4, 5, 6, 7, 8, 9)}  # camera 3 has no NIR images (data_manager.py:72-74)
 
 
-class LLCM(Benchmark):
+class LLCM(lists.Benchmark):
     """LLCM (Zhang and Wang, CVPR 2023): all images of one modality against one per identity and camera of the other.
 
     Training labels and test folder numbers overlap, so a test identity is its folder's number + 10,000.
@@ -44,7 +35,7 @@ class LLCM(Benchmark):
     title, protocol = "LLCM", "llcm"
     default_query = Modality.INFRARED  # the setting the authors' code has switched on (DEEN/test.py:61)
     folders = ("test_vis", "test_nir")
-    choices: ClassVar = {"validation": NO, "official_vis2ir": NO, "num_trials": NUM_TRIALS}
+    choices: ClassVar = {"validation": lists.NO, "official_vis2ir": lists.NO, "num_trials": lists.NUM_TRIALS}
 
     def __init__(self, root: str | Path | None, *, size: Size = (288, 144), seed: int = 0, **options: object) -> None:
         super().__init__("llcm", root, size, options)
@@ -56,7 +47,7 @@ class LLCM(Benchmark):
     def _read_train(self, spectrum: str) -> list[Record]:
         """Return the records of a list; a path names its camera by a folder `cam1`, or `_c01_` in the file's name."""
         records = []
-        for where, path, label in read_list("LLCM", self.root, f"idx/train_{spectrum}.txt"):
+        for where, path, label in lists.read_list("LLCM", self.root, f"idx/train_{spectrum}.txt"):
             camera = re.search(r"(?:^|/)cam(\d+)/", path) or re.search(r"(?:^|_|/)c(\d+)(?=[_.])[^/]*$", path)
             if camera is None:
                 raise InputError(
@@ -74,17 +65,17 @@ class LLCM(Benchmark):
         if not (every and drawn):
             raise InputError(f"LLCM: {self.root} lacks visible or infrared test images; check the download")
         swapped = direction == Modality.VISIBLE and self.options["official_vis2ir"]
-        galleries = [draw_gallery(drawn, trial) for trial in range(self.options["num_trials"])]
+        galleries = [lists.draw_gallery(drawn, trial) for trial in range(self.options["num_trials"])]
         return [Trial(gallery, every) if swapped else Trial(every, gallery) for gallery in galleries]
 
 
 def read_test_groups(root: Path) -> dict[Modality, list[list[Record]]]:
     """Return, per modality, the images of each test (identity, camera): identities ascending, cameras, then names."""
     groups: dict[Modality, list[list[Record]]] = {modality: [] for modality in Modality}
-    for number in read_identities("LLCM", root, "idx/test_id.txt"):
+    for number in lists.read_identities("LLCM", root, "idx/test_id.txt"):
         for spectrum, modality in SPECTRA.items():
             for camera in CAMERAS[spectrum]:
                 folder = f"test_{spectrum}/cam{camera}/{number:04d}"
-                if group := records_in(root, folder, number + TEST_IDENTITY_OFFSET, camera, modality):
+                if group := lists.records_in(root, folder, number + lists.TEST_IDENTITY_OFFSET, camera, modality):
                     groups[modality].append(group)
     return groups

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vireid_lite.data.benchmarks.lists import YES, Benchmark, image_names
-from vireid_lite.data.records import Box, Modality, Record, Size, Trial, all_against_all, opened
+from vireid_lite.data.records import Box, Modality, Record, Size, opened
 from vireid_lite.errors import InputError
 
 FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
@@ -62,10 +62,6 @@ class PairedFolder(Benchmark):
             remedy = "pass one_frame_per_sequence=False" if alone else "add pairs"
             found = f"{len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs"
             raise InputError(f"paired_folder: {root} gives {found}, and two are needed; {remedy}")
-
-    def trials(self, query_modality: Modality | None = None) -> list[Trial]:
-        """Return the single trial of one direction: every crop of one modality against every crop of the other."""
-        return [all_against_all(self.test, self.direction(query_modality))]
 
 
 def _find_pairs(root: Path) -> dict[str, dict[Modality, str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vireid_lite.data.benchmarks.lists import NO, TEST_IDENTITY_OFFSET, Benchmark, read_list
-from vireid_lite.data.records import Modality, Record, Size, Trial, all_against_all
+from vireid_lite.data.records import Modality, Record, Size
 from vireid_lite.errors import InputError
 
 SPECTRA = {"visible": Modality.VISIBLE, "thermal": Modality.INFRARED}
@@ -48,7 +48,3 @@ class RegDB(Benchmark):
             for spectrum, modality in SPECTRA.items()
             for entry in read_list("RegDB", self.root, f"idx/{part}_{spectrum}_{self.options['split']}.txt")
         ]
-
-    def trials(self, query_modality: Modality | None = None) -> list[Trial]:
-        """Return the split's single trial; visible queries by default, both directions are official."""
-        return [all_against_all(self.test, self.direction(query_modality))]

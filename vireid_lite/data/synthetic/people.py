@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from vireid_lite.data.records import Dataset, Modality, Record, Trial, all_against_all
+from vireid_lite.data.records import Dataset, Modality, Record
 from vireid_lite.data.synthetic.figure import SPECTRA, Person, Shot, dyes
 from vireid_lite.data.synthetic.render import render
 from vireid_lite.data.synthetic.scene import draw_scene
@@ -263,10 +263,6 @@ class SyntheticVI(Dataset):
                     camera = cameras[int(draw * len(cameras))]
                     records.append(Record(start + len(records), identity, camera, modality))
         return records
-
-    def trials(self, query_modality: Modality | None = None) -> list[Trial]:
-        """Return one trial: every test image of one modality (default visible) against all of the other."""
-        return [all_against_all(self.test, self.direction(query_modality))]
 
     def shot(self, record: Record) -> Shot:
         """Return the pose, view, framing, light and faults of one record's image."""
