@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,16 @@ def paint(path: Path, identity: int, infrared: bool, size: tuple[int, int], rng:
     pixels = np.broadcast_to(pixels, (height, width, 3)) + rng.normal(0, 8, (height, width, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+
+
+def published_draw(root: Path, folders: Iterable[str], trial: int) -> list[str]:
+    """Draw a file of each folder as AGW's code does, by Python's global generator, which is put back."""
+    state = random.getstate()
+    random.seed(trial)
+    found = [sorted((root / folder).iterdir()) for folder in folders if (root / folder).is_dir()]
+    chosen = [random.choice(paths).relative_to(root).as_posix() for paths in found]
+    random.setstate(state)
+    return chosen
 
 
 def make_sysu(

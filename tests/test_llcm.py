@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from miniatures import make_llcm
+from miniatures import make_llcm, published_draw
 
 from vireid_lite.data.benchmarks.llcm import LLCM
 from vireid_lite.data.records import Modality
@@ -14,19 +14,6 @@ from vireid_lite.errors import InputError
 def root(tmp_path_factory):
     # The published code splits a path at "cam" and reads the wrong camera and identity under such a root.
     return make_llcm(tmp_path_factory.mktemp("cam7_my_cameras") / "LLCM")
-
-
-def published_draw(root, spectrum, cameras, trial):
-    state = random.getstate()
-    random.seed(trial)
-    chosen = []
-    for identity in ("0003", "0005", "0012"):
-        for camera in cameras:
-            folder = root / f"test_{spectrum}/cam{camera}/{identity}"
-            if folder.is_dir():
-                chosen.append(random.choice(sorted(p.relative_to(root).as_posix() for p in folder.iterdir())))
-    random.setstate(state)
-    return chosen
 
 
 def test_cameras_and_identities_come_from_path_components(root):
@@ -51,8 +38,9 @@ def test_gallery_is_the_published_draw_with_seeds_0_to_9(root, direction, spectr
     trials = LLCM(root).trials(direction)
     assert random.getstate() == before
     assert len(trials) == 10
+    folders = [f"test_{spectrum}/cam{camera}/{who}" for who in ("0003", "0005", "0012") for camera in cameras]
     for seed, trial in enumerate(trials):
-        assert [r.source for r in trial.gallery] == published_draw(root, spectrum, cameras, seed)
+        assert [r.source for r in trial.gallery] == published_draw(root, folders, seed)
         assert {r.modality for r in trial.query} == {direction}
         assert {r.modality for r in trial.gallery} == {direction.other}
     assert len(trials[0].query) == 2 * 3 * (2 if direction == Modality.INFRARED else 3)

@@ -1,11 +1,10 @@
 """SYSU-MM01: splits, searches, and both gallery draws against an independent re-derivation."""
 
-import os
 import random
 
 import numpy as np
 import pytest
-from miniatures import make_sysu
+from miniatures import make_sysu, published_draw
 
 from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Modality
@@ -15,21 +14,6 @@ from vireid_lite.errors import InputError
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return make_sysu(tmp_path_factory.mktemp("camera1") / "cam_SYSU", permutations=True)
-
-
-def agw_gallery(root, cameras, trial):
-    """AGW's published procedure, on file names and Python's global generator, which is put back."""
-    state = random.getstate()
-    random.seed(trial)
-    identities = (root / "exp/test_id.txt").read_text().splitlines()[0].split(",")
-    chosen = []
-    for identity in sorted(f"{int(i):04d}" for i in identities):
-        for camera in cameras:
-            folder = root / f"cam{camera}" / identity
-            if folder.is_dir():
-                chosen.append(random.choice(sorted(f"cam{camera}/{identity}/{n}" for n in os.listdir(folder))))
-    random.setstate(state)
-    return chosen
 
 
 def test_identities_are_disjoint_and_cameras_have_their_spectrum(root):
@@ -57,10 +41,12 @@ def test_agw_draw_is_the_published_one(root, search, cameras):
     before = random.getstate()
     trials = SYSU(root, search=search).trials()
     assert random.getstate() == before
-    folders = [root / f"cam{camera}/{identity}" for identity in ("0006", "0010", "0027") for camera in (3, 6)]
+    people = ("0006", "0010", "0027")
+    folders = [root / f"cam{camera}/{identity}" for identity in people for camera in (3, 6)]
     queries = [p.relative_to(root).as_posix() for folder in folders for p in sorted(folder.glob("*.jpg"))]
+    drawn_from = [f"cam{camera}/{identity}" for identity in people for camera in cameras]
     for number, trial in enumerate(trials):
-        assert [r.source for r in trial.gallery] == agw_gallery(root, cameras, number)
+        assert [r.source for r in trial.gallery] == published_draw(root, drawn_from, number)
         assert [r.source for r in trial.query] == queries
     assert len(trials) == 10
     assert len({tuple(t.gallery) for t in trials}) > 1
