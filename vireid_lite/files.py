@@ -31,9 +31,7 @@ def results_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: VIREID_CACHE if set, else the checkout's `_build/cache`, else
-    ~/.cache/vireid_lite.
-    """
+    """Return where all lies that can be made again: $VIREID_CACHE, a checkout's `_build/cache`, ~/.cache/vireid_lite."""
     if given := os.environ.get("VIREID_CACHE"):
         return Path(given)
     checkout = PACKAGE.parent
@@ -80,10 +78,7 @@ def clear_no_space(what: str, folder: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
-
-    What a kill leaves beside it, `.NAME.part`, is overwritten by the next write; one writer at a time (`exclusive`).
-    """
+    """Write a file whole or not at all, for one writer at a time: a kill leaves the old file or the new."""
     part = path.with_name(f".{path.name}.part")
     with clear_no_space(path.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

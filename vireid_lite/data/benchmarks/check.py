@@ -63,11 +63,10 @@ class CheckReport:
 
     def part(self, part: str, records: list[Record], known: Iterable[int | None]) -> None:
         """Count the identities and the visible and infrared images of a split."""
-        images = [sum(record.modality == modality for record in records) for modality in Modality]
+        images = (sum(record.modality == modality for record in records) for modality in Modality)
         found = (len({record.identity for record in records}), *images)
-        for what, count, expected in zip(
-            ("identities", "visible images", "infrared images"), found, known, strict=True
-        ):
+        words = ("identities", "visible images", "infrared images")
+        for what, count, expected in zip(words, found, known, strict=True):
             self.count(f"{part} {what}", count, expected)
 
     def files(self, problem: str, names: list[str]) -> None:

@@ -209,7 +209,6 @@ class SyntheticVI(Dataset):
     Args:
         num_identities: training identities; `val_identities` and `test_identities` come on top, all disjoint, and stay
             the same people whatever the other counts are.
-        size: (height, width) in pixels.
         seed: which population; another seed is other people before other cameras.
         difficulty: a name in DIFFICULTIES.
         thermal: infrared shows heat (far infrared) rather than reflectance.
