@@ -31,7 +31,7 @@ def results_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Return where all lies that can be made again: $VIREID_CACHE, a checkout's `_build/cache`, ~/.cache/vireid_lite."""
+    """Return the folder of what can be made again: $VIREID_CACHE, a checkout's `_build/cache`, ~/.cache/vireid_lite."""
     if given := os.environ.get("VIREID_CACHE"):
         return Path(given)
     checkout = PACKAGE.parent
