@@ -13,11 +13,11 @@ from vireid_lite import models
 from vireid_lite.cards import code_modules
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.files import cache_folder, code_hash, exclusive, stable_hash
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
-from vireid_lite.training import TrainSettings, train, train_by_objective
+from vireid_lite.training import TrainSettings, train
 
 # Options of the licensed data sets that decide the test alone: victims are shared over them.
 TEST_ONLY = ("search", "shot", "draw", "num_trials", "official_vis2ir")
@@ -36,10 +36,24 @@ class Recipe:
     settings: TrainSettings = field(default_factory=TrainSettings)
     options: dict = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_choice("models", "network", self.model, models.NETWORKS)
+        _ = self.triplet
+
+    @property
+    def triplet(self) -> str | None:
+        """The name of the triplet it is trained with; None for a network that takes none, and refuses one."""
+        return models.NETWORKS[self.model].chosen_triplet(self.settings.triplet)
+
     def describe(self) -> dict:
-        """Return the recipe as plain values, for run cards and keys; options only where there are any."""
+        """Return the recipe as plain values, for run cards and keys; triplet and options only where there are any."""
         described = asdict(self)
-        return described if self.options else {name: v for name, v in described.items() if name != "options"}
+        described["settings"]["triplet"] = self.triplet
+        if self.triplet is None:
+            del described["settings"]["triplet"]
+        if not self.options:
+            del described["options"]
+        return described
 
 
 @dataclass(frozen=True)
@@ -213,11 +227,9 @@ def _train_and_save(
         model = models.build(recipe.model, num_identities, recipe.backbone, recipe.pretrained, **recipe.options)
     started = time.perf_counter()
     state_path = folder / "state.pt"
-    learn = train_by_objective if hasattr(model, "objective") else train
+    options = {"seed": seed, "state_path": state_path, "key": key, "device": device, "progress": progress}
     with compute.on(model, device):
-        history = learn(
-            model, dataset, recipe.settings, seed=seed, state_path=state_path, key=key, device=device, progress=progress
-        )
+        history = train(model, dataset, recipe.settings, **options)
     card = {
         "key": key,
         "recipe": recipe.describe(),

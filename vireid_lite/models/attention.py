@@ -14,11 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.frequency import decompose, recombine
+from vireid_lite.models.two_stream import one_modality
 
 
-class SpatialAttention(nn.Module):
+class Attention(nn.Module):
+    """Weights in (0, 1), made by `excite` of the summary that `squeeze` makes of maps."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the weights, (N, 1, h, w) or (N, C, 1, 1), for maps (N, C, h, w)."""
+        return self.excite(self.squeeze(maps))
+
+
+class SpatialAttention(Attention):
     """One weight per position: sigmoid of a convolution over the maximum and the mean of the channels.
 
     kernel: its side. Zeros are padded, and there is no bias.
@@ -38,22 +47,14 @@ class SpatialAttention(nn.Module):
         """Return the weights (N, 1, h, w) in (0, 1) for a summary (N, 2, h, w)."""
         return self.conv(summary).sigmoid()
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Return the weights (N, 1, h, w) in (0, 1) for maps (N, C, h, w)."""
-        return self.excite(self.squeeze(maps))
 
-
-class ChannelAttention(nn.Module):
-    """One weight per channel, from the means of the channels; a subclass says how, in `excite`."""
+class ChannelAttention(Attention):
+    """One weight per channel, (N, C, 1, 1), from the means of the channels; a subclass says how, in `excite`."""
 
     @staticmethod
     def squeeze(maps: Tensor) -> Tensor:
         """Return the mean of each channel of (N, C, h, w): (N, C)."""
         return maps.mean((2, 3))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Return the weights (N, C, 1, 1) in (0, 1) for maps (N, C, h, w)."""
-        return self.excite(self.squeeze(maps))
 
 
 class SqueezeExcitation(ChannelAttention):
@@ -107,11 +108,7 @@ class ModalityAttention(nn.Module):
         Raises InputError for another modality, or one that is not of N images.
         """
         if not isinstance(modality, Tensor):
-            if modality not in (0, 1):
-                raise InputError(
-                    f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}"
-                )
-            return (self.visible, self.infrared)[modality](maps)
+            return (self.visible, self.infrared)[one_modality(modality)](maps)
         if modality.shape != maps.shape[:1]:
             raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(maps)} in all")
         # Both are computed for every image and one is kept: a summary is small, and splitting would make a GPU wait.
@@ -167,9 +164,6 @@ class FSAM(ModalityAttention):
 
 def build_attention(name: str, channels: int) -> ModalityAttention:
     """Return a new module: "fsam" or "sfm" (of any number of channels), "se" or "eca". Raises InputError for others."""
-    if name not in _ATTENTION:
-        raise InputError(f"attention: {name!r} is unknown; choose one of {', '.join(_ATTENTION)}")
-    return _ATTENTION[name](channels)
-
-
-_ATTENTION = {"fsam": lambda channels: FSAM(), "sfm": lambda channels: SFM(), "se": SE, "eca": ECA}
+    known = {"fsam": lambda _: FSAM(), "sfm": lambda _: SFM(), "se": SE, "eca": ECA}
+    check_choice("attention", "name", name, known)
+    return known[name](channels)

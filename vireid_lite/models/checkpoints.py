@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors with a JSON card, loaded strictly; and the official AGW files through a name map."""
+"""Checkpoints: safetensors with a JSON card, loaded strictly."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from vireid_lite.errors import InputError
 from vireid_lite.files import write_atomically
 from vireid_lite.models.build import build
-from vireid_lite.models.official import _load_strictly
 from vireid_lite.models.two_stream import TwoStream
 
 
@@ -62,5 +62,21 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     except (json.JSONDecodeError, KeyError, TypeError):
         raise InputError(f"{path}: carries no usable card; only files of save_checkpoint can be loaded") from None
     model.arguments = arguments
-    _load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
+    load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
     return model.eval(), card
+
+
+def load_strictly(model: TwoStream, state: dict[str, Tensor], names: dict[str, str], where: str) -> None:
+    """Copy `state` into `model`, every weight under the name `names` gives it; refuse the first that does not fit."""
+    what = "{name}, num_identities={num_identities}, backbone={backbone}".format(**model.arguments)
+    remedy = "build the network the file was saved from"
+    for name, value in model.state_dict().items():
+        theirs, shape = names[name], tuple(value.shape)
+        if theirs not in state:
+            raise InputError(f"{where}: {theirs} is missing for {what}; {remedy}")
+        if state[theirs].shape != value.shape:
+            found = tuple(state[theirs].shape)
+            raise InputError(f"{where}: {theirs} is {found} where {what} has {shape}; {remedy}")
+    if foreign := [name for name in state if name not in set(names.values())]:
+        raise InputError(f"{where}: {foreign[0]} has no place in {what}; {remedy}")
+    model.load_state_dict({name: state[theirs] for name, theirs in names.items()})

@@ -10,16 +10,13 @@ from torch.nn import functional as F
 
 from vireid_lite import losses
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
-from vireid_lite.losses import class_centres
+from vireid_lite.errors import check_flag
 from vireid_lite.models.two_stream import (
     Batch,
     ModelOutput,
     Objective,
     TwoStream,
-    bnneck,
     generalised_mean,
-    identity_classifier,
     out_channels,
     trunk,
 )
@@ -48,8 +45,6 @@ class DEEN(TwoStream):
     Source: Zhang and Wang, "Diverse Embedding Expansion Network", CVPR 2023; LLCM DEEN/model.py:91-272.
     """
 
-    gem_p = 1.0  # average pooling; the feature-level attack pools its first stage with it
-
     def __init__(
         self,
         num_identities: int,
@@ -59,30 +54,26 @@ class DEEN(TwoStream):
         flip: bool = False,
         layer4: bool = True,
     ) -> None:
-        for name, value in (("flip", flip), ("layer4", layer4)):
-            if type(value) is not bool:
-                raise InputError(f"models: {name} must be true or false, got {value!r}")
+        check_flag("models", "flip", flip)
+        check_flag("models", "layer4", layer4)
         stem, layers = trunk(backbone, pretrained)
         widths = [stem.conv1.out_channels, *(out_channels(layer[-1]) for layer in layers)]
         fused = [Fused(*layers[k], Fusion(widths[k + 1], widths[k], stride)) for k, stride in enumerate((1, 2, 2))]
+        channels = widths[4 if layer4 else 3]
         if layer4:
-            channels = widths[4]
             stages = [*fused, nn.Sequential(Expansion(widths[3]), *layers[3], SideBySide(channels))]
         else:
-            channels = widths[3]
             expansion = nn.Sequential(Expansion(widths[2]), SideBySide(widths[2]))
             stages = [*fused[:2], expansion, nn.Sequential(Stacked(), *layers[2], SideBySide(channels))]
         super().__init__(stem, stages)
         self.flip = flip
-        self.bottleneck = bnneck(channels)
-        self.classifier: nn.Linear = identity_classifier(channels, num_identities)
+        self.add_head(channels, num_identities)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
         """Return pooled (N, 3C), embedding (N, 6C) and logits (N, num_identities), the mean of the three branches'.
 
         embedding: pooled and BNNeck features of the branches, six vectors of length 1, side by side: the inner product
         of two embeddings is the sum of the six similarity matrices that the published test adds up (DEEN test.py).
-        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
         """
         pooled, neck = self._branches(images, modality)
         embedding = F.normalize(torch.cat([pooled, neck], 1), dim=2).flatten(1)
@@ -100,8 +91,8 @@ class DEEN(TwoStream):
     def objective(self, batch: Batch) -> Objective:
         """Return identity + triplet + 0.8 cpm + 0.01 orthogonality, and the logits of all 3N rows.
 
-        identity: cross-entropy; triplet: batch-hard, margin 0.3, of pooled features (`settings.triplet` is not read);
-        both over the 3N rows. cpm: `centre_pair_mining` of the first branch with each of the others, summed.
+        identity: cross-entropy; triplet: batch-hard, margin 0.3, of pooled features; both over the 3N rows.
+        cpm: `centre_pair_mining` of the first branch with each of the others, summed.
         orthogonality: inner product of the two expanded pooled features, summed over images and divided by 3N.
         Source: LLCM DEEN/train.py:284-294 and model.py.
         """
@@ -110,7 +101,7 @@ class DEEN(TwoStream):
         plain, first, second = pooled.unbind(1)
         cpm = sum(centre_pair_mining(plain, made, batch.labels, batch.modality) for made in (first, second))
         found = {
-            "identity": losses.identity_loss(logits, labels, batch.settings.label_smoothing),
+            "identity": losses.identity_loss(logits, labels, batch.smoothing),
             "triplet": losses.hard_triplet(pooled.flatten(0, 1), labels, 0.3),
             "cpm": CPM_WEIGHT * cpm,
             "orthogonality": ORTHOGONALITY_WEIGHT * (first * second).sum() / len(labels),
@@ -139,7 +130,7 @@ def centre_pair_mining(plain: Tensor, made: Tensor, labels: Tensor, modality: Te
     Raises InputError unless every identity has an image of both modalities.
     Source: the released code, LLCM DEEN/loss.py (CPMLoss), where the centres are chunks of a sorted batch.
     """
-    (visible, infrared), expanded = (class_centres(features, labels, modality) for features in (plain, made))
+    (visible, infrared), expanded = (losses.class_centres(features, labels, modality) for features in (plain, made))
     total = plain.new_zeros(())
     for own, other, centre in ((visible, infrared, expanded[0]), (infrared, visible, expanded[1])):
         pulled = torch.linalg.vector_norm(other - centre, dim=1)

@@ -42,24 +42,21 @@ class _Chain:
         return maps
 
 
-def _chains(model: TwoStream, modules: Modules) -> dict[int, list[nn.Module]]:
-    """Return a list of modules for each block, checked."""
-    chains = {}
+def _hook(model: TwoStream, modules: Modules) -> tuple[nn.ModuleDict, list]:
+    """Check the modules and register their hooks; return them by block, and the hooks' handles."""
+    chains = nn.ModuleDict()
     for block, given in modules.items():
         if block not in range(len(model.stages)):
             raise InputError(f"attention: there is no block {block!r}; choose 0 to {len(model.stages) - 1}")
-        chains[block] = [given] if isinstance(given, nn.Module) else list(given)
-        for module in chains[block]:
+        for module in (chain := [given] if isinstance(given, nn.Module) else list(given)):
             if not isinstance(module, nn.Module):
                 raise InputError(f"attention: block {block} needs modules, got {module!r}; see build_attention")
-    return chains
-
-
-def _hook(model: TwoStream, chains: Mapping[int, Iterable[nn.Module]]) -> list:
-    """Register the hooks and return their handles."""
+        chains[str(block)] = nn.ModuleList(chain)
     call = _Call()
     handles = [model.stages[0].register_forward_pre_hook(call, with_kwargs=True)]
-    return handles + [model.stages[block].register_forward_hook(_Chain(chains[block], call)) for block in chains]
+    for block, chain in chains.items():
+        handles.append(model.stages[int(block)].register_forward_hook(_Chain(chain, call)))
+    return chains, handles
 
 
 @contextmanager
@@ -72,7 +69,7 @@ def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
 
     modules: by block, 0 to 4, a module or several; on the model's device. Raises InputError for another block.
     """
-    handles = _hook(model, _chains(model, modules))
+    _, handles = _hook(model, modules)
     try:
         yield
     finally:
@@ -86,22 +83,9 @@ def insert(model: TwoStream, modules: Modules) -> TwoStream:
     modules: as for `inserted`. Raises InputError for another block, and where modules were inserted already.
     """
     if hasattr(model, "attention"):
-        raise InputError("attention: this network has attention modules already; remove(model) them first")
-    chains = {block: nn.ModuleList(chain) for block, chain in _chains(model, modules).items()}
-    model.attention = nn.ModuleDict({str(block): chain for block, chain in chains.items()})
-    model.attention.handles = _hook(model, chains)
+        raise InputError("attention: this network has attention modules already; build a fresh one")
+    model.attention, _ = _hook(model, modules)
     return model
-
-
-def remove(model: TwoStream) -> dict[int, list[nn.Module]]:
-    """Take out what `insert` put in and return it, by block. Raises InputError where there is nothing."""
-    if not hasattr(model, "attention"):
-        raise InputError("attention: this network has no attention modules; insert(model, ...) puts them in")
-    for handle in model.attention.handles:
-        handle.remove()
-    modules = {int(block): list(chain) for block, chain in model.attention.items()}
-    del model.attention
-    return modules
 
 
 class Tap(nn.Module):
@@ -123,10 +107,9 @@ def staged(model: TwoStream, attention: str, blocks: Sequence[int], sfm: bool) -
     Source: section 3.2 and table 4, blocks 0 and 4. No projection fits in the parameter count the paper reports, so a
     map of 64 channels cannot meet one of 2,048 in a distance; both stages are therefore read after block 4.
     """
-    channels = block_channels(model)
+    channels, tap = block_channels(model), Tap()
     kept = () if attention == "none" else blocks
     modules: dict[int, list] = {block: [build_attention(attention, channels[block])] for block in kept}
-    tap = Tap()
     modules.setdefault(4, []).append(tap)
     if sfm:
         modules[4].append(SFM())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,25 +15,11 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
-
-
-def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
-    """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C).
-
-    Stripe i holds the rows from floor(i h / count) to ceil((i + 1) h / count), as in adaptive average pooling, whose
-    own backward pass differs from run to run on a GPU.
-    """
-    rows = maps.mean(3)
-    height = rows.shape[2]
-    edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
-    return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
-
+from vireid_lite.errors import InputError, check_choice
 
 BACKBONES = ("resnet50", "resnet18", "lite")
 
-# The lite trunk: stem channels and stride, then channels, stride and blocks of layers 1 to 4.
-LITE = {"stem": (32, 2), "widths": (32, 64, 128, 256), "strides": (1, 2, 2, 2), "blocks": (1, 1, 1, 1)}
+LITE_WIDTHS = (32, 64, 128, 256)  # channels of the lite trunk's layers; its stem has the first one's
 
 
 class ModelOutput(NamedTuple):
@@ -49,20 +35,68 @@ class ModelOutput(NamedTuple):
     logits: Tensor
 
 
+class Batch(NamedTuple):
+    """What an objective is computed from.
+
+    images: (N, 3, H, W) float in [0, 1], augmented, visible ones first. modality: int64 (N,) on the CPU. labels: int64
+    (N,), contiguous, on the images' device. smoothing: of the identity loss. triplet: the loss chosen among
+    `losses.TRIPLETS`; None for none, and in a network that takes none. history: one dict for each finished epoch.
+    generator: on the CPU; every draw of an objective comes from it, so that a killed training resumes.
+    """
+
+    images: Tensor
+    modality: Tensor
+    labels: Tensor
+    smoothing: float
+    triplet: Callable[[Tensor, Tensor], Tensor] | None
+    history: list[dict]
+    generator: torch.Generator
+
+
+class Objective(NamedTuple):
+    """What an objective returns for a batch.
+
+    losses: name to scalar, weighted already; their sum is minimised. The names are the same at every step.
+    logits, labels: (M, num_identities) and (M,), of which the accuracy is noted.
+    noted: name to scalar, what a history keeps beside the losses.
+    """
+
+    losses: dict[str, Tensor]
+    logits: Tensor
+    labels: Tensor
+    noted: dict[str, Tensor] | None = None
+
+
 class TwoStream(nn.Module):
-    """A network with one stem per modality and a shared trunk.
+    """A network with one stem per modality and a shared trunk; each says in `objective(batch)` how it is trained.
 
     stages: five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4 take and
     return feature maps, so a forward hook on any of the five sees that block's feature map.
+    gem_p: exponent of the pooling; 1 is average pooling. triplet: the one it is trained with unless told, a name of
+    `losses.TRIPLETS`; None in a network that takes none.
     arguments: the arguments `models.build` made the network from; a checkpoint's card keeps them.
     """
 
     arguments: dict
+    gem_p: float = 1.0
+    triplet: str | None = None
 
     def __init__(self, stem: nn.Module, layers: list[nn.Module]) -> None:
         super().__init__()
         # Convolutions follow the layout of their weights; channels last is the faster one, on a CPU by 10 to 15 %.
         self.stages = nn.ModuleList([Stems(stem), *layers]).to(memory_format=torch.channels_last)
+
+    def add_head(self, channels: int, num_identities: int) -> None:
+        """Add AGW's head: a BNNeck, BatchNorm with its bias frozen at 0, and a classifier without bias."""
+        self.bottleneck = bnneck(channels)
+        self.classifier = identity_classifier(channels, num_identities)
+
+    @classmethod
+    def chosen_triplet(cls, asked: str | None) -> str | None:
+        """Return the name of the triplet a training uses, or None. Raises InputError where the network takes none."""
+        if asked is not None and cls.triplet is None:
+            raise InputError(f"training: {cls.__name__} has its own losses and takes no triplet; leave {asked!r} out")
+        return asked or cls.triplet
 
     def feature_map(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the map after block 4, (N, D, h, w), for images (N, 3, H, W) in [0, 1] (not checked)."""
@@ -71,13 +105,20 @@ class TwoStream(nn.Module):
             maps = stage(maps)
         return maps
 
+    def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
+        """Return pooled (N, D), embedding (N, D) and logits (N, num_identities).
+
+        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
+        """
+        pooled = generalised_mean(self.feature_map(images, modality), self.gem_p)
+        embedding = self.bottleneck(pooled)
+        return ModelOutput(pooled, embedding, self.classifier(embedding))
+
     def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return the features that are ranked: the BNNeck output divided by its length, (N, D).
+        """Return the features that are ranked: the embedding divided by its length, (N, D).
 
         Always computed as in eval mode, from running statistics; every module's train/eval mode is put back. Gradient
-        flows to the images unless the caller switches it off.
-
-        images: (N, 3, H, W) float in [0, 1]. modality: one Modality for the batch, or int64 (N,).
+        flows to the images unless the caller switches it off. Arguments are those of `forward`.
         Raises InputError for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
         """
         check_images(images)
@@ -112,6 +153,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def one_modality(modality: Modality) -> Modality:
+    """Return a modality of a whole batch. Raises InputError for anything else."""
+    if modality not in (0, 1):
+        raise InputError(f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}")
+    return modality
+
+
 class Stems(nn.Module):
     """Block 0: ImageNet normalisation, then each image through the stem of its own modality.
 
@@ -137,11 +185,7 @@ class Stems(nn.Module):
         images = (images - self.mean) / self.std
         stems = (self.visible, self.infrared)
         if not isinstance(modality, Tensor):
-            if modality not in (0, 1):
-                raise InputError(
-                    f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}"
-                )
-            return stems[modality](images)
+            return stems[one_modality(modality)](images)
         groups = [(modality == value).nonzero().flatten() for value in Modality]
         if modality.shape != images.shape[:1] or sum(len(group) for group in groups) != len(images):
             raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(images)} in all")
@@ -195,6 +239,17 @@ def with_non_local(blocks: nn.Sequential, inner_channels: int) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
+def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
+    """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C).
+
+    Stripe i holds the rows from floor(i h / count) to ceil((i + 1) h / count), as in adaptive average pooling, whose
+    own backward pass differs from run to run on a GPU.
+    """
+    rows, height = maps.mean(3), maps.shape[2]
+    edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
+    return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
+
+
 def generalised_mean(maps: Tensor, p: float = 3.0) -> Tensor:
     """Return GeM pooling (mean(x^p) + 1e-12)^(1/p) of non-negative maps (N, C, h, w), (N, C) (AGW model.py:234-235).
 
@@ -225,13 +280,10 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
     pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
     Raises InputError for an unknown backbone, for a pretrained lite trunk, and where the download fails.
     """
-    if backbone not in BACKBONES:
-        raise InputError(f"models: unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
+    check_choice("models", "backbone", backbone, BACKBONES)
     if backbone == "lite":
         if pretrained:
-            raise InputError(
-                "models: the lite trunk has no ImageNet weights; choose resnet18, resnet50 or pretrained=False"
-            )
+            raise InputError("models: the lite trunk has no ImageNet weights; choose a ResNet or pretrained=False")
         return _lite_trunk()
     network = torchvision.models.get_model(backbone, weights=None)
     if pretrained:
@@ -253,24 +305,17 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
 
 
 def _lite_trunk() -> tuple[nn.Sequential, list[nn.Sequential]]:
-    """Return the stem and layers that LITE describes, with torchvision's ResNet initialisation."""
-    channels, stride = LITE["stem"]
-    stem = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, channels, 3, stride, 1, bias=False), bn1=nn.BatchNorm2d(channels), relu=nn.ReLU(True)
-        )
-    )
+    """Return a stem of stride 2 and four layers of one BasicBlock, with torchvision's ResNet initialisation."""
+    channels = LITE_WIDTHS[0]
+    convolution = nn.Conv2d(3, channels, 3, 2, 1, bias=False)
+    stem = nn.Sequential(OrderedDict(conv1=convolution, bn1=nn.BatchNorm2d(channels), relu=nn.ReLU(True)))
     layers = []
-    for width, stride, count in zip(LITE["widths"], LITE["strides"], LITE["blocks"], strict=True):
-        blocks = []
-        for index in range(count):
-            step = stride if index == 0 else 1
-            shortcut = None
-            if step != 1 or channels != width:
-                shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, step, bias=False), nn.BatchNorm2d(width))
-            blocks.append(BasicBlock(channels, width, step, shortcut))
-            channels = width
-        layers.append(nn.Sequential(*blocks))
+    for width in LITE_WIDTHS:
+        stride, shortcut = 1, None
+        if channels != width:
+            stride, shortcut = 2, nn.Sequential(nn.Conv2d(channels, width, 1, 2, bias=False), nn.BatchNorm2d(width))
+        layers.append(nn.Sequential(BasicBlock(channels, width, stride, shortcut)))
+        channels = width
     for module in nn.ModuleList([stem, *layers]).modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -280,31 +325,3 @@ def _lite_trunk() -> tuple[nn.Sequential, list[nn.Sequential]]:
 def out_channels(block: nn.Module) -> int:
     """Return the number of channels a residual block delivers."""
     return block.bn3.num_features if isinstance(block, Bottleneck) else block.bn2.num_features
-
-
-class Batch(NamedTuple):
-    """What an objective is computed from.
-
-    images: (N, 3, H, W) float in [0, 1], augmented, visible ones first. modality: int64 (N,) on the CPU. labels: int64
-    (N,), contiguous, on the images' device. history: one dict for each finished epoch, as `train_by_objective` returns
-    them. generator: on the CPU; every draw of an objective comes from it, so that a killed training resumes.
-    """
-
-    images: Tensor
-    modality: Tensor
-    labels: Tensor
-    settings: object
-    history: list[dict]
-    generator: torch.Generator
-
-
-class Objective(NamedTuple):
-    """What an objective returns for a batch.
-
-    losses: name to scalar, weighted already; their sum is minimised. The names are the same at every step.
-    logits, labels: (M, num_identities) and (M,), of which the accuracy is noted.
-    """
-
-    losses: dict[str, Tensor]
-    logits: Tensor
-    labels: Tensor
