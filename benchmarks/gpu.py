@@ -10,7 +10,7 @@ row and gpu-sSEED.json: the steps with seconds and peak memory, and these ratios
   precision, batch, optimiser and shape, that is with layer 4 at its input's resolution as AGW has it; and stock;
 - a crafting step of CMPS (two gradients) and of the feature-level attack (one) against bare forward and backward passes
   to the input, of that ResNet-50 and of the victim itself;
-- what each choice of `Compute` costs: float32, TF32, bf16, deterministic, and compiling with its warm-up.
+- what each precision of `Compute` costs: float32, TF32 and bf16.
 
 `--toy` runs the same code at toy size on whatever device there is, to see that it works; its numbers mean nothing.
 """
@@ -43,7 +43,7 @@ import torchvision
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-from vireid_lite import losses, models
+from vireid_lite import models
 from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, FeatureLevelAttack
 from vireid_lite.attacks.frozen import frozen, images_of, training_store
 from vireid_lite.campaign import prepare, read_campaign, run_one
@@ -54,6 +54,7 @@ from vireid_lite.files import cache_folder, exclusive, write_atomically
 from vireid_lite.losses import TRIPLETS
 from vireid_lite.machine import PRECISIONS, Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.metrics.evaluation import distinct
+from vireid_lite.models.two_stream import Batch
 from vireid_lite.tables import seed_rows
 from vireid_lite.training import _batch, contiguous_labels, optimiser_for
 
@@ -68,13 +69,11 @@ class OutOfTime(BaseException):
     """The budget is used up; no `except Exception` on the way may take it for a failure."""
 
 
-def runs_of(seed: int, toy: bool, compiled: bool) -> list[dict]:
+def runs_of(seed: int, toy: bool) -> list[dict]:
     """Return the campaign's runs of one seed, those of a difficulty together, shrunk for a toy run."""
     runs = read_campaign(CAMPAIGN)
     runs = [{**run, "seed": seed} for run in runs if run["seed"] == runs[0]["seed"]]
     for run in runs:
-        if compiled:
-            run["compute"] = {**run["compute"], "compile": True}
         if toy:
             run["name"], run["dataset"] = "toy", {**run["dataset"], **TOY}
             run["victim"], run["train"] = {"backbone": "lite"}, {"epochs": 1, "identities": 4}
@@ -232,8 +231,7 @@ def identities_of(run: dict) -> int:
 def measure(variants: dict[str, Callable[[int], None]], steps: int, rounds: int, device: torch.device) -> dict:
     """Return for each variant its median milliseconds a step, the quarters, and its peak memory above what was held.
 
-    A variant is called with a number of steps; a round calls each once, between two waits for the device. One that
-    fails is left out, with the reason under "failed".
+    A variant is called with a number of steps; a round calls each once, between two waits for the device.
     """
 
     def wait() -> None:
@@ -245,13 +243,10 @@ def measure(variants: dict[str, Callable[[int], None]], steps: int, rounds: int,
         held = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        try:
-            run(steps // 2 + 1)  # warms up
-            wait()
-            found[name] = {"peak_memory_mib": round(peak_memory_mib(device) - held)}
-        except RuntimeError as error:  # an operation without a deterministic form, say: the others still count
-            found[name] = {"failed": str(error).splitlines()[0]}
-    seconds: dict[str, list[float]] = {name: [] for name in variants if "failed" not in found[name]}
+        run(steps // 2 + 1)  # warms up
+        wait()
+        found[name] = {"peak_memory_mib": round(peak_memory_mib(device) - held)}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name in seconds:
             run = variants[name]
@@ -293,7 +288,6 @@ class Bench:
         named = zip(self.store.records, self.labels, strict=True)
         records = [Record(r.source, int(label), r.camera, r.modality) for r, label in named]
         sampler = PKSampler(records, self.settings.identities, self.settings.images)
-        self.steps_per_epoch = len(sampler)
         self.rows = itertools.chain.from_iterable(sampler.epoch(epoch) for epoch in itertools.count())
         self.generator = torch.Generator().manual_seed(0)
         self.batch = self.load()
@@ -311,17 +305,16 @@ class Bench:
     def trained(self, compute: Compute, loading: bool = False) -> Callable[[int], None]:
         """Return steps of `training.train`, with their images loaded or with the same ones each time."""
         model = self.victim().train()
-        optimiser, triplet = optimiser_for(model, self.settings), TRIPLETS[self.settings.triplet]
+        optimiser, smoothing = optimiser_for(model, self.settings), self.settings.label_smoothing
+        triplet = TRIPLETS[self.recipe.triplet] if self.recipe.triplet else None
 
         def steps(count: int) -> None:
             with compute.on(model, self.device):
                 for _ in range(count):
-                    images, modality, target = self.load() if loading else self.batch
-                    output = model(images, modality)
-                    loss = losses.identity_loss(output.logits, target, self.settings.label_smoothing)
-                    loss = loss + (triplet(output.pooled, target) if triplet else 0)
+                    batch = self.load() if loading else self.batch
+                    found = model.objective(Batch(*batch, smoothing, triplet, [], self.generator))
                     optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
+                    sum(found.losses.values()).backward()
                     optimiser.step()
 
         return steps
@@ -347,7 +340,7 @@ class Bench:
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def training(self, steps: int, rounds: int) -> dict:
-        """Return training against the bare step, the share of loading, and the price of each choice of Compute."""
+        """Return training against the bare step, the share of loading, and the price of each precision."""
 
         def load(count: int) -> None:
             for _ in range(count):
@@ -355,7 +348,6 @@ class Bench:
 
         gpu, own = self.device.type == "cuda", self.compute.precision
         choices = {name: Compute(name) for name in PRECISIONS if name != own and (gpu or name != "tf32")}
-        choices["deterministic"] = Compute(own, deterministic=True)
         variants = {
             "bare step, same shape": self.bare(True),
             "bare step, stock": self.bare(False),
@@ -365,7 +357,7 @@ class Bench:
             **{f"step without loading, {name}": self.trained(choice) for name, choice in choices.items()},
         }
         found = measure(variants, steps, rounds, self.device)
-        ms = {name: value["ms"] for name, value in found.items() if "ms" in value}
+        ms = {name: value["ms"] for name, value in found.items()}
         ratios = {
             # Throughputs: the bare step's time over ours.
             "training step over bare": ms["bare step, same shape"] / ms["training step"],
@@ -376,7 +368,7 @@ class Bench:
         # Times: each choice's step over that of the run's own.
         own_step = "step without loading"
         costs = {name: f"{own_step}, {name}" for name in choices}
-        ratios |= {f"cost of {name}": ms[step] / ms[own_step] for name, step in costs.items() if step in ms}
+        ratios |= {f"cost of {name}": ms[step] / ms[own_step] for name, step in costs.items()}
         batch = len(self.batch[0])
         return {"batch": batch, "images_per_second": batch / ms["training step"] * 1e3, **rounded(ratios, found)}
 
@@ -436,25 +428,6 @@ class Bench:
         }
         rate = len(many) / ms["embedding"] * 1e3
         return {"batch": len(batches[Modality.VISIBLE]), "embedded_per_second": rate, **rounded(ratios, found)}
-
-    def compiling(self, steps: int, rounds: int) -> dict:
-        """Return what compiling saves a step, what its warm-up takes, and whether one training repays it."""
-        compute = Compute(self.compute.precision, compile=True)
-        compiled, started = self.trained(compute), time.perf_counter()
-        compiled(3)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        warm_up = time.perf_counter() - started
-        variants = {"step without loading": self.trained(self.compute), "step without loading, compiled": compiled}
-        found = measure(variants, steps, rounds, self.device)
-        before, after = (value["ms"] for value in found.values())
-        saved = (before - after) / 1e3 * self.steps_per_epoch * self.settings.epochs
-        ratios = {
-            "cost of compile": after / before,
-            "seconds to compile": warm_up,
-            "seconds saved by a training": saved,
-        }
-        return {"pays": saved > warm_up, **rounded(ratios, found)}
 
 
 def rounded(ratios: dict[str, float], found: dict) -> dict:
@@ -596,8 +569,6 @@ def everything(session: Session, runs: list[dict], out: Path, toy: bool) -> None
                 session.leave_out(f"{label(run)}: {reason}")
                 continue
             session.step(label(run), functools.partial(crafted_and_scored, run), *seconds_of(run, throughput))
-        if number == 0 and not toy:  # compiling for a CPU says nothing about a GPU
-            bench("compiling", 120)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -606,7 +577,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("_build/gpu"), help="folder for cards and gpu-sSEED.json")
     parser.add_argument("--minutes", type=float, default=9.5, help="budget of this call")
     parser.add_argument("--only", choices=["easy", "hard"], help="one difficulty alone")
-    parser.add_argument("--compile", action="store_true", help="compile the victim's blocks while it trains")
     parser.add_argument("--toy", action="store_true", help="toy size, on any device")
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)  # when gpu.sh began, seconds since 1970
     given = parser.parse_args(arguments)
@@ -617,7 +587,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError("gpu.py: no GPU is here; --toy runs the same code at toy size on a CPU")
         if not 0 < given.minutes < math.inf or given.seed < 0:
             raise InputError("gpu.py: --minutes must be above 0, and --seed a whole number from 0 up")
-        runs = runs_of(given.seed, given.toy, given.compile)
+        runs = runs_of(given.seed, given.toy)
         runs = [run for run in runs if given.only in (None, run["dataset"]["difficulty"])]
         facts = {"machine": machine(device), "seed": given.seed, "toy": given.toy, "compute": runs[0]["compute"]}
         session = Session(given.out / f"gpu-s{given.seed}.json", device, begun + 60 * given.minutes, facts)

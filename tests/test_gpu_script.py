@@ -62,7 +62,7 @@ def cards_of(out):
 
 def test_every_row_of_the_campaign_has_a_card_with_device_seconds_memory_and_compute(gpu, ran):
     out, _, code = ran
-    cards, runs = cards_of(out), [r for r in gpu.runs_of(3, True, False) if r["dataset"]["difficulty"] == "easy"]
+    cards, runs = cards_of(out), [r for r in gpu.runs_of(3, True) if r["dataset"]["difficulty"] == "easy"]
     assert code == 0
     assert sorted(cards) == sorted(card_name(prepare(run)[2]) for run in runs)
     asked = [run for run in read_campaign(gpu.CAMPAIGN) if run["seed"] == 0 and run["dataset"]["difficulty"] == "easy"]
@@ -126,7 +126,6 @@ def test_the_notes_hold_machine_versions_steps_and_every_ratio(ran):
     whole = training["ratios"]["training step over bare"]
     assert whole == pytest.approx(ms["bare step, same shape"] / ms["training step"], rel=1e-2)
     assert training["kept"] == {"training step over bare": whole >= 0.85}
-    assert training["ratios"]["cost of deterministic"] > 0
     ms = {name: value["ms"] for name, value in crafting["measured"].items()}
     cost = crafting["ratios"]["crafting step over bare"]
     assert cost == pytest.approx(ms["CMPS step"] / ms["two bare passes"], rel=1e-2)
@@ -134,7 +133,7 @@ def test_the_notes_hold_machine_versions_steps_and_every_ratio(ran):
 
 
 def test_crops_rendered_in_other_processes_are_the_data_set_s_own(gpu, ran):
-    dataset = prepare(gpu.runs_of(3, True, False)[0])[0]
+    dataset = prepare(gpu.runs_of(3, True)[0])[0]
     assert "read" not in vars(dataset)
     for records in (dataset.train, dataset.trials(Modality.INFRARED)[0].query):
         store = cached(dataset, records, False)
@@ -159,23 +158,23 @@ def test_a_second_call_makes_what_is_missing_and_nothing_else(gpu, ran, capsys):
 
 def test_the_shell_script_hands_over_seed_folder_start_and_path(tmp_path):
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\npwd\necho "$PYTHONPATH"\necho "$CUBLAS_WORKSPACE_CONFIG"\nprintf "%s\\n" "$@"\n')
+    python.write_text('#!/bin/sh\npwd\necho "$PYTHONPATH"\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
-    bare = {name: value for name, value in os.environ.items() if not name.startswith(("CUBLAS", "PYTHONPATH"))}
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("PYTHONPATH")}
 
     def called(*arguments):
         options = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path}
         command = [ROOT / "benchmarks" / "gpu.sh", *arguments]
         return subprocess.run(command, env={**bare, "PYTHON": str(python)}, **options).stdout.splitlines()
 
-    where, path, workspace, flag, code, *given = called("7", "cards", "--only", "hard", "--toy")
-    assert (where, workspace, flag) == (str(ROOT), ":4096:8", "-c")
+    where, path, flag, code, *given = called("7", "cards", "--only", "hard", "--toy")
+    assert (where, flag) == (str(ROOT), "-c")
     assert path.split(":") == [str(ROOT), str(ROOT / "benchmarks")]
     compile(code, "gpu.sh", "exec")
     assert given[:5] == ["--seed", "7", "--out", str(tmp_path / "cards"), "--started"]
     assert abs(int(given[5]) - time.time()) < 60
     assert given[6:] == ["--only", "hard", "--toy"]
-    assert called()[5:9] == ["--seed", "0", "--out", str(tmp_path / "_build" / "gpu")]
+    assert called()[4:8] == ["--seed", "0", "--out", str(tmp_path / "_build" / "gpu")]
 
 
 def test_attacks_are_never_added_to_a_victim_that_is_gone(gpu, ran, tmp_path, monkeypatch, capsys):
@@ -219,16 +218,11 @@ def test_steps_that_do_not_fit_are_skipped_stopped_or_noted_as_failed(gpu, tmp_p
     assert session.step("second", lambda: pytest.fail("it ran"), 0.2, "universal") is None
 
 
-def test_a_variant_that_fails_costs_no_other(gpu):
+def test_a_variant_warms_up_and_then_takes_its_turn_in_every_round(gpu):
     calls = []
-
-    def fails(count):
-        raise RuntimeError("no deterministic form\nof this")
-
-    found = gpu.measure({"good": calls.append, "bad": fails}, 4, 3, torch.device("cpu"))
-    assert calls == [3, 4, 4, 4]  # a warm-up, then the rounds
-    assert found["bad"] == {"failed": "no deterministic form"}
-    assert found["good"]["ms_low"] <= found["good"]["ms"] <= found["good"]["ms_high"]
+    found = gpu.measure({"good": calls.append}, 4, 3, torch.device("cpu"))["good"]
+    assert calls == [3, 4, 4, 4]
+    assert found["ms_low"] <= found["ms"] <= found["ms_high"]
 
 
 def test_a_budget_that_is_over_keeps_the_files_and_says_how_to_go_on(gpu, tmp_path, capsys):
@@ -284,7 +278,7 @@ def test_the_shipped_rows_are_the_lite_campaigns_settings_at_both_difficulties(g
         assert fitting, row
     assert {row["compute"]["precision"] for row in read_campaign(gpu.CAMPAIGN)} == {"bf16"}
     assert sorted({row["seed"] for row in read_campaign(gpu.CAMPAIGN)}) == [0, 1, 2, 3, 4]
-    dataset, recipe, _ = prepare(next(r for r in gpu.runs_of(0, False, True) if not r["attack"]))
+    dataset, recipe, _ = prepare(next(r for r in gpu.runs_of(0, False) if not r["attack"]))
     assert dataset.size == (256, 128)
     assert len({record.identity for record in dataset.train}) >= 2000
     assert (recipe.backbone, recipe.pretrained) == ("resnet50", False)

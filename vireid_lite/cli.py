@@ -122,6 +122,13 @@ def train(
     data_root: DataRoot = None,
     option: Options = None,
     size: Size = None,
+    model: Annotated[str | None, typer.Option(help="agw, caj, ddag, deen, ide or pcb; default: the tier's")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE for the network, such as hetero_centre=0.5")
+    ] = None,
+    triplet: Annotated[
+        str | None, typer.Option(help="wrt, hard, adp or none, in agw and caj; the others have losses of their own")
+    ] = None,
     backbone: Backbone = None,
     pretrained: Pretrained = None,
     epochs: Epochs = None,
@@ -133,7 +140,16 @@ def train(
     """Train a victim, or resume a killed training; write OUT_DIR/victim.safetensors and its card."""
     from vireid_lite.victims import load_or_train, tier_recipe
 
-    recipe = tier_recipe(tier, backbone=backbone, pretrained=pretrained, epochs=epochs, learning_rate=learning_rate)
+    recipe = tier_recipe(
+        tier,
+        model=model,
+        options=_parse_pairs("--set", set_, "hetero_centre=0.5"),
+        backbone=backbone,
+        pretrained=pretrained,
+        triplet=triplet,
+        epochs=epochs,
+        learning_rate=learning_rate,
+    )
     _, card = load_or_train(
         recipe, _dataset(tier, dataset, data_root, size, option), seed=seed, device=device, folder=out_dir
     )
@@ -148,20 +164,26 @@ Checkpoint = Annotated[
     Path | None, typer.Option(help="victim.safetensors; default: the tier's synthetic victim, trained if need be")
 ]
 
+Official = Annotated[
+    Path | None, typer.Option(help="checkpoint of the published AGW code (.t or .pth), instead of --checkpoint")
+]
+
 Split = Annotated[str, typer.Option(help="test, or val where a choice is made")]
 
 
-def _victim_and_data(tier, dataset, root, option, size, checkpoint, split, seed, device):
+def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, split, seed, device):
     """Return the victim on its device, its card, and the data set at the size the victim was trained on."""
-    from vireid_lite.models.checkpoints import load_checkpoint
+    from vireid_lite.models import load_checkpoint, load_official
     from vireid_lite.victims import load_or_train, tier_dataset, tier_named
 
     if split not in ("test", "val"):
         raise InputError(f"--split {split!r}: give test or val")
-    if checkpoint is None and dataset not in (None, "synthetic", "paired_folder"):
+    if checkpoint and official:
+        raise InputError("--official names a victim already; leave out --checkpoint")
+    if checkpoint is None and official is None and dataset not in (None, "synthetic", "paired_folder"):
         raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
     # Crops of another size than the victim was trained on would be scored without a word.
-    model, card = load_checkpoint(checkpoint) if checkpoint else (None, {})
+    model, card = load_checkpoint(checkpoint) if checkpoint else load_official(official) if official else (None, {})
     trained = card.get("dataset", {}).get("size")
     data = _dataset(tier, dataset, root, size or (f"{trained[0]}x{trained[1]}" if trained else None), option)
     if model is None:
@@ -198,6 +220,7 @@ def evaluate(
     option: Options = None,
     size: Size = None,
     checkpoint: Checkpoint = None,
+    official: Official = None,
     perturbation: Annotated[
         Path | None, typer.Option(help="what `vireid-lite attack` saved; applied to the queries, in 8 bits")
     ] = None,
@@ -225,7 +248,9 @@ def evaluate(
         raise InputError(f"--query-modality {query_modality!r}: give visible, infrared or both")
     chosen = pick_device(device)
     made = load_perturbation(perturbation) if perturbation else None
-    model, card, data = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, split, seed, chosen)
+    model, card, data = _victim_and_data(
+        tier, dataset, data_root, option, size, checkpoint, official, split, seed, chosen
+    )
     set_style()
     written = {"dataset": data.describe(), "split": split, "victim": card.get("key"), "scores": {}}
     if made is not None:
@@ -295,6 +320,7 @@ def attack(
     option: Options = None,
     size: Size = None,
     checkpoint: Checkpoint = None,
+    official: Official = None,
     split: Split = "test",
     seed: Seed = 0,
     device: Device = "auto",
@@ -329,7 +355,9 @@ def attack(
         if given is not None and not taken:
             raise InputError(f"{name} takes no --{option_name}: it learns nothing from training images; leave it out")
     chosen = pick_device(device)
-    model, card, data = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, split, seed, chosen)
+    model, card, data = _victim_and_data(
+        tier, dataset, data_root, option, size, checkpoint, official, split, seed, chosen
+    )
     set_style()
     with exclusive(out_dir):
         # Named by the data too: a note of other pixels must not be taken over.

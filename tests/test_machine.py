@@ -1,7 +1,7 @@
 """Compute: what it changes inside, that gradients and statistics keep their kind, and that nothing is left after it."""
 
 import copy
-import os
+import math
 import warnings
 
 import pytest
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vireid_lite import machine, models
 from vireid_lite.attacks import build_attack
 from vireid_lite.errors import InputError
-from vireid_lite.machine import CUBLAS, Compute
+from vireid_lite.machine import Compute
 from vireid_lite.models.attention import FSAM
 from vireid_lite.models.insertion import inserted
 from vireid_lite.training import TrainSettings, train
@@ -185,62 +185,6 @@ def test_attacks_run_in_bf16_and_leave_the_victim_bit_identical(attack, tiny, st
     same(before, photograph(model))
 
 
-def test_compile_takes_blocks_1_to_4_while_they_train_and_is_undone(monkeypatch):
-    compiled, compiler = [], torch.compile
-
-    def watched(function):
-        inner = compiler(function, backend="eager")
-
-        def call(stage, maps):
-            compiled.append(stage)
-            return inner(stage, maps)
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", watched)
-    machine._block.cache_clear()
-    model, twin, (images, modality) = network().train(), network().train(), pictures()
-    before = photograph(model)["types"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler says of itself
-        with Compute(compile=True).on(model, "cpu"):
-            output = model(images, modality)
-            assert compiled == list(model.stages[1:])
-            model.eval()(images, modality)
-            model.train()
-            assert len(compiled) == 4
-            inside = type(model.stages[1])
-        with Compute(compile=True).on(model, "cpu"):  # what was compiled is found again
-            assert type(model.stages[1]) is inside
-    torch.testing.assert_close(output.logits, twin(images, modality).logits)
-    assert photograph(model)["types"] == before
-    model(images, modality)
-    assert len(compiled) == 4
-    machine._block.cache_clear()
-
-
-def test_deterministic_sets_every_switch_and_puts_each_back(monkeypatch):
-    monkeypatch.delenv(CUBLAS, raising=False)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    model = network()
-    try:
-        with Compute(deterministic=True).on(model, "cpu"):
-            assert torch.are_deterministic_algorithms_enabled()
-            assert not torch.is_deterministic_algorithms_warn_only_enabled()
-            assert torch.backends.cudnn.deterministic
-            assert not torch.backends.cudnn.benchmark
-            assert os.environ[CUBLAS] == ":4096:8"
-            model(*pictures()).logits.sum().backward()
-        assert torch.is_deterministic_algorithms_warn_only_enabled()
-        assert torch.backends.cudnn.benchmark
-        assert not torch.backends.cudnn.deterministic
-        assert CUBLAS not in os.environ
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-
-
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True), ("bf16", False)])
 def test_on_a_gpu_tf32_is_what_the_precision_says_and_as_it_was_after_an_error(monkeypatch, precision, allowed):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -265,9 +209,8 @@ def test_on_a_gpu_tf32_is_what_the_precision_says_and_as_it_was_after_an_error(m
 
 def test_what_cannot_be_is_refused_in_one_line(monkeypatch):
     model = network()
-    for wrong in ({"precision": "fp16"}, {"compile": 1}, {"deterministic": None}):
-        with pytest.raises(InputError, match="compute: "):
-            Compute(**wrong)
+    with pytest.raises(InputError, match="compute: precision 'fp16' is unknown"):
+        Compute("fp16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     for compute, device in ((BF16, "cuda"), (Compute("tf32"), "cuda"), (Compute("tf32"), "cpu")):
         with (
@@ -275,7 +218,10 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch):
             compute.on(model, device),
         ):
             raise AssertionError("entered")
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match="C compiler"), Compute(compile=True).on(model, "cpu"):
-        raise AssertionError("entered")
-    assert BF16.describe() == {"precision": "bf16", "compile": False, "deterministic": False}
+    assert BF16.describe() == {"precision": "bf16"}
+
+
+def test_peak_memory_is_nan_where_nothing_counts_it(monkeypatch):
+    assert machine.peak_memory_mib(torch.device("cpu")) > 1
+    monkeypatch.setattr(machine, "resource", None)
+    assert math.isnan(machine.peak_memory_mib(torch.device("cpu")))
