@@ -114,7 +114,7 @@ def test_two_campaigns_do_not_write_one_folder(small, tmp_path):
         ("[[run]]\nvictim = { pretrained = 'yes' }", "pretrained must be of type bool"),
         ("[[run]]\nname = 'a/b'", "small letters"),
         ("[[run]]\nepochs = 3", "run 1 has an unknown key 'epochs'"),
-        ("[[run]]\ntrain = { epoch = 3 }", "training setting 'epoch' is unknown"),
+        ("[[run]]\ntrain = { epoch = 3 }", "training: setting 'epoch' is unknown"),
         ("[[run]]\ndataset = { difculty = 3 }", "option 'difculty' is unknown"),
         ("[[run]]\ntier = 'huge'", "TIER 'huge' is unknown"),
         ("[[run]]\nvictim = { model = 'x' }", "unknown network 'x'; choose one of agw"),

@@ -1,4 +1,4 @@
-"""The losses a victim is trained with: identity classification and triplets over a batch of both modalities."""
+"""The losses of victims and attacks: identity, triplets, hetero-centre and quadruple, of a batch of both modalities."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vireid_lite import losses
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 
 
 def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
@@ -26,9 +25,7 @@ def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Te
     Source: Zhu et al., "Hetero-center loss for cross-modality person re-identification", Neurocomputing 2020, and its
     code (heterogeneity_loss.py, train.py).
     """
-    if features.ndim != 2 or labels.shape != features.shape[:1] or modality.shape != labels.shape:
-        shapes = ", ".join(str(tuple(each.shape)) for each in (features, labels, modality))
-        raise InputError(f"hetero_centre_loss: features must be (N, D), labels and modality (N,); got {shapes}")
+    _check("hetero_centre_loss", features, labels, modality)
     of_infrared = (modality == Modality.INFRARED).to(features.device, non_blocking=True)
     same = labels[:, None] == labels
     # A row of centres for each image, as counting the identities would make the GPU wait; a product, as scattered sums
@@ -89,12 +86,16 @@ def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
     return F.relu(margin + furthest_positive - closest_negative).mean()
 
 
+def _check(where: str, features: Tensor, labels: Tensor, modality: Tensor) -> None:
+    """Raise InputError for other shapes than (N, D) and twice (N,)."""
+    if features.ndim != 2 or labels.shape != features.shape[:1] or modality.shape != labels.shape:
+        shapes = ", ".join(str(tuple(each.shape)) for each in (features, labels, modality))
+        raise InputError(f"{where}: features must be (N, D), labels and modality (N,); got {shapes}")
+
+
 def _distances(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return (N, N) Euclidean distances and the mask of same-label pairs."""
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        raise InputError(
-            f"losses: features must be (N, D) and labels (N,); got {tuple(features.shape)}, {tuple(labels.shape)}"
-        )
+    _check("losses", features, labels, labels)
     # Differences, not the matrix product: exact zeros for equal rows, and no gradient there instead of 1/0.
     distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     return distance, labels[:, None] == labels[None, :]
@@ -131,9 +132,7 @@ def class_centres(features: Tensor, labels: Tensor, modality: Tensor) -> tuple[T
     features: (N, D) float. labels: (N,) int64. modality: (N,), 0 visible and 1 infrared.
     Raises InputError for other shapes, and unless every identity has an image of both modalities.
     """
-    if features.ndim != 2 or labels.shape != features.shape[:1] or modality.shape != labels.shape:
-        shapes = ", ".join(str(tuple(each.shape)) for each in (features, labels, modality))
-        raise InputError(f"class_centres: features must be (N, D), labels and modality (N,); got {shapes}")
+    _check("class_centres", features, labels, modality)
     identities, member = labels.unique(return_inverse=True)
     cell = member + len(identities) * modality.to(member)  # the visible cells come first
     counts = cell.bincount(minlength=2 * len(identities))
@@ -172,32 +171,35 @@ def quadruple_loss(
     visible2: Tensor,
     infrared2: Tensor,
     *,
+    labels: Tensor | None = None,
     alpha: float = 0.2,
     form: str = "hinge",
     normalise: bool = False,
 ) -> QuadrupleLoss:
     """Return the loss over all ordered pairs of J identities, of class centres (J, D) by modality and stage.
 
+    labels: (J,) int64 where several rows show one identity, which then form no pair; None: each row is another one.
     alpha: the margin, in units of the features. form: "hinge" as published, or "linear", the same sum without [ ]_+,
     which has no lower bound. normalise: divide the centres by their length; the paper names no normalisation.
     Raises InputError for unlike shapes, fewer than 2 identities, and an unknown form.
     """
-    terms = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
-    if len(visible1) < 2:
+    own, other, between = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
+    labels = torch.arange(len(visible1)) if labels is None else labels
+    if labels.shape != visible1.shape[:1]:
+        raise InputError(f"quadruple loss: {len(visible1)} rows need as many labels, got {tuple(labels.shape)}")
+    pairs = labels[:, None] != labels[None, :]
+    if not pairs.any():
         raise InputError("quadruple loss: 2 identities are needed to form a pair")
-    return _total(terms, ~torch.eye(len(visible1), dtype=torch.bool, device=visible1.device), alpha, form)
+    check_choice("quadruple loss", "form", form, ("hinge", "linear"))
+    pairs = pairs.to(visible1.device, non_blocking=True)
+    arguments = (own - other)[:, :, None] - between + alpha
+    active = ((arguments > 0) & pairs).sum() / (2 * pairs.sum())
+    summed = arguments.relu() if form == "hinge" else arguments
+    return QuadrupleLoss((summed * pairs).sum(), active)
 
 
 def pairwise_quadruple_loss(
-    visible1: Tensor,
-    infrared1: Tensor,
-    visible2: Tensor,
-    infrared2: Tensor,
-    labels: Tensor,
-    *,
-    alpha: float = 0.2,
-    form: str = "hinge",
-    normalise: bool = False,
+    visible1: Tensor, infrared1: Tensor, visible2: Tensor, infrared2: Tensor, labels: Tensor, **options
 ) -> QuadrupleLoss:
     """Return the loss over samples instead of centres: all ordered pairs of rows of different identities.
 
@@ -206,28 +208,7 @@ def pairwise_quadruple_loss(
     Source: equation 15 as the authors corrected it in the thread, x in place of c; which visible image meets which
     infrared one is not said there.
     """
-    terms = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
-    if labels.shape != visible1.shape[:1]:
-        raise InputError(f"quadruple loss: {len(visible1)} rows need as many labels, got {tuple(labels.shape)}")
-    pairs = (labels[:, None] != labels[None, :]).to(visible1.device)
-    if not pairs.any():
-        raise InputError("quadruple loss: 2 identities are needed to form a pair")
-    return _total(terms, pairs, alpha, form)
+    return quadruple_loss(visible1, infrared1, visible2, infrared2, labels=labels, **options)
 
 
-def _total(terms: QuadrupleTerms, pairs: Tensor, alpha: float, form: str) -> QuadrupleLoss:
-    """Return the sum of the arguments, hinged or not, over the ordered pairs of a mask (J, J), in both directions."""
-    if form not in ("hinge", "linear"):
-        raise InputError(f"quadruple loss: form {form!r} is unknown; choose hinge or linear")
-    arguments = (terms.own - terms.other)[:, :, None] - terms.between + alpha
-    active = ((arguments > 0) & pairs).sum() / (2 * pairs.sum())
-    summed = arguments.relu() if form == "hinge" else arguments
-    return QuadrupleLoss((summed * pairs).sum(), active)
-
-
-TRIPLETS = {
-    "wrt": losses.weighted_regularised_triplet,
-    "hard": losses.hard_triplet,
-    "adp": losses.adp_triplet,
-    "none": None,
-}
+TRIPLETS = {"wrt": weighted_regularised_triplet, "hard": hard_triplet, "adp": adp_triplet, "none": None}

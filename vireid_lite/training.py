@@ -47,17 +47,16 @@ class TrainSettings:
     shuffle_labels: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("optimiser", ("sgd", "adamw")), ("schedule", ("agw", "cosine"))):
-            check_choice("training", name, getattr(self, name), known)
+        values = vars(self)
+        for name, known in (("optimiser", ["sgd", "adamw"]), ("schedule", ["agw", "cosine"])):
+            check_choice("training", name, values[name], known)
         check_choice("training", "triplet", self.triplet or "none", TRIPLETS)
         for name, least in (("epochs", 1), ("identities", 2), ("images", 2)):
-            check_whole("training", name, getattr(self, name), least)
-        for name, low, high in (("learning_rate", 1e-12, 1e12), ("backbone_factor", 0, 1e6), ("weight_decay", 0, 1e6)):
-            check_number("training", name, getattr(self, name), low, high)
-        check_number("training", "label_smoothing", self.label_smoothing, 0, 1)
+            check_whole("training", name, values[name], least)
+        limits = {"learning_rate": 1e12, "backbone_factor": 1e6, "weight_decay": 1e6, "label_smoothing": 1}
+        for name, high in limits.items():
+            check_number("training", name, values[name], 1e-12 if name == "learning_rate" else 0, high)
         check_flag("training", "shuffle_labels", self.shuffle_labels)
-        if not isinstance(self.augmentation, Augmentation):
-            raise InputError(f"training: augmentation must be an Augmentation, got {self.augmentation!r}")
 
 
 def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
@@ -111,12 +110,9 @@ def train(
     the same thread count. The model of the last epoch is kept; test identities play no part.
 
     objective: what is minimised; None for the model's own. key: what decides the run beside settings, data and seed:
-    the initial weights and the code.
-
-    History keys: epoch, NAME_loss for each loss of the objective, what it notes beside them, accuracy (share of the
-    batch classified right), seconds.
-    Raises InputError where the note belongs to another run, the network takes no triplet and the settings name one, or
-    the loss is not finite.
+    the initial weights and the code. History keys: epoch, NAME_loss for each loss of the objective, what it notes
+    beside them, accuracy (share of the batch classified right), seconds.
+    Raises InputError where the note is another run's, the network takes no triplet, or the loss is not finite.
     """
     device = torch.device(device)
     objective = objective or model.objective
@@ -157,8 +153,7 @@ def train(
             if not math.isfinite(sum(means)):
                 raise InputError(f"the loss is not finite in epoch {epoch}; lower the learning rate (--learning-rate)")
             noted = dict(zip(row, means, strict=True))
-            took = time.perf_counter() - started
-            history.append({"epoch": epoch, **noted, "accuracy": accuracy, "seconds": took})
+            history.append({"epoch": epoch, **noted, "accuracy": accuracy, "seconds": time.perf_counter() - started})
             bar.set_postfix({name.removesuffix("_loss"): f"{mean:.2f}" for name, mean in noted.items()}, refresh=False)
             if state_path is not None:
                 _note(state_path, key, model, optimiser, history)
@@ -168,8 +163,7 @@ def train(
 
 def _shuffled_within_modality(labels: np.ndarray, modalities: np.ndarray, seed: int) -> np.ndarray:
     """Return the labels permuted over the images of each modality, so that no label fits any one person."""
-    generator = np.random.default_rng([seed, 1])
-    shuffled = labels.copy()
+    generator, shuffled = np.random.default_rng([seed, 1]), labels.copy()
     for modality in Modality:
         rows = np.flatnonzero(modalities == modality)
         shuffled[rows] = labels[generator.permutation(rows)]
@@ -187,9 +181,8 @@ def _batch(store: ImageStore, labels, rows, augmentation, generator, device) -> 
 
 def _note(path: Path, key: str, model: TwoStream, optimiser: torch.optim.Optimizer, history: list[dict]) -> None:
     """Write everything the next epoch depends on, whole or not at all."""
-    buffer = io.BytesIO()
     state = {"key": key, "model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
-    torch.save(state, buffer)
+    torch.save(state, buffer := io.BytesIO())
     write_atomically(path, buffer.getvalue())
 
 

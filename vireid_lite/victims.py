@@ -68,44 +68,27 @@ class Tier:
     recipe: Recipe
 
 
+# Without ImageNet weights, at `lite` and `standard`.
+FROM_SCRATCH = TrainSettings(
+    identities=16,
+    images=2,
+    optimiser="adamw",
+    backbone_factor=1.0,
+    weight_decay=5e-2,
+    schedule="cosine",
+    label_smoothing=0.1,
+)
+LITE = replace(
+    FROM_SCRATCH, epochs=10, learning_rate=2e-3, augmentation=Augmentation(pad=4, erasing=0.2, channels=True)
+)
+STANDARD = replace(FROM_SCRATCH, epochs=24, learning_rate=5e-4, augmentation=Augmentation(erasing=0.5, channels=True))
+
 TIERS = {
-    "lite": Tier(
-        (96, 48),
-        {"num_identities": 1000, "images_per_modality": 6},
-        Recipe(
-            backbone="lite",
-            settings=TrainSettings(
-                epochs=10,
-                identities=16,
-                images=2,
-                optimiser="adamw",
-                learning_rate=2e-3,
-                backbone_factor=1.0,
-                weight_decay=5e-2,
-                schedule="cosine",
-                label_smoothing=0.1,
-                augmentation=Augmentation(pad=4, erasing=0.2, channels=True),
-            ),
-        ),
-    ),
+    "lite": Tier((96, 48), {"num_identities": 1000, "images_per_modality": 6}, Recipe(backbone="lite", settings=LITE)),
     "standard": Tier(
         (256, 128),
         {"num_identities": 2000, "images_per_modality": 10, "test_identities": 200},
-        Recipe(
-            backbone="resnet50",
-            settings=TrainSettings(
-                epochs=24,
-                identities=16,
-                images=2,
-                optimiser="adamw",
-                learning_rate=5e-4,
-                backbone_factor=1.0,
-                weight_decay=5e-2,
-                schedule="cosine",
-                label_smoothing=0.1,
-                augmentation=Augmentation(erasing=0.5, channels=True),
-            ),
-        ),
+        Recipe(backbone="resnet50", settings=STANDARD),
     ),
     "full": Tier(None, {"validation": False}, Recipe(backbone="resnet50", pretrained=True)),
 }
@@ -149,11 +132,8 @@ def tier_recipe(
     """
     recipe = tier_named(tier).recipe
     given = {name: value for name, value in settings.items() if value is not None}
-    unknown = sorted(set(given) - set(TrainSettings.__dataclass_fields__))
-    if unknown:
-        raise InputError(
-            f"training setting {unknown[0]!r} is unknown; it takes {', '.join(TrainSettings.__dataclass_fields__)}"
-        )
+    for name in given:
+        check_choice("training", "setting", name, TrainSettings.__dataclass_fields__)
     return replace(
         recipe,
         model=model or recipe.model,
@@ -179,27 +159,18 @@ def load_or_train(
     The victim is keyed by recipe, training data, seed, the code it depends on and `compute`, the precision it is
     trained in (None: float32), and kept in `folder`, or among everything that can be made again
     (`provenance.cache_folder`). A killed training resumes at its last epoch.
-    Card keys beside the builder's own: recipe, dataset, seed, history, wall_seconds, peak_memory_mib, device, code.
+    Card keys beside the builder's own: recipe, dataset, seed, history, wall_seconds, peak_memory_mib, device.
     """
     device = pick_device(device) if isinstance(device, str) else device
     code = code_hash(*code_modules(dataset.name, recipe.model))
     trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
-    key = stable_hash(
-        [
-            recipe.describe(),
-            trained_on,
-            fingerprint(dataset.train),
-            seed,
-            code,
-            *([compute.describe()] if compute else []),
-        ]
-    )
-    folder = folder or cache_folder() / "victims" / key
-    path = folder / "victim.safetensors"
-    with exclusive(folder):
+    described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, code]
+    key = stable_hash([*described, *([compute.describe()] if compute else [])])
+    path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
+    with exclusive(path.parent):
         existed = path.exists()
         if not existed:
-            _train_and_save(recipe, dataset, seed, device, folder, key, code, compute or Compute(), progress)
+            _train_and_save(path, key, recipe, dataset, seed, device, compute or Compute(), progress)
     model, card = load_checkpoint(path)
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
@@ -208,25 +179,14 @@ def load_or_train(
     return model.to(device).eval(), card
 
 
-def _train_and_save(
-    recipe: Recipe,
-    dataset: Dataset,
-    seed: int,
-    device: torch.device,
-    folder: Path,
-    key: str,
-    code: str,
-    compute: Compute,
-    progress: bool,
-) -> None:
+def _train_and_save(path, key, recipe, dataset, seed, device, compute, progress) -> None:
     if not dataset.train:
         raise InputError(f"{dataset.name} has no training images; train on another data set")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         num_identities = len({record.identity for record in dataset.train})
         model = models.build(recipe.model, num_identities, recipe.backbone, recipe.pretrained, **recipe.options)
-    started = time.perf_counter()
-    state_path = folder / "state.pt"
+    started, state_path = time.perf_counter(), path.with_name("state.pt")
     options = {"seed": seed, "state_path": state_path, "key": key, "device": device, "progress": progress}
     with compute.on(model, device):
         history = train(model, dataset, recipe.settings, **options)
@@ -243,7 +203,6 @@ def _train_and_save(
         "compute": compute.describe(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "code": code,
     }
-    save_checkpoint(folder / "victim.safetensors", model.cpu(), card)
+    save_checkpoint(path, model.cpu(), card)
     state_path.unlink(missing_ok=True)

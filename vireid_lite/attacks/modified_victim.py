@@ -27,6 +27,7 @@ from vireid_lite.errors import InputError, check_choice, check_flag, check_numbe
 from vireid_lite.files import cache_folder, code_hash, exclusive, stable_hash, write_atomically
 from vireid_lite.losses import class_centres, identity_loss, quadruple_loss
 from vireid_lite.machine import device_name, peak_memory_mib, pick_device
+from vireid_lite.models.checkpoints import read_weights
 from vireid_lite.models.insertion import check_blocks, insert, staged
 from vireid_lite.models.two_stream import Batch, Objective, TwoStream, generalised_mean
 from vireid_lite.training import train
@@ -99,7 +100,6 @@ class Modification:
         """
         modules, tap = staged(model, self.attention, self.blocks, self.sfm)
         insert(model, modules)
-
         deltas = None if perturbation is None else torch.stack([perturbation.delta[each] for each in Modality])
 
         def objective(batch: Batch) -> Objective:
@@ -116,8 +116,7 @@ class Modification:
                 first, second = (class_centres(stage, batch.labels, modality) for stage in stages)
                 options = {"alpha": self.alpha, "form": self.form, "normalise": self.normalise}
                 other, active = quadruple_loss(*first, *second, **options)
-            losses = {"identity": identity, "other": other}
-            return Objective(losses, output.logits, batch.labels, {"active": active})
+            return Objective({"identity": identity, "other": other}, output.logits, batch.labels, {"active": active})
 
         return objective
 
@@ -143,8 +142,8 @@ def train_modified_victim(
     """Return a victim trained with `modification`, loaded where it was trained before.
 
     recipe: of the victim it starts from; network, schedule and augmentation are kept, and its triplet is used with
-    loss="recipe" alone. folder: where it is kept;
-    None stands for a folder of the cache, keyed by everything the result depends on. A killed training resumes.
+    loss="recipe" alone. folder: where it is kept; None stands for a folder of the cache, keyed by everything the result
+    depends on. A killed training resumes.
     Card keys: key, recipe, modification, dataset, seed, history, seconds, wall_seconds, peak_memory_mib, device.
     Raises InputError where `folder` holds another victim.
     """
@@ -191,20 +190,8 @@ def train_modified_victim(
             state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
             write_atomically(path, safetensors.torch.save(state, metadata={"card": json.dumps(card)}))
             note.unlink(missing_ok=True)
-    card = _load(path, model, key)
-    return ModifiedVictim(model.to(device).eval(), perturbation, card)
-
-
-def _load(path: Path, model: TwoStream, key: str) -> dict:
-    """Load a kept victim into a network of its shape; return its card."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {})["card"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors file, no dict)
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a modified victim ({reason}); delete it to train it again") from None
+    state, card = read_weights(path, "a modified victim", "delete it to train it again")
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
     model.load_state_dict(state)
-    return card
+    return ModifiedVictim(model.to(device).eval(), perturbation, card)

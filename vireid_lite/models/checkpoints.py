@@ -48,22 +48,26 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train one or check the path")
+    state, card = read_weights(path, "a readable safetensors file", "save or copy it again")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("card")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors file, no dict)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); save or copy it again") from None
-    try:
-        card = json.loads(text or "")
         arguments = card["model"]
         with torch.random.fork_rng(devices=[]):
             model = build(**{**arguments, "pretrained": False})
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise InputError(f"{path}: carries no usable card; only files of save_checkpoint can be loaded") from None
     model.arguments = arguments
     load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
     return model.eval(), card
+
+
+def read_weights(path: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict]:
+    """Return the weights of a safetensors file and its card, empty where it carries none."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("card", "{}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text)  # noqa: SIM118 (no dict)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not {kind} ({' '.join(str(error).split())}); {remedy}") from None
 
 
 def load_strictly(model: TwoStream, state: dict[str, Tensor], names: dict[str, str], where: str) -> None:

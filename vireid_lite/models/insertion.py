@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -21,24 +22,19 @@ def block_channels(model: TwoStream) -> list[int]:
     return [model.stages[0].visible.conv1.out_channels, *(out_channels(layer[-1]) for layer in layers)]
 
 
-class _Call:
-    """Hook before block 0: keeps the modality that the network is being called with, for the later blocks."""
+class _Hooks:
+    """Hooks of one insertion. An object and no closures, so that a deep copy of the network has its own."""
 
     modality: Modality | Tensor
 
-    def __call__(self, stem: nn.Module, arguments: tuple, keywords: dict) -> None:
+    def before_block_0(self, stem: nn.Module, arguments: tuple, keywords: dict) -> None:
+        """Keep the modality that the network is being called with, for the later blocks."""
         self.modality = arguments[1] if len(arguments) > 1 else keywords["modality"]
 
-
-class _Chain:
-    """Hook after a block: its map through the modules. An object and no closure, so that a deep copy has its own."""
-
-    def __init__(self, modules: Iterable[nn.Module], call: _Call) -> None:
-        self.modules, self.call = modules, call
-
-    def __call__(self, stage: nn.Module, arguments: tuple, maps: Tensor) -> Tensor:
-        for module in self.modules:
-            maps = module(maps, self.call.modality)
+    def after(self, chain: nn.ModuleList, stage: nn.Module, arguments: tuple, maps: Tensor) -> Tensor:
+        """Return a block's map after its modules."""
+        for module in chain:
+            maps = module(maps, self.modality)
         return maps
 
 
@@ -52,10 +48,10 @@ def _hook(model: TwoStream, modules: Modules) -> tuple[nn.ModuleDict, list]:
             if not isinstance(module, nn.Module):
                 raise InputError(f"attention: block {block} needs modules, got {module!r}; see build_attention")
         chains[str(block)] = nn.ModuleList(chain)
-    call = _Call()
-    handles = [model.stages[0].register_forward_pre_hook(call, with_kwargs=True)]
+    hooks = _Hooks()
+    handles = [model.stages[0].register_forward_pre_hook(hooks.before_block_0, with_kwargs=True)]
     for block, chain in chains.items():
-        handles.append(model.stages[int(block)].register_forward_hook(_Chain(chain, call)))
+        handles.append(model.stages[int(block)].register_forward_hook(partial(hooks.after, chain)))
     return chains, handles
 
 

@@ -25,9 +25,8 @@ LITE_WIDTHS = (32, 64, 128, 256)  # channels of the lite trunk's layers; its ste
 class ModelOutput(NamedTuple):
     """What a forward pass returns for N images.
 
-    pooled: (N, D) pooled features, not normalised; the triplet losses read these.
-    embedding: (N, D) BNNeck output, not normalised.
-    logits: (N, num_identities).
+    pooled: (N, D) pooled features, not normalised; the triplet losses read these. embedding: (N, D) BNNeck output, not
+    normalised. logits: (N, num_identities).
     """
 
     pooled: Tensor
@@ -56,9 +55,8 @@ class Batch(NamedTuple):
 class Objective(NamedTuple):
     """What an objective returns for a batch.
 
-    losses: name to scalar, weighted already; their sum is minimised. The names are the same at every step.
-    logits, labels: (M, num_identities) and (M,), of which the accuracy is noted.
-    noted: name to scalar, what a history keeps beside the losses.
+    losses: name to scalar, weighted already; their sum is minimised. logits, labels: (M, num_identities) and (M,), of
+    which the accuracy is noted. noted: name to scalar, what a history keeps beside. Names are those of every step.
     """
 
     losses: dict[str, Tensor]
@@ -144,8 +142,7 @@ def check_images(images: Tensor) -> None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode inside the block, and each back in its own mode after it."""
     training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    model.eval()
     try:
         yield
     finally:
@@ -166,15 +163,12 @@ class Stems(nn.Module):
     Both stems start as copies of `stem`, as both start from the ImageNet stem in AGW (model.py:93-124).
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, stem: nn.Module) -> None:
         super().__init__()
         self.visible = stem
         self.infrared = copy.deepcopy(stem)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return stem features in the order of `images`; each stem's BatchNorm sees its own images only.
@@ -208,12 +202,9 @@ class NonLocal(nn.Module):
 
     def __init__(self, channels: int, inner_channels: int = 1) -> None:
         super().__init__()
-        self.theta = nn.Conv2d(channels, inner_channels, 1)
-        self.phi = nn.Conv2d(channels, inner_channels, 1)
-        self.g = nn.Conv2d(channels, inner_channels, 1)
+        self.theta, self.phi, self.g = (nn.Conv2d(channels, inner_channels, 1) for _ in range(3))
         self.W = nn.Sequential(nn.Conv2d(inner_channels, channels, 1), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.W[1].weight)
-        nn.init.zeros_(self.W[1].bias)
+        nn.init.zeros_(self.W[1].weight)  # its bias is 0 already
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, h, w) to the same shape."""
@@ -231,7 +222,7 @@ def with_non_local(blocks: nn.Sequential, inner_channels: int) -> nn.Sequential:
     Given layers 2 and 3 that is after blocks 2, 3 and 3, 4, 5 of ResNet-50, counted from 0 (AGW model.py:155-167), and
     after the last block where a layer has one or two (ResNet-18, lite).
     """
-    modules: list[nn.Module] = []
+    modules = []
     for index, block in enumerate(blocks):
         modules.append(block)
         if index >= len(blocks) // 2:
@@ -299,8 +290,7 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
     for module in network.layer4[0].modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
-    parts = ("conv1", "bn1", "relu", "maxpool")
-    stem = nn.Sequential(OrderedDict((part, getattr(network, part)) for part in parts))
+    stem = nn.Sequential(OrderedDict((part, getattr(network, part)) for part in ("conv1", "bn1", "relu", "maxpool")))
     return stem, [network.layer1, network.layer2, network.layer3, network.layer4]
 
 
