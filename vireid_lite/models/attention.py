@@ -94,12 +94,13 @@ class EfficientChannel(ChannelAttention):
 
 
 class ModalityAttention(nn.Module):
-    """Maps times their attention weights, each image's from the attention of its own modality."""
+    """Maps times their attention weights, each image's from the attention of its own modality; both are of one kind."""
 
-    def __init__(self, visible: nn.Module, infrared: nn.Module) -> None:
+    kind: type[Attention]
+
+    def __init__(self, *channels: int) -> None:
         super().__init__()
-        self.visible = visible
-        self.infrared = infrared
+        self.visible, self.infrared = self.kind(*channels), self.kind(*channels)
 
     def weights(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return what multiplies, in (0, 1): (N, 1, h, w) of a spatial attention, (N, C, 1, 1) of a channel one.
@@ -124,22 +125,19 @@ class ModalityAttention(nn.Module):
 class SFM(ModalityAttention):
     """Second-stage attention: M(x) x with a spatial attention M. The paper's tables call it SAM."""
 
-    def __init__(self) -> None:
-        super().__init__(SpatialAttention(), SpatialAttention())
+    kind = SpatialAttention
 
 
 class SE(ModalityAttention):
-    """Squeeze-and-excitation of each modality's channels."""
+    """Squeeze-and-excitation of each modality's channels, SE(channels)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(SqueezeExcitation(channels), SqueezeExcitation(channels))
+    kind = SqueezeExcitation
 
 
 class ECA(ModalityAttention):
-    """Efficient channel attention of each modality's channels."""
+    """Efficient channel attention of each modality's channels, ECA(channels)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(EfficientChannel(channels), EfficientChannel(channels))
+    kind = EfficientChannel
 
 
 class FSAM(ModalityAttention):
@@ -149,8 +147,7 @@ class FSAM(ModalityAttention):
     of opposite bins differ, so the inverse is complex and its real part is returned.
     """
 
-    def __init__(self) -> None:
-        super().__init__(SpatialAttention(), SpatialAttention())
+    kind = SpatialAttention
 
     def weights(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return what multiplies the phase, (N, 1, h, w) in (0, 1), by bin; arguments and errors of the base class."""

@@ -16,13 +16,10 @@ from vireid_lite.models.two_stream import TwoStream
 
 
 def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
-    """Write the weights to `path` and the card to the same name ending in .json; return the card as written.
+    """Write weights to `path`, NAME.safetensors, and the card to NAME.json, each whole; return the card as written.
 
     The card gains "model", the arguments `models.build` was called with, and is kept inside the weights file as well:
-    that copy is the one read back, so a kill between the two files never pairs weights with another card. Each file is
-    written beside its place and moved there whole.
-
-    path: ends in .safetensors. model: from `models.build`. card: anything JSON can hold.
+    that copy is the one read back, so a kill between the two files never pairs weights with another card.
     Raises InputError where the path ends otherwise or cannot be written, or the card holds what is not JSON.
     """
     path = Path(path)
@@ -45,9 +42,7 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     torch's random generator is left as it was. Raises InputError where the file is missing, damaged, carries no card,
     or its weights do not fit the network that the card describes (naming the first that does not).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; train one or check the path")
+    path = existing(path)
     state, card = read_weights(path, "a readable safetensors file", "save or copy it again")
     try:
         arguments = card["model"]
@@ -58,6 +53,13 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     model.arguments = arguments
     load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
     return model.eval(), card
+
+
+def existing(path: str | Path) -> Path:
+    """Return the path of a file. Raises InputError where there is none."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint; train one or check the path")
+    return Path(path)
 
 
 def read_weights(path: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict]:

@@ -30,13 +30,7 @@ class DDAG(TwoStream):
     """
 
     def __init__(
-        self,
-        num_identities: int,
-        backbone: str = "resnet50",
-        pretrained: bool = False,
-        *,
-        parts: int = 3,
-        dropout: float = 0.2,
+        self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, parts=3, dropout=0.2
     ) -> None:
         check_whole("models", "parts", parts, 1)
         check_number("models", "dropout", dropout, 0, 0.99)
@@ -92,9 +86,7 @@ class PartAggregation(nn.Module):
 
     def __init__(self, channels: int, parts: int) -> None:
         super().__init__()
-        self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(channels, channels)
-        self.value = nn.Linear(channels, channels)
+        self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
         self.gate = nn.Parameter(torch.full((parts,), 1 / parts))
         self.norm = bnneck(channels)
 

@@ -11,15 +11,8 @@ from torch.nn import functional as F
 from vireid_lite import losses
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import check_flag
-from vireid_lite.models.two_stream import (
-    Batch,
-    ModelOutput,
-    Objective,
-    TwoStream,
-    generalised_mean,
-    out_channels,
-    trunk,
-)
+from vireid_lite.models import two_stream
+from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, out_channels
 
 BRANCHES = 3  # the original map and the two made from it
 
@@ -46,17 +39,11 @@ class DEEN(TwoStream):
     """
 
     def __init__(
-        self,
-        num_identities: int,
-        backbone: str = "resnet50",
-        pretrained: bool = False,
-        *,
-        flip: bool = False,
-        layer4: bool = True,
+        self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, flip=False, layer4=True
     ) -> None:
         check_flag("models", "flip", flip)
         check_flag("models", "layer4", layer4)
-        stem, layers = trunk(backbone, pretrained)
+        stem, layers = two_stream.trunk(backbone, pretrained)
         widths = [stem.conv1.out_channels, *(out_channels(layer[-1]) for layer in layers)]
         fused = [Fused(*layers[k], Fusion(widths[k + 1], widths[k], stride)) for k, stride in enumerate((1, 2, 2))]
         channels = widths[4 if layer4 else 3]
@@ -91,9 +78,9 @@ class DEEN(TwoStream):
     def objective(self, batch: Batch) -> Objective:
         """Return identity + triplet + 0.8 cpm + 0.01 orthogonality, and the logits of all 3N rows.
 
-        identity: cross-entropy; triplet: batch-hard, margin 0.3, of pooled features; both over the 3N rows.
-        cpm: `centre_pair_mining` of the first branch with each of the others, summed.
-        orthogonality: inner product of the two expanded pooled features, summed over images and divided by 3N.
+        identity: cross-entropy, triplet: batch-hard of pooled features with margin 0.3, both over the 3N rows. cpm:
+        `centre_pair_mining` of the first branch with each of the others, summed. orthogonality: inner product of the
+        two expanded pooled features, summed over images and divided by 3N.
         Source: LLCM DEEN/train.py:284-294 and model.py.
         """
         pooled, neck = self._branches(batch.images, batch.modality)
@@ -110,7 +97,8 @@ class DEEN(TwoStream):
 
     def _branches(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor]:
         """Return the branches' pooled and BNNeck features, (N, 3, C) each."""
-        pooled = generalised_mean(self.feature_map(images, modality), self.gem_p).unflatten(1, (BRANCHES, -1))
+        pooled = two_stream.generalised_mean(self.feature_map(images, modality), self.gem_p)
+        pooled = pooled.unflatten(1, (BRANCHES, -1))
         return pooled, self.bottleneck(pooled.flatten(0, 1)).view_as(pooled)
 
 
@@ -208,11 +196,8 @@ class Expansion(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, h, w) to (3N, C, h, w): all originals first, then each branch."""
-        made = [
-            up(F.relu(sum(conv(maps) for conv in down) / len(down)))
-            for down, up in zip(self.down, self.up, strict=True)
-        ]
-        return torch.cat([maps, *made])
+        summed = [sum(conv(maps) for conv in down) / len(down) for down in self.down]
+        return torch.cat([maps, *(up(F.relu(each)) for up, each in zip(self.up, summed, strict=True))])
 
 
 class SideBySide(nn.Module):

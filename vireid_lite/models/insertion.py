@@ -57,13 +57,12 @@ def _hook(model: TwoStream, modules: Modules) -> tuple[nn.ModuleDict, list]:
 
 @contextmanager
 def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
-    """Let the modules act behind the blocks of a network inside the `with`; the network itself is not touched.
+    """Let modules act behind the blocks of a network inside the `with`: by block, 0 to 4, one or several in order.
 
-    The modules are no part of the model: they neither save, move nor freeze with it, and gradients reach their weights
-    through a frozen one. Nested insertions act in the order they were made; a deep copy made inside keeps the modules
-    (copies of them). The network is called as a whole, as block 0 tells the later blocks the modality.
-
-    modules: by block, 0 to 4, a module or several; on the model's device. Raises InputError for another block.
+    They stand on the model's device but are no part of it: they neither save, move nor freeze with it, and gradients
+    reach their weights through a frozen one. Nested insertions act in the order they were made; a deep copy made inside
+    keeps copies of the modules. The network is called as a whole, as block 0 tells the later blocks the modality.
+    Raises InputError for another block.
     """
     _, handles = _hook(model, modules)
     try:

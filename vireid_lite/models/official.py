@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from vireid_lite.errors import InputError
 from vireid_lite.models.agw import AGW
 from vireid_lite.models.build import build
-from vireid_lite.models.checkpoints import load_strictly
+from vireid_lite.models.checkpoints import existing, load_strictly
 from vireid_lite.models.two_stream import NonLocal
 
 SIZE = (288, 144)  # of the crops AGW is trained on: height and width in pixels (train.py, --img_h and --img_w)
@@ -36,7 +37,7 @@ def load_official(path: str | Path) -> tuple[AGW, dict]:
     Raises InputError where the file is missing, holds anything but weights and numbers, or does not fit (naming the
     first weight that does not). torch's random generator is left as it was.
     """
-    path = Path(path)
+    path = existing(path)
     state = _official_state(path)
     head = state.get("classifier.weight")
     if head is None:
@@ -51,8 +52,6 @@ def load_official(path: str | Path) -> tuple[AGW, dict]:
 
 def _official_state(path: Path) -> dict[str, Tensor]:
     """Return the used weights of an official file under their official names."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; check the path")
     # Beside the weights AGW saves its scores as numpy values (train.py:390). Rebuilding those runs nothing but numpy's
     # array and scalar constructors; they are named as numpy 1 wrote them and as numpy 2 writes them.
     array, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
@@ -80,23 +79,18 @@ def _official_state(path: Path) -> dict[str, Tensor]:
 
 def _official_names(model: AGW) -> dict[str, str]:
     """Return the official name of every weight of an AGW, by ours."""
-    prefixes = {
-        "stages.0.visible": "visible_module.visible",
-        "stages.0.infrared": "thermal_module.thermal",
-        "bottleneck": "bottleneck",
-        "classifier": "classifier",
-    }
+    prefixes = {"stages.0.visible": "visible_module.visible", "stages.0.infrared": "thermal_module.thermal"}
+    prefixes |= {name: name for name in ("bottleneck", "classifier")}
     for number, layer in enumerate(model.stages[1:], start=1):
-        blocks = non_locals = 0
+        blocks, non_locals = itertools.count(), itertools.count()
         for index, module in enumerate(layer):
+            ours = f"stages.{number}.{index}"
             # Officially the non-local blocks stand beside the layers, not between their blocks.
             if isinstance(module, NonLocal):
-                prefixes[f"stages.{number}.{index}"] = f"NL_{number}.{non_locals}"
-                prefixes[f"stages.{number}.{index}.g"] = f"NL_{number}.{non_locals}.g.0"
-                non_locals += 1
+                prefixes[ours] = f"NL_{number}.{next(non_locals)}"
+                prefixes[f"{ours}.g"] = f"{prefixes[ours]}.g.0"
             else:
-                prefixes[f"stages.{number}.{index}"] = f"base_resnet.base.layer{number}.{blocks}"
-                blocks += 1
+                prefixes[ours] = f"base_resnet.base.layer{number}.{next(blocks)}"
     names = {}
     for name in model.state_dict():
         prefix = max((known for known in prefixes if name.startswith(known + ".")), key=len)

@@ -150,13 +150,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def one_modality(modality: Modality) -> Modality:
-    """Return a modality of a whole batch. Raises InputError for anything else."""
-    if modality not in (0, 1):
-        raise InputError(f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}")
-    return modality
-
-
 class Stems(nn.Module):
     """Block 0: ImageNet normalisation, then each image through the stem of its own modality.
 
@@ -239,6 +232,13 @@ def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
     rows, height = maps.mean(3), maps.shape[2]
     edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
     return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
+
+
+def one_modality(modality: Modality) -> Modality:
+    """Return a modality of a whole batch. Raises InputError for anything else."""
+    if modality not in (0, 1):
+        raise InputError(f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}")
+    return modality
 
 
 def generalised_mean(maps: Tensor, p: float = 3.0) -> Tensor:
