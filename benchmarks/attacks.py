@@ -83,8 +83,7 @@ def measure(backbone: str, size: tuple[int, int], batch: int, repeats: int, devi
     store = random_store(52, 4, size)
     paper = CMPS(batch_size=batch)
     with frozen(model):
-        problem = paper.prepare(model, store, 0)
-        state = {name: value.to(device) for name, value in paper.start((3, *size), 0).items()}
+        problem, state = paper.begin(model, store, 0)
         pool = images_of(store, np.arange(2 * batch), model)
         banks = [problem.centroids[:206].detach() for _ in range(2)]
         old = {"delta": torch.zeros(3, *size, device=device), "momentum": torch.zeros(3, *size, device=device)}

@@ -53,8 +53,7 @@ def measure(backbone: str, size: tuple[int, int], batch: int, repeats: int, devi
     runs = {}
     with frozen(model):
         for name, attack in attacks.items():
-            problem = attack.prepare(model, store, 0)
-            state = {part: value.to(device) for part, value in attack.start((3, *size), 0).items()}
+            problem, state = attack.begin(model, store, 0)
             runs[name] = partial(attack.step, model, problem, state, seed=0)
         rows = problem.batches.at(0)
         images, modality = images_of(store, rows, model), store.modalities[rows]

@@ -379,12 +379,10 @@ class Bench:
         store = ImageStore(self.store.images[: 20 * count], self.store.records[: 20 * count])
         attacks = {"CMPS": CMPS(batch_size=count), "feature-level": FeatureLevelAttack(form="linear", batch_size=count)}
         bare = bare_network(self.toy, self.classes, True, self.device).eval()
-        shape = (3, *self.dataset.size)
         with frozen(model), frozen(bare), self.compute.on(model, self.device):
             runs: dict[str, Callable[[int], None]] = {}
             for name, attack in attacks.items():
-                problem = attack.prepare(model, store, 0)
-                state = {part: value.to(self.device) for part, value in attack.start(shape, 0).items()}
+                problem, state = attack.begin(model, store, 0)
 
                 def craft(count: int, attack=attack, problem=problem, state=state) -> None:
                     for step in range(count):

@@ -90,8 +90,7 @@ from torch.nn import functional
 from vireid_lite import metrics, models
 from vireid_lite.chapters import plots
 from vireid_lite.data import Modality, SyntheticVI, Trial, cached
-from vireid_lite.data.synthetic.figure import LOWER, SPECTRA, UPPER, Figure
-from vireid_lite.data.synthetic.render import render
+from vireid_lite.data.synthetic.people import figure, render
 from vireid_lite.metrics.evaluation import direction_name, identities_and_cameras
 from vireid_lite.victims import tier_dataset
 
@@ -764,7 +763,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-spectra-grey", "c5f95b42")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-spectra-grey
 # :class: dropdown
 # ```
@@ -773,7 +772,7 @@ self_check(None, "ex-spectra-grey", "c5f95b42")  # your letter in place of None,
 # Give both sides three equal channels, then use the histogram as it is.
 
 
-# %%
+# %% tags=["solution"]
 def greys(dataset, records, images):
     return colours(dataset, records, luma(images).expand(-1, 3, -1, -1))
 
@@ -785,7 +784,7 @@ for modality in Modality:
 trial = Trial(images_of[VISIBLE][:1000:2], images_of[VISIBLE][1::2])
 print("grey within the visible:", percent(rank_by(greys, easy, trial)[0]))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # The last line is the bar: there neither side has colours, and the spectrum is the same. What lies between it and the
 # lines above is not for want of colours: the greys of one person are other greys in the other spectrum.
 #
@@ -810,7 +809,7 @@ print("grey within the visible:", percent(rank_by(greys, easy, trial)[0]))
 # %% tags=["self-check"]
 self_check(None, "ex-spectra-thermal", "590ec598")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-spectra-thermal
 # :class: dropdown
 # ```
@@ -819,7 +818,7 @@ self_check(None, "ex-spectra-thermal", "590ec598")  # your letter in place of No
 # A small set is enough: three images of each test person in either spectrum.
 
 
-# %%
+# %% tags=["solution"]
 def small_world(**options):
     few = {"num_identities": 2, "val_identities": 2, "images_per_modality": 3}
     return SyntheticVI(**few, size=easy.size, seed=settings.seed, **options)
@@ -838,7 +837,7 @@ def compare(settings_by_name, chosen=("contrast", "edges", "silhouette")):
 
 compare({"near infrared": {"thermal": False}, "thermal": {"thermal": True}})
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # The silhouette does not know the spectrum: the same bodies in the same poses give the same masks. Edges live on
 # patterns and on seams between light and dark cloth, which have one temperature; so they have the most to lose.
 #
@@ -864,7 +863,7 @@ compare({"near infrared": {"thermal": False}, "thermal": {"thermal": True}})
 # %% tags=["self-check"]
 self_check(None, "ex-spectra-claim", "20185202")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-spectra-claim
 # :class: dropdown
 # ```
@@ -873,19 +872,19 @@ self_check(None, "ex-spectra-claim", "20185202")  # your letter in place of None
 # `reflectance_shift=0` lets infrared reflectance follow visible brightness, and `pattern_loss=0` keeps every pattern.
 # Poses, views, framing and clutter have knobs too.
 
-# %%
+# %% tags=["solution"]
 no_flip = {"reflectance_shift": 0.0, "pattern_loss": 0.0}
 moving = ("pose_spread", "view_spread", "back_views", "crop_jitter", "clutter")
 still = dict.fromkeys(moving, 0.0)
 compare({"as it is": {}, "no flips": no_flip, "still": still, "both": no_flip | still})
 
-# %%
+# %% tags=["solution"]
 world = small_world()
 shown = of_modality(world.test, VISIBLE)  # three images of each person
 trial = Trial(shown[::3], [record for place, record in enumerate(shown) if place % 3])
 print("contrast within the visible, as it is:", percent(rank_by(contrast, world, trial)[0]))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # Compare "no flips" with "as it is", and with matching the same people within the visible. What the flips explain is the
 # difference of the first two; what is left to the third has other causes: the light differs too (a lamp beside the lens instead of sun from the
 # side), and poses, views and backgrounds change whatever the spectrum. A claim with "because" needs the world without

@@ -62,7 +62,7 @@ OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 REPEATS: int = 200  # random rankings behind a chance level; large settings take fewer
 
 # %%
-settings = check_parameters(globals(), costs, REPEATS=int)
+settings = check_parameters(globals(), costs)
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -71,6 +71,7 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import number_table as table
 from vireid_lite.data import Modality
 
 plots.set_style()
@@ -80,12 +81,6 @@ def percent(fraction, digits=2):
     """Write a fraction, or an array of them, in percent without the sign."""
     values = np.atleast_1d(fraction)
     return ", ".join(f"{100 * value:.{digits}f}" for value in values)
-
-
-def table(header, rows):
-    """Show rows of text and numbers as a table, first column left, others right."""
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
-    return Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
 
 # %% [markdown]
@@ -1129,7 +1124,7 @@ self_check_value(
     within=0.001,
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-ranking-swap
 # :class: dropdown
 # ```
@@ -1139,7 +1134,7 @@ self_check_value(
 # last right match stays where it was.
 
 
-# %%
+# %% tags=["solution"]
 def by_counting(right):
     """Return rank-1, AP and INP of one ranked list of right (True) and wrong images."""
     rank = np.flatnonzero(right) + 1
@@ -1153,7 +1148,7 @@ table(
     [[name, *(f"{value:.3f}" for value in by_counting(row))] for name, row in swapped.items()],
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1176,7 +1171,7 @@ table(
 # %% tags=["self-check"]
 self_check(None, "ex-ranking-images", "920231b2")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-ranking-images
 # :class: dropdown
 # ```
@@ -1186,14 +1181,14 @@ self_check(None, "ex-ranking-images", "920231b2")  # your letter in place of Non
 # hits. Someone who scrolls through pictures meets images; someone who is shown one picture per candidate meets
 # identities.
 
-# %%
+# %% tags=["solution"]
 fifty = np.repeat(np.arange(50), 10)
 place = np.arange(500.0)[None]  # person 0 first, then person 1, who is asked for
 for protocol in ("regdb", "sysu"):
     answer = metrics.evaluate(place, [1], fifty, [6], np.ones(500, int), protocol)
     print(protocol, "rank-2:", answer.cmc[1], " rank-10:", answer.cmc[9], " rank-11:", answer.cmc[10])
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1215,7 +1210,7 @@ for protocol in ("regdb", "sysu"):
 # %% tags=["self-check"]
 self_check(None, "ex-ranking-own", "3973e7dc")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-ranking-own
 # :class: dropdown
 # ```
@@ -1224,7 +1219,7 @@ self_check(None, "ex-ranking-own", "3973e7dc")  # your letter in place of None, 
 # The records carry identities and cameras; no image is read. By hand, under protocol `regdb`: the mean over queries of
 # right images divided by gallery images.
 
-# %%
+# %% tags=["solution"]
 from vireid_lite.metrics.evaluation import identities_and_cameras
 from vireid_lite.victims import tier_dataset
 
@@ -1244,7 +1239,7 @@ for modality in Modality:
     ]
 table([f"{dataset.name}, %", "chance", "least"], own_rows)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1267,7 +1262,7 @@ table([f"{dataset.name}, %", "chance", "least"], own_rows)
 # %% tags=["self-check"]
 self_check(None, "ex-ranking-floors", "0104b054")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-ranking-floors
 # :class: dropdown
 # ```
@@ -1276,7 +1271,7 @@ self_check(None, "ex-ranking-floors", "0104b054")  # your letter in place of Non
 # The other way: with one image per person AP is one divided by its rank, and the mean of that over random ranks is far
 # larger than the share of right images. Rank-1's chance, which is that share, does not move at all.
 
-# %%
+# %% tags=["solution"]
 floor_rows = []
 for count in (1, 2, 5, 10):
     each = np.repeat(np.arange(206), count)
@@ -1285,7 +1280,7 @@ for count in (1, 2, 5, 10):
     floor_rows.append([count, *map(percent, cells)])
 table(["images each", "rank-1, chance %", "mAP, chance %", "mAP, least %"], floor_rows)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1326,7 +1321,7 @@ print(f"clean {percent(clean_rank1)} %, attacked {percent(attacked_rank1(0.01))}
 # %% tags=["self-check"]
 self_check(None, "ex-ranking-claim", "90623aec")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-ranking-claim
 # :class: dropdown
 # ```
@@ -1338,7 +1333,7 @@ self_check(None, "ex-ranking-claim", "90623aec")  # your letter in place of None
 # information gets, and a stronger perturbation does not lower it.
 
 
-# %%
+# %% tags=["solution"]
 def mended_rank1(strength, seed=0):
     """Perturb queries in shuffled batches, and score them against their own identities."""
     rng = np.random.default_rng(seed)
@@ -1354,7 +1349,7 @@ table(
     [[s, percent(attacked_rank1(s)), percent(mended_rank1(s))] for s in (0.0, 0.01, 0.1, 1.0)],
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1377,7 +1372,7 @@ table(
 # %% tags=["self-check"]
 self_check(None, "ex-ranking-plan", "918837da")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-ranking-plan
 # :class: dropdown
 # ```
@@ -1388,7 +1383,7 @@ self_check(None, "ex-ranking-plan", "918837da")  # your letter in place of None,
 # for is where a column passes 80 %.
 
 
-# %%
+# %% tags=["solution"]
 def power(people, before, after, experiments=1000):
     """Return how often a paired experiment with so many people tells two rank-1s apart."""
     rng = np.random.default_rng([settings.seed, 8, people])
@@ -1405,7 +1400,7 @@ table(
     [[n, percent(power(n, 0.20, 0.15), 0), percent(power(n, 0.65, 0.60), 0)] for n in sizes],
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

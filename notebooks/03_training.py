@@ -46,7 +46,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("03_training")
 costs
@@ -61,7 +61,7 @@ OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 EPOCHS: "Optional[int]" = None  # passes over the training images; None: the tier's
 
 # %%
-settings = check_parameters(globals(), costs, EPOCHS=optional(int))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Start it now
@@ -80,6 +80,7 @@ from torch.nn import functional as F
 
 from vireid_lite import losses, metrics, models
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import percent
 from vireid_lite.data import Augmentation, Modality, PKSampler, all_against_all, cached
 from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate, identities_and_cameras, ranked
 from vireid_lite.training import contiguous_labels
@@ -598,13 +599,8 @@ embedded = {
 }
 starts = {m: ranking(embedded["before"], trials[m]) for m in Modality}
 
+
 # %% tags=["hide-input"]
-
-
-def percent(value, low=None, high=None):
-    return f"{100 * value:.1f}" + ("" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
-
-
 def identity_interval(people):
     return metrics.bootstrap(people.rank1, people.identity, people.queries)
 
@@ -918,7 +914,7 @@ self_check_value(
     within=0.1,
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-training-first-loss
 # :class: dropdown
 # ```
@@ -927,13 +923,13 @@ self_check_value(
 # The classifier's weights are drawn from N(0, 0.001), so all logits are near zero and every identity gets the same
 # probability: log(num_identities). Against equal probabilities every target costs the same, a smoothed one included.
 
-# %%
+# %% tags=["solution"]
 with torch.no_grad():
     logits = untrained(*batch).logits
     plain, smoothed = (losses.identity_loss(logits, batch_labels, s).item() for s in (0, 0.1))
 print(f"predicted {np.log(num_identities):.3f}, plain {plain:.3f}, smoothed {smoothed:.3f}")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -955,7 +951,7 @@ print(f"predicted {np.log(num_identities):.3f}, plain {plain:.3f}, smoothed {smo
 # %% tags=["self-check"]
 self_check(None, "ex-training-gem", "7128b0dd")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-training-gem
 # :class: dropdown
 # ```
@@ -965,7 +961,7 @@ self_check(None, "ex-training-gem", "7128b0dd")  # your letter in place of None,
 # emphasis that nothing after it has seen. That measures how sensitive this network is. Which $p$ is best would need a
 # training for each, compared on validation identities.
 
-# %%
+# %% tags=["solution"]
 for p in (1.0, 3.0, 10.0):
     model.gem_p = p
     features = F.normalize(outputs(model, test)[1])
@@ -973,7 +969,7 @@ for p in (1.0, 3.0, 10.0):
     print(f"p = {p:g}: rank-1 " + ", ".join(f"{100 * score:.1f} %" for score in scores))
 model.gem_p = 3.0
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -995,7 +991,7 @@ model.gem_p = 3.0
 # %% tags=["self-check"]
 self_check(None, "ex-training-stem", "f525d75c")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-training-stem
 # :class: dropdown
 # ```
@@ -1005,7 +1001,7 @@ self_check(None, "ex-training-stem", "f525d75c")  # your letter in place of None
 # between the two lines. The test raises no error and looks like a result, which is why a model here takes the modality
 # as an argument that cannot be left out.
 
-# %%
+# %% tags=["solution"]
 features = embedded["after"].clone()
 infrared = np.flatnonzero(modalities == Modality.INFRARED)
 with torch.no_grad():
@@ -1015,7 +1011,7 @@ for stem, gallery in (("its own", embedded["after"]), ("the visible", features))
     score = ranking(gallery, trials[Modality.VISIBLE])
     print(f"infrared through {stem} stem: rank-1 {100 * score.rank1:.1f} %")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1038,7 +1034,7 @@ for stem, gallery in (("its own", embedded["after"]), ("the visible", features))
 # %% tags=["self-check"]
 self_check(None, "ex-training-batchnorm", "581e60c3")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-training-batchnorm
 # :class: dropdown
 # ```
@@ -1049,7 +1045,7 @@ self_check(None, "ex-training-batchnorm", "581e60c3")  # your letter in place of
 # close the first-order part of the gap before any weight is learned. (Here both modalities pass the initial
 # convolution, which the stems share at the start.)
 
-# %%
+# %% tags=["solution"]
 with torch.no_grad():
     stems = untrained.stages[0]
     normalised = (batch[0] - stems.mean) / stems.std
@@ -1061,7 +1057,7 @@ print(
     f" {100 * share.max().item():.1f} % in the worst channel; one for each: 0 %"
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1084,7 +1080,7 @@ print(
 # %% tags=["self-check"]
 self_check(None, "ex-training-claim", "50d1e6fb")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-training-claim
 # :class: dropdown
 # ```
@@ -1095,7 +1091,7 @@ self_check(None, "ex-training-claim", "50d1e6fb")  # your letter in place of Non
 # which 60 people they are, is memory. It grows with every epoch: a network that has trained for long knows its training
 # people almost without fault, and that is how 95 % may come about.
 
-# %%
+# %% tags=["solution"]
 sixty = sorted({record.identity for record in dataset.train})[:60]
 trial = all_against_all([r for r in train.records if r.identity in sixty], Modality.VISIBLE)
 options = {"trials": [trial], "device": device, "progress": False}
@@ -1104,7 +1100,7 @@ honest = results[Modality.VISIBLE]
 print(f"training identities: rank-1 {100 * memory.rank1:.1f} %, mAP {100 * memory.mAP:.1f} %")
 print(f"test identities:     rank-1 {100 * honest.rank1:.1f} %, mAP {100 * honest.mAP:.1f} %")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -50,7 +50,6 @@ if "google.colab" in sys.modules:
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
 from vireid_lite.chapters.parameters import check_parameters
-from vireid_lite.errors import fraction
 
 costs = Costs("04_attacking_a_ranking")
 costs
@@ -62,11 +61,11 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # largest change of a pixel, whose range is [0, 1]
 QUERIES: int = 60  # queries attacked in each direction, two images a person
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, QUERIES=int)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -105,11 +104,12 @@ from torch.nn import functional as F
 
 from vireid_lite import metrics
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import number_table as table, percent
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import AdversarialStore, IMAGE_SPECIFIC, build_attack, craft
 from vireid_lite.attacks.frozen import frozen
-from vireid_lite.attacks.image_specific import GuideBank, ODFA, Problem, SMA
+from vireid_lite.attacks.image_specific import GuideBank, ODFA, SMA, Target
 from vireid_lite.data import ImageStore, Modality, Trial, all_against_all, cached
 from vireid_lite.metrics.evaluation import direction_name, embed_store, identities_and_cameras, ranked
 from vireid_lite.tables import DIRECTIONS, LABELS, attack_table, seed_rows
@@ -178,19 +178,8 @@ clean = {m: side.queries.batch(np.arange(len(side.queries))) for m, side in side
 before = {m: look(side, clean[m]) for m, side in sides.items()}
 floor = {m: metrics.chance(*identities_and_cameras(side.trial), protocol=dataset.protocol) for m, side in sides.items()}
 
+
 # %% tags=["hide-input"]
-
-
-def percent(value, low=None, high=None):
-    return f"{100 * value:.1f}" + ("" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
-
-
-def table(header, rows):
-    """Show rows as a table, first column left, others right."""
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
-    return Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
-
-
 def change(side, first, second):
     """Second minus first rank-1 on the same queries, with its 95 % interval over identities."""
     people = identities_and_cameras(side.trial)[0][first.scores.valid]
@@ -377,7 +366,7 @@ def gradients(side, images, attack):
         bank = GuideBank(model, side.guides, side.modality)
         people = [record.identity for record in side.trial.query]
         guides = bank.guides(model.embed(images, side.modality).detach(), people)
-        climbs = attack.objective(Problem(model, images, side.modality, guides, seed))
+        climbs = attack.objective(Target(model, images, side.modality, guides, seed))
         at = images.clone().requires_grad_(True)
         return torch.autograd.grad(climbs(at, 0).sum(), at)[0].flatten(1).cpu()
 
@@ -647,7 +636,7 @@ with frozen(model), torch.enable_grad():
     for attack in (attacks["sma"], attacks["odfa"]):
         for name, at in (("clean image", images), ("random start", attack.start(images, m, seed))):
             at = at.clone().requires_grad_(True)
-            climbs = attack.objective(Problem(model, images, m))
+            climbs = attack.objective(Target(model, images, m))
             (gradient,) = torch.autograd.grad(climbs(at, 0).sum(), at)
             lines.append([LABELS[attack.name], name, f"{gradient.abs().max().item():.1e}"])
 table(["attack", "gradient at the", "largest entry"], lines)
@@ -1118,7 +1107,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-attacking-psnr", "00af2199", decimals=1)  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-attacking-psnr
 # :class: dropdown
 # ```
@@ -1128,14 +1117,14 @@ self_check(None, "ex-attacking-psnr", "00af2199", decimals=1)  # your number in 
 # values are not left alone, they lie inside the budget, so the measured PSNR lies below this; and with {math}`s = 1` it
 # is the least that the budget allows.
 
-# %%
+# %% tags=["solution"]
 images = crafted["sma"][Modality.VISIBLE].images
 difference = images - clean[Modality.VISIBLE]
 share = (difference.abs() > eps - 0.5 / 255).double().mean().item()
 measured = -10 * difference.double().square().mean().log10().item()
 print(f"share {share:.3f}: {-10 * np.log10(share * eps**2):.2f} dB, measured {measured:.2f} dB, least {worst:.2f} dB")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1153,7 +1142,7 @@ print(f"share {share:.3f}: {-10 * np.log10(share * eps**2):.2f} dB, measured {me
 # %% tags=["self-check"]
 self_check(None, "ex-attacking-tied", "c71e42b3")  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-attacking-tied
 # :class: dropdown
 # ```
@@ -1163,7 +1152,7 @@ self_check(None, "ex-attacking-tied", "c71e42b3")  # your number in place of Non
 # sign steps are no optimum, so even the sign of a small difference is not certain. The interval says whether these
 # queries tell the two apart.
 
-# %%
+# %% tags=["solution"]
 m = Modality.INFRARED
 tied_store = strike(sides[m], build_attack("sma", eps=eps, tied=True))
 assert (tied_store.images == tied_store.images[:, :1]).all()  # nothing to see for a comparison of channels
@@ -1171,7 +1160,7 @@ as_tied = look(sides[m], tied_store.images)
 print(f"free {percent(after['sma'][m].scores.rank1)} %, tied {percent(as_tied.scores.rank1)} %")
 print(f"tied minus free: {percent(*change(sides[m], after['sma'][m], as_tied))} points")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1194,7 +1183,7 @@ print(f"tied minus free: {percent(*change(sides[m], after['sma'][m], as_tied))} 
 # %% tags=["self-check"]
 self_check(None, "ex-attacking-transfer", "c00fc0e5")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-attacking-transfer
 # :class: dropdown
 # ```
@@ -1205,7 +1194,7 @@ self_check(None, "ex-attacking-transfer", "c00fc0e5")  # your letter in place of
 # is in the image rather than in the victim. Transfer between *trained* networks is another question, with a chapter of
 # its own.
 
-# %%
+# %% tags=["solution"]
 from vireid_lite import models
 
 torch.manual_seed(seed)
@@ -1221,7 +1210,7 @@ for name in ("sign-noise", "sma"):
     here = moved(before[m], after[name][m]) / torch.pdist(before[m].features).mean().item()
     print(f"{LABELS[name]}: moved {here:.2f} in the victim, {elsewhere:.2f} in the stranger (of the mean distance)")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1256,7 +1245,7 @@ for name in ("sign-noise", "sma"):
 # %% tags=["self-check"]
 self_check(None, "ex-attacking-flaw", "67ff7920")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-attacking-flaw
 # :class: dropdown
 # ```
@@ -1269,7 +1258,7 @@ self_check(None, "ex-attacking-flaw", "67ff7920")  # your letter in place of Non
 # the whole pixel range takes any ranking down.
 
 
-# %%
+# %% tags=["solution"]
 class Quantised(torch.nn.Module):
     def __init__(self, victim, levels=32, straight_through=False):
         super().__init__()
@@ -1301,10 +1290,10 @@ for name, batch in images.items():
     print(f"{name}: rank-1 {percent(scores.rank1)} %")
 with frozen(published), torch.enable_grad():
     at = attack.start(clean[m][:8].to(device), m, seed).requires_grad_(True)
-    climbs = attack.objective(Problem(published, clean[m][:8].to(device), m))
+    climbs = attack.objective(Target(published, clean[m][:8].to(device), m))
     print(f"largest gradient as published: {torch.autograd.grad(climbs(at, 0).sum(), at)[0].abs().max().item():g}")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -47,7 +47,6 @@ if "google.colab" in sys.modules:
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
 from vireid_lite.chapters.parameters import check_parameters
-from vireid_lite.errors import fraction
 
 costs = Costs("05_cross_modality_triplet")
 costs
@@ -59,13 +58,13 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # largest change of a pixel, whose range is [0, 1]
 IDENTITIES: int = 200  # training identities the attacker looks at
 STEPS: int = 20  # iterations of the demonstration, each a visible and an infrared step
 BATCHES: int = 12  # gradients of each modality that are compared
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, IDENTITIES=int, STEPS=int, BATCHES=int)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -107,8 +106,7 @@ from vireid_lite.attacks import CMPS, UniversalPerturbation
 from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of, training_store
 from vireid_lite.data.batches import Batches
-from vireid_lite.attacks.features import identity_centroids, kmeans_centroids
-from vireid_lite.attacks.cmps import PRESETS, Problem
+from vireid_lite.attacks.features import Problem, identity_centroids, kmeans_centroids
 from vireid_lite.campaign import difference
 from vireid_lite.data import ImageStore, Modality, cached
 from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate
@@ -390,7 +388,7 @@ pull, push = torch.zeros(2, 3, len(held), dtype=torch.int64, device=device)
 for turn, modality in ((0, VISIBLE), (1, INFRARED), (2, VISIBLE)):
     rows = torch.from_numpy(held_rows[modality])
     pull[turn, rows], push[turn, rows] = choose(held_features[rows], *PULL_PUSH[turn])
-unseen = Problem(held, problem.centroids, pull, push, {})
+unseen = Problem(held, {}, problem.centroids, pull, push)
 some = {m: rows[np.unique(np.linspace(0, len(rows) - 1, 64).round().astype(int))] for m, rows in held_rows.items()}
 
 # %% mystnb={"figure": {"caption": "Test identities: distance to the centroid they are pushed from (across) and to the one they are pulled to (up), clean (rings) and under delta (crosses). A point that moves right or down lowers the loss; below the dashed line its term is zero. Look whether all points move alike, and how far the line is.", "name": "fig-triplet-distances"}, "image": {"alt": "Three scatter plots side by side with rings and crosses, and a rising dashed line in the lower right corner of each."}} tags=["hide-input"]
@@ -988,9 +986,10 @@ meaning = {
     "grey": "in which pass crops turn grey",
     "clusters": "k (0: as many as identities, at most 256)",
 }
+paper, code = (CMPS(mode=mode).describe() for mode in ("paper", "released"))
 lines = ["| switch | paper | released code | what it says |", "|---|---|---|---|"]
 for name, words in meaning.items():
-    lines.append(f"| `{name}` | {PRESETS['paper'][name]} | {PRESETS['released'][name]} | {words} |")
+    lines.append(f"| `{name}` | {paper[name]} | {code[name]} | {words} |")
 Markdown("\n".join(lines))
 
 # %% [markdown]
@@ -1005,7 +1004,7 @@ with frozen(model):
 with torch.no_grad():
     pooled = torch.cat(
         [
-            released.features(model, images_of(few, rows, model), few.modalities[rows])
+            model(images_of(few, rows, model), VISIBLE).pooled
             for rows in np.array_split(np.arange(len(few)), -(-len(few) // 256))
         ]
     )
@@ -1180,7 +1179,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-triplet-margin", "e2c7ea38")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-triplet-margin
 # :class: dropdown
 # ```
@@ -1190,12 +1189,12 @@ self_check(None, "ex-triplet-margin", "e2c7ea38")  # your letter in place of Non
 # $\rho - \|C^p - C^n\|$. The closest pair of all sets the bound. It is necessary, not sufficient: the best
 # place may be one that no feature of length 1 can take, and none that $\delta$ can reach.
 
-# %%
+# %% tags=["solution"]
 for turn, modality in ((0, VISIBLE), (2, VISIBLE), (1, INFRARED)):
     pairs_apart = distance(*chosen(problem, rows_of[modality], turn))
     print(f"pulled to {PULL_PUSH[turn][0]}, pushed from {PULL_PUSH[turn][1]}: rho up to {pairs_apart.min().item():.3f}")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1218,7 +1217,7 @@ for turn, modality in ((0, VISIBLE), (2, VISIBLE), (1, INFRARED)):
 # %% tags=["self-check"]
 self_check(None, "ex-triplet-tied", "4c5b922b")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-triplet-tied
 # :class: dropdown
 # ```
@@ -1228,14 +1227,14 @@ self_check(None, "ex-triplet-tied", "4c5b922b")  # your letter in place of None,
 # at each pixel, so a gradient without preference keeps a third. The more an infrared gradient keeps beyond that, the
 # less an attacker loses by passing the check of equal channels; what a visible one loses, it loses to colour.
 
-# %%
+# %% tags=["solution"]
 for point in points:
     for modality in Modality:
         gradient = raw[point][modality]
         share = tie(gradient).square().sum() / gradient.square().sum()
         print(f"after {point:>3} iterations, {modality.name.lower():>8}: {100 * share.item():.0f} % (a third: 33 %)")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1257,7 +1256,7 @@ for point in points:
 # %% tags=["self-check"]
 self_check(None, "ex-triplet-kmeans", "deb0fa53")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-triplet-kmeans
 # :class: dropdown
 # ```
@@ -1266,7 +1265,7 @@ self_check(None, "ex-triplet-kmeans", "deb0fa53")  # your letter in place of Non
 # Compare each new centroid with its nearest old one, in units of the distance between neighbouring old ones. What
 # changes with the seed is a property of the run, not of the data, and belongs to the spread over seeds of a table.
 
-# %%
+# %% tags=["solution"]
 old = banks["infrared"]
 new = kmeans_centroids(train_features[rows_of[INFRARED]], k, settings.seed + 1)
 neighbour = torch.cdist(old, old).fill_diagonal_(torch.inf).amin(1).median()
@@ -1277,7 +1276,7 @@ jump = distance(before, after)
 print(f"a new centroid's nearest old one: {moved_by.median().item():.3f} away (median); neighbours: {neighbour:.3f}")
 print(f"C^p moved by more than that for {100 * (jump > neighbour).float().mean().item():.0f} % of the visible crops")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1300,7 +1299,7 @@ print(f"C^p moved by more than that for {100 * (jump > neighbour).float().mean()
 # %% tags=["self-check"]
 self_check(None, "ex-triplet-flaw", "e38e6e52")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-triplet-flaw
 # :class: dropdown
 # ```
@@ -1319,14 +1318,14 @@ self_check(None, "ex-triplet-flaw", "e38e6e52")  # your letter in place of None,
 # would let each make its own. And agreement is not strength: that is for the table of controls.
 
 
-# %%
+# %% tags=["solution"]
 def reassigned(change):
     """The problem with other centroids for each image; change(turn, rows) gives the new pull and push."""
     pull, push = problem.pull.clone(), problem.push.clone()
     for modality, rows in rows_of.items():
         turn, places = int(modality), torch.from_numpy(rows)
         pull[turn, places], push[turn, places] = change(turn, places)
-    return Problem(store, problem.centroids, pull, push, problem.batches)
+    return Problem(store, problem.batches, problem.centroids, pull, push)
 
 
 def own_modality(turn, rows):
@@ -1351,7 +1350,7 @@ for name, changed in (
     table[name] = {kind: f"{values.mean():+.3f}" for kind, values in found.items()}
 pd.DataFrame(table).T.rename_axis("centroids")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -48,8 +48,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
-from vireid_lite.errors import fraction
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("06_the_whole_attack")
 costs
@@ -61,12 +60,12 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
 GRADIENTS: "Optional[int]" = None  # batches forward and backward; None: 240 at tier lite, else 1000
 IDENTITIES: "Optional[int]" = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=optional(int))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -97,11 +96,12 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics, tables
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import moved
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import CMPS, build_attack
 from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie
-from vireid_lite.attacks.frozen import frozen, generator_for, images_of, training_store
+from vireid_lite.attacks.frozen import Stream, frozen, generator_for, images_of, training_store
 from vireid_lite.campaign import difference
 from vireid_lite.data import ImageStore, Modality, all_against_all, cached
 from vireid_lite.metrics.evaluation import direction_name, evaluate, ranked
@@ -166,7 +166,7 @@ with frozen(model):
     for step in range(2):
         for modality in Modality:  # visible, then infrared
             rows = problem.batches[modality].at(step)
-            seeded = generator_for(settings.seed, 4, step, int(modality))
+            seeded = generator_for(settings.seed, Stream.CMPS_GREY, step, int(modality))
             grey = torch.rand(len(rows), generator=seeded) < attack.grey_probability
             images = luma(images_of(small, rows, model), grey)
 
@@ -219,7 +219,7 @@ def held_out_loss(attack, problem, delta):
     """Return loss and active share on at most 128 held-out images of each pass, without a gradient."""
     both = np.arange(len(problem.store))
     passes = [both] * 2
-    if attack.update != "look-ahead":
+    if attack.mode == "paper":
         passes = [both[problem.store.modalities.numpy() == modality] for modality in Modality]
     values = []
     with torch.no_grad():
@@ -431,14 +431,6 @@ results = {
 
 # %% tags=["hide-input"]
 directions = [direction_name(modality) for modality in Modality]
-
-
-def moved(part, sign=True):
-    """Write a difference with its interval, in points."""
-    mark = "+" if sign else ""
-    middle, low, high = (f"{round(100 * value, 1) + 0.0:{mark}.1f}".replace("-", "−") for value in part)
-    return f"{middle} ({low} to {high})"
-
 
 lines = [
     "| 8 bits unless it says float | V→I rank-1 | change | V→I mAP | I→V rank-1 | change | I→V mAP |",
@@ -1002,7 +994,7 @@ Markdown("\n\n".join(filter(None, ["\n".join(lines) if effort else "", *dict.fro
 
 
 # %% tags=["hide-input"]
-PLAIN = CMPS(step_share=max([card["attack"]["step_share"] for card in paper_cards], default=None)).describe()
+PLAIN = CMPS(step_share=max([card["attack"]["step_share"] for card in paper_cards], default=1 / 12)).describe()
 
 
 def plain(card):
@@ -1307,7 +1299,7 @@ self_check_value(
     within=1,
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-bit
 # :class: dropdown
 # ```
@@ -1317,7 +1309,7 @@ self_check_value(
 # can change. A sign is one bit and a stored value is eight, so the whole attack takes an eighth of the room of one crop,
 # which is one reason why keeping it secret protects nobody.
 
-# %%
+# %% tags=["solution"]
 one_bit = replace(made["paper"], delta=attack.eps * made["paper"].delta.sign())
 print(f"{one_bit.delta.numel() / 8:.0f} bytes")
 for modality, found in score(one_bit.apply_rounded).items():
@@ -1326,7 +1318,7 @@ for modality, found in score(one_bit.apply_rounded).items():
         f" signs alone {100 * found.rank1:.1f} %"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1348,7 +1340,7 @@ for modality, found in score(one_bit.apply_rounded).items():
 # %% tags=["self-check"]
 self_check(None, "ex-whole-dose", "d89d7acb")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-dose
 # :class: dropdown
 # ```
@@ -1359,7 +1351,7 @@ self_check(None, "ex-whole-dose", "d89d7acb")  # your letter in place of None, s
 # diluted one has the signs that were right at the full budget. Compare the two on the same seed before saying which is
 # stronger.
 
-# %%
+# %% tags=["solution"]
 diluted = replace(made["paper"], delta=made["paper"].delta / 2, eps=attack.eps / 2)
 for modality in Modality:
     options = {"perturb": diluted.apply_rounded, "device": device, "progress": False}
@@ -1367,7 +1359,7 @@ for modality in Modality:
     values = [100 * one.rank1 for one in (results["clean"][modality], half, results["paper"][modality])]
     print(f"{direction_name(modality)}: clean {values[0]:.1f}, half {values[1]:.1f}, whole {values[2]:.1f} %")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1404,7 +1396,7 @@ for modality in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-whole-flaw", "a8d3f7c8")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-flaw
 # :class: dropdown
 # ```
@@ -1417,7 +1409,7 @@ self_check(None, "ex-whole-flaw", "a8d3f7c8")  # your letter in place of None, s
 # already, that can only be little. Col.+Del. was published with such a double budget, which is why that is an option
 # with its own name here and not the default.
 
-# %%
+# %% tags=["solution"]
 images = queries[Modality.VISIBLE].batch(np.arange(8), device)
 reach = 255 * (two_stages(images, Modality.VISIBLE) - images).abs().max().item()
 within = replace(made["paper"], delta=(2 * made["paper"].delta).clamp(-attack.eps, attack.eps))
@@ -1428,7 +1420,7 @@ for name, one in fair.items():
     found = score(one.apply_rounded)
     print(f"{name}: " + ", ".join(f"{100 * found[modality].rank1:.1f} %" for modality in Modality))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1451,7 +1443,7 @@ for name, one in fair.items():
 # %% tags=["self-check"]
 self_check(None, "ex-whole-average", "0da6b9fc")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-whole-average
 # :class: dropdown
 # ```
@@ -1462,7 +1454,7 @@ self_check(None, "ex-whole-average", "0da6b9fc")  # your letter in place of None
 # The control is the same subtraction on traffic that is not attacked. An attacker would learn several perturbations,
 # take turns, or make one for each image: being universal is what gives this one away.
 
-# %%
+# %% tags=["solution"]
 for modality in Modality:
     known = np.flatnonzero(store.modalities.numpy() == modality)
     known = known[:: -(-len(known) // 600)]
@@ -1483,7 +1475,7 @@ for modality in Modality:
             f" rank-1 {100 * before:.1f} to {100 * result.rank1:.1f} %"
         )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

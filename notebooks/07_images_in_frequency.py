@@ -47,8 +47,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
-from vireid_lite.errors import fraction
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("07_images_in_frequency")
 costs
@@ -60,15 +59,13 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
 GRADIENTS: "Optional[int]" = None  # batches forward and backward of the attack; None: 60 at tier lite, else 600
 IDENTITIES: int = 100  # training people the attacker looks at
 QUERIES: "Optional[int]" = None  # test queries of each direction; None: about 120 at tier lite, else 1000
 
 # %%
-settings = check_parameters(
-    globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=int, QUERIES=optional(int)
-)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -100,6 +97,7 @@ from IPython.display import Markdown
 
 from vireid_lite import metrics
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import moved
 from vireid_lite.metrics.anatomy import shift_and_spread
 from vireid_lite.attacks import CMPS, build_attack
 from vireid_lite.attacks.budget import clip, luma, project, to_8_bits
@@ -403,12 +401,6 @@ def share(values):
     return f"{100 * np.mean(values):.1f}"
 
 
-def moved(part):
-    """Write a difference with its interval, in points."""
-    middle, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−") for value in part)
-    return f"{middle} ({low} to {high})"
-
-
 def against(before, after, modality):
     return metrics.paired_bootstrap(before, after, people[modality])
 
@@ -637,7 +629,7 @@ with frozen(model):
     for modality in Modality:
         rows = problem.batches[modality].at(0)
         deltas = torch.zeros(len(rows), 3, height, width, device=device, requires_grad=True)
-        loss, _ = attack.objective(model, problem, deltas, rows, turn=int(modality))
+        loss, _ = attack.objective(model, problem, deltas, rows, modality)
         gradients.append(torch.autograd.grad(loss, deltas)[0])
 gradients = torch.cat(gradients)
 delta = state["delta"]
@@ -1024,7 +1016,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-frequency-brightness", "50524692")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-frequency-brightness
 # :class: dropdown
 # ```
@@ -1036,7 +1028,7 @@ self_check(None, "ex-frequency-brightness", "50524692")  # your letter in place 
 # concerns a mean and a factor, two numbers; the amplitude has half as many as the image has pixels. So brightness and
 # contrast are in the amplitude, but the amplitude is much more than that.
 
-# %%
+# %% tags=["solution"]
 own = images[VISIBLE]
 mean = own.mean((2, 3), keepdim=True)
 before = decompose(own)
@@ -1052,7 +1044,7 @@ for name, maps in versions.items():
     turned = ((angle * before[0]).sum() / before[0].sum()).item()  # loud waves count more
     print(f"{name:>10}: amplitude moved by {100 * louder:4.1f} %, phase turned by {turned:.3f}")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1074,7 +1066,7 @@ for name, maps in versions.items():
 # %% tags=["self-check"]
 self_check(None, "ex-frequency-slow", "fc3e8505")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-frequency-slow
 # :class: dropdown
 # ```
@@ -1084,7 +1076,7 @@ self_check(None, "ex-frequency-slow", "fc3e8505")  # your letter in place of Non
 # Read the two lines of a direction together. Only where the other spectrum's line lies above the own one's does crossing
 # over close some of the gap; where it lies below, the queries were better off with a mean of their own spectrum.
 
-# %%
+# %% tags=["solution"]
 slow = (radial_frequency(height, width) < 1 / 8).to(device)
 for m in Modality:
     strength, angle = decompose(images[m])
@@ -1093,7 +1085,7 @@ for m in Modality:
         change = moved(against(clean[m], result, m))
         print(f"{direction_name(m)}, {name} slow amplitudes: {change} points")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1116,7 +1108,7 @@ for m in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-frequency-flaw", "9b66c97d")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-frequency-flaw
 # :class: dropdown
 # ```
@@ -1129,7 +1121,7 @@ self_check(None, "ex-frequency-flaw", "9b66c97d")  # your letter in place of Non
 # same cost, and then say what the filter is worth.
 
 
-# %%
+# %% tags=["solution"]
 class Guarded(torch.nn.Module):
     """The victim behind a low-pass."""
 
@@ -1159,7 +1151,7 @@ for m in Modality:
     after = ", ".join(f"{name} {share(values)}" for name, values in behind.items())
     print(f"{direction_name(m)}, unfiltered: {before}; filtered: {after} %")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -65,7 +65,7 @@ DRAWS: int = 3  # untrained modules tried at each place
 STEPS: int = 24  # training steps of the modules alone
 
 # %%
-settings = check_parameters(globals(), costs, PEOPLE=int, DRAWS=int, STEPS=int)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## The question
@@ -969,7 +969,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-fsam-identity", "1d17ee53")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-fsam-identity
 # :class: dropdown
 # ```
@@ -978,12 +978,12 @@ self_check(None, "ex-fsam-identity", "1d17ee53")  # your letter in place of None
 # A phase moves by at most $(1 - w)\pi$, and a wave that moves by $\varphi$ changes by about $\varphi$ times its
 # amplitude. With phases spread over the circle the root mean square of that is $(1 - w)\,\pi/\sqrt3$.
 
-# %%
+# %% tags=["solution"]
 for w in (0.9, 0.99, 0.995, 0.999):
     print(f"w = {w}: {100 * apart(x, scaled(x, w)):.2f} %, predicted {100 * (1 - w) * np.pi / 3**0.5:.2f} %")
 print(f"1 % is predicted for w = {1 - 0.01 * 3**0.5 / np.pi:.4f}")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1006,7 +1006,7 @@ print(f"1 % is predicted for w = {1 - 0.01 * 3**0.5 / np.pi:.4f}")
 # %% tags=["self-check"]
 self_check(None, "ex-fsam-symmetric", "06777299")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-fsam-symmetric
 # :class: dropdown
 # ```
@@ -1017,7 +1017,7 @@ self_check(None, "ex-fsam-symmetric", "06777299")  # your letter in place of Non
 # waves minus the phase of the wave whose frequency is the sum of theirs.
 
 
-# %%
+# %% tags=["solution"]
 class Symmetric(FSAM):
     def forward(self, maps, modality):
         amplitude, phase = decompose(maps)
@@ -1039,7 +1039,7 @@ print(
     f"rank-1, as published {pair_of(scores['FSAM', 0, 0])} %, mended {pair_of(score)} %, no module {pair_of(without)} %"
 )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1080,7 +1080,7 @@ print(f"two images of one person: {correlation(one, two):.3f}")
 # %% tags=["self-check"]
 self_check(None, "ex-fsam-flaw", "b6ff5f32")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-fsam-flaw
 # :class: dropdown
 # ```
@@ -1090,7 +1090,7 @@ self_check(None, "ex-fsam-flaw", "b6ff5f32")  # your letter in place of None, su
 # and not the picture: zeros at the border, a maximum that is near $\pi$ everywhere, one convolution. This module is not even
 # trained. What depends on the picture shows once the common map is taken off; only that part can speak of structure.
 
-# %%
+# %% tags=["solution"]
 with torch.no_grad():
     blank = torch.rand(len(one), 3, *dataset.size, generator=generator).to(device)
     nobody = fsam.weights(model.stages[0](blank, VISIBLE), VISIBLE).flatten(1)
@@ -1100,7 +1100,7 @@ common = torch.cat([one, two]).mean(0)
 print(f"one person, without the common map: {correlation(one - common, two - common):.3f}")
 print(f"two people, without the common map: {correlation(one - common, two.roll(1, 0) - common):.3f}")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -48,7 +48,6 @@ if "google.colab" in sys.modules:
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
 from vireid_lite.chapters.parameters import check_parameters
-from vireid_lite.errors import fraction
 
 costs = Costs("09_quadruple_loss")
 costs
@@ -60,13 +59,13 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # largest change of a pixel, whose range is [0, 1]
 IDENTITIES: int = 200  # training identities the attacker looks at
 BATCHES: int = 8  # batches that hinges are counted on, each with heads drawn anew
 STEPS: int = 8  # sign steps of the demonstration
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, IDENTITIES=int, BATCHES=int, STEPS=int)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -1052,7 +1051,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-quadruple-length", "5a98add7", decimals=1)  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-quadruple-length
 # :class: dropdown
 # ```
@@ -1062,7 +1061,7 @@ self_check(None, "ex-quadruple-length", "5a98add7", decimals=1)  # your number i
 # distances at least that, silence needs $4 \sin(\varphi/2) \ge \alpha$, so $\varphi \ge 2 \arcsin(\alpha / 4)$. It is
 # sufficient, not necessary: the two distances add up, so one of them may be smaller.
 
-# %%
+# %% tags=["solution"]
 with torch.no_grad():
     unit = [F.normalize(centre) for centre in centres_of(rows, *stages(rows)[:2])]
     _, other_unit, between_unit = (term.cpu() for term in quadruple_terms(*unit))
@@ -1070,7 +1069,7 @@ smallest = torch.minimum(other_unit.min(), between_unit[:, ~with_itself].min()).
 print(f"bound: {np.degrees(2 * np.arcsin(ALPHA / 4)):.1f} degrees")
 print(f"closest pair of the batch: {np.degrees(2 * np.arcsin(smallest / 2)):.1f} degrees")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1094,7 +1093,7 @@ print(f"closest pair of the batch: {np.degrees(2 * np.arcsin(smallest / 2)):.1f}
 # %% tags=["self-check"]
 self_check(None, "ex-quadruple-misprints", "9cb1b6ec")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-quadruple-misprints
 # :class: dropdown
 # ```
@@ -1111,7 +1110,7 @@ self_check(None, "ex-quadruple-misprints", "9cb1b6ec")  # your letter in place o
 # freely show what a loss wants, not what pixels can give.
 
 
-# %%
+# %% tags=["solution"]
 def person_means(features, modality, names):
     return torch.stack([features[modality][who[modality] == name].mean(0) for name in names])
 
@@ -1157,7 +1156,7 @@ for name, slip in SLIPS.items():
     table[name] = row_of(second)
 pd.DataFrame(table).T.rename_axis("linear loss over free points")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1180,7 +1179,7 @@ pd.DataFrame(table).T.rename_axis("linear loss over free points")
 # %% tags=["self-check"]
 self_check(None, "ex-quadruple-flaw", "ae24ea01")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-quadruple-flaw
 # :class: dropdown
 # ```
@@ -1192,7 +1191,7 @@ self_check(None, "ex-quadruple-flaw", "ae24ea01")  # your letter in place of Non
 # table puts the loss beside perturbations of known strength; if the column is the same for all, it cannot tell them
 # apart.
 
-# %%
+# %% tags=["solution"]
 table = {}
 start_noise = paths["linear"][0]
 for name, delta in {"clean": None, "its starting noise": start_noise, **deltas}.items():
@@ -1206,7 +1205,7 @@ for name, delta in {"clean": None, "its starting noise": start_noise, **deltas}.
     table[name] = row
 pd.DataFrame(table).T.fillna("").rename_axis("delta")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -50,8 +50,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
-from vireid_lite.errors import fraction
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("10_read_two_ways")
 costs
@@ -63,12 +62,12 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
 GRADIENTS: "Optional[int]" = None  # batches forward and backward; None: 60 at tier lite, else 1000
 IDENTITIES: "Optional[int]" = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, GRADIENTS=optional(int), IDENTITIES=optional(int))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## The question
@@ -92,6 +91,7 @@ from torch.nn import functional as F
 
 from vireid_lite import metrics, models, tables
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import table
 from vireid_lite.models import attention, insertion
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
@@ -100,6 +100,7 @@ from vireid_lite.attacks.budget import tie
 from vireid_lite.attacks.frozen import training_store, weights_hash
 from vireid_lite.campaign import difference
 from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.chapters.uninformed import LAYOUTS, one_order_a_person
 from vireid_lite.data import Modality, cached
 from vireid_lite.metrics.evaluation import direction_name, evaluate, ranked
 from vireid_lite.chapters.costs import COSTS
@@ -107,13 +108,6 @@ from vireid_lite.losses import class_centres, quadruple_terms
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
-
-
-def table(header, rows):
-    """Write rows of text and numbers as a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
 
 # What, what is stated about it, where.
 STATED = [
@@ -1287,51 +1281,10 @@ Markdown("\n".join(lines))
 # all; *half blocks*, in which half of the variance is the person's and half the image's, stand between.
 
 # %%
-regdb_ids = np.repeat(np.arange(206), 10)
-
-
-def sysu_all_search():
-    """Query and gallery identities, query and gallery cameras: all search, single shot."""
-    seen_by = {1: np.arange(56), 2: np.arange(56), 4: np.arange(96), 5: np.arange(3, 96)}
-    gallery = sorted((person, camera) for camera, who in seen_by.items() for person in who.tolist())
-    camera_3 = np.full(96, 20)
-    camera_3[:32] -= 1
-    camera_3[56:61] -= 1
-    query = np.concatenate([np.repeat(np.arange(96), camera_3), np.repeat(np.arange(96), 20)])
-    gallery_ids, gallery_cameras = np.array(gallery).T
-    return query, gallery_ids, np.repeat([3, 6], [camera_3.sum(), 1920]), gallery_cameras
-
-
-LAYOUTS = {
-    "RegDB": ("regdb", regdb_ids, regdb_ids, None, None),
-    "SYSU-MM01": ("sysu", *sysu_all_search()),
-}
 SCORES = ("rank-1", "rank-10", "mAP", "mINP")
-
-
-def one_order_a_person(protocol, query, gallery, cameras, gallery_cameras, blocks, repeats=100):
-    """Scores (repeats, 4) when a person's queries share an order.
-
-    blocks: the person's share of its variance. Queries of one person and camera score alike, so
-    each such pair asks once.
-    """
-    rng = np.random.default_rng([settings.seed, round(100 * blocks)])
-    cameras = np.zeros_like(query) if cameras is None else cameras
-    who, camera = np.unique(np.stack([query, cameras]), axis=1)
-    names, member = np.unique(who, return_inverse=True)
-    others, shown = np.unique(gallery, return_inverse=True)
-    labels = {"query_cameras": camera, "gallery_cameras": gallery_cameras, "protocol": protocol}
-    runs = []
-    for _ in range(repeats):
-        orders = (1 - blocks + 1e-9) ** 0.5 * rng.standard_normal((len(names), len(shown)))
-        orders += blocks**0.5 * rng.standard_normal((len(names), len(others)))[:, shown]
-        found = metrics.evaluate(orders[member], who, gallery, **labels)
-        runs.append([found.rank1, found.cmc[9], found.mAP, found.mINP])
-    return np.array(runs)
-
-
 floor = {}  # by layout: chance's mean of the four scores, and each form's intervals
-for name, (protocol, query, gallery, *cameras) in LAYOUTS.items():
+for name, layout in LAYOUTS.items():
+    protocol, query, gallery, *cameras = layout
     options = {"protocol": protocol, "repeats": 60, "seed": settings.seed}
     level = metrics.chance(query, gallery, *cameras, **options)
     means = [getattr(level.independent, one).mean for one in ("rank1", "mAP", "mINP")]
@@ -1345,7 +1298,9 @@ for name, (protocol, query, gallery, *cameras) in LAYOUTS.items():
     bounds["its own"][1] = np.quantile(hits / len(query), [0.025, 0.975])
     shares = {"one a person": 0, "a person, half blocks": 0.5, "a person, blocks": 1}
     for form, blocks in shares.items():
-        runs = one_order_a_person(protocol, query, gallery, *cameras, blocks=blocks)
+        rng = np.random.default_rng([settings.seed, round(100 * blocks)])
+        drawn = [one_order_a_person(layout, blocks, rng)[0] for _ in range(100)]
+        runs = [[scores.rank1, scores.cmc[9], scores.mAP, scores.mINP] for scores in drawn]
         bounds[form] = np.quantile(runs, [0.025, 0.975], axis=0).T
     floor[name] = means, bounds
 
@@ -1403,7 +1358,7 @@ Markdown(
         if all(where[name, 0] == "inside" for name in floor)
         else " At least one rank-1 lies off the floor."
     )
-    + f" On RegDB {10 / 2060:.2%} is ten queries of {len(regdb_ids):,}."
+    + f" On RegDB {10 / 2060:.2%} is ten queries of {len(LAYOUTS['RegDB'][1]):,}."
     + "\n\nRank-10 says a little more. Where nothing is known of the person, it is the mean number of *different* people"
     f" among the first ten images, over 206. The printed rank-10 stands for {distinct:.1f} different people of ten; with"
     " people in blocks it would be one. "
@@ -1684,7 +1639,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-two-readings-floor", "c405c6c7")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-floor
 # :class: dropdown
 # ```
@@ -1693,7 +1648,7 @@ self_check(None, "ex-two-readings-floor", "c405c6c7")  # your letter in place of
 # The first place is any of the gallery's images with equal chance, so rank-1 is the share of right images: one in 206 in
 # both cases. The number of images cancels; rank-10 and mAP do not, so one layout's floor is not another's.
 
-# %%
+# %% tags=["solution"]
 for images in (10, 1):
     ids, gallery = np.repeat(np.arange(206), 10), np.repeat(np.arange(206), images)
     level = metrics.chance(ids, gallery, repeats=20, seed=settings.seed).independent
@@ -1702,7 +1657,7 @@ for images in (10, 1):
         f" rank-10 {100 * level.cmc[9]:.1f} %, mAP {100 * level.mAP.mean:.2f} %"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1725,7 +1680,7 @@ for images in (10, 1):
 # %% tags=["self-check"]
 self_check(None, "ex-two-readings-exchange", "06d4807f")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-exchange
 # :class: dropdown
 # ```
@@ -1736,7 +1691,7 @@ self_check(None, "ex-two-readings-exchange", "06d4807f")  # your letter in place
 # other's than under its own, its own was the weaker pattern, and no share can be read off that direction alone.
 # The row *one δ for both modalities* among the switches is the proper test, since there one $\delta$ is learned for both.
 
-# %%
+# %% tags=["solution"]
 exchanged = UniversalPerturbation({m: made.delta[m.other] for m in Modality}, made.eps)
 swapped = both_ways(exchanged.apply_rounded, clean=clean)
 for modality in Modality:
@@ -1747,7 +1702,7 @@ for modality in Modality:
         f" {values[2]:.1f} %; exchanged minus own {points(moved.values())}"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1766,7 +1721,7 @@ for modality in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-two-readings-trials", "f598c627")  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-trials
 # :class: dropdown
 # ```
@@ -1775,14 +1730,14 @@ self_check(None, "ex-two-readings-trials", "f598c627")  # your number in place o
 # The difference of two means of $n$ trials has a standard error of $\sigma \sqrt{2 / n}$, with $\sigma$ the spread of one
 # trial. RegDB has ten splits.
 
-# %%
+# %% tags=["solution"]
 margin = margins["SE", 0] / 100
 for form, runs in draws.items():
     sigma = runs[:, 0].std()
     needed = np.ceil(2 * (1.96 * sigma / margin) ** 2)
     print(f"order: {form}: spread of a trial {100 * sigma:.2f} points, {needed:.0f} trials of each")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1828,7 +1783,7 @@ for m in Modality:
 # %% tags=["self-check"]
 self_check(None, "ex-two-readings-flaw", "e45919d7")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-two-readings-flaw
 # :class: dropdown
 # ```
@@ -1839,7 +1794,7 @@ self_check(None, "ex-two-readings-flaw", "e45919d7")  # your letter in place of 
 # no evidence. Two lines show it: the hash of the weights, and the clean score of the prepared network. The tiny noise on
 # the *untouched* victim is the bounded attack that the claim should have been about.
 
-# %%
+# %% tags=["solution"]
 print(f"weights before {weights_hash(model)}, after {weights_hash(prepared)}")
 options = {"device": device, "progress": False}
 nothing = {m: evaluate(prepared, dataset, m, clean=claim[m], **options) for m in Modality}
@@ -1850,7 +1805,7 @@ for m in Modality:
         f" {100 * claim[m].rank1:.1f} %, untouched and noisy {100 * alone[m].rank1:.1f} %"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -48,7 +48,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, optional
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("11_the_benchmark")
 costs
@@ -63,7 +63,7 @@ OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
 CARDS: "Optional[str]" = None  # folder of run cards to draw the tables from; None: the book's own
 
 # %%
-settings = check_parameters(globals(), costs, CARDS=optional(str))
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -98,6 +98,7 @@ from IPython.display import Markdown
 
 from vireid_lite import benchmark, metrics, tables
 from vireid_lite.chapters import plots
+from vireid_lite.chapters.words import table
 from vireid_lite.attacks import UniversalPerturbation, build_attack
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.campaign import cell_key, clean_scores, prepare, surrogate_of
@@ -113,12 +114,6 @@ with_cards = {card["tier"] for card in results.cards}
 arrow = {"visible": "V→I", "infrared": "I→V"}
 direction_of = {"visible": "visible to infrared", "infrared": "infrared to visible"}
 grid_at = cache(benchmark.read_grid)
-
-
-def table(header, rows):
-    """Write rows of text and numbers as a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def number(count, thing):
@@ -373,7 +368,7 @@ Markdown(
     + " ".join(f"{victim} stands in for {'; '.join(dict.fromkeys(places))}." for victim, places in stands_for.items())
 )
 
-# %% mystnb={"figure": {"caption": "Rank-1 of attacked queries on AGW, at the tier named above, 8 bits: a ring for each seed, an upright bar at their mean. Grey band: chance. Look first at how far the rings of one row lie apart, then at how far two rows do.", "name": "fig-benchmark-agw"}, "image": {"alt": "Two panels side by side, one for each direction, with one row for each attack. Small rings along each row over an axis from zero to one hundred percent, a short upright bar among them, a narrow grey band at the left edge; rows without cards say pending."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Rank-1 of attacked queries on AGW, at the tier named above, 8 bits: a ring for each seed, a line from the lowest to the highest, an upright bar at their mean. Grey band: chance. Look first at how far the rings of one row lie apart, then at how far two rows do.", "name": "fig-benchmark-agw"}, "image": {"alt": "Two panels side by side, one for each direction, with one row for each attack. Small rings on a thin line along each row over an axis from zero to one hundred percent, a short upright bar among them, a narrow grey band at the left edge; rows without cards say pending."}} tags=["hide-input"]
 bands = {}
 for query, title in direction_of.items():
     found = [card for ways in victims["AGW"].values() for card in cards_of(ways[query]).values()]
@@ -1334,9 +1329,9 @@ print("texts:", ", ".join(sorted(set(texts(live_card)))))
 
 # %% [markdown]
 # Holds: the configuration (data set, options, victim, attack, seed), a fingerprint of the records, scores as means, by
-# trial and by person in a fixed order without names, chance and minimum, seconds, memory, device, versions, the modules
-# that were used and their hash. Does not hold: images, crops, $\delta$, checkpoints, paths, labels, file names. The
-# perturbation and the victim stay in your cache.
+# trial and by person in a fixed order without names, chance and minimum, seconds, memory, device, versions, the parts
+# that it was made with (`vireid_lite.behaviour`). Does not hold: images, crops, $\delta$, checkpoints, paths, labels,
+# file names. The perturbation and the victim stay in your cache.
 #
 # A card is checked before it is merged, by the same few lines for everybody:
 
@@ -1444,7 +1439,7 @@ from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-benchmark-floor", "964a6ab5", decimals=1)  # your number in place of None
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-benchmark-floor
 # :class: dropdown
 # ```
@@ -1455,11 +1450,11 @@ self_check(None, "ex-benchmark-floor", "964a6ab5", decimals=1)  # your number in
 # features are of no use. On the larger gallery the same 97.9 % would lie *below* it, so there a ranking that still knows
 # something would have been called as great a success.
 
-# %%
+# %% tags=["solution"]
 for people in (50, 500):
     print(f"{people} people: a ranking without information breaks {100 * (1 - 1 / people):.1f} %")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1482,7 +1477,7 @@ for people in (50, 500):
 # %% tags=["self-check"]
 self_check(None, "ex-benchmark-resize", "8505b39b")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-benchmark-resize
 # :class: dropdown
 # ```
@@ -1492,7 +1487,7 @@ self_check(None, "ex-benchmark-resize", "8505b39b")  # your letter in place of N
 # reacts to fine grain will see little of the first. Both keep the budget: an average of values within the bound is
 # within it.
 
-# %%
+# %% tags=["solution"]
 for grain in (1, 4):
     drawn = torch.Generator().manual_seed(settings.seed)
     coarse = torch.rand(3, 64 // grain, 32 // grain, generator=drawn) < 0.5
@@ -1500,7 +1495,7 @@ for grain in (1, 4):
     large = resized(UniversalPerturbation(pattern, 8 / 255), (128, 64)).delta
     print(f"blocks of {grain}: {100 * large.norm() / (2 * pattern.norm()):.0f} % of the length is left")
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1522,7 +1517,7 @@ for grain in (1, 4):
 # %% tags=["self-check"]
 self_check(None, "ex-benchmark-row", "2e0aaefc")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-benchmark-row
 # :class: dropdown
 # ```
@@ -1531,13 +1526,13 @@ self_check(None, "ex-benchmark-row", "2e0aaefc")  # your letter in place of None
 # A budget is a list in the table. The plan finds the cards of the neighbours, whoever made them, and estimates the rest
 # from cards of the same network and attack.
 
-# %%
+# %% tags=["solution"]
 own = grid_file.read_text().replace('attacks = ["CMPS"]', 'attacks = ["CMPS"]\neps = ["4/255", "6/255", "8/255"]')
 (settings.out_dir / "benchmark" / "own.toml").write_text(own)
 grid = benchmark.read_grid(settings.out_dir / "benchmark" / "own.toml")
 print(benchmark.describe_plan(grid, benchmark.plan(grid, results)))
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -1605,7 +1600,7 @@ for name, network in {"A → A (white box)": a, "A → B (transfer)": b}.items()
 # %% tags=["self-check"]
 self_check(None, "ex-benchmark-flaw", "05388b7e")  # your letter in place of None, such as "a"
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-benchmark-flaw
 # :class: dropdown
 # ```
@@ -1619,7 +1614,7 @@ self_check(None, "ex-benchmark-flaw", "05388b7e")  # your letter in place of Non
 # length is the control that tells how much of it the attack has earned: read each line against its own control, since a
 # network that is easier to break breaks under any direction.
 
-# %%
+# %% tags=["solution"]
 a, b = two_networks(seed=0, other_seed=1)
 own = attack_on(a) / 30
 control = np.random.default_rng(2).normal(size=own.shape)
@@ -1633,7 +1628,7 @@ for strength in (1, 3, 30):
             f"strength {strength}, {name}: clean {100 * before.mean():.0f} %, broken {rates[0]:.1f} %, control {rates[1]:.1f} %"
         )
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

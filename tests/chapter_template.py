@@ -43,7 +43,6 @@ if "google.colab" in sys.modules:
 # %% tags=["hide-input"]
 from vireid_lite.chapters.costs import Costs
 from vireid_lite.chapters.parameters import check_parameters
-from vireid_lite.errors import fraction
 
 costs = Costs("00_template")
 costs
@@ -55,11 +54,11 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
-EPS: fraction = "8/255"  # largest change of a pixel, whose range is [0, 1]
+EPS: "fraction" = "8/255"  # largest change of a pixel, whose range is [0, 1]
 STEPS: int = 10  # steps of the demonstration
 
 # %%
-settings = check_parameters(globals(), costs, EPS=fraction, STEPS=int)
+settings = check_parameters(globals(), costs)
 
 # %% [markdown]
 # ## Threat model
@@ -115,16 +114,16 @@ plt.show()
 # ```{exercise-end}
 # ```
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-template-stop
 # :class: dropdown
 # ```
 # Count the steps whose size equals the bound.
 
-# %%
+# %% tags=["solution"]
 int((np.abs(walk) == settings.eps).sum())
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 
@@ -136,17 +135,17 @@ int((np.abs(walk) == settings.eps).sum())
 # ```{exercise-end}
 # ```
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-template-smaller
 # :class: dropdown
 # ```
 # The walk's steps shrink with the budget, so it meets the bound equally often.
 
-# %%
+# %% tags=["solution"]
 smaller = np.clip(walk / 4, -2 / 255, 2 / 255)
 bool(np.abs(smaller).max() <= 2 / 255)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-end}
 # ```
 

@@ -1,5 +1,8 @@
 """Shared by all tests: every cache in a temporary folder, and small data to work on."""
 
+import sys
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pytest
@@ -9,7 +12,9 @@ from vireid_lite import models
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.data import ImageStore, Modality, SyntheticVI
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book"))
 matplotlib.use("Agg")
+sys.path.insert(0, str(Path(__file__).parents[1] / "book"))  # book production, `_make`
 
 
 @pytest.fixture(autouse=True, scope="session")

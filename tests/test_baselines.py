@@ -9,7 +9,7 @@ from contract import attack_and_check
 from torch.nn import functional as F
 
 from vireid_lite import models
-from vireid_lite.attacks.features import clean_outputs
+from vireid_lite.attacks.features import clean_features
 from vireid_lite.data import Augmentation, Modality
 from vireid_lite.errors import InputError
 from vireid_lite.models.baselines import STRIPES
@@ -255,7 +255,7 @@ def test_the_hetero_centre_loss_draws_the_modalities_together(tiny, store):
         model = build("ide", num_identities=12, hetero_centre=weight)
         train(model, tiny, QUICK, progress=False)
         identities = torch.tensor([record.identity for record in store.records])
-        features = clean_outputs(model, store)[0]
+        features = clean_features(model, store)
         ends.append(hetero_centre_by_loops(features, identities, store.modalities))
     assert ends[1] < 0.9 * ends[0]
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from vireid_lite import book
-from vireid_lite.book import BuildError, build_book, repository_url, sync
-from vireid_lite.errors import InputError
+from _make import execute
+from _make.build import build_book, sync
+from _make.notebooks import paired_notebook, repository_url
+from vireid_lite.errors import BuildError, InputError
 
 ROOT = Path(__file__).parents[1]
-SHARED_KEY = book._shared_key
+PACKAGE_KEY = execute.package_key.__wrapped__
 # papermill and the Jupyter libraries warn about each other's futures; those warnings are not ours.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -38,13 +39,13 @@ DATA_ROOT = None
 SEED = 0
 DEVICE = "cpu"
 OUT_DIR = "_build/chapters"
-PAUSE = 0
+PAUSE: "whole" = 0
 
 # %%
-from vireid_lite.parameters import check_parameters, whole
+from vireid_lite.chapters.parameters import check_parameters
 
 if False:  # a build reads the call; running it would import torch, and this chapter is to be quick
-    check_parameters(globals(), PAUSE=whole)
+    check_parameters(globals())
 
 # %%
 import time
@@ -95,8 +96,8 @@ def built(tmp_path_factory):
     root = toy(tmp_path_factory.mktemp("toy"))
     before = contents(root)
     with pytest.MonkeyPatch.context() as patch:
-        # The package may be edited while its tests run; `test_key_follows_package_and_cards_alone` has the real key.
-        patch.setattr(book, "_shared_key", lambda _: "fixed")
+        # The package may be edited while its tests run; `test_key_follows_the_package...` has the real key.
+        patch.setattr(execute, "package_key", lambda: "fixed")
         page = build_book(root=root, progress=False)
         assert page == root / "_build" / "html" / "index.html"
         assert contents(root) == before
@@ -155,21 +156,32 @@ def test_only_what_changed_runs_again(built, edit, capsys):
     assert "02_second: executed" in printed
 
 
-def test_key_follows_package_and_cards_alone(tmp_path, monkeypatch):
-    package = tmp_path / "vireid_lite"
-    (package / "data").mkdir(parents=True)
-    (package / "grids").mkdir()
-    cards = tmp_path / "book" / "results"
-    cards.mkdir(parents=True)
-    monkeypatch.setattr(book, "PACKAGE", package)
-    keys = [SHARED_KEY(tmp_path)]
-    for path in (package / "metrics.py", package / "data" / "sysu.py", package / "grids/x.toml", cards / "card.json"):
-        path.write_text("1")
-        keys.append(SHARED_KEY(tmp_path))
-    assert len(set(keys)) == 5
-    for path in (package / "book.py", package / "cli.py", tmp_path / "book" / "index.md"):
-        path.write_text("1")
-        assert SHARED_KEY(tmp_path) == keys[-1]
+def test_key_follows_the_package_and_cards_only_where_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "PACKAGE", tmp_path / "vireid_lite")
+    for folder in ("vireid_lite/grids", "notebooks", "book/results"):
+        (tmp_path / folder).mkdir(parents=True)
+    keys = []
+    for name, text in (("a.py", "1"), ("grids/x.toml", "1"), ("a.py", "2"), ("a.py", '"""Words."""\n# Words.\n2\n')):
+        (tmp_path / "vireid_lite" / name).write_text(text)
+        keys.append(PACKAGE_KEY())
+    assert len(set(keys)) == 3
+    assert keys[2] == keys[3]
+    monkeypatch.setattr(execute, "package_key", lambda: "fixed")
+    source = tmp_path / "notebooks" / "01_one.py"
+    for chapter in (
+        "from vireid_lite.cards import x",
+        "from vireid_lite import tables",
+        "import vireid_lite.study.x",
+        "",
+    ):
+        source.write_text(f"# %%\n{chapter}\n")
+        source.with_suffix(".ipynb").write_bytes(paired_notebook(source))
+        keys = []
+        for name in ("first.json", "card.json", "costs.json"):
+            (tmp_path / "book" / "results" / name).write_text(chapter)
+            keys.append(execute.chapter_key(source, {}))
+        assert (keys[0] != keys[1]) == bool(chapter)
+        assert keys[1] == keys[2]
 
 
 def test_parameters_reach_the_chapter(built, capsys):
@@ -196,7 +208,7 @@ def test_parameters_reach_the_chapter(built, capsys):
     ],
 )
 def test_bad_parameters_stop_before_anything_runs(built, monkeypatch, options, line):
-    monkeypatch.setattr(book, "_execute", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(execute, "execute", lambda *_: pytest.fail("ran"))
     with pytest.raises(InputError) as caught:
         build_book(root=built, progress=False, **options)
     assert str(caught.value).startswith(line)
@@ -225,8 +237,8 @@ def test_stale_pair_stops_the_build(built, edit):
 
 def test_pair_has_no_outputs_and_the_same_bytes_every_time(built):
     source = built / "notebooks" / "01_first.py"
-    pair = book.paired_notebook(source)
-    assert pair == book.paired_notebook(source) == source.with_suffix(".ipynb").read_bytes()
+    pair = paired_notebook(source)
+    assert pair == paired_notebook(source) == source.with_suffix(".ipynb").read_bytes()
     notebook = json.loads(pair)
     assert notebook["metadata"]["accelerator"] == "GPU"
     assert notebook["metadata"]["kernelspec"]["language"] == "python"
@@ -248,9 +260,9 @@ def test_warnings_stop_the_rendering_every_time(built, edit, capsys):
 
 def start(root: Path, **options) -> subprocess.Popen:
     """Build in a process of its own, to be killed."""
-    code = "from pathlib import Path; from vireid_lite import book; book._shared_key = lambda _: 'fixed'; "
-    code += f"book.build_book(root=Path('.'), **{options!r})"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code = "from pathlib import Path; from _make import build; build.execute.package_key = lambda: 'fixed'; "
+    code += f"build.build_book(root=Path('.'), **{options!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "book")))}
     return subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment, stderr=subprocess.DEVNULL)
 
 

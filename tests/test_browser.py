@@ -18,7 +18,7 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
-from vireid_lite.book import find_chapters, repository_url
+from _make.notebooks import find_chapters, repository_url
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vireid_lite.book import find_chapters, paired_notebook, repository_url
+from _make.notebooks import find_chapters, paired_notebook, repository_url
 from vireid_lite.chapters.parameters import STANDARD, check_values, read_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def section(source: Path, heading: str) -> str:
 
 def drawing_functions() -> set[str]:
     """Return the names of the package's functions that return a figure."""
-    tree = ast.parse((ROOT / "vireid_lite" / "plots.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "vireid_lite/chapters/plots.py").read_text(encoding="utf-8"))
     functions = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.returns is not None)
     return {node.name for node in functions if ast.unparse(node.returns) == "Figure"}
 

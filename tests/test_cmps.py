@@ -1,3 +1,5 @@
+import copy
+import json
 import math
 
 import numpy as np
@@ -9,8 +11,11 @@ from naive_cmps import paper_steps, released_steps
 from sklearn.cluster import KMeans
 
 from vireid_lite import models
-from vireid_lite.attacks import CMPS, UniversalPerturbation, budget, descent, frozen
-from vireid_lite.attacks.cmps import CHOICES, PRESETS
+from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, UniversalPerturbation, budget, build_attack, descent, frozen
+from vireid_lite.attacks.cmps_switches import NUMBERS, SWITCHES, SwitchedCMPS
+from vireid_lite.attacks.features import extremes
+from vireid_lite.cards import read_cards
+from vireid_lite.chapters.costs import COSTS
 from vireid_lite.data import ImageStore, Modality
 from vireid_lite.errors import InputError
 
@@ -34,8 +39,6 @@ def model():
 @pytest.fixture(scope="module")
 def exact(model):
     """The same network in float64."""
-    import copy
-
     return copy.deepcopy(model).double()
 
 
@@ -112,7 +115,7 @@ def test_released_mode_equals_its_naive_derivation(exact, store, steps, eps):
     size = 8 if eps < 1e-3 else 10
     attack = CMPS(mode="released", steps=steps, batch_size=size, eps=eps, clusters=5)
     with frozen.frozen(exact):
-        batches = attack.prepare(exact, few, SEED).batches["mixed"]
+        batches = attack.prepare(exact, few, SEED).batches
     images = batch_of(exact, few, np.arange(len(few)))
     greyed = torch.rand(len(few), generator=frozen.generator_for(SEED, 2)) < 0.2
     luma = torch.stack([(0.299 * r + 0.587 * g + 0.114 * b).expand(3, -1, -1) for r, g, b in images])
@@ -176,9 +179,8 @@ def test_the_contract_holds_in_both_modes(model, store, mode, eps, tied, seed, t
 def test_a_black_or_white_image_still_gets_a_gradient(model, store, mode, value):
     flat = ImageStore(np.array(store.images), store.records)
     flat.images[1::2] = value
-    attack = CMPS(mode=mode, batch_size=6, margin=10.0)
+    attack, problem = problem_of(model, flat, mode=mode, margin=10.0)
     with frozen.frozen(model):
-        problem = attack.prepare(model, flat, 0)
         for modality in Modality:
             rows = np.flatnonzero(flat.modalities.numpy() == modality)[1::2]
             assert (flat.images[rows] == value).all()
@@ -211,8 +213,11 @@ def test_a_greyed_crop_is_compared_by_its_grey_feature_as_released(model, store)
 
 
 def test_a_single_centroid_is_refused(model, store):
-    with pytest.raises(InputError, match="1 centroid"):
-        problem_of(model, store, clusters=1)
+    rows = [row for row, record in enumerate(store.records) if record.identity == store.records[0].identity]
+    one = ImageStore(store.images[rows], [store.records[row] for row in rows])
+    for crops, options in ((store, {"clusters": 1}), (one, {"centroids": "identity"}), (one, {"clusters": 1})):
+        with pytest.raises(InputError, match="1 centroid"):
+            CMPS(**options).fit(model, crops)
 
 
 def test_every_image_goes_through_its_own_stem_except_as_released(model, store):
@@ -256,7 +261,7 @@ def test_a_killed_fit_resumes_bit_for_bit(model, store, tmp_path, monkeypatch):
 
 
 def problem_of(model, store, **options):
-    attack = CMPS(batch_size=6, **options)
+    attack = SwitchedCMPS(batch_size=6, **options)
     with frozen.frozen(model):
         return attack, attack.prepare(model, store, SEED)
 
@@ -301,19 +306,16 @@ def test_choice_by_identity_pushes_from_the_own_and_never_pulls_to_it(model, sto
 def test_score_dot_favours_long_centroids():
     clean = torch.tensor([[1.0, 0.0]])
     bank = torch.tensor([[0.9, 0.1], [5.0, 5.0]])
-    assert CMPS(score="cosine")._choose(clean, bank, None, None, nearest=True).item() == 0
-    assert CMPS(score="dot")._choose(clean, bank, None, None, nearest=True).item() == 1
+    assert extremes(clean, bank, score="cosine")[1].item() == 0
+    assert extremes(clean, bank, score="dot")[1].item() == 1
 
 
-def test_feature_distance_and_centroid_input(model, store):
+def test_feature_and_centroid_input(model, store):
     images = store.batch(rows_of(store, 0)[:3])
     assert torch.equal(
         CMPS(feature="pooled").features(model, images, Modality.VISIBLE), model(images, Modality.VISIBLE).pooled
     )
-    assert torch.equal(CMPS().features(model, images, Modality.VISIBLE), model.embed(images, Modality.VISIBLE))
-    difference = torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)
-    assert CMPS(distance="euclidean")._distance(*difference).item() == 5
-    assert CMPS(distance="squared")._distance(*difference).item() == 25
+    assert torch.equal(SwitchedCMPS().features(model, images, Modality.VISIBLE), model.embed(images, Modality.VISIBLE))
     _, raw = problem_of(model, store, centroid_input="raw", centroids="identity")
     stems = model.stages[0]
     mean, std = stems.mean.clone(), stems.std.clone()
@@ -329,15 +331,15 @@ def test_feature_distance_and_centroid_input(model, store):
 
 def spied_greys(model, store, **options):
     """Return for every gradient the share of crops that were replaced by their luma."""
-    attack, seen = CMPS(steps=2, batch_size=4, grey_probability=1.0, **options), []
-    original = CMPS.objective
+    attack, seen = SwitchedCMPS(steps=2, batch_size=4, grey_probability=1.0, **options), []
+    original = SwitchedCMPS.objective
 
     def spy(self, model, problem, delta, rows, turn=0, chosen=None):
         seen.append(0.0 if chosen is None else chosen.float().mean().item())
         return original(self, model, problem, delta, rows, turn, chosen)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CMPS, "objective", spy)
+        patch.setattr(SwitchedCMPS, "objective", spy)
         attack.fit(model, store, 0)
     return seen
 
@@ -383,18 +385,6 @@ def test_clip_masks_the_gradient_of_what_left_the_range_only_as_released(model, 
         assert bool(gradient.abs().sum() > 0) == gets
 
 
-def test_rescale_halves_a_saturated_delta_that_stands_still():
-    attack = CMPS(mode="released")
-    state = {"delta": torch.full((3, 4, 4), attack.eps), "saturation": torch.tensor(0.9)}
-    attack._rescale(state)
-    assert state["delta"].max() == pytest.approx(attack.eps), "the share still moved"
-    attack._rescale(state)
-    assert state["delta"].max() == pytest.approx(attack.eps / 2)
-    state = {"delta": torch.zeros(3, 4, 4), "saturation": torch.tensor(0.0)}
-    attack._rescale(state)
-    assert not state["delta"].any()
-
-
 def test_without_shuffling_crops_are_grouped_by_identity_then_camera(model, store):
     _, problem = problem_of(model, store, shuffle=False)
     rows = np.concatenate([problem.batches["mixed"].at(step) for step in range(problem.batches["mixed"].per_epoch)])
@@ -424,7 +414,7 @@ def test_step_size_and_decay(model, store, options, share):
 
 def test_updates_and_modalities_differ_in_what_is_computed_where(model, store):
     asked = []
-    original = CMPS.gradient
+    original = SwitchedCMPS.gradient
 
     def spy(self, model, problem, delta, rows, turn=0, chosen=None):
         asked.append((set(problem.store.modalities[rows].tolist()), delta.clone()))
@@ -433,8 +423,8 @@ def test_updates_and_modalities_differ_in_what_is_computed_where(model, store):
     def run(**options):
         asked.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CMPS, "gradient", spy)
-            CMPS(steps=1, batch_size=6, **options).fit(model, store, 0)
+            patch.setattr(SwitchedCMPS, "gradient", spy)
+            SwitchedCMPS(steps=1, batch_size=6, **options).fit(model, store, 0)
         return [modalities for modalities, _ in asked], torch.equal(asked[0][1], asked[1][1])
 
     assert run() == ([{0}, {1}], False), "the infrared step starts where the visible one ended"
@@ -452,11 +442,42 @@ def test_clusters_are_as_many_as_identities_or_as_asked(model, store):
     assert len(problem_of(model, store, mode="released")[1].centroids) == 2 * len(store), "206, cut to what there is"
 
 
-def test_every_difference_between_the_modes_is_a_switch(model, store):
-    """Paper mode with all of released mode's values is released mode, to the bit, and the other way round."""
-    for mode, other in (("paper", "released"), ("released", "paper")):
-        walked = CMPS(mode=mode, steps=3, batch_size=6, **PRESETS[other]).fit(model, store, 1)
-        assert torch.equal(walked.delta, CMPS(mode=other, steps=3, batch_size=6).fit(model, store, 1).delta)
+@pytest.mark.parametrize("mode", ["paper", "released"])
+@pytest.mark.parametrize("options", [{}, {"tied": True}, {"grey_probability": 0.0, "decay": 0.5, "clusters": 3}])
+def test_with_nothing_switched_the_class_of_switches_is_cmps_to_the_bit(model, store, mode, options):
+    """On fewer infrared crops, so that an epoch is not of one length; neither class knows the other's step."""
+    rows = np.concatenate([rows_of(store, 0), rows_of(store, 1)[::2]])
+    uneven = ImageStore(store.images[rows], [store.records[row] for row in rows])
+    one, other = (kind(mode=mode, steps=9, batch_size=10, **options) for kind in (CMPS, SwitchedCMPS))
+    assert not isinstance(one, SwitchedCMPS)
+    assert not isinstance(other, CMPS)
+    assert one.describe() == other.describe()
+    made, expected = (attack.fit(model, uneven, 1) for attack in (one, other))
+    assert torch.equal(made.delta, expected.delta)
+    assert made.history == expected.history
+
+
+@pytest.mark.parametrize(("mode", "other"), [("paper", "released"), ("released", "paper")])
+def test_every_difference_between_the_modes_is_a_switch(model, store, mode, other):
+    """One mode with all values of the other is the other, to the bit; a switch makes CMPS the class that has them."""
+    thrown = {name: position[other] for name, position in {**SWITCHES, **NUMBERS}.items()}
+    walked = CMPS(mode=mode, steps=3, batch_size=6, **thrown)
+    assert isinstance(walked, SwitchedCMPS)
+    plain = CMPS(mode=other, steps=3, batch_size=6)
+    assert {**walked.describe(), "mode": other} == plain.describe()
+    assert torch.equal(walked.fit(model, store, 1).delta, plain.fit(model, store, 1).delta)
+
+
+def test_every_committed_card_describes_its_attack():
+    asked = [card["attack"] for card in read_cards(COSTS.parent) if card["attack"]]
+    distinct = {json.dumps({**attack, "identities": 0, "distance": 0}, sort_keys=True) for attack in asked}
+    assert len(distinct) > 100
+    for attack in map(json.loads, distinct):
+        options = {name: value for name, value in attack.items() if name not in ("identities", "distance")}
+        fixed = ("momentum", "random_start") if attack["name"] in IMAGE_SPECIFIC else ()
+        fixed += ("steps", "step_size") if attack["name"] == "fgsm" else ()
+        built = build_attack(**{name: value for name, value in options.items() if name not in fixed})
+        assert json.loads(json.dumps(built.describe())) == options
 
 
 def test_the_loss_falls(model, store):
@@ -467,7 +488,7 @@ def test_the_loss_falls(model, store):
     assert len(history) == 12
 
 
-@pytest.mark.parametrize("name", sorted(CHOICES))
+@pytest.mark.parametrize("name", sorted(SWITCHES))
 def test_unknown_values_are_refused_in_one_line(name):
     with pytest.raises(InputError, match=name) as caught:
         CMPS(**{name: "neither"})

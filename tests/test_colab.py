@@ -11,14 +11,14 @@ from types import ModuleType
 
 import pytest
 
-from vireid_lite import book
+from _make import notebooks
 from vireid_lite.cards import read_cards
 from vireid_lite.chapters.costs import COSTS, Costs
 from vireid_lite.files import results_folder
 
 ROOT = Path(__file__).parents[1]
-CHAPTERS = book.find_chapters(ROOT)
-ADDRESS = f"git+{book.repository_url(ROOT)}"
+CHAPTERS = notebooks.find_chapters(ROOT)
+ADDRESS = f"git+{notebooks.repository_url(ROOT)}"
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_the_way_in_runs_each_import_and_nothing_else(colab, tmp_path, monkeypat
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda source: source.stem)
 def test_the_install_cell_keeps_colabs_torch_and_leaves_nothing_for_the_check_to_refuse(chapter, monkeypatch):
     """The check refuses every plain value that is no parameter, and on Colab the install cell runs before it."""
-    cells = json.loads(book.paired_notebook(chapter))["cells"]
+    cells = json.loads(notebooks.paired_notebook(chapter))["cells"]
     install = next("".join(cell["source"]) for cell in cells if "google.colab" in "".join(cell["source"]))
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
     asked = []

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from vireid_lite import models
 from vireid_lite.attacks import descent, frozen
-from vireid_lite.attacks.dmr import DMR, Generator, GeneratorPerturbation, run
+from vireid_lite.attacks.budget import project
+from vireid_lite.attacks.dmr import DMR, Generator, GeneratorPerturbation
 from vireid_lite.attacks.perturbation import UniversalPerturbation
 from vireid_lite.attacks.universal import SignNoise
 from vireid_lite.data import Modality
@@ -19,6 +20,11 @@ from vireid_lite.errors import InputError
 @pytest.fixture(scope="module")
 def found(store, victim):
     return DMR(steps=3, batch_size=16).fit(victim, store, 1)
+
+
+def drawn(attack, model, store, seed):
+    """Return the generator's weights before the first step."""
+    return attack.finish(attack.begin(model, store, seed)[1], [], seed).weights
 
 
 @settings(max_examples=10, deadline=None)
@@ -38,8 +44,10 @@ def test_contract(store, saturated, victim, levels, seed, size, tied, black_and_
     assert len(first.history) == 2
     assert first.made_by == {**attack.describe(), "seed": seed}
     assert torch.equal(first.weights, attack.fit(victim, chosen, seed).weights)
-    start = attack.start((3, 32, 16), seed)["weights"]
-    assert not torch.equal(first.weights, start)  # black and white images have a gradient too
+    with frozen.frozen(victim):
+        assert not torch.equal(
+            first.weights, drawn(attack, victim, chosen, seed)
+        )  # black and white images have a gradient too
     for modality in Modality:
         images = chosen.batch(np.flatnonzero(chosen.modalities == modality))
         kept = images.clone()
@@ -77,11 +85,13 @@ def test_a_killed_fit_resumes_to_the_same_bits(store, victim, tmp_path, monkeypa
     assert again.history == whole.history
 
 
-def test_the_first_weights_come_from_the_seed_alone():
-    first = DMR().start((3, 32, 16), 1)["weights"]
-    torch.rand(1)
-    assert torch.equal(DMR().start((3, 32, 16), 1)["weights"], first)
-    assert not torch.equal(DMR().start((3, 32, 16), 2)["weights"], first)
+def test_the_first_weights_come_from_the_seed_alone(store, victim):
+    with frozen.frozen(victim):
+        first, other = (drawn(DMR(), victim, store, seed) for seed in (1, 2))
+        torch.rand(1)
+        again = drawn(DMR(), victim, store, 1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_the_loss_falls(store, victim):
@@ -92,13 +102,12 @@ def test_the_loss_falls(store, victim):
 def test_the_loss_pulls_to_the_farthest_other_and_pushes_from_the_nearest_own(store, victim):
     attack = DMR(batch_size=16)
     with frozen.frozen(victim), torch.no_grad():
-        problem, generator = attack.prepare(victim, store, 0)
-        weights = attack.start((3, 32, 16), 0)["weights"]
+        problem, state = attack.begin(victim, store, 0)
         rows = problem.batches.at(0)
         modalities = store.modalities[rows]
         images = store.batch(rows)
         clean = victim.embed(images, modalities)
-        features = victim.embed((images + attack.eps * run(generator, weights, images)).clamp(0, 1), modalities)
+        features = victim.embed((images + attack.eps * state["generator"](images)).clamp(0, 1), modalities)
         hinges = []
         for one, row in enumerate(rows):
             own, other = [], []
@@ -110,14 +119,14 @@ def test_the_loss_pulls_to_the_farthest_other_and_pushes_from_the_nearest_own(st
             far = max(other, key=lambda two: float((clean[two] - clean[one]).norm()))
             gap = (features[one] - clean[far]).norm() - (features[one] - clean[near]).norm()
             hinges.append(max(0.0, float(gap) + 0.3))
-        assert float(attack.loss(victim, problem, generator, weights, rows)) == pytest.approx(np.mean(hinges), abs=1e-5)
+        assert float(attack.loss(victim, problem, state["generator"], rows)) == pytest.approx(np.mean(hinges), abs=1e-5)
 
 
 def test_each_image_passes_its_own_stem(store, victim):
     attack, counts = DMR(batch_size=16), {}
     stems = {Modality.VISIBLE: victim.stages[0].visible, Modality.INFRARED: victim.stages[0].infrared}
     with frozen.frozen(victim):
-        problem, state = attack.prepare(victim, store, 0), attack.start((3, 32, 16), 0)
+        problem, state = attack.begin(victim, store, 0)
         hooks = [
             stem.register_forward_hook(lambda _, args, __, modality=modality: counts.update({modality: len(args[0])}))
             for modality, stem in stems.items()
@@ -133,16 +142,20 @@ def test_the_steps_are_those_of_adam(store, victim):
     model.load_state_dict(victim.state_dict())
     attack = DMR(batch_size=8, steps=4)
     with frozen.frozen(model):
-        problem = attack.prepare(model, store, 0)
-        state = {name: value.double() for name, value in attack.start((3, 32, 16), 0).items()}
-        weights = state["weights"].clone().requires_grad_()
-        adam = torch.optim.Adam([weights], attack.learning_rate)
+        problem, state = attack.begin(model, store, 0)
+        other = attack.begin(model, store, 0)[1]["generator"]
+        weights = list(other.parameters())
+        first, second = ([torch.zeros_like(each) for each in weights] for _ in range(2))
         for step in range(4):
-            adam.zero_grad()
-            attack.loss(model, *problem, weights, problem[0].batches.at(step)).backward()
-            adam.step()
+            gradients = torch.autograd.grad(attack.loss(model, problem, other, problem.batches.at(step)), weights)
+            for weight, slope, m, v in zip(weights, gradients, first, second, strict=True):
+                m.mul_(0.9).add_(0.1 * slope)
+                v.mul_(0.999).add_(0.001 * slope.square())
+                mean, square = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.999 ** (step + 1))
+                weight.data -= attack.learning_rate * mean / (square.sqrt() + 1e-8)
             attack.step(model, problem, state, step, 0)
-    assert torch.allclose(state["weights"], weights.detach(), rtol=0, atol=1e-12)
+    for weight, found in zip(weights, state["generator"].parameters(), strict=True):
+        assert torch.allclose(found, weight, rtol=0, atol=1e-11)
 
 
 def test_a_perturbation_depends_on_its_own_image_alone(store, found):
@@ -161,10 +174,11 @@ def test_generator_keeps_the_size_of_any_image(size):
     assert shifts.abs().max() <= 1
 
 
-def test_run_reads_the_flat_weights_in_order():
+def test_a_perturbation_reads_the_flat_weights_in_order():
     generator, images = Generator(8), torch.rand(2, 3, 16, 8)
-    flat = torch.nn.utils.parameters_to_vector(generator.parameters())
-    assert torch.equal(run(Generator(8), flat, images), generator(images))
+    flat = torch.nn.utils.parameters_to_vector(generator.parameters()).detach()
+    found = GeneratorPerturbation(flat, (16, 8), 0.1, 8).apply(images, Modality.VISIBLE)
+    assert torch.equal(found, project(images + 0.1 * generator(images).detach(), images, 0.1))
 
 
 def test_save_and_load(store, found, tmp_path):

@@ -16,10 +16,12 @@ import pytest
 import torch
 import yaml
 
-from vireid_lite import book, losses, metrics
-from vireid_lite.book import build_book, check_pairs, find_chapters, paired_notebook, sync
+from _make import execute, pages
+from _make.build import build_book, sync, write_edition
+from _make.editions import PAGES, without_solutions
+from _make.notebooks import check_pairs, find_chapters, paired_notebook
+from vireid_lite import losses, metrics
 from vireid_lite.chapters.exercises import UNANSWERED, seal, self_check, self_check_value
-from vireid_lite.editions import PAGES, instructor_pages, without_solutions, write_edition
 from vireid_lite.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +46,7 @@ DEVICE = "cpu"
 OUT_DIR = "_build/chapters"
 
 # %%
-from vireid_lite.parameters import check_parameters
+from vireid_lite.chapters.parameters import check_parameters
 
 if False:
     check_parameters(globals())
@@ -58,16 +60,16 @@ print("a result of six times", 7)
 # ```{exercise-end}
 # ```
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # ```{solution-start} ex-small
 # :class: dropdown
 # ```
 # Multiply.
 
-# %%
+# %% tags=["solution"]
 print(6 * 7)
 
-# %% [markdown]
+# %% [markdown] tags=["solution"]
 # As it should be.
 #
 # ```{solution-end}
@@ -100,8 +102,8 @@ def small(root: Path) -> Path:
     page += "- **Teach** [](instructors/index.md)\n- **Read** [](index.md), as [teachers](instructors/index) do.\n\n"
     page += "Ask {doc}`a teacher <instructors/index>`, see [](instructors/01_small.md#x).\n"
     (root / "book" / "index.md").write_text(page)
-    (root / PAGES / "index.md").write_text("# Teach\n\n% measured: all\n\n% end\n")
-    (root / PAGES / "01_small.md").write_text("# One\n\n% measured: 01_small\n\n% end\n")
+    (root / PAGES / "index.md").write_text("# Teach\n\n% measured: all\n")
+    (root / PAGES / "01_small.md").write_text("# One\n\n% measured: 01_small\n")
     (root / "_toc.yml").write_text(
         "format: jb-book\nroot: book/index\nparts:\n- caption: Chapters\n  chapters:\n  - file: notebooks/01_small\n"
         "- caption: Teachers\n  chapters:\n  - file: book/instructors/index\n    sections:\n"
@@ -224,19 +226,21 @@ def test_an_edition_is_replaced_and_nothing_else_is(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "line"),
     [
-        (CHAPTER.replace("# ```{solution-end}\n# ```", "# as it is"), "does not end"),
-        (CHAPTER.replace("# ## References", "# ```{solution-end}\n# ```"), "mixes"),
-        (CHAPTER.replace("# Multiply.", "# ```{exercise-start} Easy: x"), "mixes"),
+        (CHAPTER.replace("# ```{solution-end}\n# ```", "# as it is"), "## References"),
+        (CHAPTER.replace("# ## References", "# ```{solution-end}\n# ```"), "solution-end"),
+        (CHAPTER.replace("# Multiply.", "# ```{exercise-start} Easy: x"), "holds an exercise"),
+        (CHAPTER.replace('# %% tags=["solution"]', "# %%"), "print"),
+        (CHAPTER.replace('# %% tags=["parameters"]', '# %% tags=["parameters", "solution"]'), "TIER"),
     ],
 )
-def test_a_solution_that_is_not_closed_is_refused(broken, line):
+def test_a_solution_whose_cells_are_not_tagged_is_refused(broken, line):
     with pytest.raises(InputError, match=line):
         without_solutions(broken)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_results_come_along_and_are_not_made_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(book, "_shared_key", lambda _: "fixed")
+    monkeypatch.setattr(execute, "package_key", lambda: "fixed")
     source = small(tmp_path / "small")
     build_book(root=source, progress=False, execute_only=True)
     out = write_edition(source, "student", tmp_path / "out")
@@ -256,12 +260,10 @@ def test_results_come_along_and_are_not_made_again(tmp_path, monkeypatch, capsys
 # The instructors' pages.
 
 
-def test_every_chapter_has_its_page_and_costs_are_in_step():
-    pages = instructor_pages(ROOT)
-    assert {page.stem for page in pages} == {source.stem for source in CHAPTERS} | {"index"}
-    for page, filled in pages.items():
+def test_every_chapter_has_its_page_and_asks_for_its_costs():
+    assert {page.stem for page in (ROOT / PAGES).glob("*.md")} == {source.stem for source in CHAPTERS} | {"index"}
+    for page in (ROOT / PAGES).glob("*.md"):
         text = page.read_text()
-        assert text.encode() == filled, f"{page.name}: run vireid-lite book --sync"
         assert text.count("% measured: ") == 1
         if page.stem == "index":
             continue
@@ -280,21 +282,23 @@ def test_every_chapter_has_its_page_and_costs_are_in_step():
         assert re.findall(r"^\| \{ref\}`(ex-[a-z0-9-]+)` \|", text, re.MULTILINE) == labels
 
 
+def teachers(root: Path) -> dict[str, str]:
+    """Return the instructors' pages as the build fills them."""
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in (root / PAGES).glob("*.md")}
+    return {Path(name).stem: text.decode() for name, text in pages.fill(files, root, root / "none").items()}
+
+
 def test_costs_are_drawn_from_the_table(tmp_path):
     root = small(tmp_path)
-    pages = {page.stem: text.decode() for page, text in instructor_pages(root).items()}
-    assert "Not measured yet: `vireid-lite book --chapters 1 --measure`" in pages["01_small"]
-    assert "| `lite` | – | – | not measured yet |" in pages["index"]
+    assert "Not measured yet: `vireid-lite book --chapters 1 --measure`" in teachers(root)["01_small"]
+    assert "| `lite` | – | – | not measured yet |" in teachers(root)["index"]
     cost = {"minutes": 2.345, "memory_gib": 1.04, "device": "a machine"}
     (root / "book" / "results" / "costs.json").write_text(json.dumps({"01_small": {"lite": cost}}))
-    for page, text in instructor_pages(root).items():
-        page.write_bytes(text)
-    again = {page.stem: text.decode() for page, text in instructor_pages(root).items()}
-    assert "tier `lite` 2.3 minutes and 1.0 GiB on a machine." in again["01_small"]
-    assert again["index"].count("| [](../../notebooks/01_small) | `lite` | 2.3 | 1.0 | a machine |") == 1
-    (root / PAGES / "01_small.md").write_text("% measured: 02_other\n\n% end\n")
+    assert "tier `lite` 2.3 minutes and 1.0 GiB on a machine." in teachers(root)["01_small"]
+    assert teachers(root)["index"].count("| [](../../notebooks/01_small) | `lite` | 2.3 | 1.0 | a machine |") == 1
+    (root / PAGES / "01_small.md").write_text("% measured: 02_other\n")
     with pytest.raises(InputError, match="02_other"):
-        instructor_pages(root)
+        teachers(root)
 
 
 # Self-checks.

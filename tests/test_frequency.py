@@ -247,21 +247,12 @@ def test_for_show():
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        torch.zeros(4, 4, dtype=torch.uint8),
-        torch.zeros(4, 4).half(),
-        torch.zeros(4),
-        torch.zeros(4, 4).to(torch.cfloat),
-    ],
+    [torch.zeros(4, 4).byte(), torch.zeros(4, 4).half(), torch.zeros(4), torch.zeros(4, 4).to(torch.cfloat)],
 )
 @pytest.mark.parametrize(
     "function",
     [
-        decompose,
-        amplitude_only,
-        phase_only,
-        for_show,
-        band_energy,
+        *(decompose, amplitude_only, phase_only, for_show, band_energy),
         lambda maps: band_pass(maps, 0, 1),
         lambda maps: recombine(maps, torch.zeros(4, 4)),
         lambda maps: recombine(torch.zeros(4, 4), maps),

@@ -27,7 +27,7 @@ from vireid_lite.attacks.image_specific import (
     GuideBank,
     Guides,
     MetricFGSM,
-    Problem,
+    Target,
     craft,
     locally_grey,
 )
@@ -134,7 +134,7 @@ def test_black_and_white_images_get_a_gradient(model, kind, fill):
     images, attack = images_for(Modality.VISIBLE, fill=fill), kind()
     start = attack.start(images, Modality.VISIBLE, 0)
     with frozen(model):
-        objective = attack.objective(Problem(model, images, Modality.VISIBLE, guides_for()))
+        objective = attack.objective(Target(model, images, Modality.VISIBLE, guides_for()))
         assert (gradient_of(objective, start) != 0).double().mean() > 0.99
     found = attack(model, images, Modality.VISIBLE, guides_for())
     assert ((found != start).flatten(1).double().mean(1) > 0.2).all(), "the walk must leave its start"
@@ -192,7 +192,7 @@ def test_objective_rises(model, kind, modality):
     attack, images = kind(), images_for(modality)
     found = attack(model, images, modality, guides_for())
     with frozen(model), torch.no_grad():
-        objective = attack.objective(Problem(model, images, modality, guides_for()))
+        objective = attack.objective(Target(model, images, modality, guides_for()))
         start, end = (objective(x, 0) for x in (attack.start(images, modality, 0), found))
     assert (end > start + 1e-4).all()
 
@@ -226,8 +226,8 @@ def test_momentum_is_normalised_image_by_image(model):
     """Scaling one image's gradient in one step must not change how it weighs against the other steps."""
 
     class Scaled(MFGSM):
-        def objective(self, problem):
-            plain = super().objective(problem)
+        def objective(self, target):
+            plain = super().objective(target)
             return lambda x, step: plain(x, step) * (1000.0 if step == 1 else 1.0)
 
     images = images_for(Modality.VISIBLE)
@@ -251,7 +251,7 @@ def test_sma_needs_its_random_start(model):
 
     images = images_for(Modality.VISIBLE)
     with frozen(model):
-        objective = SMA().objective(Problem(model, images, Modality.VISIBLE))
+        objective = SMA().objective(Target(model, images, Modality.VISIBLE))
         at_start = gradient_of(objective, images)
         nearby = gradient_of(objective, SMA().start(images, Modality.VISIBLE, 0))
     assert at_start.abs().max() < 1e-12 * nearby.abs().max()
@@ -318,7 +318,7 @@ def test_local_grey_is_one_rectangle_of_the_stated_shape(size):
 def test_lta_draws_its_rectangle_anew_each_step(model):
     images = images_for(Modality.VISIBLE)
     with frozen(model), torch.no_grad():
-        objective = LTA().objective(Problem(model, images, Modality.VISIBLE, seed=3))
+        objective = LTA().objective(Target(model, images, Modality.VISIBLE, seed=3))
         first, second, again = (objective(images, step) for step in (0, 1, 0))
     assert (first > 0).all(), "on visible images the target differs from the clean feature"
     assert not torch.allclose(first, second)

@@ -12,11 +12,13 @@ import pytest
 from docutils import nodes
 from PIL import Image
 
-from vireid_lite import book, editions
+from _make import editions, render
+from _make.notebooks import replace_files
+from _make.pages import PICTURE, fill
 from vireid_lite.errors import InputError
-from vireid_lite.landing import COSTS, PICTURE, fill_landing
 
 ROOT = Path(__file__).parents[1]
+COSTS = "% costs: the build writes them here\n"
 PAGE = f"""# Front
 
 % picture: 04_four fig-four
@@ -63,7 +65,7 @@ def measure(root: Path, *stems: str) -> None:
 
 
 def filled(root: Path) -> tuple[str, dict[str, bytes]]:
-    files = fill_landing(PAGE, root, root / "executed")
+    files = fill({"book/index.md": PAGE.encode()}, root, root / "executed")
     return files.pop("book/index.md").decode(), files
 
 
@@ -116,22 +118,26 @@ def test_costs_are_the_measured_ones_and_the_others_are_said(root):
 
 
 def test_a_page_without_marks_stays_as_it_is(root):
-    assert fill_landing("# Toy\n", root, root / "executed") == {"book/index.md": b"# Toy\n"}
+    assert fill({"book/index.md": b"# Toy\n"}, root, root / "executed") == {}
 
 
 def test_the_build_stages_page_and_picture(root):
     for name in ("_config.yml", "pyproject.toml"):
         (root / name).write_bytes((ROOT / name).read_bytes())
     (root / "_toc.yml").write_text("format: jb-book\nroot: book/index\n")
+    (root / "book" / "_make").mkdir()
+    (root / "book" / "_make" / "build.py").touch()
     (root / "book" / "index.md").write_text(PAGE)
     run(root, cell("fig-four", {"image/png": base64.b64encode(png(4, 2)).decode()}))
     for stem in ("01_one", "04_four"):
         (root / "notebooks" / f"{stem}.ipynb").write_text("{}")
-    assert book._stage(root, root) is False
-    assert (root / "stage" / "book" / "fig-four.png").read_bytes() == png(4, 2)
-    (root / "executed" / "04_four.ipynb").unlink()
-    book._stage(root, root)
-    assert not (root / "stage" / "book" / "fig-four.png").exists(), "no picture outlives its run"
+    files, complete = render.gather(root, root / "executed")
+    assert not complete
+    assert {name for name in files if name.startswith("book/")} == {"book/index.md"}
+    for pictures in (["fig-four.png"], []):
+        replace_files(root / "stage", files | fill(files, root, root / "executed"))
+        assert [path.name for path in (root / "stage").rglob("*.png")] == pictures, "no picture outlives its run"
+        (root / "executed" / "04_four.ipynb").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from vireid_lite import metrics
 from vireid_lite.errors import InputError
+from vireid_lite.metrics import ranking
 
 PROTOCOLS = metrics.PROTOCOLS
 
@@ -98,7 +99,7 @@ def test_golden_values_of_the_official_evaluators(protocol, query_cameras, cmc, 
 def test_equals_the_walk_with_ties_and_any_chunk(setting, protocol, max_rank):
     expected = walk(*setting, protocol, max_rank)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "MATRIX_CHUNK", 60)  # a few queries at a time
+        patch.setattr(ranking, "MATRIX_CHUNK", 60)  # a few queries at a time
         scores = score(setting, protocol, max_rank=max_rank)
     if expected is None:
         assert scores is None
@@ -160,7 +161,7 @@ def test_features_equal_the_full_matrix(setting, protocol, chunk_size, dtype):
     query, gallery = (rng.integers(-2, 3, (n, 4)).astype(dtype) for n in distance.shape)
     full = np.sqrt(((query[:, None] - gallery) ** 2).sum(-1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "GALLERY_BLOCK", 7)
+        patch.setattr(ranking, "GALLERY_BLOCK", 7)
         for kind in (np.asarray, torch.from_numpy):
             try:
                 scores = metrics.evaluate_features(kind(query), kind(gallery), *people, protocol, chunk_size=chunk_size)

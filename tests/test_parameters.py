@@ -10,8 +10,8 @@ import torch
 from miniatures import make_regdb
 
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.chapters.parameters import check_parameters, check_values, one_of, optional, read_parameters, whole
-from vireid_lite.errors import TIERS, InputError, fraction
+from vireid_lite.chapters.parameters import check_parameters, check_values, read_parameters
+from vireid_lite.errors import TIERS, InputError
 from vireid_lite.victims import TIERS as VICTIM_TIERS
 
 SIX = {"TIER": "lite", "DATASET": None, "DATA_ROOT": None, "SEED": 0, "DEVICE": "cpu", "OUT_DIR": "_build/chapters"}
@@ -25,75 +25,48 @@ def refusal(values: dict, **own) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("kind", "given", "read"),
-    [
-        (fraction, "4/255", 4 / 255),
-        (fraction, " 4 / 255 ", 4 / 255),
-        (fraction, "0.0157", 0.0157),
-        (fraction, 4 / 255, 4 / 255),
-        (fraction, 0, 0.0),
-        (int, "12", 12),
-        (int, 12.0, 12),
-        (int, -3, -3),
-        (int, 2**63 + 1, 2**63 + 1),
-        (int, "9007199254740993", 9007199254740993),
-        (float, "4/255", 4 / 255),
-        (whole, "0", 0),
-        (float, "1e-3", 1e-3),
-        (float, 2, 2.0),
-        (bool, "false", False),
-        (bool, True, True),
-        (str, "abc", "abc"),
-        (one_of("a", "b"), "b", "b"),
-        (optional(int), "none", None),
-        (optional(int), None, None),
-        (optional(int), "7", 7),
-        (optional(fraction), "1/2", 0.5),
-    ],
-)
-def test_values_arrive_as_what_they_should_be(kind, given, read):
-    value = check_values({**SIX, "OWN": given}, {"OWN": kind})["OWN"]
-    assert value == read
-    assert type(value) is type(read)
+TAKEN = {
+    "fraction": {"4/255": 4 / 255, " 4 / 255 ": 4 / 255, "0.0157": 0.0157, 4 / 255: 4 / 255, 0: 0.0},
+    "int": {"12": 12, 12.0: 12, -3: -3, 2**63 + 1: 2**63 + 1, "9007199254740993": 9007199254740993},
+    "float": {"4/255": 4 / 255, "1e-3": 1e-3, 2: 2.0},
+    "whole": {"0": 0},
+    "bool": {"false": False, True: True},
+    "str": {"abc": "abc"},
+    "one_of[a, b]": {"b": "b"},
+    "Optional[int]": {"none": None, None: None, "7": 7},
+    "Optional[fraction]": {"1/2": 0.5},
+}
+REFUSED = {
+    "fraction": ["8/0", "8/255/2", "8", "-1/255", "a/b", math.nan, True, None],
+    "int": ["1.5", 1.5, True, "inf", [1]],
+    "float": ["1e999", "fast", "nan"],
+    "whole": [-1],
+    "bool": [1, "yes"],
+    "str": [3, ""],
+    "one_of[a, b]": ["c"],
+    "Optional[int]": ["some"],
+    "number": [1],
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "given"),
-    [
-        (fraction, "8/0"),
-        (fraction, "8/255/2"),
-        (fraction, "8"),
-        (float, "1e999"),
-        (fraction, "-1/255"),
-        (fraction, "a/b"),
-        (fraction, math.nan),
-        (fraction, True),
-        (fraction, None),
-        (int, "1.5"),
-        (int, 1.5),
-        (int, True),
-        (int, "inf"),
-        (int, [1]),
-        (whole, -1),
-        (float, "fast"),
-        (float, "nan"),
-        (bool, 1),
-        (bool, "yes"),
-        (str, 3),
-        (str, ""),
-        (one_of("a", "b"), "c"),
-        (optional(int), "some"),
-    ],
-)
-def test_anything_else_is_refused_by_name(kind, given):
-    line = refusal({"OWN": given}, OWN=kind)
-    assert line.startswith("OWN: expected ")
-    assert repr(given) in line
+@pytest.mark.parametrize("kind", TAKEN)
+def test_values_arrive_as_what_they_should_be(kind):
+    for given, read in TAKEN[kind].items():
+        value = check_values({**SIX, "OWN": given}, {"OWN": kind})["OWN"]
+        assert value == read
+        assert type(value) is type(read)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_anything_else_is_refused_by_name(kind):
+    for given in REFUSED[kind]:
+        line = refusal({"OWN": given}, OWN=kind)
+        assert line.startswith("OWN: expected ")
+        assert repr(given) in line
 
 
 def test_standard_parameters_are_refused_by_name():
-    assert refusal({"EPZ": 1}, EPS=fraction).startswith("EPZ: no such parameter; this chapter has DATASET, DATA_ROOT")
+    assert refusal({"EPZ": 1}, EPS="fraction").startswith("EPZ: no such parameter; this chapter has DATASET, DATA_ROOT")
     assert refusal({"TIER": "huge"}).startswith("TIER: expected one of lite, standard, full")
     assert refusal({"DATASET": "market"}).startswith("DATASET: expected one of")
     assert refusal({"SEED": "one"}).startswith("SEED: expected a whole number")
@@ -101,7 +74,7 @@ def test_standard_parameters_are_refused_by_name():
     assert refusal({"DATASET": "sysu"}).startswith("DATA_ROOT: sysu")
     assert refusal({"TIER": "full"}).startswith("DATA_ROOT: sysu")
     with pytest.raises(InputError, match="EPS: missing"):
-        check_values(SIX, {"EPS": fraction})
+        check_values(SIX, {"EPS": "fraction"})
 
 
 def test_tiers_and_their_data_are_those_of_the_victims():
@@ -111,7 +84,7 @@ def test_tiers_and_their_data_are_those_of_the_victims():
 def test_settings_are_ready_to_use(tmp_path, capsys):
     root = make_regdb(tmp_path)
     names = {**SIX, "EPS": "4/255", "DATA_ROOT": str(root), "DATASET": "regdb"}
-    settings = check_parameters(names, EPS=fraction)
+    settings = check_parameters({**names, "__annotations__": {"SEED": int, "EPS": "fraction"}})
     assert (settings.tier, settings.dataset, settings.seed) == ("lite", "regdb", 0)
     assert settings.eps == pytest.approx(4 / 255)
     assert settings.device == torch.device("cpu")
@@ -136,7 +109,7 @@ def test_what_this_machine_lacks_is_missed_at_once(tmp_path, monkeypatch):
 
 
 def test_only_what_papermill_can_inject_counts_as_a_parameter():
-    ordinary = {"In": [], "Out": {}, "_i": "x", "sys": sys, "fraction": fraction, "costs": Costs("none")}
+    ordinary = {"In": [], "Out": {}, "_i": "x", "sys": sys, "refusal": refusal, "costs": Costs("none")}
     check_parameters({**SIX, **ordinary})
     for value in ("4/255", 1, 0.5, True, None, [1], {"a": 1}):
         with pytest.raises(InputError, match="eps: no such parameter"):
@@ -225,12 +198,13 @@ def notebook(path: Path, *sources: str) -> Path:
 
 
 def test_a_notebooks_parameters_are_read_without_running_it(tmp_path):
-    first = 'EPS = "8/255"  # budget\nMODE = "a"\nSTEPS = 2 * 5'
-    check = "import nothing_of_the_kind\nsettings = check_parameters(globals(), costs, EPS=fraction, MODE=one_of('a'))"
+    first = 'SEED: int = 0\nEPS: "fraction" = "8/255"  # budget\nMODE: "one_of[a, b]" = "a"'
+    check = "import nothing_of_the_kind\nsettings = check_parameters(globals(), costs)"
     defaults, own = read_parameters(notebook(tmp_path / "a.ipynb", first, check))
-    assert defaults == {"EPS": "8/255", "MODE": "a", "STEPS": 10}
-    assert own["EPS"]("1/2") == 0.5
-    assert own["MODE"]("a") == "a"
+    assert defaults == {"SEED": 0, "EPS": "8/255", "MODE": "a"}
+    assert own == {"EPS": "fraction", "MODE": "one_of[a, b]"}
+    with pytest.raises(InputError, match=r"d.ipynb: STEPS = 2 \* 5 is no plain value"):
+        read_parameters(notebook(tmp_path / "d.ipynb", "STEPS: int = 2 * 5", check))
     with pytest.raises(InputError, match="no cell calls check_parameters"):
         read_parameters(notebook(tmp_path / "b.ipynb", first, "1 + 1"))
     with pytest.raises(InputError, match="0 cells tagged parameters"):

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vireid_lite import cli, printing
-from vireid_lite.book import BuildError, find_chapters
-from vireid_lite.errors import InputError
+from _make import paper
+from _make.notebooks import find_chapters
+from vireid_lite import cli
+from vireid_lite.errors import BuildError, InputError
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / os.environ.get("BOOK_OUT", "_build")
@@ -42,7 +43,7 @@ def small_book(folder: Path) -> Path:
 
 def test_without_chromium_one_line_before_any_chapter_runs(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("vireid_lite.book.build_book", lambda *_, **__: pytest.fail("chapters were run"))
+    monkeypatch.setattr("_make.cli.build_book", lambda *_, **__: pytest.fail("chapters were run"))
     monkeypatch.setattr(sys, "argv", ["vireid-lite", "book", "--pdf"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -62,17 +63,18 @@ def test_what_renders_nothing_prints_nothing(option, monkeypatch, capsys):
 
 
 def test_a_book_that_was_not_built_is_not_printed(tmp_path, monkeypatch):
-    monkeypatch.setattr(printing, "find_chromium", lambda: "chromium")
+    monkeypatch.setattr(paper, "find_chromium", lambda: "chromium")
     with pytest.raises(InputError, match="run vireid-lite book first"):
-        printing.print_book(ROOT, tmp_path)
+        paper.print_book(ROOT, tmp_path)
     (small_book(tmp_path) / "html" / "notebooks" / "two.html").unlink()
     with pytest.raises(InputError, match=r"two\.html"):
-        printing.print_book(ROOT, tmp_path)
+        paper.print_book(ROOT, tmp_path)
 
 
 def test_pages_stand_on_one_without_getting_in_each_others_way(tmp_path):
     work = tmp_path / "work"
-    entries, page = printing._gather(ROOT, small_book(tmp_path), work)
+    entries, fill = paper.gather(ROOT, small_book(tmp_path), work)
+    page = fill(numbers="{}")
     assert [(entry.title, entry.depth) for entry in entries] == [
         ("1. Cats & dogs", 0),
         ("Part", 0),
@@ -98,13 +100,13 @@ def test_a_failed_printing_leaves_the_former_pdf(tmp_path, monkeypatch):
     broken = tmp_path / "chromium"
     broken.write_text("#!/bin/sh\necho 'no display' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(printing, "find_chromium", lambda: str(broken))
-    former = tmp_path / printing.PDF
+    monkeypatch.setattr(paper, "find_chromium", lambda: str(broken))
+    former = tmp_path / paper.PDF
     former.write_bytes(b"former")
     with pytest.raises(BuildError, match="no display"):
-        printing.print_book(ROOT, tmp_path)
+        paper.print_book(ROOT, tmp_path)
     assert former.read_bytes() == b"former"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "html", "stage", printing.PDF]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chromium", "html", "stage", paper.PDF]
 
 
 def _need(condition: bool, what: str) -> None:
@@ -118,12 +120,12 @@ def printed(tmp_path_factory):
     pypdf = pytest.importorskip("pypdf")
     _need((OUT / "html" / "index.html").exists(), f"{OUT} holds no built book; run make book")
     try:
-        printing.find_chromium()
+        paper.find_chromium()
     except InputError as error:
         _need(False, str(error))
     before = {path: path.stat().st_mtime_ns for path in (OUT / "html").rglob("*")}
     target = tmp_path_factory.mktemp("paper") / "book.pdf"
-    assert printing.print_book(ROOT, OUT, target) == target
+    assert paper.print_book(ROOT, OUT, target) == target
     assert [path.name for path in target.parent.iterdir()] == ["book.pdf"]
     assert {path: path.stat().st_mtime_ns for path in (OUT / "html").rglob("*")} == before
     reader = pypdf.PdfReader(target)
@@ -145,7 +147,7 @@ def printed(tmp_path_factory):
 def test_every_page_of_the_book_is_in_the_outline_in_order(printed):
     _, reader, texts, _ = printed
     outline = [(item.title, reader.get_destination_page_number(item)) for item in _upper(reader.outline)]
-    expected = [entry.title for entry in _entries()]
+    expected = [entry.title for entry in paper.read_contents(OUT)]
     found = [item for item in outline if item[0] in expected]
     assert [title for title, _ in found] == expected
     places = [place for _, place in found]
@@ -164,14 +166,6 @@ def _upper(outline: list, depth: int = 2) -> list:
         elif depth > 1:
             items += _upper(item, depth - 1)
     return items
-
-
-def _entries() -> list[printing.Entry]:
-    def titled(entry: printing.Entry) -> printing.Entry:
-        page = (OUT / "html" / f"{entry.page}.html").read_text(encoding="utf-8")
-        return printing.Entry(printing._title(printing._article(page, entry.page, {}), entry.page), entry.page)
-
-    return [titled(entry) if entry.page else entry for entry in printing._contents(OUT)]
 
 
 @pytest.mark.browser
@@ -222,4 +216,4 @@ def test_it_can_be_sent(printed):
     target, reader, _, _ = printed
     assert target.stat().st_size < 40 * 2**20
     assert 100 < len(reader.pages) < 600
-    assert not reader.metadata["/Title"].startswith(printing.UNFINISHED)
+    assert not reader.metadata["/Title"].startswith(paper.UNFINISHED)

@@ -31,19 +31,18 @@ from vireid_lite.attacks import (
     Modification,
     ModifiedVictim,
     UniversalAttack,
-    attack_modules,
     build_attack,
     craft,
     load_perturbation,
     train_modified_victim,
 )
 from vireid_lite.attacks.frozen import training_store
-from vireid_lite.attacks.modified_victim import MODULES as MODIFIED_MODULES
-from vireid_lite.cards import card_name, code_modules, is_stale, read_card, write_card
+from vireid_lite.behaviour import made_with
+from vireid_lite.cards import card_name, is_stale, read_card, write_card
 from vireid_lite.data import Augmentation, Dataset, Modality, Trial, cached, fingerprint
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError
-from vireid_lite.files import cache_folder, code_hash, exclusive, stable_hash, write_atomically
+from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.metrics.anatomy import Anatomy, anatomy, within_modality
 from vireid_lite.metrics.evaluation import Evaluation, direction_name, distinct, evaluate
@@ -310,21 +309,14 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Root = None, progr
     chosen = pick_device(device)
     compute = Compute(**run["compute"]) if run.get("compute") else None
     options = {"device": chosen, "compute": compute, "progress": progress}
-    modules, note, attack = code_modules(dataset.name, recipe.model), None, None
+    note, attack = None, None
     if run["attack"]:
         attack, identities = attack_of(run["attack"])
-        modules += attack_modules(attack.name)
-    if run["modified"]:
-        modules += MODIFIED_MODULES
-    if compute:
-        modules.append("acceleration")
     if run.get("surrogate"):
         source = surrogate_of(run)
         its_data, _, its_recipe = _network(run["tier"], source, root)
-        its_modules = code_modules(its_data.name, its_recipe.model)
-        modules = list(dict.fromkeys([*modules, *its_modules, "transfer"]))
     # Read, and kept, before anything runs: a file edited meanwhile is not what made the card.
-    code_hash(*modules)
+    code, made = source_hash(*ATTACK_CODE), made_with(configuration)
     trained_in = 0.0
     if run["modified"]:
         modified = train_modified_victim(
@@ -350,8 +342,7 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Root = None, progr
                 how = {"identities": identities, "split": run["split"], "take_apart": run["anatomy"]}
                 how |= {"state_path": note, "clean": clean, "device": chosen, "progress": progress}
                 if surrogate:
-                    made_with = code_hash(*its_modules, *attack_modules(attack.name))
-                    made_by = [its_card["key"], configuration["attack"], run["seed"], made_with]
+                    made_by = [its_card["key"], configuration["attack"], run["seed"], code]
                     how["keep"] = cache_folder() / "attacks" / f"{stable_hash(made_by)}.safetensors"
                 results = run_attack(attack, model, dataset, seed=run["seed"], surrogate=surrogate, **how).describe()
                 memory = peak_memory_mib(chosen)
@@ -375,7 +366,7 @@ def run_one(run: dict, out: Path, device: str = "auto", root: Root = None, progr
             "threads": torch.get_num_threads(),
             "versions": versions(),
         },
-        modules,
+        made,
     )
     if note is not None:
         note.unlink(missing_ok=True)

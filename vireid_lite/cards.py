@@ -10,30 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from vireid_lite.behaviour import made_with
 from vireid_lite.errors import InputError
-from vireid_lite.files import PACKAGE, code_hash, stable_hash, write_atomically
+from vireid_lite.files import stable_hash, write_atomically
 
 SCHEMA = 1
 
 CARDS = "*-s*-*.json"  # the file names of `card_name`
 
-# The modules of networks that bring their own losses.
-NETWORKS = {
-    "ddag": ["models/ddag", "models/baselines", "objectives"],
-    "deen": ["models/deen", "quadruple", "objectives"],
-    "ide": ["models/baselines", "hetero_centre", "objectives"],
-    "pcb": ["models/baselines", "hetero_centre", "objectives"],
-    "caj": ["models/agw", "models/caj", "objectives"],
-}
-
-REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "code", "modules")
-
-
-def code_modules(dataset: str, model: str) -> list[str]:
-    """Return the modules a victim's scores depend on; an attack adds its own (`attacks.attack_modules`)."""
-    data = ["records", "loading", "augmentation", dataset, "rendering" if dataset == "synthetic" else "protocol"]
-    own = ["models/two_stream", *NETWORKS.get(model, [f"models/{model}"]), "losses", "training", "metrics"]
-    return [f"data/{name}" for name in data] + own
+REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "made_with")
 
 
 def card_key(configuration: dict) -> str:
@@ -49,18 +34,18 @@ def card_name(configuration: dict) -> str:
     return "-".join(str(p) for p in parts if p) + f"-s{configuration['seed']}-{card_key(configuration)[:8]}.json"
 
 
-def write_card(folder: Path, configuration: dict, results: dict, modules: list[str]) -> Path:
+def write_card(folder: Path, configuration: dict, results: dict, made: dict[str, str] | None = None) -> Path:
     """Write a card whole or not at all, and return its path.
 
     configuration: kind, tier, dataset, victim, attack, seed, all plain values. results: scores and the rest.
+    made: `behaviour.made_with` of the configuration, where the run began with it.
     """
     card = {
         "schema": SCHEMA,
         "key": card_key(configuration),
         **configuration,
         **results,
-        "modules": modules,
-        "code": code_hash(*modules),
+        "made_with": made or made_with(configuration),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
     path = folder / card_name(configuration)
@@ -100,14 +85,13 @@ def read_cards(folder: Path, **wanted: object) -> list[dict]:
 
 
 def is_stale(card: dict) -> bool:
-    """Return whether the code behind a card has changed since it was made."""
-    if not all((PACKAGE / f"{module}.py").exists() for module in card["modules"]):
-        return True
-    return card["code"] != code_hash(*card["modules"])
+    """Return whether a part of the card's run behaves otherwise now than when it was made, or has no entry."""
+    made = made_with(card)
+    return card["made_with"] != made or not all(made.values())
 
 
 def stale_note(cards: Iterable[dict]) -> str:
-    """Return one sentence for a page: how many of its cards were made by code that has changed since."""
+    """Return one sentence for a page: how many of its cards were made by code that behaved otherwise."""
     cards = list(cards)
     stale = sum(is_stale(card) for card in cards)
     return f"{stale} of {len(cards)} run cards are stale: the code behind them has changed." if stale else ""

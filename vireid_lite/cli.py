@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vireid_lite.errors import InputError
+from vireid_lite.errors import BuildError, InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -485,46 +485,28 @@ def book(
     ] = False,
 ) -> None:
     """Execute the chapters that changed and render the book; open OUT_DIR/html/index.html."""
-    from vireid_lite.book import build_book, repository_root
-    from vireid_lite.book import sync as write_derived
-
-    if sync:
-        print("\n".join(str(path) for path in write_derived()) or "everything is in step")
-        return
     numbers = [part.strip() for part in chapters.split(",")] if chapters else []
     if not all(_is_number(number) for number in numbers):
         raise InputError(f"--chapters {chapters!r}: give numbers with commas between them, such as 1,3")
     given = dict(_split_pair("-p", pair, "EPS 4/255") for pair in parameter or [])
-    if "TIER" in given:
-        raise InputError("-p TIER: give the tier as --tier")
-    numbers = [int(number) for number in numbers] or None
-    if pdf:
-        from vireid_lite.printing import find_chromium, print_book
-
-        if execute_only or measure:
-            raise InputError(f"--pdf prints rendered pages; leave out {'--measure' if measure else '--execute-only'}")
-        find_chromium()  # before chapters run for minutes
-    root = repository_root().resolve()
-    out = root / out_dir
-    if edition is None:
-        build_book(tier, numbers, given, out, execute_only, force, measure=measure)
-    else:
-        from vireid_lite.editions import write_edition
-
-        os.environ.setdefault("VIREID_CACHE", str(out.resolve() / "cache"))
-        root = write_edition(root, edition, out / edition)
-        out = root / "_build"
-        build_book(tier, numbers, given, out, execute_only, force, root=root)
-    if pdf:
-        print_book(root, out)
+    chosen = [int(number) for number in numbers] or None
+    options = {"tier": tier, "chapters": chosen, "execute_only": execute_only, "force": force, "measure": measure}
+    _production("book").book(given, out_dir, edition, pdf, sync, **options)
 
 
 @app.command("publish-check")
 def publish_check(out_dir: OutDir = Path("_build")) -> None:
     """Refuse a built book with a page from licensed or private images; the publishing workflow runs it first."""
-    from vireid_lite.publishing import check_build
+    _production("publish-check").publish_check(out_dir)
 
-    print(f"{out_dir / 'html'} may be published, executed on rendered people only: {', '.join(check_build(out_dir))}")
+
+def _production(command: str):
+    """Return the book production of the working directory, or of the checkout that this package runs from."""
+    for folder in (Path.cwd() / "book", Path(__file__).parents[1] / "book"):
+        if (folder / "_make" / "cli.py").is_file():
+            sys.path.insert(0, str(folder))
+            return importlib.import_module("_make.cli")
+    raise InputError(f"{Path.cwd()}: no book here; run vireid-lite {command} in a checkout of the repository")
 
 
 def _join_parameters(arguments: list[str]) -> list[str]:
@@ -538,8 +520,6 @@ def _join_parameters(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2, a book that fails exit code 1."""
-    from vireid_lite.book import BuildError
-
     try:
         sys.exit(app(_join_parameters(sys.argv[1:]), standalone_mode=False))
     except (typer.Abort, KeyboardInterrupt):

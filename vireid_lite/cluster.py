@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from vireid_lite.cards import card_name
 from vireid_lite.errors import InputError
-from vireid_lite.files import PACKAGE, code_hash
+from vireid_lite.files import source_hash
 
 ANSWER = 10.0  # seconds a scheduler has to answer, and a worker to hand over a card
 
@@ -191,7 +191,7 @@ def _same_code(client, addresses: list[str]) -> set[str]:
 def _code() -> str:
     """Return the hash of the whole package as this process has it: of its first call, which also imports what runs."""
     importlib.import_module("vireid_lite.campaign")
-    return code_hash(*(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")))
+    return source_hash()
 
 
 @contextmanager

@@ -23,25 +23,26 @@ class BuildError(RuntimeError):
     """A chapter that fails, or pages that do not render; the message is one line that says where."""
 
 
-TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  # with the data set each uses unless told
+TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  #: with the data set each uses unless told
 
 
 def fraction(value: object) -> float:
     """Read a number in [0, 1], also as text or as a quotient such as "8/255"."""
-    number = _number(value, float, "a fraction such as 8/255 or 0.03")
-    if not 0 <= number <= 1:
+    share = number(value, float, "a fraction such as 8/255 or 0.03")
+    if not 0 <= share <= 1:
         raise ValueError("a fraction in [0, 1], such as 8/255 or 0.03")
-    return number
+    return share
 
 
-def _number(value: object, kind: type, expected: str) -> Any:
+def number(value: object, kind: type, expected: str) -> Any:
+    """Read a number as int or float, also as text or a quotient; ValueError(expected) where it is none."""
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError
-        number = Fraction(value.replace(" ", "") if isinstance(value, str) else value)
-        if kind is int and number.denominator != 1:
+        exact = Fraction(value.replace(" ", "") if isinstance(value, str) else value)
+        if kind is int and exact.denominator != 1:
             raise ValueError
-        return kind(number)
+        return kind(exact)
     except (ValueError, OverflowError, ZeroDivisionError):
         raise ValueError(expected) from None
 

@@ -1,17 +1,18 @@
-"""What a result came from: code hash, versions, device; and files written whole or not at all."""
+"""What a result came from: code, versions, device; and files written whole or not at all."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from vireid_lite.errors import InputError
 
@@ -27,56 +28,35 @@ def results_folder() -> Path:
 
 PACKAGE = Path(__file__).parent
 
+# What a victim and an attack are made by: folders and files, as `source_hash` takes them.
+VICTIM_CODE = ("data", "models", "losses", "training", "victims")
+
+ATTACK_CODE = (*VICTIM_CODE, "attacks", "frequency")
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @cache
-def code_hash(*modules: str) -> str:
-    """Return 12 hex digits that change with the meaning of the named modules, not with their docstrings or comments.
+def source_hash(*places: str) -> str:
+    """Return 12 hex digits of the code at some places of the package, or of all of it, without docstrings and comments.
 
-    modules: paths relative to the package without suffix, such as "data/synthetic"; their order does not matter.
+    Args:
+        places: folders, of which every file counts, or files without their suffix. The keys of what is cached on this
+            machine hold it; nothing committed does, as another version of Python may give another hash of the same
+            code.
     """
+    files: set[Path] = set()
+    for place in (PACKAGE / name for name in places or ("",)):
+        files |= set(place.rglob("*.py")) if place.is_dir() else {place.with_suffix(".py")}
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(f"{path}:{_meaning(path.read_text(encoding='utf-8'))}\n".encode())
+    for file in sorted(files):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if documented and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+        digest.update(f"{file.relative_to(PACKAGE).as_posix()}:{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
-
-
-@cache
-def _meaning(source: str) -> str:
-    """Return a module's code without docstrings, comments and layout."""
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node):
-            node.body = node.body[1:]
-    return ast.unparse(_FStrings().visit(tree))
-
-
-class _FStrings(ast.NodeTransformer):
-    """Replaces f-strings by names that spell them as `ast.unparse` of Python 3.11 does.
-
-    Later versions choose other quotation marks, and a card made under one would be stale under another.
-    """
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Name:
-        marks = ["'", '"', '"""', "'''"]
-        parts = [self._spelled(part) for part in node.values]
-        for text in parts:
-            marks = sorted((mark for mark in marks if mark not in text), key=lambda mark: mark[0] == text[-1])
-        return ast.Name(f"f{marks[0]}{''.join(parts)}{marks[0]}")
-
-    def _spelled(self, part: ast.expr) -> str:
-        if isinstance(part, ast.Constant):
-            text = part.value.replace("{", "{{").replace("}", "}}")
-            return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
-        inner = ast.unparse(self.visit(part.value))
-        if isinstance(part.value, ast.IfExp | ast.Lambda | ast.NamedExpr):
-            inner = f"({inner})"
-        space = " " if inner.startswith("{") else ""
-        conversion = f"!{chr(part.conversion)}" if part.conversion != -1 else ""
-        form = ":" + "".join(map(self._spelled, part.format_spec.values)) if part.format_spec else ""
-        return f"{{{space}{inner}{conversion}{form}}}"
 
 
 def stable_hash(value: object) -> str:
@@ -99,7 +79,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 
     What a kill leaves beside it, `.NAME.part`, is overwritten by the next write; one writer at a time (`exclusive`).
-    Raises InputError where the disk is full or the folder cannot be written.
+
+    Raises:
+        InputError: where the disk is full or the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     with clear_no_space(path.name, path.parent):
@@ -117,21 +99,23 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a folder, made if need be, against other processes; the lock goes with the process, however that ends.
+    """Hold a folder, made if need be, against other processes and threads; the lock goes with the process, however that
+    ends. Its file, `.lock`, stays.
 
-    Raises InputError where another process holds it and `wait` is false, or where it cannot be made.
+    Raises:
+        InputError: where another process holds it and `wait` is false, or where it cannot be made.
     """
+    lock = FileLock(folder / ".lock")
     with clear_no_space(folder.name, folder.parent):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+            lock.acquire(blocking=wait)
+        except Timeout:
             raise InputError(f"{folder}: another run is writing there; wait for it, or choose another folder") from None
+    try:
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def cache_folder() -> Path:

@@ -29,7 +29,8 @@ def recombine(amplitude: Tensor, phase: Tensor) -> Tensor:
     """Return maps (..., H, W): the real part of the orthonormal inverse transform of amplitude * exp(1j * phase)."""
     _check_maps(amplitude)
     _check_maps(phase)
-    return torch.fft.ifft2(_Cartesian.apply(*torch.broadcast_tensors(amplitude, phase)), norm="ortho").real
+    # Not torch.polar, whose gradient by an amplitude of 0 is 0.
+    return torch.fft.ifft2(torch.complex(amplitude * phase.cos(), amplitude * phase.sin()), norm="ortho").real
 
 
 def amplitude_only(images: Tensor) -> Tensor:
@@ -90,8 +91,9 @@ def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
 def band_pass(maps: Tensor, low: float, high: float) -> Tensor:
     """Return (..., H, W) maps with only the bins low <= radius < high, so that disjoint bands sum to the whole.
 
-    low, high: in the unit of `radial_frequency`; 0 takes the mean in, anything above sqrt(2) the last corner. A bin
-    that lies on an edge but for rounding falls where float64 puts it.
+    Args:
+        low, high: in the unit of `radial_frequency`; 0 takes the mean in, anything above sqrt(2) the last corner. A bin
+            that lies on an edge but for rounding falls where float64 puts it.
     """
     spectrum, radius = _spectrum(maps), radial_frequency(*maps.shape[-2:])
     kept = ((low <= radius) & (radius < high)).to(maps.device)
@@ -126,20 +128,3 @@ class _Polar(torch.autograd.Function):
         spectrum, amplitude = ctx.saved_tensors
         inverse = amplitude.reciprocal().masked_fill_(amplitude < torch.finfo(amplitude.dtype).tiny, 0)
         return torch.complex(by_amplitude, by_phase * inverse) * (spectrum * inverse)
-
-
-class _Cartesian(torch.autograd.Function):
-    """Amplitude and phase to complex numbers; torch.polar's backward takes twice as long on a CPU."""
-
-    @staticmethod
-    def forward(ctx, amplitude: Tensor, phase: Tensor) -> Tensor:
-        cosine, sine = phase.cos(), phase.sin()
-        ctx.save_for_backward(amplitude, cosine, sine)
-        return torch.complex(amplitude * cosine, amplitude * sine)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        amplitude, cosine, sine = ctx.saved_tensors
-        real, imaginary = gradient.real, gradient.imag
-        return real * cosine + imaginary * sine, amplitude * (imaginary * cosine - real * sine)

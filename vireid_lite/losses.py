@@ -170,36 +170,40 @@ def quadruple_loss(
     infrared1: Tensor,
     visible2: Tensor,
     infrared2: Tensor,
-    *,
     labels: Tensor | None = None,
+    *,
     alpha: float = 0.2,
     form: str = "hinge",
     normalise: bool = False,
 ) -> QuadrupleLoss:
     """Return the loss over all ordered pairs of J identities, of class centres (J, D) by modality and stage.
 
-    labels: (J,) int64 where several rows show one identity, which then form no pair; None: each row is another one.
-    alpha: the margin, in units of the features. form: "hinge" as published, or "linear", the same sum without [ ]_+,
-    which has no lower bound. normalise: divide the centres by their length; the paper names no normalisation.
-    Raises InputError for unlike shapes, fewer than 2 identities, and an unknown form.
+    Args:
+        labels: (J,) identity of each row where rows are samples; None for centres, one row an identity.
+        alpha: the margin, in units of the features.
+        form: "hinge" as published, or "linear", the same sum without [ ]_+, which has no lower bound.
+        normalise: divide the centres by their length; the paper names no normalisation.
+
+    Raises:
+        InputError: for unlike shapes, fewer than 2 identities, and an unknown form.
     """
+    check_choice("quadruple loss", "form", form, ("hinge", "linear"))
     own, other, between = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
     labels = torch.arange(len(visible1)) if labels is None else labels
     if labels.shape != visible1.shape[:1]:
         raise InputError(f"quadruple loss: {len(visible1)} rows need as many labels, got {tuple(labels.shape)}")
-    pairs = labels[:, None] != labels[None, :]
+    pairs = (labels[:, None] != labels).to(visible1.device)
     if not pairs.any():
         raise InputError("quadruple loss: 2 identities are needed to form a pair")
-    check_choice("quadruple loss", "form", form, ("hinge", "linear"))
-    pairs = pairs.to(visible1.device, non_blocking=True)
+    # [D(v2_j, v1_j) - D(i2_j, v1_j) - D(v2_j, v2_k) + alpha]_+, and the same with v and i exchanged, over all j and k
     arguments = (own - other)[:, :, None] - between + alpha
-    active = ((arguments > 0) & pairs).sum() / (2 * pairs.sum())
     summed = arguments.relu() if form == "hinge" else arguments
+    active = ((arguments > 0) & pairs).sum() / (2 * pairs.sum())
     return QuadrupleLoss((summed * pairs).sum(), active)
 
 
 def pairwise_quadruple_loss(
-    visible1: Tensor, infrared1: Tensor, visible2: Tensor, infrared2: Tensor, labels: Tensor, **options
+    visible1: Tensor, infrared1: Tensor, visible2: Tensor, infrared2: Tensor, labels: Tensor, **options: object
 ) -> QuadrupleLoss:
     """Return the loss over samples instead of centres: all ordered pairs of rows of different identities.
 
@@ -208,7 +212,7 @@ def pairwise_quadruple_loss(
     Source: equation 15 as the authors corrected it in the thread, x in place of c; which visible image meets which
     infrared one is not said there.
     """
-    return quadruple_loss(visible1, infrared1, visible2, infrared2, labels=labels, **options)
+    return quadruple_loss(visible1, infrared1, visible2, infrared2, labels, **options)
 
 
 TRIPLETS = {"wrt": weighted_regularised_triplet, "hard": hard_triplet, "adp": adp_triplet, "none": None}

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from vireid_lite import models
-from vireid_lite.cards import code_modules
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError, check_choice
-from vireid_lite.files import cache_folder, code_hash, exclusive, stable_hash
+from vireid_lite.files import VICTIM_CODE, cache_folder, exclusive, source_hash, stable_hash
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
 from vireid_lite.training import TrainSettings, train
@@ -156,13 +155,13 @@ def load_or_train(
 ) -> tuple[nn.Module, dict]:
     """Return the trained victim in eval mode and its checkpoint card.
 
-    The victim is keyed by recipe, training data, seed, the code it depends on and `compute`, the precision it is
+    The victim is keyed by recipe, training data, seed, the code of all training and `compute`, the precision it is
     trained in (None: float32), and kept in `folder`, or among everything that can be made again
     (`provenance.cache_folder`). A killed training resumes at its last epoch.
     Card keys beside the builder's own: recipe, dataset, seed, history, wall_seconds, peak_memory_mib, device.
     """
     device = pick_device(device) if isinstance(device, str) else device
-    code = code_hash(*code_modules(dataset.name, recipe.model))
+    code = source_hash(*VICTIM_CODE)
     trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
     described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, code]
     key = stable_hash([*described, *([compute.describe()] if compute else [])])

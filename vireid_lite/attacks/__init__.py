@@ -32,7 +32,6 @@ __all__ = [
     "ModifiedVictim",
     "UniversalAttack",
     "UniversalPerturbation",
-    "attack_modules",
     "build_attack",
     "craft",
     "load_perturbation",
@@ -45,14 +44,17 @@ ATTACKS = {**UNIVERSAL, "dmr": DMR, "cmps": CMPS, "feature-level": FeatureLevelA
 def build_attack(name: str, *, gradients: int | None = None, **options: object) -> UniversalAttack | ImageAttack:
     """Return an attack by name, such as "cmps" or "m-fgsm", with its options.
 
-    gradients: batches that go forward and backward in all; sets the steps of a universal attack, so that attacks of
-    one and of two gradients a step compare at equal cost. Ignored by noise and by image-specific attacks.
-    Raises InputError for an unknown name or option, a value out of range, or steps and gradients at once.
+    Args:
+        gradients: batches that go forward and backward in all; sets the steps of a universal attack, so that attacks of
+            one and of two gradients a step compare at equal cost. Ignored by noise and by image-specific attacks.
+
+    Raises:
+        InputError: for an unknown name or option, a value out of range, or steps and gradients at once.
     """
     if name not in ATTACKS:
         raise InputError(f"attack {name!r} is unknown; choose from {', '.join(ATTACKS)}")
     kind = ATTACKS[name]
-    known = [field.name for field in fields(kind) if field.init]
+    known = [*(field.name for field in fields(kind) if field.init), *getattr(kind, "switches", ())]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(f"{name}: option {unknown[0]!r} is unknown; it takes {', '.join(known)}")
@@ -67,18 +69,6 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
         return kind(**options)
     except TypeError as error:  # a value of a type that cannot even be compared
         raise InputError(f"{name}: {str(error).splitlines()[0]}; check the options' types") from None
-
-
-def attack_modules(name: str) -> list[str]:
-    """Return the modules an attack's result depends on beside the victim's, as `provenance.code_hash` takes them."""
-    own = ATTACKS[name].__module__.rpartition(".")[2]
-    beside = {
-        "cmps": ["attacks/centroids"],
-        "uap": ["attacks/centroids"],
-        "dmr": ["attacks/centroids", "attacks/uap"],
-        "feature_level": ["attacks/uap", "attention", "frequency", "quadruple"],
-    }.get(own, [])
-    return ["attacks/base", *beside, f"attacks/{own}"]
 
 
 def load_perturbation(path: str | Path) -> UniversalPerturbation | GeneratorPerturbation:

@@ -8,38 +8,30 @@ from torch import Tensor
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 
-EPS = 8 / 255
+EPS = 8 / 255  #: the papers' budget, of pixels in [0, 1]
 
-ModalityLike = Modality | Tensor  # one modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared)
+ModalityLike = Modality | Tensor  #: one modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared)
 
 
-class _StraightThroughClip(torch.autograd.Function):
+class _Clip(torch.autograd.Function):
     @staticmethod
-    def forward(context, values: Tensor, low: float, high: float) -> Tensor:
+    def forward(context, values: Tensor, low: float, high: float, masked: bool) -> Tensor:
+        context.mask = (values >= low) & (values <= high) if masked else None
         return values.clamp(low, high)
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient, None, None
-
-
-class _MaskedClip(torch.autograd.Function):
-    @staticmethod
-    def forward(context, values: Tensor, low: float, high: float) -> Tensor:
-        context.save_for_backward((values >= low) & (values <= high))
-        return values.clamp(low, high)
-
-    @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient * context.saved_tensors[0], None, None
+    def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (gradient if context.mask is None else gradient * context.mask), None, None, None
 
 
 def clip(values: Tensor, low: float = 0.0, high: float = 1.0, *, masked: bool = False) -> Tensor:
     """Clip to [low, high]; the gradient passes straight through, as torch versions differ at the boundary.
 
-    masked: the gradient of what lies outside is 0 and on the boundary 1, as in the torch that CMPS was published with.
+    Args:
+        masked: the gradient of what lies outside is 0 and on the boundary 1, as in the torch that CMPS was published
+            with.
     """
-    return (_MaskedClip if masked else _StraightThroughClip).apply(values, low, high)
+    return _Clip.apply(values, low, high, masked)
 
 
 def check_eps(eps: float) -> float:
@@ -50,10 +42,7 @@ def check_eps(eps: float) -> float:
 
 
 def tie(delta: Tensor) -> Tensor:
-    """Return delta (..., 3, H, W) with each channel replaced by the mean of the three, equal to the bit.
-
-    This is what reaches a network when the signal of a one-channel infrared sensor is perturbed.
-    """
+    """Return delta (..., 3, H, W) with the mean of its channels in all three: what a one-channel sensor can deliver."""
     return delta.mean(-3, keepdim=True).expand_as(delta)
 
 
@@ -71,10 +60,9 @@ def project(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
 
 
 def to_8_bits(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
-    """Return the adversarial images as an image file holds them: the nearest of 256 levels that keeps the budget.
+    """Return the adversarial images as a file holds them: the nearest of 256 levels that keeps the budget.
 
-    images: the clean images, themselves of 8 bits. Equal channels stay equal to the bit. The budget is kept to a
-    thousandth of a level.
+    The clean images are themselves of 8 bits. Equal channels stay equal; the budget is kept to a thousandth of a level.
     """
     # A level may lie on the budget itself; the slack absorbs float32's rounding of 255 * eps, never a whole level.
     low, high = ((images - eps) * 255 - 1e-3).ceil(), ((images + eps) * 255 + 1e-3).floor()
@@ -82,7 +70,7 @@ def to_8_bits(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
 
 
 def luma(images: Tensor, chosen: Tensor | None = None) -> Tensor:
-    """Return images (N, 3, H, W) with those chosen, (N,) bool, or all, as their luma in three channels.
+    """Return images (N, 3, H, W), those chosen, (N,) bool, or all as their luma in three channels.
 
     .299 R + .587 G + .114 B, equations 2 and 3 of CMPS; a grey image stays what it is, up to float rounding.
     """
@@ -92,5 +80,5 @@ def luma(images: Tensor, chosen: Tensor | None = None) -> Tensor:
 
 
 def l1_normalised(gradient: Tensor) -> Tensor:
-    """Return gradient / |gradient|_1 over the whole tensor; zero stays zero."""
+    """Return `gradient / |gradient|_1` over the whole tensor; zero stays zero."""
     return gradient / gradient.abs().sum().clamp(min=torch.finfo(gradient.dtype).tiny)

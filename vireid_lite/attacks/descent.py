@@ -1,8 +1,4 @@
-"""The pixel-space contract of every attack: budget, projection, sign step, frozen victim, 8 bits, tied channels.
-
-A universal attack is a subclass of `UniversalAttack`, which holds the loop; it says how delta starts and what one step
-does. Everything here works on images (N, 3, H, W) float in [0, 1].
-"""
+"""The loop of every universal attack, and the sign step of those that follow a gradient."""
 
 from __future__ import annotations
 
@@ -10,38 +6,51 @@ import io
 import math
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, tie_infrared
 from vireid_lite.attacks.features import Problem
 from vireid_lite.attacks.frozen import frozen, images_of, training_store, weights_hash
-from vireid_lite.attacks.perturbation import UniversalPerturbation
+from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
 from vireid_lite.data.records import Dataset, Modality, fingerprint
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash, write_atomically
 
-NOTE_EVERY = 25  # steps between two notes of a fit that can be resumed
+NOTE_EVERY = 25  #: steps between two notes of a fit that can be resumed
+
+State = dict[str, Tensor | nn.Module | Optimizer]  #: what a step changes, by name
+
+# What an attack's numbers may be: the least whole number, or a range.
+WHOLE = {"steps": 1, "batch_size": 2, "clusters": 0, "instances": 2, "levels": 2, "width": 8}
+RANGES = {"step_share": (1e-9, 2), "grey_probability": (0, 1), "learning_rate": (1e-9, 1), "scale": (1e-9, math.inf)}
+RANGES |= dict.fromkeys(("momentum", "decay", "margin"), (0, math.inf))
+RANGES |= dict.fromkeys(("alpha", "head_rate"), (0, 1e9))
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalAttack:
-    """What every universal attack shares: its parameters and the loop of `fit`.
+    """What every universal attack shares: its parameters and the loop of `fit`. A subclass says what a step does.
 
-    eps: budget in [0, 1] pixels. steps: updates. batch_size: images of one gradient evaluation. tied: what infrared
-    images receive has three equal channels. Raises InputError for values out of range.
+    Args:
+        eps: budget in [0, 1] pixels.
+        steps: updates.
+        batch_size: images of one gradient evaluation.
+        tied: what infrared images receive has three equal channels.
     """
 
     name: ClassVar[str]
     knows: ClassVar[str] = "the victim's weights; unlabelled training images"
     gradients_per_step: ClassVar[int] = 1
+    choices: ClassVar[dict[str, tuple]] = {}  # parameters that are one of a few words
 
     eps: float = EPS
     steps: int = 200
@@ -50,33 +59,46 @@ class UniversalAttack:
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
-        for name, least in (("steps", 1), ("batch_size", 2)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise InputError(f"{self.name}: {name} must be a whole number of at least {least}, got {value!r}")
-        if type(self.tied) is not bool:
-            raise InputError(f"{self.name}: tied must be true or false, got {self.tied!r}")
+        for name, usual in ((field.name, field.default) for field in fields(self)):
+            if name in self.choices:
+                check_choice(self.name, name, getattr(self, name), self.choices[name])
+            elif type(usual) is bool:
+                check_flag(self.name, name, getattr(self, name))
+            elif name in WHOLE:
+                check_whole(self.name, name, getattr(self, name), WHOLE[name])
+            elif name in RANGES:
+                check_number(self.name, name, getattr(self, name), *RANGES[name])
 
     def describe(self) -> dict:
         """Return the attack's name and every parameter as plain values, for run cards and keys."""
         return {"name": self.name, **asdict(self)}
 
-    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> object:
-        """Return whatever the steps need and never change: batches, centroids of clean features."""
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem | None:
+        """Return what the steps need and never change: batches, centroids of clean features."""
         raise NotImplementedError
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         """Return the state before the first step: "delta" (3, H, W) and what else changes from step to step."""
         return {"delta": torch.zeros(shape), "momentum": torch.zeros(shape)}
 
-    def step(self, model: nn.Module, problem: object, state: dict[str, Tensor], step: int, seed: int) -> dict:
-        """Make one update of the state in place of its tensors; return what the history notes, such as the loss."""
+    def learned(self, model: nn.Module, problem: Problem, seed: int) -> State:
+        """Return the modules that the steps train beside delta, and their optimiser: a part of the state."""
+        return {}
+
+    def begin(self, model: nn.Module, store: ImageStore, seed: int) -> tuple[Problem, State]:
+        """Return the problem and the state before the first step, on the model's device; the victim must be frozen."""
+        problem, weight = self.prepare(model, store, seed), next(model.parameters())
+        start = self.start((3, *store.images.shape[1:3]), seed)
+        state = {name: value.to(weight) for name, value in start.items()}
+        return problem, {**state, **self.learned(model, problem, seed)}
+
+    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
+        """Make one update of the state; return what the history notes, such as the loss."""
         raise NotImplementedError
 
-    def finish(self, state: dict[str, Tensor], history: list[dict], seed: int) -> UniversalPerturbation:
+    def finish(self, state: State, history: list[dict], seed: int) -> Perturbation:
         """Return the perturbation that a state stands for."""
-        made_by = {**self.describe(), "seed": seed}
-        delta = state["delta"].detach().cpu().clone()
+        delta, made_by = state["delta"].detach().cpu().clone(), {**self.describe(), "seed": seed}
         return UniversalPerturbation(delta, self.eps, self.tied, history, made_by=made_by)
 
     def fit(
@@ -86,84 +108,81 @@ class UniversalAttack:
         seed: int = 0,
         *,
         state_path: Path | None = None,
-        watch: Callable[[int, UniversalPerturbation], None] | None = None,
+        watch: Callable[[int, Perturbation], None] | None = None,
         progress: bool = False,
-    ) -> UniversalPerturbation:
+    ) -> Perturbation:
         """Return a perturbation learned on training images against a frozen victim; runs on the model's device.
 
-        train: a data set, whose training images are read, or an ImageStore. seed: of every draw; the same seed gives
-        the same bits on one device and thread count. state_path: where a killed fit is noted and found again.
-        watch: called as watch(step, perturbation) after every step, for figures; what it draws is its own.
-        The victim is bit-identical afterwards: weights, statistics, mode and requires_grad.
-        Raises InputError where a modality has no image, or the note at state_path belongs to another fit.
+        The victim is bit-identical afterwards: weights, statistics, mode and requires_grad. Raises InputError where a
+        modality has no image, or the note at state_path belongs to another fit.
+
+        Args:
+            train: a data set, whose training images are read, or an ImageStore.
+            seed: of every draw; the same seed gives the same bits on one device and thread count.
+            state_path: where a killed fit is noted and found again.
+            watch: called as watch(step, perturbation) after every step, for figures; what it draws is its own.
         """
         store = training_store(train, progress=progress)
         for modality in Modality:
             if not (store.modalities == modality).any():
                 raise InputError(f"{self.name}: no {modality.name.lower()} training image; both modalities are needed")
-        weight = next(model.parameters())
         with frozen(model), torch.enable_grad():
-            problem = self.prepare(model, store, seed)
-            shape = (3, *store.images.shape[1:3])
-            state = {name: value.to(weight) for name, value in self.start(shape, seed).items()}
+            problem, state = self.begin(model, store, seed)
             key = state_path and stable_hash([self.describe(), seed, fingerprint(store.records), weights_hash(model)])
             history = _resume(state_path, key, state)
-            bar = tqdm(total=self.steps, initial=len(history), unit="step", desc=self.name, disable=not progress)
-            with bar:
-                for step in range(len(history), self.steps):
-                    history.append({"step": step, **self.step(model, problem, state, step, seed)})
-                    if watch is not None:
-                        watch(step, self.finish(state, list(history), seed))
-                    if state_path is not None and (step + 1) % NOTE_EVERY == 0 and step + 1 < self.steps:
-                        _note(state_path, key, state, history)
-                    bar.update()
+            bar = {"initial": len(history), "total": self.steps, "unit": "step", "desc": self.name}
+            for step in tqdm(range(len(history), self.steps), **bar, disable=not progress):
+                history.append({"step": step, **self.step(model, problem, state, step, seed)})
+                if watch is not None:
+                    watch(step, self.finish(state, list(history), seed))
+                if state_path is not None and (step + 1) % NOTE_EVERY == 0 and step + 1 < self.steps:
+                    _note(state_path, key, state, history)
         if not all(math.isfinite(value) for value in history[-1].values()):
             raise InputError(f"{self.name}: the loss is not finite; check the victim's weights")
         return self.finish(state, history, seed)
 
 
-def _note(path: Path, key: str, state: dict[str, Tensor], history: list[dict]) -> None:
+def _note(path: Path, key: str, state: State, history: list[dict]) -> None:
     """Write everything the next step depends on, whole or not at all."""
+    plain = {name: part.cpu() if isinstance(part, Tensor) else part.state_dict() for name, part in state.items()}
     buffer = io.BytesIO()
-    torch.save({"key": key, "state": {name: value.cpu() for name, value in state.items()}, "history": history}, buffer)
+    torch.save({"key": key, "state": plain, "history": history}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def _resume(path: Path | None, key: str | None, state: dict[str, Tensor]) -> list[dict]:
+def _resume(path: Path | None, key: str | None, state: State) -> list[dict]:
     """Load a note of the same fit into `state`, if there is one; return its history."""
     if path is None or not Path(path).exists():
         return []
     try:
         note = torch.load(path, map_location="cpu", weights_only=True)
-        found = note["key"]
+        found, noted = note["key"], note["state"]
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, TypeError, KeyError):
         raise InputError(f"{path} is no note of an attack; delete it to start over") from None
-    if found != key:
+    if found != key or noted.keys() != state.keys():
         raise InputError(f"{path} notes an attack with other settings; choose another folder, or delete it")
-    for name in state:
-        state[name] = note["state"][name].to(state[name])
+    for name, part in state.items():
+        if isinstance(part, Tensor):
+            state[name] = noted[name].to(part)
+        else:
+            part.load_state_dict(noted[name])
     return note["history"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignDescent(UniversalAttack):
-    """What the gradient attacks share: m <- momentum m + g/|g|_1, delta <- clip(delta - step_size sign m, +-eps).
+    """What the gradient attacks share: `m <- momentum m + g/|g|_1`, `delta <- clip(delta - step_size sign m, +-eps)`.
 
-    step_share: step size as a share of eps, times exp(-decay (epoch + 1)). rescale: halve delta at an epoch's start
-    where more than half of it is saturated and that share has moved by less than 1e-5 (UAP-Retrieval, MetaAttack).
+    Args:
+        step_share, decay: step size as a share of eps, times exp(-decay (epoch + 1)).
+        rescale: halve delta at an epoch's start where more than half of it is saturated and that share has moved by
+            less than 1e-5 (UAP-Retrieval, MetaAttack; MI_SGD.py:61-71).
     """
 
     step_share: float = 0.1
     momentum: float = 1.0
     decay: float = 0.0
     rescale: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, low, high in (("step_share", 1e-9, 2), ("momentum", 0, math.inf), ("decay", 0, math.inf)):
-            check_number(self, name, low, high)
-        if type(self.rescale) is not bool:
-            raise InputError(f"{self.name}: rescale must be true or false, got {self.rescale!r}")
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         """Return delta and momentum at zero, and the saturated share at the last epoch's start."""
@@ -186,41 +205,36 @@ class SignDescent(UniversalAttack):
         loss = self.loss(model, problem, clip(images + shift), rows)
         return torch.autograd.grad(loss, delta)[0], loss.detach()
 
-    def step_size(self, problem: Problem, state: dict[str, Tensor], step: int) -> float:
+    def saturated(self, delta: Tensor) -> Tensor:
+        """Return the share of delta that lies on the budget, a number in a tensor."""
+        return (delta.abs() >= self.eps * (1 - 1e-6)).to(delta).mean()
+
+    def step_size(self, per_epoch: int, state: State, step: int) -> float:
         """Return the step size; halve a delta that stands still first, where that is asked for."""
-        epoch, place = divmod(step, problem.batches.per_epoch)
+        epoch, place = divmod(step, per_epoch)
         if self.rescale and place == 0:
-            share = (state["delta"].abs() >= self.eps * (1 - 1e-6)).to(state["delta"]).mean()
+            share = self.saturated(state["delta"])
             if share > 0.5 and (share - state["saturation"]).abs() < 1e-5:
                 state["delta"] = state["delta"] / 2
             state["saturation"] = share
         return self.step_share * self.eps * (math.exp(-self.decay * (epoch + 1)) if self.decay else 1.0)
 
-    def descend(self, state: dict[str, Tensor], gradient: Tensor, size: float, what: str = "delta") -> None:
+    def descend(self, state: State, gradient: Tensor, size: float, what: str = "delta") -> None:
         """Make one sign step of `state[what]`, with its own momentum."""
         buffer = "momentum" if what == "delta" else f"{what}_momentum"
         state[buffer] = self.momentum * state[buffer] + l1_normalised(gradient)
         state[what] = (state[what] - size * state[buffer].sign()).clamp(-self.eps, self.eps)
 
-    def step(self, model: nn.Module, problem: Problem, state: dict[str, Tensor], step: int, seed: int) -> dict:
+    def look_ahead(self, state: State, gradient: Tensor, size: float) -> tuple[Tensor, Tensor]:
+        """Return the delta that would follow a gradient, (3, H, W), and where it is within the budget unclipped."""
+        ahead = state["delta"] - size * (self.momentum * state["momentum"] + l1_normalised(gradient)).sign()
+        return ahead.clamp(-self.eps, self.eps), ahead.abs() <= self.eps
+
+    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         """Make one update from one batch of both modalities."""
-        size = self.step_size(problem, state, step)
+        size = self.step_size(problem.batches.per_epoch, state, step)
         rows = problem.batches.at(step)
         images = self.crops(model, problem, rows, step, seed)
         gradient, loss = self.gradient(model, problem, state["delta"], rows, images)
         self.descend(state, gradient, size)
         return {"loss": loss.item()}
-
-
-def check_number(attack: UniversalAttack, name: str, low: float, high: float) -> None:
-    """Raise InputError unless an attack's field is a number from low to high."""
-    value = getattr(attack, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{attack.name}: {name} must be a number from {low} to {high}, got {value!r}")
-
-
-def check_whole(attack: UniversalAttack, name: str, least: int) -> None:
-    """Raise InputError unless an attack's field is a whole number of at least `least`."""
-    value = getattr(attack, name)
-    if type(value) is not int or value < least:
-        raise InputError(f"{attack.name}: {name} must be a whole number of at least {least}, got {value!r}")

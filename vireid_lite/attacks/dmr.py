@@ -8,34 +8,30 @@ ranking is the target), and the mask that spares pixels.
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from vireid_lite.attacks.budget import ModalityLike, clip, project, tie_infrared, to_8_bits
-from vireid_lite.attacks.descent import UniversalAttack, check_number, check_whole
-from vireid_lite.attacks.features import Problem, batch_mates, clean_outputs, triplet
+from vireid_lite.attacks.budget import ModalityLike, clip, project, tie_infrared
+from vireid_lite.attacks.descent import State, UniversalAttack
+from vireid_lite.attacks.features import Problem, batch_mates, clean_features, triplet
 from vireid_lite.attacks.frozen import images_of
+from vireid_lite.attacks.perturbation import Perturbation
 from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
-from vireid_lite.files import write_atomically
-from vireid_lite.models.two_stream import check_images
 
 
 class Generator(nn.Module):
     """An encoder and decoder of two scales with skips: images (N, 3, H, W) in [0, 1] to shifts in (-1, 1).
 
-    width: channels of the first scale; 24 gives 50,000 weights.
+    Args:
+        width: channels of the first scale; 24 gives 50,000 weights.
     """
 
     def __init__(self, width: int = 24) -> None:
@@ -66,21 +62,18 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(4, outputs), nn.ReLU())
 
 
-def run(generator: nn.Module, weights: Tensor, images: Tensor) -> Tensor:
-    """Return what a generator of these weights, one flat vector in the order of its parameters, draws on images."""
-    names, like = zip(*generator.named_parameters(), strict=True)
-    parts = weights.split([parameter.numel() for parameter in like])
-    shaped = {name: part.view_as(parameter) for name, part, parameter in zip(names, parts, like, strict=True)}
-    return functional_call(generator, shaped, (images,))
-
-
 @dataclass
-class GeneratorPerturbation:
+class GeneratorPerturbation(Perturbation):
     """What DMR leaves behind: a perturbation that is a function of the image.
 
-    weights: flat vector of a `Generator` of `width`. size: (height, width) in pixels of the crops it was trained on.
-    eps, tied, history, made_by: as in `base.UniversalPerturbation`, whose methods this has.
+    Args:
+        weights: flat vector of a `Generator` of `width`.
+        size: (height, width) in pixels of the crops it was trained on.
+        eps: as tied, history and made_by: see `UniversalPerturbation`.
     """
+
+    kind: ClassVar[str] = "generator"
+    facts: ClassVar[tuple[str, ...]] = ("size", "eps", "width", "tied", "history", "made_by")
 
     weights: Tensor
     size: tuple[int, int]
@@ -98,55 +91,35 @@ class GeneratorPerturbation:
             raise InputError(f"dmr: a generator of width {self.width} has {needed} weights, got {self.weights.numel()}")
 
     def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
-        """Return the attacked images, (N, 3, H, W) in [0, 1], as floats; the input is left as it is.
-
-        modality: one Modality for the batch, or int64 (N,). No gradient flows.
-        Raises InputError for images of another size than the training crops, outside [0, 1] or not finite.
-        """
-        check_images(images)
-        if images.shape[-2:] != self.size:
-            raise InputError(
-                f"perturbation: made for crops of {self.size[0]}x{self.size[1]} pixels, got "
-                f"{images.shape[-2]}x{images.shape[-1]}; load the data at that size"
-            )
+        """Return the attacked images; see `UniversalPerturbation.apply`. No gradient flows."""
+        self.check(images, self.size)
         with torch.no_grad():
-            shift = self.eps * run(self._generator, self.weights.to(images), images)
+            vector_to_parameters(self.weights.to(images), self._generator.to(images).parameters())
+            shift = self.eps * self._generator(images)
             if self.tied:
                 shift = tie_infrared(shift, modality)
             return project(images + shift, images, self.eps)
 
-    def apply_rounded(self, images: Tensor, modality: ModalityLike) -> Tensor:
-        """Return the attacked images rounded to 8 bits; otherwise as `apply`."""
-        return to_8_bits(self.apply(images, modality), images, self.eps)
-
-    def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file, whole or not at all. Raises InputError where that fails."""
-        facts = {name: getattr(self, name) for name in ("size", "eps", "width", "tied", "history", "made_by")}
-        content = safetensors.torch.save({"weights": self.weights.contiguous()}, {"generator": json.dumps(facts)})
-        write_atomically(Path(path), content)
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weights": self.weights}
 
     @classmethod
-    def load(cls, path: str | Path) -> GeneratorPerturbation:
-        """Return the perturbation of a file. Raises InputError where it is missing, damaged or something else."""
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path}: no such perturbation; make one with `vireid-lite attack`, or check the path")
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                return cls(file.get_tensor("weights"), **json.loads((file.metadata() or {})["generator"]))
-        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{path}: not a generator saved by this package ({reason})") from None
+    def read(cls, tensors: dict[str, Tensor], facts: dict) -> Self:
+        return cls(**tensors, **facts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DMR(UniversalAttack):
     """Train a generator to mis-rank: pull each attacked image to others, push it from its own identity.
 
-    The loss is the mean of max(0, |f - far| - |f - near| + margin): far is the clean feature of the farthest other
+    The loss is the mean of `max(0, |f - far| - |f - near| + margin)`: far is the clean feature of the farthest other
     identity of the batch, near that of the nearest other image of its own, over both modalities (published: attacked
-    features on both sides, one modality; a gallery here is clean). Adam, learning rate as given. instances: images per
-    identity of a batch. width: of the `Generator`. steps: updates, one forward and backward pass each.
+    features on both sides, one modality; a gallery here is clean).
+
+    Args:
+        learning_rate: of Adam.
+        instances: images per identity of a batch.
+        width: of the `Generator`.
     """
 
     name: ClassVar[str] = "dmr"
@@ -159,61 +132,42 @@ class DMR(UniversalAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "learning_rate", 1e-9, 1)
-        check_number(self, "margin", 0, math.inf)
-        check_whole(self, "instances", 2)
-        check_whole(self, "width", 8)
         if self.width % 8:
             raise InputError(f"{self.name}: width must be a multiple of 8, got {self.width}")
 
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
+        batches = IdentityBatches(store, self.batch_size, seed, self.instances)
+        return Problem(store, batches, clean=clean_features(model, store))
+
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        """Return the generator's first weights, Adam's two moments, and the size of the crops."""
+        return {"size": torch.tensor(shape[1:])}
+
+    def learned(self, model: nn.Module, problem: Problem, seed: int) -> State:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            generator = Generator(self.width)
-        weights = torch.cat([parameter.detach().flatten() for parameter in generator.parameters()])
-        zeros = torch.zeros_like(weights)
-        return {"weights": weights, "first": zeros, "second": zeros.clone(), "size": torch.tensor(shape[1:])}
+            generator = Generator(self.width).to(next(model.parameters()))
+        return {"generator": generator, "adam": torch.optim.Adam(generator.parameters(), self.learning_rate)}
 
-    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> tuple[Problem, nn.Module]:
-        """Return the clean features, batches of identities, and the generator's frame."""
-        features, _ = clean_outputs(model, store)
-        problem = Problem(store, IdentityBatches(store, self.batch_size, seed, self.instances), features)
-        return problem, Generator(self.width).to(features)
-
-    def step(
-        self, model: nn.Module, problem: tuple[Problem, nn.Module], state: dict[str, Tensor], step: int, seed: int
-    ) -> dict:
-        """Make one step of Adam (betas .9 and .999)."""
-        fixed, generator = problem
-        rows = fixed.batches.at(step)
-        weights = state["weights"].detach().requires_grad_()
-        loss = self.loss(model, fixed, generator, weights, rows)
-        (gradient,) = torch.autograd.grad(loss, weights)
-        state["first"] = 0.9 * state["first"] + 0.1 * gradient
-        state["second"] = 0.999 * state["second"] + 0.001 * gradient.square()
-        mean, square = state["first"] / (1 - 0.9 ** (step + 1)), state["second"] / (1 - 0.999 ** (step + 1))
-        state["weights"] = state["weights"] - self.learning_rate * mean / (square.sqrt() + 1e-8)
+    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
+        loss = self.loss(model, problem, state["generator"], problem.batches.at(step))
+        state["adam"].zero_grad()
+        loss.backward()
+        state["adam"].step()
         return {"loss": loss.item()}
 
-    def loss(
-        self, model: nn.Module, problem: Problem, generator: nn.Module, weights: Tensor, rows: np.ndarray
-    ) -> Tensor:
+    def loss(self, model: nn.Module, problem: Problem, generator: Generator, rows: np.ndarray) -> Tensor:
         """Return the mis-ranking loss of a batch of several images of each identity."""
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
-        index = torch.from_numpy(rows)
-        clean = problem.points[index]
-        identities = torch.from_numpy(problem.batches.identities)[index].to(clean.device)
+        clean = problem.clean[torch.from_numpy(rows)]
+        identities = torch.from_numpy(problem.batches.identities[rows]).to(clean.device)
         far, near = batch_mates(clean, identities, own="nearest")
-        shift = self.eps * run(generator, weights, images)
+        shift = self.eps * generator(images)
         if self.tied:
             shift = tie_infrared(shift, modality)
-        features = model.embed(clip(images + shift), modality)
-        return triplet(features, clean[far], clean[near], self.margin)
+        return triplet(model.embed(clip(images + shift), modality), clean[far], clean[near], self.margin)
 
-    def finish(self, state: dict[str, Tensor], history: list[dict], seed: int) -> GeneratorPerturbation:
-        """Return the perturbation that a generator draws."""
+    def finish(self, state: State, history: list[dict], seed: int) -> GeneratorPerturbation:
         made_by = {**self.describe(), "seed": seed}
         size = tuple(int(side) for side in state["size"])
-        weights = state["weights"].detach().cpu().clone()
+        weights = parameters_to_vector(state["generator"].parameters()).detach().cpu().clone()
         return GeneratorPerturbation(weights, size, self.eps, self.width, self.tied, history, made_by)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vireid_lite.attacks.frozen import images_of
-from vireid_lite.data.batches import IdentityBatches, MixedBatches
+from vireid_lite.data.batches import Batches, IdentityBatches, MixedBatches
+from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
+
+EMBED_ROWS = 256  #: crops embedded at once before the first step
 
 
 def kmeans_centroids(features: Tensor, clusters: int, seed: int) -> Tensor:
@@ -25,7 +29,7 @@ def kmeans_centroids(features: Tensor, clusters: int, seed: int) -> Tensor:
     # scikit-learn takes seeds of 32 bits.
     clustering = KMeans(clusters, n_init=1, max_iter=20, random_state=seed % 2**32)
     with warnings.catch_warnings():
-        # Images that are all alike have fewer distinct features than clusters; a doubled centroid does no harm.
+        # Images that are all alike have fewer distinct features than clusters.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = clustering.fit(features.double().cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(features)
@@ -39,46 +43,61 @@ def identity_centroids(features: Tensor, identities: np.ndarray) -> tuple[Tensor
     return sums.index_add_(0, torch.from_numpy(member).to(features.device), features) / counts[:, None], names
 
 
-EMBED_ROWS = 256  # crops embedded at once before the first step
+Read = Callable[[Tensor, Tensor, np.ndarray], Tensor]  #: of images, modality and rows
 
 
-def clean_outputs(model: nn.Module, store: ImageStore) -> tuple[Tensor, Tensor]:
-    """Return a store's clean L2-normalised features (N, D) and the classes the victim predicts, int64 (N,)."""
-    features, classes = [], []
-    for start in range(0, len(store), EMBED_ROWS):
-        rows = np.arange(start, min(start + EMBED_ROWS, len(store)))
-        with torch.no_grad():
-            output = model(images_of(store, rows, model), store.modalities[rows])
-        features.append(F.normalize(output.embedding))
-        classes.append(output.logits.argmax(1))
-    return torch.cat(features), torch.cat(classes)
+def over_crops(read: Read, model: nn.Module, store: ImageStore, rows: np.ndarray | None = None) -> Tensor:
+    """Return read(images, modality, rows) of a store's clean crops, or of some rows, (N, ...)."""
+    rows = np.arange(len(store)) if rows is None else rows
+    chunks = np.split(rows, range(EMBED_ROWS, len(rows), EMBED_ROWS))
+    with torch.no_grad():
+        return torch.cat([read(images_of(store, chunk, model), store.modalities[chunk], chunk) for chunk in chunks])
+
+
+def clean_features(model: nn.Module, store: ImageStore) -> Tensor:
+    """Return a store's clean L2-normalised features (N, D)."""
+    return over_crops(lambda images, modality, _: F.normalize(model(images, modality).embedding), model, store)
+
+
+def predicted(model: nn.Module, store: ImageStore) -> Tensor:
+    """Return the classes that the victim predicts for clean crops, int64 (N,)."""
+    return over_crops(lambda images, modality, _: model(images, modality).logits.argmax(1), model, store)
 
 
 def triplet(features: Tensor, pull: Tensor, push: Tensor, margin: float) -> Tensor:
-    """Return the mean of max(0, |f - pull| - |f - push| + margin), all (N, D), Euclidean; 0/0 has gradient 0."""
+    """Return the mean of `max(0, |f - pull| - |f - push| + margin)`, all (N, D), Euclidean; 0/0 has gradient 0."""
     distances = [torch.linalg.vector_norm(features - other, dim=1) for other in (pull, push)]
     return F.relu(distances[0] - distances[1] + margin).mean()
 
 
 def centroids_for(features: Tensor, store: ImageStore, clusters: int, seed: int) -> Tensor:
-    """Return k-means centroids (k, D); clusters: k, 0 for min(256, identities). Raises InputError for fewer than 2."""
+    """Return k-means centroids (k, D), at least 2; clusters: k, 0 for min(256, identities)."""
     clusters = clusters or min(256, len({record.identity for record in store.records}))
     if min(clusters, len(features)) < 2:
         raise InputError("attack: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
     return kmeans_centroids(features, clusters, seed)
 
 
-def extremes(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row of each feature's least and most similar centroid by cosine, int64 (N,) each."""
-    similarity = features @ F.normalize(centroids).T
+def extremes(
+    features: Tensor, centroids: Tensor, *, score: str = "cosine", own: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the row of each feature's least and of its most similar centroid, int64 (N,) each.
+
+    Args:
+        score: "cosine", or "dot" with centroids as they are (long ones win).
+        own: (N, K) bool, the most similar by decree.
+    """
+    similarity = features @ (F.normalize(centroids) if score == "cosine" else centroids).T
+    if own is not None:
+        similarity = similarity.masked_fill(own, math.inf)
     return similarity.argmin(1), similarity.argmax(1)
 
 
 def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor, Tensor]:
-    """Return, for each row of a batch, the row of the farthest other identity and of an image of its own.
+    """Return, for each clean feature (N, D), the row of the farthest other identity and of one of its own identity.
 
-    clean: (N, D) clean features. identities: (N,). own: "farthest" or "nearest" image of the same identity, itself
-    only where there is no other.
+    Args:
+        own: the "farthest" or "nearest" of the same identity, itself only where there is no other.
     """
     distance = torch.cdist(clean, clean)
     same = identities[:, None] == identities
@@ -91,14 +110,13 @@ def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class Problem:
-    """What a fit never changes: the crops, their batches, and centroids (K, D) or the clean features (N, D), `points`.
-
-    pull, push: (N,) rows of `points` for each crop (UAP: its predicted class). bank: (K,) modality of each centroid.
-    """
+    """What a fit never changes: the crops, their batches, and what each crop's feature is compared with."""
 
     store: ImageStore
-    batches: MixedBatches | IdentityBatches
-    points: Tensor
-    pull: Tensor | None = None
+    batches: Batches | MixedBatches | IdentityBatches | dict[Modality, Batches]
+    centroids: Tensor | None = None  # (K, D), all banks one after the other
+    pull: Tensor | None = None  # rows of `centroids` by crop, (N,), or (turns, N) where a crop is seen in several ways
     push: Tensor | None = None
-    bank: Tensor | None = None
+    bank: Tensor | None = None  # (K,) modality of each centroid
+    clean: Tensor | None = None  # (N, D) features
+    classes: Tensor | None = None  # (N,) predicted for clean crops

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -19,9 +20,7 @@ from vireid_lite.models.two_stream import evaluating
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Hold a victim still inside the block: eval mode, no parameter asks for a gradient; both are put back after it."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
+    asking = [parameter.requires_grad_(False) for parameter in model.parameters() if parameter.requires_grad]
     try:
         with evaluating(model):
             yield
@@ -37,25 +36,41 @@ def images_of(store: ImageStore, rows: np.ndarray, model: nn.Module) -> Tensor:
 
 
 def training_store(train: Dataset | ImageStore, identities: int | None = None, progress: bool = False) -> ImageStore:
-    """Return the crops an attack may learn from: a data set's training images, or the store as given.
+    """Return the crops an attack may learn from: the store as given, or a data set's training images.
 
-    identities: keep the first so many training identities of a data set; None keeps all.
-    Raises InputError for anything else than a data set or a store.
+    Args:
+        identities: keep the first so many of a data set; None keeps all.
+
+    Raises:
+        InputError: for anything else.
     """
     if isinstance(train, ImageStore):
         return train
     if not isinstance(train, Dataset):
+        kind = type(train).__name__
         raise InputError(
-            f"fit: training data must be a data set (its training images are read) or an ImageStore, got "
-            f"{type(train).__name__}; a list of records has no reader, so pass the data set it came from"
+            f"fit: a data set or an ImageStore is needed, got {kind}, which has no reader; pass its data set"
         )
     kept = set(sorted({record.identity for record in train.train})[:identities])
     return cached(train, [record for record in train.train if record.identity in kept], progress)
 
 
+class Stream(IntEnum):
+    """What an attack draws from its seed; each has a stream of its own, and every draw of a stream further numbers."""
+
+    CMPS_BANK, CMPS_START, CMPS_GREY = 2, 3, 4
+    NOISE, GREY = 11, 12
+    FEATURE_NOISE, HEADS = 21, 22
+
+
 def generator_for(*numbers: int) -> torch.Generator:
-    """Return a CPU generator that depends on these numbers alone, such as (seed, step)."""
+    """Return a CPU generator that depends on these numbers alone, such as (seed, stream, step)."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+
+
+def coins(count: int, probability: float, *numbers: int) -> Tensor | None:
+    """Return which of `count` crops are changed, (count,) bool, drawn from these numbers; None where none can be."""
+    return torch.rand(count, generator=generator_for(*numbers)) < probability if probability else None
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -1,6 +1,6 @@
 """Attacks that make one perturbation for each image: FGSM, PGD, and those on the ranked feature.
 
-All walk `project(x + step_size * sign(m))` with m = momentum * m + g / mean|g|, one mean an image; they differ in the
+All walk `project(x + step_size * sign(m))` with `m = momentum * m + g / mean|g|`, one mean an image; they differ in the
 objective whose gradient is g. f is `model.embed`, the L2-normalised BNNeck feature, through the image's own stem.
 """
 
@@ -20,10 +20,10 @@ from vireid_lite.attacks.budget import EPS, ModalityLike, check_eps, luma, proje
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of
 from vireid_lite.data.records import Modality, Record
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_flag, check_number, check_whole
 from vireid_lite.models.two_stream import check_images
 
-Objective = Callable[[Tensor, int], Tensor]  # (images, step) -> (N,), what an attack maximises for each image
+Objective = Callable[[Tensor, int], Tensor]  #: (images, step) -> (N,), what an attack maximises for each image
 
 AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # LTA's rectangle: share of the image, height / width
 
@@ -31,14 +31,16 @@ AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # LTA's rectangle: share of the imag
 class Guides(NamedTuple):
     """Features an attacker has beside the image itself, L2-normalised and detached.
 
-    same: (N, G, D) features of images of the same person. far: (N, D) mean feature of the farthest other identity.
+    Attributes:
+        same: (N, G, D) features of images of the same person.
+        far: (N, D) mean feature of the farthest other identity.
     """
 
     same: Tensor
     far: Tensor | None = None
 
 
-class Problem(NamedTuple):
+class Target(NamedTuple):
     """What is attacked, with what and how, in one batch."""
 
     model: nn.Module
@@ -48,11 +50,11 @@ class Problem(NamedTuple):
     seed: int = 0
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features that are ranked, (N, D), each image through its own modality's stem."""
+        """Return the features that are ranked, (N, D)."""
         return self.model.embed(images, self.modality)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return the scores of the training identities, (N, num_identities)."""
+        """Return the scores of the training identities."""
         return self.model(images, self.modality).logits
 
 
@@ -60,10 +62,11 @@ class Problem(NamedTuple):
 class ImageAttack:
     """What every image-specific attack shares: its parameters and the loop.
 
-    eps: budget in [0, 1] pixels. steps: gradient evaluations an image; 10 is what int(min(eps + 4, 1.25 eps)), the
-    usual rule (Kurakin et al. 2017), gives for eps 8. step_size: in [0, 1] pixels; None is eps / 4, so that 10 steps
-    can cross the budget and turn back (Madry et al. 2018 take 2 for eps 8). tied: what infrared images receive has
-    three equal channels, as they have. Raises InputError for values out of range.
+    Args:
+        eps: budget in [0, 1] pixels.
+        steps: gradient evaluations an image; int(min(eps + 4, 1.25 eps)) (Kurakin et al. 2017) is 10 for eps 8.
+        step_size: in [0, 1] pixels; None is eps / 4: 10 steps cross the budget and turn back (Madry et al.: 2 for 8).
+        tied: what infrared images receive has three equal channels, as they have.
     """
 
     name: ClassVar[str]
@@ -79,13 +82,9 @@ class ImageAttack:
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
-        if type(self.steps) is not int or self.steps < 1:
-            raise InputError(f"{self.name}: steps must be a whole number of at least 1, got {self.steps!r}")
-        size = self.step_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size <= 1):
-            raise InputError(f"{self.name}: step_size must lie above 0 and at most at 1, got {size!r}; None is eps / 4")
-        if type(self.tied) is not bool:
-            raise InputError(f"{self.name}: tied must be true or false, got {self.tied!r}")
+        check_whole(self.name, "steps", self.steps, 1)
+        check_number(self.name, "step_size", self.rate, 1e-9, 1)
+        check_flag(self.name, "tied", self.tied)
 
     @property
     def rate(self) -> float:
@@ -97,30 +96,33 @@ class ImageAttack:
         fixed = {"step_size": self.rate, "momentum": self.momentum, "random_start": self.random_start}
         return {"name": self.name, **asdict(self), **fixed}
 
-    def objective(self, problem: Problem) -> Objective:
+    def objective(self, target: Target) -> Objective:
         """Return the function of (images, step) that the attack maximises, one value an image (N,)."""
         raise NotImplementedError
 
     def __call__(
         self, model: nn.Module, images: Tensor, modality: ModalityLike, guides: Guides | None = None, seed: int = 0
     ) -> Tensor:
-        """Return adversarial images (N, 3, H, W) in [0, 1] within eps of the images, which are left as they are.
+        """Return adversarial images (N, 3, H, W) in [0, 1] within eps of the images; the victim is left bit-identical.
 
-        images: (N, 3, H, W) float in [0, 1]. modality: one Modality for the batch, or int64 (N,). guides: see `Guides`,
-        for the attacks that need them; others ignore them. seed: of every draw. The victim is left bit-identical.
-        Raises InputError for bad images and for guides that are missing or of another number.
+        Args:
+            images: (N, 3, H, W) float in [0, 1], left as they are.
+            modality: one Modality for the batch, or int64 (N,).
+            guides: for the attacks that need them; others ignore them.
+            seed: of every draw.
+
+        Raises:
+            InputError: for bad images and for guides that are missing or of another number.
         """
         check_images(images)
         for part in self.needs:
             given = getattr(guides, part, None)
             if given is None or len(given) != len(images):
-                raise InputError(
-                    f"{self.name}: guides.{part} must hold one row for each of the {len(images)} images; pass "
-                    f"Guides(same, far), or let `craft` take them from a store with two or more identities"
-                )
+                lacks = f"{self.name}: guides.{part} must hold one row for each of the {len(images)} images"
+                raise InputError(f"{lacks}; let `craft` take guides from a store with two or more identities")
         images = images.detach()
         with frozen(model), torch.enable_grad():
-            objective = self.objective(Problem(model, images, modality, guides, seed))
+            objective = self.objective(Target(model, images, modality, guides, seed))
             adversarial = self.start(images, modality, seed)
             velocity = torch.zeros_like(images)
             for step in range(self.steps):
@@ -142,7 +144,6 @@ class ImageAttack:
         return project(images + (tie_infrared(noise, modality) if self.tied else noise), images, self.eps)
 
 
-@dataclass(frozen=True, kw_only=True)
 class PGD(ImageAttack):
     """Projected gradient ascent of the cross-entropy to the class the victim itself predicts, so no label is needed.
 
@@ -153,9 +154,9 @@ class PGD(ImageAttack):
     knows = "the victim's weights and its classifier; the query alone"
     random_start = True
 
-    def objective(self, problem: Problem) -> Objective:
-        predicted = problem.logits(problem.images).argmax(1)
-        return lambda x, step: F.cross_entropy(problem.logits(x), predicted, reduction="none")
+    def objective(self, target: Target) -> Objective:
+        predicted = target.logits(target.images).argmax(1)
+        return lambda x, step: F.cross_entropy(target.logits(x), predicted, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +177,8 @@ class FGSM(PGD):
         return self.eps
 
 
-@dataclass(frozen=True, kw_only=True)
 class MetricFGSM(ImageAttack):
-    """Iterative Metric-FGSM: away from the features of the same person, sum over guides of |f(x') - f_guide|^2.
+    """Iterative Metric-FGSM: away from the features of the same person, sum over guides of `|f(x') - f_guide|^2`.
 
     Source: Bai et al., "Adversarial Metric Attack and Defense for Person Re-identification" (there on the gallery).
     """
@@ -187,11 +187,10 @@ class MetricFGSM(ImageAttack):
     knows = "the victim's weights; other images of the same person"
     needs = ("same",)
 
-    def objective(self, problem: Problem) -> Objective:
-        return lambda x, step: (problem.features(x)[:, None] - problem.guides.same).square().sum((1, 2))
+    def objective(self, target: Target) -> Objective:
+        return lambda x, step: (target.features(x)[:, None] - target.guides.same).square().sum((1, 2))
 
 
-@dataclass(frozen=True, kw_only=True)
 class MFGSM(MetricFGSM):
     """Metric-FGSM with momentum 1 (MI-FGSM's rule), M-FGSM in the tables of CMPS."""
 
@@ -199,9 +198,8 @@ class MFGSM(MetricFGSM):
     momentum = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class SMA(ImageAttack):
-    """Self metric attack: away from the image's own clean feature, |f(x') - f(x)|^2.
+    """Self metric attack: away from the image's own clean feature, `|f(x') - f(x)|^2`.
 
     Its gradient is zero at x' = x, hence the random start. Source: Bouniot et al. 2020 (adv-reid, gen_adv.py:116).
     """
@@ -209,14 +207,13 @@ class SMA(ImageAttack):
     name = "sma"
     random_start = True
 
-    def objective(self, problem: Problem) -> Objective:
-        clean = problem.features(problem.images).detach()
-        return lambda x, step: (problem.features(x) - clean).square().sum(1)
+    def objective(self, target: Target) -> Objective:
+        clean = target.features(target.images).detach()
+        return lambda x, step: (target.features(x) - clean).square().sum(1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class FNA(ImageAttack):
-    """Furthest-negative attack: away from the same person, towards the farthest other: sum|f - same|^2 - |f - far|^2.
+    """Furthest-negative attack: away from the same person, towards the farthest other: `sum|f - same|^2 - |f - far|^2`.
 
     Source: Bouniot et al. 2020 (adv-reid, adv_evaluation.py:596-604, 667-701).
     """
@@ -225,20 +222,19 @@ class FNA(ImageAttack):
     knows = "the victim's weights; other images of the same person and of others, with their identities"
     needs = ("same", "far")
 
-    def objective(self, problem: Problem) -> Objective:
+    def objective(self, target: Target) -> Objective:
         def away_and_to(x: Tensor, step: int) -> Tensor:
-            features = problem.features(x)
-            away = (features[:, None] - problem.guides.same).square().sum((1, 2))
-            return away - (features - problem.guides.far).square().sum(1)
+            features = target.features(x)
+            away = (features[:, None] - target.guides.same).square().sum((1, 2))
+            return away - (features - target.guides.far).square().sum(1)
 
         return away_and_to
 
 
-@dataclass(frozen=True, kw_only=True)
 class ODFA(ImageAttack):
     """Opposite-direction feature attack: towards minus the clean feature, -MSE(f(x'), -f(x)).
 
-    On features of length 1, |f' + f|^2 = 4 - |f' - f|^2: the same ascent as SMA's, with the same zero gradient at the
+    On features of length 1, `|f' + f|^2 = 4 - |f' - f|^2`: the same ascent as SMA's, with the same zero gradient at the
     start, which the published code leaves to rounding noise; hence the random start. Source: Zheng et al., "U-turn",
     generate_attack_query.py:199-229.
     """
@@ -246,12 +242,11 @@ class ODFA(ImageAttack):
     name = "odfa"
     random_start = True
 
-    def objective(self, problem: Problem) -> Objective:
-        opposite = -problem.features(problem.images).detach()
-        return lambda x, step: -(problem.features(x) - opposite).square().mean(1)
+    def objective(self, target: Target) -> Objective:
+        opposite = -target.features(target.images).detach()
+        return lambda x, step: -(target.features(x) - opposite).square().mean(1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class LTA(ImageAttack):
     """Local transformation attack: away from the clean image with one rectangle turned grey, drawn anew each step.
 
@@ -264,11 +259,11 @@ class LTA(ImageAttack):
     momentum = 1.0
     random_start = True
 
-    def objective(self, problem: Problem) -> Objective:
+    def objective(self, target: Target) -> Objective:
         def away(x: Tensor, step: int) -> Tensor:
             with torch.no_grad():
-                target = problem.features(locally_grey(problem.images, generator_for(problem.seed, 1 + step)))
-            return (problem.features(x) - target).square().sum(1)
+                grey = target.features(locally_grey(target.images, generator_for(target.seed, 1 + step)))
+            return (target.features(x) - grey).square().sum(1)
 
         return away
 
@@ -295,10 +290,7 @@ def locally_grey(images: Tensor, generator: torch.Generator, attempts: int = 20)
 
 
 class GuideBank:
-    """Clean features of one modality of a store, by identity, from which guides are taken.
-
-    Raises InputError where the store has no image of the modality.
-    """
+    """Clean features of one modality of a store, by identity, from which guides are taken."""
 
     def __init__(self, model: nn.Module, store: ImageStore, modality: Modality, batch_size: int = 64) -> None:
         rows = np.flatnonzero(store.modalities.numpy() == modality)
@@ -316,12 +308,10 @@ class GuideBank:
         self.means = torch.stack([self.features[places].mean(0) for places in members.values()])
 
     def guides(self, features: Tensor, identities: Sequence[int]) -> Guides:
-        """Return the guides of N images with these clean features (N, D) and identities.
+        """Return the guides of N images with these clean features (N, D) and identities, all of which the bank has.
 
-        same: every feature of the bank with the image's identity, the image's own included if it is in the bank,
-        repeated in turn up to the largest identity's number. far: the mean that lies farthest from the image's feature,
-        of the other identities; None if there is no other.
-        Raises InputError for an identity that the bank lacks.
+        same: every feature of the image's identity, its own included if it is in the bank, repeated in turn up to the
+        largest identity's number. far: the farthest mean of the other identities; None if there is no other.
         """
         lacking = sorted(set(identities) - set(self.number))
         if lacking:
@@ -335,10 +325,7 @@ class GuideBank:
 
 
 class AdversarialStore:
-    """Attacked crops, read like an ImageStore but held in memory.
-
-    images, clean: (N, 3, H, W) float32 in [0, 1] on the CPU, in the records' order.
-    """
+    """Attacked crops and the clean ones, (N, 3, H, W) float32 in [0, 1] on the CPU; read like an ImageStore."""
 
     def __init__(self, records: Sequence[Record], images: Tensor, clean: Tensor) -> None:
         self.records, self.images, self.clean = list(records), images, clean
@@ -353,7 +340,7 @@ class AdversarialStore:
         return self.images[torch.as_tensor(indices)].to(device)
 
     def rounded(self, eps: float) -> AdversarialStore:
-        """Return the store as image files would hold it: 8 bits, still within eps of the clean crops."""
+        """Return the store as image files hold it: 8 bits, still within eps of the clean crops."""
         return AdversarialStore(self.records, to_8_bits(self.images, self.clean, eps), self.clean)
 
 
@@ -369,11 +356,13 @@ def craft(
 ) -> AdversarialStore:
     """Attack every crop of a store, in batches of one modality, on the model's device.
 
-    guide_store: where guides come from, images of the crop's own modality and identity; None stands for the store
-    itself, as in adv-reid, and then a crop is one of its own guides. An attack that needs none ignores it. Give an
-    identity more than one image there: a lone crop guided by itself starts at a zero gradient.
-    seed: of every draw, with the batch's number. Same seed and batch size, same bits.
-    Raises InputError as the attack and `GuideBank` do.
+    Args:
+        guide_store: where guides come from, images of the crop's own modality and identity, better more than one: a
+            lone crop guided by itself starts at a zero gradient. None stands for the store itself, as in adv-reid.
+        seed: of every draw, with the batch's number. Same seed and batch size, same bits.
+
+    Raises:
+        InputError: for bad images, and for guides that the guide store lacks.
     """
     images, clean = (torch.empty(len(store), 3, *store.images.shape[1:3]) for _ in range(2))
     with tqdm(total=len(store), unit="crop", desc=attack.name, disable=not progress) as bar:

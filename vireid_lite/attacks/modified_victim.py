@@ -21,10 +21,9 @@ from vireid_lite import models
 from vireid_lite.attacks.budget import EPS, check_eps, clip
 from vireid_lite.attacks.perturbation import UniversalPerturbation
 from vireid_lite.attacks.universal import SignNoise, UniformNoise
-from vireid_lite.cards import code_modules
 from vireid_lite.data import Dataset, Modality, fingerprint
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
-from vireid_lite.files import cache_folder, code_hash, exclusive, stable_hash, write_atomically
+from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
 from vireid_lite.losses import class_centres, identity_loss, quadruple_loss
 from vireid_lite.machine import device_name, peak_memory_mib, pick_device
 from vireid_lite.models.checkpoints import read_weights
@@ -32,8 +31,6 @@ from vireid_lite.models.insertion import check_blocks, insert, staged
 from vireid_lite.models.two_stream import Batch, Objective, TwoStream, generalised_mean
 from vireid_lite.training import train
 from vireid_lite.victims import Recipe, load_or_train
-
-MODULES = ["attacks/base", "attacks/uap", "attacks/modified_victim", "attention", "frequency", "quadruple"]
 
 CHOICES = {
     "attention": ("fsam", "se", "eca", "none"),
@@ -151,7 +148,7 @@ def train_modified_victim(
     if modification.loss == "recipe" and recipe.triplet is None:
         raise InputError(f"modification: {recipe.model} has no triplet for loss 'recipe'; choose quadruple or identity")
     device = pick_device(device) if isinstance(device, str) else device
-    code = code_hash(*code_modules(dataset.name, recipe.model), *MODULES)
+    code = source_hash(*ATTACK_CODE)
     described = [recipe.describe(), asdict(modification), dataset.describe(), fingerprint(dataset.train), seed, code]
     key = stable_hash(described)
     folder = folder or cache_folder() / "modified" / key

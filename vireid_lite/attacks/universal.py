@@ -2,8 +2,7 @@
 
 All but the noise descend on their loss with the sign of a momentum of L1-normalised gradients. Features are the ranked
 ones (L2-normalised, after the BNNeck), each image passes the stem of its own modality, and half of each batch is
-visible, half infrared, unless a class says otherwise. The sources' other features, spaces and data sets are in the
-docstrings, so that what is compared here is the idea of an attack under one contract.
+visible, half infrared, unless a class says otherwise.
 """
 
 from __future__ import annotations
@@ -17,17 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie_infrared
-from vireid_lite.attacks.descent import SignDescent, UniversalAttack, check_number, check_whole
-from vireid_lite.attacks.features import Problem, batch_mates, centroids_for, clean_outputs, extremes, triplet
-from vireid_lite.attacks.frozen import generator_for, images_of
+from vireid_lite.attacks.budget import clip, luma, tie_infrared
+from vireid_lite.attacks.descent import SignDescent, State, UniversalAttack
+from vireid_lite.attacks.features import (
+    Problem,
+    batch_mates,
+    centroids_for,
+    clean_features,
+    extremes,
+    predicted,
+    triplet,
+)
+from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
 from vireid_lite.data.batches import IdentityBatches, MixedBatches
 from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError
-
-NOISE, GREY = 11, 12  # what a seed is drawn for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +48,23 @@ class UniformNoise(UniversalAttack):
     steps: int = 1
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> None:
-        """Return nothing: noise needs no preparation."""
+        return None
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        """Return the noise itself."""
-        return {"delta": self.eps * self.draw(torch.rand(shape, generator=generator_for(seed, NOISE)))}
+        return {"delta": self.eps * self.draw(torch.rand(shape, generator=generator_for(seed, Stream.NOISE)))}
 
     def draw(self, uniform: Tensor) -> Tensor:
         """Return noise in [-1, 1] from numbers in [0, 1)."""
         return 2 * uniform - 1
 
-    def step(self, model: nn.Module, problem: None, state: dict[str, Tensor], step: int, seed: int) -> dict:
-        """Change nothing."""
+    def step(self, model: nn.Module, problem: None, state: State, step: int, seed: int) -> dict:
         return {}
 
-    def finish(self, state: dict[str, Tensor], history: list[dict], seed: int) -> UniversalPerturbation:
-        """Return the noise; tied, with the first channel in all three for infrared images."""
+    def finish(self, state: State, history: list[dict], seed: int) -> UniversalPerturbation:
         found = super().finish(state, history, seed)
         if self.tied:
-            delta = found.delta
-            found.delta = {Modality.VISIBLE: delta, Modality.INFRARED: delta[:1].expand_as(delta).clone()}
+            infrared = found.delta[:1].expand_as(found.delta).clone()
+            found.delta = {Modality.VISIBLE: found.delta, Modality.INFRARED: infrared}
         return found
 
 
@@ -74,7 +75,6 @@ class SignNoise(UniformNoise):
     name: ClassVar[str] = "sign-noise"
 
     def draw(self, uniform: Tensor) -> Tensor:
-        """Return -1 or 1 from numbers in [0, 1)."""
         return torch.where(uniform < 0.5, -1.0, 1.0)
 
 
@@ -89,24 +89,25 @@ class UAP(SignDescent):
     name: ClassVar[str] = "uap"
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        """Return the predicted class of every crop, in `push`."""
-        features, classes = clean_outputs(model, store)
-        return Problem(store, MixedBatches(store, self.batch_size, seed), features[:0], push=classes)
+        return Problem(store, MixedBatches(store, self.batch_size, seed), classes=predicted(model, store))
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        """Return minus the cross-entropy of the classes predicted on the clean crops."""
         logits = model(images, problem.store.modalities[rows]).logits
-        return -F.cross_entropy(logits, problem.push[torch.from_numpy(rows)])
+        return -F.cross_entropy(logits, problem.classes[torch.from_numpy(rows)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class UAPRetrieval(SignDescent):
     """UAP-Retrieval: pulled to the least and pushed from the most similar centroid of clean features, of any modality.
 
-    The triplet is about features times 10, margin .8. clusters: k of the k-means over all images; 0 stands for
-    min(256, training identities), as in CMPS; published: 512. grey_probability: how often a crop is replaced by its
-    luma. Left out: the list-wise and class terms, random resizing of delta (256 to 1024 pixels), early stopping.
+    The triplet is about features times 10, margin .8.
+    Left out: the list-wise and class terms, random resizing of delta (256 to 1024 pixels), early stopping.
     Source: Li et al., "Universal Perturbation Attack Against Image Retrieval", ICCV 2019; UAPR attack.py:359-467.
+
+    Attributes:
+        clusters: k of the k-means over all images; 0 stands for min(256, training identities), as in CMPS; published:
+            512.
+        grey_probability: how often a crop is replaced by its luma.
     """
 
     name: ClassVar[str] = "uap-retrieval"
@@ -118,33 +119,20 @@ class UAPRetrieval(SignDescent):
     clusters: int = 0
     grey_probability: float = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, low, high in (("margin", 0, math.inf), ("scale", 1e-9, math.inf), ("grey_probability", 0, 1)):
-            check_number(self, name, low, high)
-        check_whole(self, "clusters", 0)
-
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        """Return the centroids of all clean features, and each crop's least and most similar one."""
-        features, _ = clean_outputs(model, store)
+        features = clean_features(model, store)
         centroids = centroids_for(features, store, self.clusters, seed)
         return Problem(store, MixedBatches(store, self.batch_size, seed), centroids, *extremes(features, centroids))
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        """Return the triplet loss."""
         features = self.scale * model.embed(images, problem.store.modalities[rows])
-        pull, push = (
-            self.scale * problem.points[index[torch.from_numpy(rows)]] for index in (problem.pull, problem.push)
-        )
-        return triplet(features, pull, push, self.margin)
+        pull, push = (problem.centroids[each[torch.from_numpy(rows)]] for each in (problem.pull, problem.push))
+        return triplet(features, self.scale * pull, self.scale * push, self.margin)
 
     def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
-        """Return the clean crops that a step attacks, some of them grey."""
         images = super().crops(model, problem, rows, step, seed)
-        if not self.grey_probability:
-            return images
-        chosen = torch.rand(len(rows), generator=generator_for(seed, GREY, step)) < self.grey_probability
-        return luma(images, chosen)
+        grey = coins(len(rows), self.grey_probability, seed, Stream.GREY, step)
+        return images if grey is None else luma(images, grey)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +165,8 @@ class MetaAttack(SignDescent):
     margin: float = 0.5
     clusters: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "margin", 0, math.inf)
-        check_whole(self, "clusters", 0)
-
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        """Return each modality's centroids, one after the other, and each crop's least and most similar of its own."""
-        features, _ = clean_outputs(model, store)
+        features = clean_features(model, store)
         pull, push = torch.zeros(2, len(store), dtype=torch.int64, device=features.device)
         banks: list[Tensor] = []
         for modality in Modality:
@@ -193,35 +175,28 @@ class MetaAttack(SignDescent):
             for index, found in zip((pull, push), extremes(features[rows], bank), strict=True):
                 index[rows] = found + sum(map(len, banks))
             banks.append(bank)
-        bank = torch.cat(
-            [torch.full((len(bank),), int(modality)) for modality, bank in zip(Modality, banks, strict=True)]
-        )
-        # Both batches of a step are of one modality and of full size.
-        return Problem(
-            store, MixedBatches(store, 2 * self.batch_size, seed), torch.cat(banks), pull, push, bank.to(pull.device)
-        )
+        bank = torch.cat([torch.full((len(bank),), m) for m, bank in zip(Modality, banks, strict=True)]).to(pull.device)
+        batches = MixedBatches(store, 2 * self.batch_size, seed)  # both of a step are of one modality and of full size
+        return Problem(store, batches, torch.cat(banks), pull, push, bank)
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        """Return the loss of a batch of one modality."""
         index = torch.from_numpy(rows)
         modality = Modality(int(problem.store.modalities[rows[0]]))
         features = model.embed(images, modality)
         own = problem.push[index]
-        loss = 10 * triplet(features, problem.points[problem.pull[index]], problem.points[own], self.margin)
-        similarity = features @ problem.points.T
+        loss = 10 * triplet(features, problem.centroids[problem.pull[index]], problem.centroids[own], self.margin)
+        similarity = features @ problem.centroids.T
         others = (problem.bank == modality).expand(similarity.shape).scatter(1, own[:, None], False)
         best = similarity.masked_fill(~others, -math.inf).amax(1)
         return loss + F.relu(similarity.gather(1, own[:, None]).mean() - best.mean())
 
-    def step(self, model: nn.Module, problem: Problem, state: dict[str, Tensor], step: int, seed: int) -> dict:
-        """Make one update from a batch of each modality."""
-        size = self.step_size(problem, state, step)
+    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
+        size = self.step_size(problem.batches.per_epoch, state, step)
         train, test = [batches.at(step) for batches in problem.batches.each.values()][:: -1 if step % 2 else 1]
         found, loss = self.gradient(model, problem, state["delta"], train, images_of(problem.store, train, model))
-        ahead = state["delta"] - size * (self.momentum * state["momentum"] + l1_normalised(found)).sign()
-        images = images_of(problem.store, test, model)
-        other, meta = self.gradient(model, problem, ahead.clamp(-self.eps, self.eps), test, images)
-        self.descend(state, found + other * (ahead.abs() <= self.eps), size)
+        ahead, inside = self.look_ahead(state, found, size)
+        other, meta = self.gradient(model, problem, ahead, test, images_of(problem.store, test, model))
+        self.descend(state, found + other * inside, size)
         return {"loss": loss.item(), "meta_loss": meta.item()}
 
 
@@ -230,53 +205,45 @@ class ColDel(SignDescent):
     """Col.+Del.: a lattice that moves colours, then an additive delta, both learned together; it knows identities.
 
     The loss is ten times the triplet that pulls an image to the clean feature of the farthest other identity of its
-    batch and pushes it from the farthest of its own, margin .5. levels: K nodes per colour of the (3, K, K, K) lattice,
-    which is read trilinearly. budget: "total" keeps the sum within eps, in training too; "double", as published, keeps
-    eps for each. instances: images per identity of a batch.
+    batch and pushes it from the farthest of its own, margin .5.
     An infrared image has equal channels and so reads the grey diagonal of the lattice alone: three tone curves, or,
     tied, one curve, their mean; "colour" there is an intensity dependent brightness that a sensor could deliver.
     Source: Yang et al., "Towards Robust Person Re-identification by Defending Against Universal Attackers", TPAMI 2023;
     MAD:61-102,496-531, without its meta-test batch, which has no effect there beyond a second step.
+
+    Attributes:
+        levels: K nodes per colour of the (3, K, K, K) lattice, which is read trilinearly.
+        budget: "total" keeps the sum within eps, in training too; "double", as published, keeps eps for each.
+        instances: images per identity of a batch.
     """
 
     name: ClassVar[str] = "col-del"
     knows: ClassVar[str] = "the victim's weights; training images with identities"
+
+    choices: ClassVar[dict[str, tuple]] = {"budget": ("total", "double")}
 
     budget: str = "total"
     levels: int = 25
     margin: float = 0.5
     instances: int = 8
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "margin", 0, math.inf)
-        check_whole(self, "levels", 2)
-        check_whole(self, "instances", 2)
-        if self.budget not in ("total", "double"):
-            raise InputError(f"{self.name}: budget {self.budget!r} is unknown; choose from total, double")
-
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        """Return delta and lattice at zero, each with its momentum."""
         lattice = torch.zeros(3, self.levels, self.levels, self.levels)
         return {**super().start(shape, seed), "lattice": lattice, "lattice_momentum": lattice.clone()}
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        """Return the clean features and batches of identities."""
-        features, _ = clean_outputs(model, store)
-        return Problem(store, IdentityBatches(store, self.batch_size, seed, self.instances), features)
+        features = clean_features(model, store)
+        return Problem(store, IdentityBatches(store, self.batch_size, seed, self.instances), clean=features)
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        """Return the triplet loss of a batch of several images of each identity."""
-        index = torch.from_numpy(rows)
-        clean = problem.points[index]
-        identities = torch.from_numpy(problem.batches.identities)[index].to(clean.device)
+        clean = problem.clean[torch.from_numpy(rows)]
+        identities = torch.from_numpy(problem.batches.identities[rows]).to(clean.device)
         pull, push = batch_mates(clean, identities, own="farthest")
         features = model.embed(images, problem.store.modalities[rows])
         return 10 * triplet(features, clean[pull], clean[push], self.margin)
 
-    def step(self, model: nn.Module, problem: Problem, state: dict[str, Tensor], step: int, seed: int) -> dict:
-        """Make one update of delta and lattice from one backward pass."""
-        size = self.step_size(problem, state, step)
+    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
+        size = self.step_size(problem.batches.per_epoch, state, step)
         rows = problem.batches.at(step)
         images = images_of(problem.store, rows, model)
         delta, lattice = (state[what].detach().requires_grad_() for what in ("delta", "lattice"))
@@ -290,8 +257,7 @@ class ColDel(SignDescent):
             self.descend(state, gradient, size, what)
         return {"loss": loss.item()}
 
-    def finish(self, state: dict[str, Tensor], history: list[dict], seed: int) -> UniversalPerturbation:
-        """Return delta and the lattice."""
+    def finish(self, state: State, history: list[dict], seed: int) -> UniversalPerturbation:
         found = super().finish(state, history, seed)
         found.lattice, found.double = state["lattice"].detach().cpu().clone(), self.budget == "double"
         return found

@@ -21,7 +21,8 @@ class Costs:
     def price(self, tier: str, here: str | None = None) -> str:
         """Return the measured cost of one tier in words, or that it is not measured yet.
 
-        here: the device of this run, by name; a cost that was measured on another one says so.
+        Args:
+            here: the device of this run, by name; a cost that was measured on another one says so.
         """
         cost = self.tiers.get(tier)
         if cost is None:

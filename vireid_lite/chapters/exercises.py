@@ -14,7 +14,9 @@ UNANSWERED = "Not answered yet: put your answer in place of None and run this ce
 def seal(exercise: str, answer: object) -> str:
     """Return 8 hex digits that stand for the answer to one exercise, whatever its case: "(b)", "B." and "b" are one.
 
-    exercise: its label. answer: a letter, a short text, or a number as one would write it.
+    Args:
+        exercise: its label.
+        answer: a letter, a short text, or a number as one would write it.
     """
     return hashlib.sha256(f"{exercise}:{str(answer).strip(' ().').lower()}".encode()).hexdigest()[:8]
 
@@ -22,9 +24,13 @@ def seal(exercise: str, answer: object) -> str:
 def self_check(answer: object, exercise: str, sealed: str, decimals: int = 0) -> None:
     """Print whether `answer` is what `sealed` stands for, or that there is no answer yet.
 
-    answer: None, a letter, a short text, or a number, which is rounded to `decimals` places if there are any.
-    exercise: its label. sealed: what `seal` made of the right answer. Raises InputError where the answer can be neither
-    right nor wrong.
+    Args:
+        answer: None, a letter, a short text, or a number, which is rounded to `decimals` places if there are any.
+        exercise: its label.
+        sealed: what `seal` made of the right answer.
+
+    Raises:
+        InputError: where the answer can be neither right nor wrong.
     """
     if answer is None:
         print(UNANSWERED)
@@ -39,7 +45,8 @@ def self_check(answer: object, exercise: str, sealed: str, decimals: int = 0) ->
 def self_check_value(answer: float | None, right: Callable[[], float], within: float) -> None:
     """Print whether `answer` is at most `within` from what `right()` returns, which is called only for an answer.
 
-    Raises InputError where the answer is no finite number.
+    Raises:
+        InputError: where the answer is no finite number.
     """
     if answer is None:
         print(UNANSWERED)

@@ -1,4 +1,9 @@
-"""A chapter's parameters: checked before anything runs, whoever set them, and what a run of it costs."""
+"""A chapter's parameters: checked before anything runs, whoever set them, and what a run of it costs.
+
+The cell tagged `parameters` says what each one is, so that `papermill --help-notebook` shows it: `EPS: "fraction"`. The
+types are int, float, str, bool, whole (at least 0), fraction (in [0, 1], also "8/255"), a word out of a few such as
+one_of[paper, released], and Optional[...] of another, for which None stands, or "none", or nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,122 +11,94 @@ import ast
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.errors import TIERS, InputError, _number
+from vireid_lite.errors import TIERS, InputError, fraction, number
 
 if TYPE_CHECKING:
     import torch
 
-DATASETS = ("synthetic", "sysu", "regdb", "llcm", "paired_folder")
-
-Kind = Callable[[Any], Any]
-
-
-def whole(value: object) -> int:
-    """Read an integer of at least 0, as a number or as text."""
-    number = _number(value, int, "a whole number")
-    if number < 0:
-        raise ValueError("a whole number of at least 0")
-    return number
+STANDARD = {
+    "TIER": f"one_of[{', '.join(TIERS)}]",
+    "DATASET": "Optional[one_of[synthetic, sysu, regdb, llcm, paired_folder]]",
+    "DATA_ROOT": "Optional[str]",
+    "SEED": "whole",
+    "DEVICE": "str",
+    "OUT_DIR": "str",
+}
 
 
-def one_of(*choices: str) -> Kind:
-    """Return the reader of a word out of `choices`."""
-
-    def read(value: object) -> str:
-        if value not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return value
-
-    return read
-
-
-def optional(kind: Kind) -> Kind:
-    """Return the reader of None (also as the text "none", or nothing) or what `kind` reads."""
-
-    def read(value: object) -> Any:
-        return (
-            None if value is None or (isinstance(value, str) and value.lower() in ("", "none")) else _read(kind, value)
-        )
-
-    return read
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("some text")
-    return value
-
-
-def _truth(value: object) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if not isinstance(value, bool):
+def read(kind: str, value: object) -> Any:
+    """Read a value as what a type says, or raise ValueError that says what was expected."""
+    outer, _, inner = kind.removesuffix("]").partition("[")
+    text = value if isinstance(value, str) else None
+    if outer == "Optional":
+        return None if value is None or (text is not None and text.lower() in ("", "none")) else read(inner, value)
+    if outer == "one_of":
+        if text not in inner.split(", "):
+            raise ValueError(f"one of {inner}")
+        return text
+    if outer == "str":
+        if not text:
+            raise ValueError("some text")
+        return text
+    if outer == "bool":
+        if isinstance(value, bool) or (text is not None and text.lower() in ("true", "false")):
+            return str(value).lower() == "true"
         raise ValueError("True or False")
-    return value
+    if outer == "whole" and number(value, int, "a whole number") < 0:
+        raise ValueError("a whole number of at least 0")
+    if outer in ("int", "whole"):
+        return number(value, int, "a whole number")
+    if outer == "float":
+        return number(value, float, "a number")
+    if outer == "fraction":
+        return fraction(value)
+    raise ValueError(f"a known type in the cell tagged parameters, not {kind}")
 
 
-PLAIN: dict[Any, Kind] = {
-    int: lambda value: _number(value, int, "a whole number"),
-    float: lambda value: _number(value, float, "a number"),
-    str: _text,
-    bool: _truth,
-}
-
-STANDARD: dict[str, Kind] = {
-    "TIER": one_of(*TIERS),
-    "DATASET": optional(one_of(*DATASETS)),
-    "DATA_ROOT": optional(str),
-    "SEED": whole,
-    "DEVICE": _text,
-    "OUT_DIR": _text,
-}
-
-
-def _read(kind: Kind, value: object) -> Any:
-    return PLAIN.get(kind, kind)(value)
-
-
-def check_values(values: Mapping[str, object], own: Mapping[str, Kind]) -> dict[str, Any]:
+def check_values(values: Mapping[str, object], own: Mapping[str, str]) -> dict[str, Any]:
     """Return `values` read as what they should be; nothing is looked up on this machine.
 
-    values: every parameter of the chapter by name, the standard six among them. own: readers of the chapter's own few,
-    each of int, float, str, bool, `whole`, `fraction`, `one_of(...)` and `optional(...)`.
-    Raises InputError for an unknown or missing name and for a wrong type, naming the parameter.
+    Args:
+        values: every parameter of the chapter by name, the standard six among them.
+        own: types of the chapter's own few.
+
+    Raises:
+        InputError: for an unknown or missing name and for a wrong type, naming the parameter.
     """
-    kinds = {**STANDARD, **own}
-    for name in values:
-        if name not in kinds:
-            raise InputError(f"{name}: no such parameter; this chapter has {', '.join(sorted(kinds))}")
-    read = {}
+    kinds = {**own, **STANDARD}
+    if unknown := [name for name in values if name not in kinds]:
+        raise InputError(f"{unknown[0]}: no such parameter; this chapter has {', '.join(sorted(kinds))}")
+    found = {}
     for name, kind in kinds.items():
         if name not in values:
             raise InputError(f"{name}: missing from the cell tagged parameters")
         try:
-            read[name] = _read(kind, values[name])
+            found[name] = read(kind, values[name])
         except ValueError as error:
             raise InputError(f"{name}: expected {error}, got {values[name]!r}") from None
-    read["DATASET"] = read["DATASET"] or TIERS[read["TIER"]]
-    if read["DATASET"] != "synthetic" and read["DATA_ROOT"] is None:
+    found["DATASET"] = found["DATASET"] or TIERS[found["TIER"]]
+    if found["DATASET"] != "synthetic" and found["DATA_ROOT"] is None:
         raise InputError(
-            f"DATA_ROOT: {read['DATASET']} (tier {read['TIER']}) is read from your own copy; give its folder"
+            f"DATA_ROOT: {found['DATASET']} (tier {found['TIER']}) is read from your own copy; give its folder"
         )
-    return read
+    return found
 
 
 def check_machine(values: Mapping[str, Any]) -> torch.device:
     """Return the device that values from `check_values` ask for, after a look for what they need on this machine.
 
-    Raises InputError for a device that is not there, for a tier above lite without a GPU unless DEVICE is "cpu", and
-    for a DATA_ROOT that does not hold the data set.
+    Raises:
+        InputError: for a device that is not there, for a tier above lite without a GPU unless DEVICE is "cpu", and for
+            a DATA_ROOT that does not hold the data set.
     """
-    from vireid_lite.data import load_dataset
-    from vireid_lite.provenance import pick_device
+    from vireid_lite.data import load_dataset  # torch, which a build needs only here
+    from vireid_lite.machine import pick_device
 
     device = pick_device(values["DEVICE"])
     if values["TIER"] != "lite" and device.type == "cpu" and values["DEVICE"] != "cpu":
@@ -138,26 +115,31 @@ def check_machine(values: Mapping[str, Any]) -> torch.device:
     return device
 
 
-def check_parameters(names: dict[str, Any], costs: Costs | None = None, **own: Kind) -> SimpleNamespace:
+def check_parameters(names: dict[str, Any], costs: Costs | None = None) -> SimpleNamespace:
     """Check a notebook's parameters, print the device and larger tiers' costs, and return them in lower case.
 
-    names: the notebook's `globals()`. papermill adds names it does not know as plain variables, so every plain value
-    there that is not a parameter is refused; a second run of the cell looks at upper-case names only, since by then the
-    chapter's own variables are there. own: readers as in `check_values`.
-    Returns tier, dataset, data_root (Path or None), seed, device (torch.device), out_dir (Path) and the chapter's own.
-    Raises InputError, one line, for an unknown name, a wrong type, or what `check_machine` misses.
+    Args:
+        names: the notebook's `globals()`, with the types of its tagged cell. papermill adds names it does not know as
+            plain variables, so every plain value there that is not a parameter is refused; a second run of the cell
+            looks at upper-case names only, since by then the chapter's own variables are there.
+
+    Returns:
+        tier, dataset, data_root (Path or None), seed, device (torch.device), out_dir (Path) and the chapter's own.
+
+    Raises:
+        InputError: one line, for an unknown name, a wrong type, or what `check_machine` misses.
     """
-    kinds = {**STANDARD, **own}
+    again = names.get("_parameters_checked")
+    kinds = again or {name: getattr(kind, "__name__", kind) for name, kind in names.get("__annotations__", {}).items()}
+    kinds |= STANDARD
     plain = (str, int, float, list, tuple, dict, type(None))  # what papermill can inject
-    again = "_parameters_checked" in names
 
     def counts(name: str, value: object) -> bool:
         ipython = name.startswith("_") or name in ("In", "Out")
         return name in kinds or (isinstance(value, plain) and not ipython and (name.isupper() or not again))
 
-    given = {name: value for name, value in names.items() if counts(name, value)}
     try:
-        values = check_values(given, own)
+        values = check_values({name: value for name, value in names.items() if counts(name, value)}, kinds)
         device = check_machine(values)
     except InputError as error:
         # A kernel's output is captured; its terminal is where papermill will print a traceback in a moment.
@@ -165,7 +147,7 @@ def check_parameters(names: dict[str, Any], costs: Costs | None = None, **own: K
         if terminal is not None:
             os.write(terminal, f"\n{error}\n".encode())
         raise
-    names["_parameters_checked"] = True
+    names["_parameters_checked"] = kinds
     print("\n".join(_announcement(values["TIER"], device, costs)))
     settings = {name.lower(): value for name, value in values.items()}
     root = values["DATA_ROOT"]
@@ -177,7 +159,7 @@ def _announcement(tier: str, device: torch.device, costs: Costs | None) -> list[
     """Return the lines a chapter begins with: its tier and device, and what a larger tier would cost there."""
     import torch
 
-    from vireid_lite.provenance import device_name
+    from vireid_lite.machine import device_name
 
     here = device_name(device)
     larger = list(TIERS)[list(TIERS).index(tier) + 1 :]
@@ -194,31 +176,26 @@ def _announcement(tier: str, device: torch.device, costs: Costs | None) -> list[
     return lines
 
 
-def read_parameters(notebook: Path) -> tuple[dict[str, object], dict[str, Kind]]:
-    """Return a notebook's parameters (name to default) and the readers its check cell gives for the chapter's own few.
+def read_parameters(notebook: Path) -> tuple[dict[str, object], dict[str, str]]:
+    """Return a notebook's parameters, name to default, and the types of the chapter's own few; nothing is run.
 
-    Runs the cell tagged `parameters` and evaluates the keywords of its `check_parameters(...)` call, nothing else.
-    Raises InputError where either is missing.
+    Raises:
+        InputError: unless one cell is tagged `parameters`, with plain values, and one calls the check above.
     """
+    from papermill.translators import PythonTranslator  # comes with the book, not with a chapter opened alone
+
     cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise InputError(f"{notebook.name}: has {len(tagged)} cells tagged parameters; it needs exactly one")
-    defaults: dict[str, object] = {}
-    # Types are for papermill --help-notebook. The code runs under this module's `annotations`, which leaves them text.
-    exec("".join(tagged[0]["source"]), {"__builtins__": {}}, defaults)
-    defaults.pop("__annotations__", None)
-    for cell in cells:
-        source = "".join(cell["source"])
-        if "check_parameters(" not in source:
-            continue
-        for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
-            if isinstance(call.func, ast.Name) and call.func.id == "check_parameters":
-                names = {**globals(), **{kind.__name__: kind for kind in PLAIN}}
-                expressions = {keyword.arg: ast.Expression(keyword.value) for keyword in call.keywords if keyword.arg}
-                return defaults, {
-                    name: eval(compile(expression, notebook.name, "eval"), names)
-                    for name, expression in expressions.items()
-                    if name != "costs"
-                }
-    raise InputError(f"{notebook.name}: no cell calls check_parameters(globals(), ...)")
+    if not any("check_parameters(globals()" in "".join(cell["source"]) for cell in cells):
+        raise InputError(f"{notebook.name}: no cell calls check_parameters(globals(), ...)")
+    defaults, own = {}, {}
+    for name, kind, default, _ in PythonTranslator.inspect({"source": tagged[0]}):
+        try:
+            defaults[name] = ast.literal_eval(default)
+        except (SyntaxError, ValueError):
+            raise InputError(f"{notebook.name}: {name} = {default} is no plain value; write it out") from None
+        if name not in STANDARD:
+            own[name] = kind
+    return defaults, own

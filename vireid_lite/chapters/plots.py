@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +21,7 @@ RIGHT, WRONG, CHANCE = "#009E73", "#D55E00", "#555555"
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
-IDENTITIES = (*SERIES, "#F0E442", "#000000", "#FFFFFF", CHANCE)  # fills of marks that have a black edge
+IDENTITIES = (*SERIES, "#F0E442", "#000000", "#FFFFFF", CHANCE)  #: fills of marks that have a black edge
 
 
 def set_style() -> None:
@@ -82,7 +82,8 @@ def ranking_strips(
 ) -> Figure:
     """Draw each query beside its `top` gallery crops, right ones solid with a tick, wrong ones dashed with a cross.
 
-    crops: (H, W, 3) pictures of the queries in place of the data set's own, such as attacked ones.
+    Args:
+        crops: (H, W, 3) pictures of the queries in place of the data set's own, such as attacked ones.
     """
     top = min(top, max(len(ranking) for ranking in rankings))
     aspect = dataset.size[0] / dataset.size[1]
@@ -122,7 +123,11 @@ def two_scales(change: Tensor, eps: float) -> tuple[np.ndarray, np.ndarray]:
 def attack_sheet(clean: Tensor, attacked: Tensor, eps: float, names: Sequence[str]) -> Figure:
     """Draw each image clean and attacked, and their difference at true scale and magnified to fill [-eps, eps].
 
-    clean, attacked: (n, 3, H, W) in [0, 1]; n rows. names: what each row is. Mid-grey stands for no difference.
+    Mid-grey stands for no difference.
+
+    Args:
+        clean, attacked: (n, 3, H, W) in [0, 1]; n rows.
+        names: what each row is.
     """
     aspect = clean.shape[2] / clean.shape[3]
     figure, grid = plt.subplots(len(clean), 4, figsize=(5.6, 1.25 * aspect * len(clean) + 0.4), squeeze=False)
@@ -182,7 +187,10 @@ def training_curves(history: Sequence[dict]) -> Figure:
 def embedding_scatter(axes: Axes, points: np.ndarray, identities: np.ndarray, modalities: np.ndarray) -> None:
     """Draw 2-D points (N, 2): colour says the identity, shape the modality (circle visible, triangle infrared).
 
-    The identities, in order, take the colours of IDENTITIES. Raises InputError where there are more than colours.
+    The identities, in order, take the colours of IDENTITIES.
+
+    Raises:
+        InputError: where there are more than colours.
     """
     names = np.unique(identities)
     if len(names) > len(IDENTITIES):
@@ -194,24 +202,40 @@ def embedding_scatter(axes: Axes, points: np.ndarray, identities: np.ndarray, mo
     axes.set(xticks=[], yticks=[])
 
 
-def score_rows(panels: dict[str, dict[str, Sequence[float]]], chance: dict[str, tuple[float, float]]) -> Figure:
-    """Draw scores in percent, one row a name and one panel a direction: a ring each seed, an upright bar at the mean.
+def _panels(titles: Collection[str], height: float) -> tuple[Figure, np.ndarray]:
+    """Return a figure with one panel a title, side by side, and their axes."""
+    figure, grid = plt.subplots(1, len(titles), figsize=(8, height), sharey=True, squeeze=False, layout="constrained")
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title)
+    return figure, grid[0]
 
-    panels: title to name to the seeds' scores, the same names in each; a name without scores is marked pending.
-    chance: title to (low, high), drawn as a grey band.
+
+def _say_pending(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "pending", ha="center", transform=axes.transAxes, color=CHANCE, style="italic")
+
+
+def score_rows(panels: dict[str, dict[str, Sequence[float]]], chance: dict[str, tuple[float, float]]) -> Figure:
+    """Draw scores in percent, one row a name and one panel a direction.
+
+    A ring for each seed, a line from the lowest to the highest, an upright bar at the mean.
+
+    Args:
+        panels: title to name to the seeds' scores, the same names in each; a name without scores is marked pending.
+        chance: title to (low, high), drawn as a grey band.
     """
     names = list(next(iter(panels.values())))
-    size = (8, 0.32 * len(names) + 1.1)
-    figure, grid = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for number, (axes, (title, rows)) in enumerate(zip(grid.flat, panels.items(), strict=True)):
+    figure, grid = _panels(panels, 0.32 * len(names) + 1.1)
+    for colour, axes, (title, rows) in zip(SERIES, grid, panels.items(), strict=False):
         axes.axvspan(*chance[title], color=CHANCE, alpha=0.3, linewidth=0)
-        for place, scores in enumerate(rows.values()):
-            if len(scores) == 0:
-                axes.text(1, place, "pending", va="center", fontsize=8, color=CHANCE, style="italic")
-                continue
-            axes.plot(scores, [place] * len(scores), "o", color=SERIES[number], fillstyle="none", markersize=6)
-            axes.plot([np.mean(scores)], [place], "|", color=SERIES[number], markersize=15, markeredgewidth=2)
-        axes.set(title=title, xlabel="rank-1 (%)", xlim=(-2, 101), ylim=(len(names) - 0.5, -0.5))
+        if any(map(len, rows.values())):
+            x, y = zip(*((score, name) for name, scores in rows.items() for score in scores), strict=True)
+            data = {"x": x, "y": y, "order": names, "orient": "h", "ax": axes}
+            sns.stripplot(**data, jitter=False, size=6, linewidth=1, facecolor="none", edgecolor=colour)
+            mean = {"marker": "|", "markersize": 15, "markeredgewidth": 2, "linestyle": "none"}
+            sns.pointplot(**data, color=colour, errorbar=("pi", 100), err_kws={"linewidth": 1}, **mean)
+        for place in [place for place, name in enumerate(names) if not len(rows[name])]:
+            axes.text(1, place, "pending", va="center", fontsize=8, color=CHANCE, style="italic")
+        axes.set(xlabel="rank-1 (%)", xlim=(-2, 101), ylim=(len(names) - 0.5, -0.5))
         axes.set_yticks(range(len(names)), names)
         axes.grid(visible=True, axis="y", linewidth=0.5)
     return figure
@@ -225,38 +249,38 @@ def score_curves(
 ) -> Figure:
     """Draw scores in percent over a knob, one panel a direction: means, with a bar from the lowest seed to the highest.
 
-    panels: title to name to value of the knob to the seeds' scores; what has none is left out, and a panel in which
-    nothing has any says pending. chance: title to (low, high), a grey band. log: a logarithmic axis, base 2.
+    Args:
+        panels: title to name to value of the knob to the seeds' scores; what has none is left out, and a panel in which
+            nothing has any says pending.
+        chance: title to (low, high), a grey band.
+        log: a logarithmic axis, base 2.
     """
-    figure, grid = plt.subplots(1, len(panels), figsize=(8, 3.2), sharey=True, squeeze=False, layout="constrained")
-    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=True):
+    figure, grid = _panels(panels, 3.2)
+    for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         drawn = {name: {x: s for x, s in sorted(curve.items()) if len(s)} for name, curve in curves.items()}
         axes.axhspan(*chance[title], color=CHANCE, alpha=0.3, linewidth=0)
         for number, (name, curve) in enumerate(drawn.items()):
-            style = {
-                "marker": "os^Dv"[number % 5],
-                "color": SERIES[number % 6],
-                "linestyle": ("-", "--", ":")[number % 3],
-            }
+            style = {"marker": "os^Dv"[number % 5], "color": SERIES[number % 6]}
+            style["linestyle"] = ("-", "--", ":")[number % 3]
             if not curve:
                 axes.plot([], [], label=f"{name} (pending)", **style)
                 continue
             means = [np.mean(scores) for scores in curve.values()]
             reach = [[m - min(s), max(s) - m] for m, s in zip(means, curve.values(), strict=True)]
             axes.errorbar(list(curve), means, yerr=np.abs(np.transpose(reach)), capsize=3, label=name, **style)
-        axes.set(title=title, xlabel=xlabel, ylim=(-2, 101))
+        axes.set(xlabel=xlabel, ylim=(-2, 101))
         if not any(drawn.values()):
-            axes.text(0.5, 0.5, "pending", ha="center", transform=axes.transAxes, color=CHANCE, style="italic")
+            _say_pending(axes)
             continue
         places = sorted({x for curve in drawn.values() for x in curve})
         if log:
             axes.set_xscale("log", base=2)
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
-    grid[0, 0].set_ylabel("rank-1 (%)")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
+    grid[0].set_ylabel("rank-1 (%)")
+    handles, labels = grid[0].get_legend_handles_labels()
     if len(labels) > 1:
-        grid[0, -1].legend(handles, labels, frameon=False, fontsize=8)
+        grid[-1].legend(handles, labels, frameon=False, fontsize=8)
     return figure
 
 
@@ -267,43 +291,40 @@ def cost_scatter(
 ) -> Figure:
     """Draw scores in percent against seconds, logarithmic, one panel a direction and one mark a name.
 
-    panels: title to name to (seconds, scores) of the seeds; bars reach over both. filled: names whose mark is solid,
-    not hollow. chance: title to (low, high), a grey band. A panel without any point says pending.
+    A panel without any point says pending.
+
+    Args:
+        panels: title to name to (seconds, scores) of the seeds; bars reach over both.
+        filled: names whose mark is solid, not hollow.
+        chance: title to (low, high), a grey band.
     """
     names = list(next(iter(panels.values())))
-    figure, grid = plt.subplots(1, len(panels), figsize=(8, 3.8), sharey=True, squeeze=False, layout="constrained")
-    for axes, (title, points) in zip(grid.flat, panels.items(), strict=True):
+    figure, grid = _panels(panels, 3.8)
+    for axes, (title, points) in zip(grid, panels.items(), strict=True):
         axes.axhspan(*chance[title], color=CHANCE, alpha=0.3, linewidth=0)
-        axes.set(title=title, xlabel="seconds", ylim=(-2, 101))
+        axes.set(xlabel="seconds", ylim=(-2, 101))
         for number, name in enumerate(names):
             seconds, scores = points[name]
             if not len(scores):
                 continue
             x, y = np.median(seconds), np.mean(scores)
-            bars = {
-                "xerr": [[x - min(seconds)], [max(seconds) - x]],
-                "yerr": np.abs([[y - min(scores)], [max(scores) - y]]),
+            bars = {"xerr": [[x - min(seconds)], [max(seconds) - x]]}
+            bars["yerr"] = np.abs([[y - min(scores)], [max(scores) - y]])
+            style = {
+                "fmt": "os^Dvp*<>hXP"[number % 12],
+                "color": SERIES[number % 6],
+                "markersize": 7,
+                "elinewidth": 0.8,
             }
-            colour, marker = SERIES[number % 6], "os^Dvp*<>hXP"[number % 12]
-            solid = colour if name in filled else "white"
-            axes.errorbar(
-                [x],
-                [y],
-                fmt=marker,
-                color=colour,
-                markerfacecolor=solid,
-                markersize=7,
-                elinewidth=0.8,
-                label=name,
-                **bars,
-            )
+            style["markerfacecolor"] = style["color"] if name in filled else "white"
+            axes.errorbar([x], [y], label=name, **style, **bars)
         if any(len(scores) for _, scores in points.values()):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
         else:
-            axes.text(0.5, 0.5, "pending", ha="center", transform=axes.transAxes, color=CHANCE, style="italic")
-    grid[0, 0].set_ylabel("rank-1 (%)")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
+            _say_pending(axes)
+    grid[0].set_ylabel("rank-1 (%)")
+    handles, labels = grid[0].get_legend_handles_labels()
     if labels:
         handles = [handle[0] for handle in handles]  # the mark without its bars
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
@@ -320,55 +341,54 @@ def score_matrices(
 ) -> Figure:
     """Draw matrices of scores in percent as heat maps: the mean over seeds in each cell, lowest and highest below it.
 
-    panels: title to (len(rows), len(columns), seeds), NaN where a seed has not run; a cell without any is hatched and
-    says pending. apart: how many of the last rows stand below a gap. wide: panels side by side. Colours run from 0 to
-    `top` on a scale that reads the same to colour-blind eyes; numbers are black or white, whichever their ground needs.
+    Colours run from 0 to `top` on a scale that reads the same to colour-blind eyes; numbers are black or white,
+    whichever their ground needs.
+
+    Args:
+        panels: title to (len(rows), len(columns), seeds), NaN where a seed has not run; a cell without any is hatched
+            and says pending.
+        apart: how many of the last rows stand below a gap.
+        wide: panels side by side.
     """
     high = -(-len(panels) // wide)
     size = (1.2 + wide * (0.85 * len(columns) + 0.4), high * (0.46 * len(rows) + 0.75))
     figure, grid = plt.subplots(high, wide, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    scale = plt.cm.ScalarMappable(plt.Normalize(0, top), "cividis")
-    places = [row + (0.35 if row >= len(rows) - apart else 0) for row in range(len(rows))]
     for axes in grid.flat[len(panels) :]:
         axes.axis("off")
     for axes, (title, values) in zip(grid.flat, panels.items(), strict=False):
-        for (row, column), scores in ((cell, values[cell]) for cell in np.ndindex(values.shape[:2])):
-            scores = scores[~np.isnan(scores)]
-            box = {"xy": (column - 0.5, places[row] - 0.5), "width": 1, "height": 1, "edgecolor": "white"}
-            middle = {"ha": "center", "va": "center"}
-            if not len(scores):
-                axes.add_patch(plt.Rectangle(**{**box, "edgecolor": "#999999"}, facecolor="white", hatch="///", lw=0.5))
-                ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-                axes.text(column, places[row], "pending", fontsize=7.5, color=CHANCE, bbox=ground, **middle)
-                continue
-            colour = scale.to_rgba(scores.mean())
-            axes.add_patch(plt.Rectangle(**box, facecolor=colour, lw=1.5))
+        seeds = np.ma.masked_invalid(values)
+        mean, least, most, ran = seeds.mean(-1), seeds.min(-1), seeds.max(-1), seeds.count(-1)
+        words = np.full(ran.shape, "", dtype=object)
+        for cell in map(tuple, np.argwhere(ran)):
+            words[cell] = f"{mean[cell]:.1f}" + (f"\n{least[cell]:.0f} to {most[cell]:.0f}" if ran[cell] > 1 else "")
+        text = {"fontsize": 8, "linespacing": 1.1}
+        options = {"vmin": 0, "vmax": top, "cmap": "cividis", "cbar": False, "linewidths": 1.5, "ax": axes}
+        labels = {"annot": words, "fmt": "", "annot_kws": text, "xticklabels": columns, "yticklabels": rows}
+        sns.heatmap(mean.filled(np.nan), **options, **labels)
+        (cells,) = axes.collections
+        for label, colour in zip(axes.texts, cells.get_facecolors()[ran.ravel() > 0], strict=True):
             # Black and white have equal contrast on a ground of relative luminance 0.179 (WCAG 2).
-            linear = ((np.array(colour[:3]) + 0.055) / 1.055) ** 2.4
-            ink = "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
-            one = len(scores) == 1
-            axes.text(
-                column, places[row] - (0 if one else 0.14), f"{scores.mean():.1f}", fontsize=10, color=ink, **middle
-            )
-            if not one:
-                reach = f"{scores.min():.0f} to {scores.max():.0f}"
-                axes.text(column, places[row] + 0.25, reach, fontsize=7, color=ink, **middle)
-        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(places[-1] + 0.5, -0.5))
+            linear = ((colour[:3] + 0.055) / 1.055) ** 2.4
+            label.set_color("black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white")
+        axes.set_facecolor("white")
+        axes.patch.set(hatch="///", edgecolor="#999999")  # seen where a cell is empty
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        for row, column in np.argwhere(ran == 0) + 0.5:
+            axes.text(column, row, "pending", fontsize=7.5, color=CHANCE, bbox=ground, ha="center", va="center")
+        if apart:
+            axes.axhline(len(rows) - apart, color="white", linewidth=8)
         axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(places, rows)
-        axes.tick_params(length=0)
+        axes.tick_params(length=0, rotation=0)
         axes.grid(visible=False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-    figure.colorbar(scale, ax=grid, label="rank-1 (%)", shrink=0.6, aspect=30)
+    figure.colorbar(grid.flat[0].collections[0], ax=grid, label="rank-1 (%)", shrink=0.6, aspect=30)
     return figure
 
 
 def stacked_counts(counts: dict[str, dict[str, int]]) -> Figure:
     """Draw counts as stacked bars, one bar a row: each part told by colour and hatching, its number inside.
 
-    counts: row to part to number, the same parts in each row.
+    Args:
+        counts: row to part to number, the same parts in each row.
     """
     figure, axes = plt.subplots(figsize=(8, 0.36 * len(counts) + 1.3), layout="constrained")
     left = np.zeros(len(counts))

@@ -51,10 +51,14 @@ def load_dataset(
 ) -> Dataset:
     """Return a data set by name: "synthetic", "sysu", "regdb", "llcm" or "paired_folder".
 
-    root: the folder of the reader's own copy; the synthetic set takes none. size: (height, width) of the crops in
-    pixels; None stands for the data set's usual size. seed: decides rendering and held-out identities.
-    options: the named options of the data set's class (SyntheticVI, SYSU, RegDB, LLCM, PairedFolder).
-    Raises InputError for an unknown name or option, a missing root, or a root where none belongs.
+    Args:
+        root: the folder of the reader's own copy; the synthetic set takes none.
+        size: (height, width) of the crops in pixels; None stands for the data set's usual size.
+        seed: decides rendering and held-out identities.
+        options: the named options of the data set's class (SyntheticVI, SYSU, RegDB, LLCM, PairedFolder).
+
+    Raises:
+        InputError: for an unknown name or option, a missing root, or a root where none belongs.
     """
     if name not in DATASETS:
         raise InputError(f"data set {name!r} is unknown; choose from {', '.join(DATASETS)}")

@@ -82,9 +82,10 @@ def channel_or_grey(images: torch.Tensor, generator: torch.Generator) -> torch.T
 class Augmentation:
     """Which augmentations a training run draws; the default is AGW's: pad, crop and flip.
 
-    pad: pixels of black border before the random crop. flip, erasing, grey: probabilities; grey turns a visible image
-    into its luma. channels: CAJ's random channel or grey on the infrared image and channel exchange on half of the
-    visible ones.
+    Attributes:
+        pad: pixels of black border before the random crop.
+        flip, erasing, grey: probabilities; grey turns a visible image into its luma.
+        channels: CAJ's random channel or grey on the infrared image and channel exchange on half of the visible ones.
     """
 
     pad: int = 10

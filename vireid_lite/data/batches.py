@@ -14,8 +14,12 @@ from vireid_lite.errors import InputError
 class Batches:
     """Batches of rows, epoch after epoch; the batch of a step depends on (seed, step) alone, so a fit can resume.
 
-    rows: (N,) what to draw from. size: cut to what there is. shuffle: a new order every epoch; else the given order.
     Each epoch leaves out the rest that fills no batch.
+
+    Args:
+        rows: (N,) what to draw from.
+        size: cut to what there is.
+        shuffle: a new order every epoch; else the given order.
     """
 
     def __init__(self, rows: np.ndarray, size: int, seed: int, shuffle: bool = True) -> None:
@@ -50,7 +54,10 @@ class MixedBatches:
 class IdentityBatches:
     """Rows by step: as many identities as fit, up to `instances` images of each from both modalities, visible first.
 
-    Both are cut to what there is. Raises InputError for fewer than two identities, or a batch too small for them.
+    Both are cut to what there is.
+
+    Raises:
+        InputError: for fewer than two identities, or a batch too small for them.
     """
 
     def __init__(self, store: ImageStore, size: int, seed: int, instances: int = 8) -> None:
@@ -86,7 +93,10 @@ class PKSampler:
     """P identities a batch, K images of each in each modality, as AGW samples (utils.py:68-89).
 
     Every draw derives from (seed, epoch), so a run that resumes at an epoch sees the same batches.
-    An identity that lacks a modality is left out. Raises InputError where fewer than two are left.
+    An identity that lacks a modality is left out.
+
+    Raises:
+        InputError: where fewer than two are left.
     """
 
     def __init__(self, records: Sequence[Record], identities: int = 8, images: int = 4, seed: int = 0) -> None:

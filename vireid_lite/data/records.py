@@ -20,8 +20,8 @@ from vireid_lite.errors import InputError
 class Modality(IntEnum):
     """The spectrum an image was taken in; its value indexes a model's stems."""
 
-    VISIBLE = 0
-    INFRARED = 1
+    VISIBLE = 0  #: images of three channels
+    INFRARED = 1  #: near or thermal, as three equal channels
 
     @property
     def other(self) -> Modality:
@@ -33,10 +33,11 @@ class Modality(IntEnum):
 class Record:
     """One crop of one person: where its pixels come from, and what is known about it.
 
-    source: path relative to the data set's root (POSIX separators), or the image's index where it is rendered.
-    identity: the person's number in the data set's own numbering (not contiguous).
-    camera: the camera's number in the data set's own numbering (from 1).
-    box: (x, y, width, height) in pixels, where the crop is a part of the file's frame.
+    Attributes:
+        source: path relative to the data set's root (POSIX separators), or the image's index where it is rendered.
+        identity: the person's number in the data set's own numbering (not contiguous).
+        camera: the camera's number in the data set's own numbering (from 1).
+        box: (x, y, width, height) in pixels, where the crop is a part of the file's frame.
     """
 
     source: str | int
@@ -58,12 +59,15 @@ class Dataset:
 
     A subclass fills `train` and `val`, and implements `trials` and, where pixels are not files, `read`.
 
-    name: the data set's name as `load_dataset` takes it.
-    root: the folder that holds the files; None where images are rendered.
-    size: (height, width) in pixels of every crop that `read` returns.
-    options: everything else that decides what the data are, for run cards and cache keys; never a path.
-    protocol: the ranking rules of `metrics.evaluate`: "regdb", "sysu" or "llcm".
-    default_query: the modality of the queries in the official direction.
+    Args:
+        name: the data set's name as `load_dataset` takes it.
+        root: the folder that holds the files; None where images are rendered.
+        size: (height, width) in pixels of every crop that `read` returns.
+        options: everything else that decides what the data are, for run cards and cache keys; never a path.
+
+    Attributes:
+        protocol: the ranking rules of `metrics.evaluate`: "regdb", "sysu" or "llcm".
+        default_query: the modality of the queries in the official direction.
     """
 
     protocol = "regdb"
@@ -118,9 +122,15 @@ def read_crop(
 ) -> np.ndarray:
     """Decode, crop and resize one image file (Lanczos, as AGW's pre-processing).
 
-    size: (height, width) in pixels. box: (x, y, width, height) in pixels of the frame, or None for the whole file.
-    Returns uint8 (height, width, 3); infrared as three equal channels (luma of the file).
-    Raises InputError where the file is absent, truncated, not an image, or of more than 8 bits a channel.
+    Args:
+        size: (height, width) in pixels.
+        box: (x, y, width, height) in pixels of the frame, or None for the whole file.
+
+    Returns:
+        uint8 (height, width, 3); infrared as three equal channels (luma of the file).
+
+    Raises:
+        InputError: where the file is absent, truncated, not an image, or of more than 8 bits a channel.
     """
     try:
         with Image.open(path) as image:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,15 +16,18 @@ from tqdm import tqdm
 
 from vireid_lite.data.records import Dataset, Record, fingerprint
 from vireid_lite.errors import InputError
-from vireid_lite.files import cache_folder, clear_no_space, code_hash, exclusive, stable_hash, write_atomically
+from vireid_lite.files import cache_folder, clear_no_space, exclusive, source_hash, stable_hash, write_atomically
 
-ROWS_PER_STEP = 256  # crops written between two notes of progress
+ROWS_PER_STEP = 256  #: crops written between two notes of progress
 
 
 class ImageStore:
     """Decoded crops of a list of records, on disk, in the records' order.
 
-    images: (N, H, W, 3) uint8 memory map. A batch is read when it is asked for, so memory does not grow with the set.
+    A batch is read when it is asked for, so memory does not grow with the set.
+
+    Args:
+        images: (N, H, W, 3) uint8 memory map.
     """
 
     def __init__(self, images: np.ndarray, records: Sequence[Record]) -> None:
@@ -52,25 +57,29 @@ class ImageStore:
 def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -> ImageStore:
     """Return the records' crops as an ImageStore, decoding only what no earlier run has decoded.
 
-    The files live in `provenance.cache_folder()`; a killed run resumes where it stopped.
-    Raises InputError where a file cannot be read or the disk is full; what was decoded before is kept.
+    The files live in `files.cache_folder()`; a killed run resumes where it stopped.
+
+    Raises:
+        InputError: where a file cannot be read or the disk is full; what was decoded before is kept.
     """
     records = list(records)
     if not records:
         raise InputError(f"{dataset.name}: no images to load; check the split and its options")
     shape = (len(records), *dataset.size, 3)
     folder = cache_folder() / "crops" / f"{dataset.name}-{_cache_key(dataset, records)}"
-    with exclusive(folder), clear_no_space(f"cache of {dataset.name}", folder.parent):
-        if not (folder / "images.u8").exists():
-            _decode(dataset, records, folder, shape, progress)
-    return ImageStore(np.memmap(folder / "images.u8", dtype=np.uint8, mode="r", shape=shape), records)
+    whole = folder / "images.u8"
+    if not whole.exists():  # a cache that is whole needs no lock, so it may be read-only
+        with exclusive(folder), clear_no_space(f"cache of {dataset.name}", folder.parent):
+            if not whole.exists():
+                _decode(dataset, records, folder, progress)
+    return ImageStore(np.memmap(whole, dtype=np.uint8, mode="r", shape=shape), records)
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
-    """Return a key that changes when the pixels may: the records, and the files' sizes and times or the renderer."""
+    """Return a key that changes when the pixels may: the records, the code of `data`, the files' sizes and times."""
     key = [dataset.name, dataset.size, fingerprint(records)]
     if dataset.root is None:
-        return stable_hash([*key, dataset.describe(), code_hash("data/records", "data/synthetic", "data/rendering")])
+        return stable_hash([*key, dataset.describe(), source_hash("data")])
     stats = []
     for source in sorted({str(record.source) for record in records}):
         try:
@@ -78,25 +87,25 @@ def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
         except OSError as error:
             raise InputError(f"{dataset.name}: {dataset.root / source} cannot be read ({error.strerror})") from None
         stats.append([source, stat.st_size, stat.st_mtime_ns])
-    return stable_hash([*key, str(dataset.root.resolve()), code_hash("data/records"), stats])
+    return stable_hash([*key, str(dataset.root.resolve()), source_hash("data"), stats])
 
 
-def _decode(dataset: Dataset, records: list[Record], folder: Path, shape: tuple[int, ...], progress: bool) -> None:
+def _decode(dataset: Dataset, records: list[Record], folder: Path, progress: bool) -> None:
     """Fill images.part, noting finished rows in rows.json, and name it images.u8 when it is whole."""
-    part, note = folder / "images.part", folder / "rows.json"
+    part, note, size = folder / "images.part", folder / "rows.json", 3 * dataset.size[0] * dataset.size[1]
     done = json.loads(note.read_text()) if note.exists() and part.exists() else 0
-    with open(part, "r+b" if part.exists() else "w+b") as file:
-        # Reserved up front: a memory map on a full disk would kill the process instead of raising.
-        os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
-        images = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
-        bar = tqdm(total=len(records), initial=done, unit="crop", desc=f"decode {dataset.name}", disable=not progress)
-        with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(done, len(records), ROWS_PER_STEP):
-                rows = records[start : start + ROWS_PER_STEP]
-                for offset, crop in enumerate(pool.map(dataset.read, rows)):
-                    images[start + offset] = crop
-                    bar.update()
-                images.flush()
-                os.fsync(file.fileno())
-                write_atomically(note, json.dumps(start + len(rows)).encode())
+    if shutil.disk_usage(folder).free < (len(records) - done) * size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now, not after an hour of decoding
+    bar = tqdm(total=len(records), initial=done, unit="crop", desc=f"decode {dataset.name}", disable=not progress)
+    # Written, not mapped: where the disk fills up meanwhile, a memory map would kill the process instead of raising.
+    with open(part, "r+b" if done else "wb") as file, bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        file.seek(done * size)
+        for start in range(done, len(records), ROWS_PER_STEP):
+            rows = records[start : start + ROWS_PER_STEP]
+            for crop in pool.map(dataset.read, rows):
+                file.write(crop.tobytes())
+                bar.update()
+            file.flush()
+            os.fsync(file.fileno())
+            write_atomically(note, json.dumps(start + len(rows)).encode())
     os.replace(part, folder / "images.u8")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite import metrics
-from vireid_lite.data import Dataset, ImageStore, Modality, Trial, cached
+from vireid_lite.data.records import Dataset, Modality, Trial
+from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.metrics.evaluation import (
     Evaluation,
     Perturbation,
@@ -24,15 +24,18 @@ from vireid_lite.metrics.evaluation import (
     identities_and_cameras,
     in_order,
 )
-from vireid_lite.metrics.likeness import _decibels, ssim
+from vireid_lite.metrics.likeness import decibels, ssim
+from vireid_lite.metrics.ranking import FEATURE_CHUNK, dropped, evaluate_features
 
 
 class QueryState(NamedTuple):
     """What one set of query features looks like, seen from the gallery and from the queries' own modality.
 
-    rank1, mAP: across the modalities, under the data set's protocol: what `evaluate` scores.
-    within_rank1, within_mAP: see `within_modality`. shift, spread: see `shift_and_spread`.
-    hub_image, hub_identity, distinct: see `hubs`.
+    Attributes:
+        rank1, mAP: across the modalities, under the data set's protocol: what `evaluate` scores.
+        within_rank1, within_mAP: see `within_modality`.
+        shift, spread: see `shift_and_spread`.
+        hub_image, hub_identity, distinct: see `hubs`.
     """
 
     rank1: float
@@ -49,8 +52,11 @@ class QueryState(NamedTuple):
 class Anatomy(NamedTuple):
     """What an attack did to the queries of one trial.
 
-    displacement: mean |f(x') - f(x)|, in [0, 2] as features have length 1. cosine: mean cosine of f(x') and f(x).
-    ssim: mean over images, in [-1, 1]. psnr: in dB, of the mean squared error over all images; infinite if that is 0.
+    Attributes:
+        displacement: mean `|f(x') - f(x)|`, in [0, 2] as features have length 1.
+        cosine: mean cosine of f(x') and f(x).
+        ssim: mean over images, in [-1, 1].
+        psnr: in dB, of the mean squared error over all images; infinite if that is 0.
     """
 
     clean: QueryState
@@ -85,10 +91,14 @@ def anatomy(
 ) -> Anatomy:
     """Take a drop apart: clean queries, attacked queries and the gallery, as features and as images.
 
-    perturb, query_store: the attack, as in `evaluation.evaluate`; without either, attacked equals clean.
-    trial: None stands for the first test trial of the direction; query_modality: None for the official direction.
-    evaluated: (clean, attacked) evaluations of this trial alone, whose features are taken over.
-    Raises InputError where both attacks are given, the store lacks a query, or crops are smaller than SSIM's window.
+    Args:
+        perturb, query_store: the attack, as in `evaluation.evaluate`; without either, attacked equals clean.
+        trial: None stands for the first test trial of the direction.
+        query_modality: None for the official direction.
+        evaluated: (clean, attacked) evaluations of this trial alone, whose features are taken over.
+
+    Raises:
+        InputError: where both attacks are given, the store lacks a query, or crops are smaller than SSIM's window.
     """
     trial = dataset.trials(query_modality)[0] if trial is None else trial
     modality = trial.query[0].modality
@@ -114,7 +124,7 @@ def anatomy(
             error.append((changed - images).square().mean((1, 2, 3)))
 
     def state(query: Tensor) -> QueryState:
-        scores = metrics.evaluate_features(query, gallery, *identities_and_cameras(trial), protocol=dataset.protocol)
+        scores = evaluate_features(query, gallery, *identities_and_cameras(trial), protocol=dataset.protocol)
         within = within_modality(query, clean, identities_and_cameras(trial)[0])
         shared = hubs(query, gallery, trial, dataset.protocol)
         return QueryState(scores.rank1, scores.mAP, *within, *shift_and_spread(query, clean, gallery), *shared)
@@ -125,7 +135,7 @@ def anatomy(
         displacement=(attacked - clean).norm(dim=1).mean().item(),
         cosine=F.cosine_similarity(attacked, clean).mean().item(),
         ssim=torch.cat(likeness).mean().item(),
-        psnr=_decibels(torch.cat(error).mean()).item(),
+        psnr=decibels(torch.cat(error).mean()).item(),
     )
 
 
@@ -133,24 +143,32 @@ def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tup
     """Return rank-1 and mAP of queries ranked against the clean images of their own modality, each without itself.
 
     If these stay while the scores across modalities fall, identity is not lost, only the bridge between the two.
-    query, clean: (Q, D) features of the same images, attacked and clean. identities: (Q,) integers.
     Every other image is ranked, of the same camera too, so this is a mild test. An identity with a single image has no
     match and leaves the mean, though its image stays in the gallery; (nan, nan) where no identity has two images.
+
+    Args:
+        query, clean: (Q, D) features of the same images, attacked and clean.
+        identities: (Q,) integers.
     """
     if np.unique(identities).size == len(identities):
         return math.nan, math.nan
     # Protocol "llcm" removes what shares identity and camera with the query: with a camera per image, that is itself.
     itself = np.arange(len(identities))
-    scores = metrics.evaluate_features(query, clean, identities, identities, itself, itself, protocol="llcm")
+    scores = evaluate_features(query, clean, identities, identities, itself, itself, protocol="llcm")
     return scores.rank1, scores.mAP
 
 
 def shift_and_spread(query: Tensor, clean: Tensor, gallery: Tensor) -> tuple[float, float]:
     """Return how far the query cloud is from the gallery's, and how wide it is, both in units of the clean width s.
 
-    shift = |mean(query) - mean(gallery)| / s, spread = w(query) / s, with w(X)^2 = mean |x - mean(X)|^2 and
-    s^2 = (w(clean)^2 + w(gallery)^2) / 2. One s for clean and attacked queries, so that a cloud that only shrinks
-    (spread to 0) does not seem to move. query, clean: (Q, D), gallery: (G, D). nan where s is 0.
+    `shift = |mean(query) - mean(gallery)| / s`, `spread = w(query) / s`, with `w(X)^2 = mean |x - mean(X)|^2` and
+    `s^2 = (w(clean)^2 + w(gallery)^2) / 2`. One s for clean and attacked queries, so that a cloud that only shrinks
+    (spread to 0) does not seem to move.
+    nan where s is 0.
+
+    Args:
+        query, clean: (Q, D).
+        gallery: (G, D).
     """
 
     def width(features: Tensor) -> Tensor:
@@ -166,19 +184,20 @@ def hubs(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") 
     Three fractions of the number of queries: the most whose nearest image is one and the same; the most whose nearest
     image shows one person (in a perfect ranking the largest share of queries of one person); how many different images
     are nearest to some query. Queries that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing.
-    query: (Q, D), gallery: (G, D), in the trial's order.
+
+    Args:
+        query: (Q, D).
+        gallery: (G, D), in the trial's order.
     """
-    query_ids, gallery_ids, query_cameras, gallery_cameras = map(torch.from_numpy, identities_and_cameras(trial))
-    nearest, chunk = [], max(1, metrics.FEATURE_CHUNK // len(gallery))
+    query_ids, gallery_ids, query_cameras, gallery_cameras = identities_and_cameras(trial)
+    nearest, chunk = [], max(1, FEATURE_CHUNK // len(gallery))
     for start in range(0, len(query), chunk):
         rows = slice(start, start + chunk)
+        same = query_ids[rows, None] == gallery_ids
+        out = dropped(protocol, same, query_cameras[rows, None], gallery_cameras)
         distance = torch.cdist(query[rows], gallery).cpu()
-        if protocol == "sysu":
-            distance[(query_cameras[rows, None] == 3) & (gallery_cameras == 2)] = torch.inf
-        elif protocol == "llcm":
-            same = query_ids[rows, None] == gallery_ids
-            distance[same & (query_cameras[rows, None] == gallery_cameras)] = torch.inf
-        nearest.append(distance.argmin(1))
+        nearest.append(distance.masked_fill(torch.tensor(out), torch.inf).argmin(1))
     nearest = torch.cat(nearest)
-    images, people = (values.unique(return_counts=True)[1] for values in (nearest, gallery_ids[nearest]))
+    shown = torch.from_numpy(gallery_ids)[nearest]
+    images, people = (values.unique(return_counts=True)[1] for values in (nearest, shown))
     return tuple(count / len(query) for count in (images.max().item(), people.max().item(), len(images)))

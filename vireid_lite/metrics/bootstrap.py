@@ -29,13 +29,17 @@ class Difference(NamedTuple):
 def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Return the mean of a score and its interval over identities, which are resampled with replacement.
 
-    values: (N,) one score per valid query, or per identity. identities: (N,) integers, who each value belongs to;
-    all queries of one person stay together, because they are not independent. counts: (N,) how many queries each value
-    is the mean of (`PerIdentity.queries`), or None for one. Raises InputError on unlike shapes, values that are not
-    finite, or fewer than two identities.
+    Args:
+        values: (N,) one score per valid query, or per identity.
+        identities: (N,) integers, who each value belongs to; all queries of one person stay together, because they are
+            not independent.
+        counts: (N,) how many queries each value is the mean of (`PerIdentity.queries`), or None for one.
+
+    Raises:
+        InputError: on unlike shapes, values that are not finite, or fewer than two identities.
     """
     values = np.asarray(values, dtype=np.float64)
-    identities = _labels(identities, "identities", len(values))
+    identities = labels(identities, "identities", len(values))
     weights = np.ones(len(values)) if counts is None else np.asarray(counts, dtype=np.float64)
     if values.ndim != 1 or weights.shape != values.shape or not np.isfinite(values).all() or not (weights > 0).all():
         raise InputError("metrics: bootstrap needs one finite value per query or identity, and positive counts if any")
@@ -47,7 +51,7 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float
     sums, totals = np.bincount(member, values * weights), np.bincount(member, weights)
     rng = np.random.default_rng(seed)
     draws = (rng.integers(len(people), size=len(people)) for _ in range(repeats))
-    return _interval([sums[draw].sum() / totals[draw].sum() for draw in draws], sums.sum() / totals.sum(), level)
+    return interval([sums[draw].sum() / totals[draw].sum() for draw in draws], sums.sum() / totals.sum(), level)
 
 
 def paired_bootstrap(
@@ -55,8 +59,10 @@ def paired_bootstrap(
 ) -> Difference:
     """Return the mean of after - before on the same queries, and its interval over resampled identities.
 
-    before, after: (N,) scores of two conditions for the same queries (or identities) in the same order. The other
-    arguments and errors are those of `bootstrap`. "One is stronger" needs an interval that excludes zero.
+    The other arguments and errors are those of `bootstrap`. "One is stronger" needs an interval that excludes zero.
+
+    Args:
+        before, after: (N,) scores of two conditions for the same queries (or identities) in the same order.
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 1:
@@ -66,12 +72,13 @@ def paired_bootstrap(
     return Difference(*bootstrap(after - before, identities, counts, repeats, level, seed))
 
 
-def _interval(samples, mean: float, level: float) -> Interval:
+def interval(samples, mean: float, level: float) -> Interval:
+    """Return a mean beside the bounds that hold the middle `level` of its samples."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(mean), float(low), float(high))
 
 
-def _labels(values, name: str, length: int | None = None) -> np.ndarray:
+def labels(values, name: str, length: int | None = None) -> np.ndarray:
     """Return identities or cameras as an integer array of the length asked for."""
     values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "iu" or (length is not None and len(values) != length):

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from vireid_lite import metrics
-from vireid_lite.data import Dataset, ImageStore, Modality, Record, Trial, cached
+from vireid_lite.data.records import Dataset, Modality, Record, Trial
+from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.errors import InputError
+from vireid_lite.metrics import ranking
 
 Perturbation = Callable[[torch.Tensor, Modality], torch.Tensor]
 
@@ -21,16 +22,22 @@ Perturbation = Callable[[torch.Tensor, Modality], torch.Tensor]
 class Evaluation:
     """One direction of one victim: the scores of every trial, their means, and chance level and minimum beside them.
 
-    cmc: (max_rank,) mean over trials, fractions; cmc[0] is rank-1. trials: each trial's RetrievalScores.
-    chance: of the first trial's setting. per_identity: mean rank-1 and AP of each identity over all its valid queries
-    of all trials, in the order of the identities' numbers. query, gallery: the features that were ranked, (N, D) each,
-    of every distinct record of all trials, in the order they first occur.
+    Attributes:
+        query_modality: of the direction.
+        cmc: (max_rank,) mean over trials, fractions; cmc[0] is rank-1.
+        rank1, mAP, mINP: means over trials.
+        trials: each trial's RetrievalScores.
+        chance: of the first trial's setting.
+        per_identity: mean rank-1 and AP of each identity over all its valid queries of all trials, in the order of the
+            identities' numbers.
+        query, gallery: the features that were ranked, (N, D) each, of every distinct record of all trials, in the order
+            they first occur.
     """
 
     query_modality: Modality
-    trials: list[metrics.RetrievalScores]
-    chance: metrics.ChanceLevel
-    per_identity: metrics.PerIdentity
+    trials: list[ranking.RetrievalScores]
+    chance: ranking.ChanceLevel
+    per_identity: ranking.PerIdentity
     query: torch.Tensor
     gallery: torch.Tensor
 
@@ -67,7 +74,8 @@ def embed_store(
 ) -> torch.Tensor:
     """Return L2-normalised BNNeck features (N, D) on the device, in the store's order.
 
-    perturb: called as perturb(images, modality) on batches of one modality before they are embedded.
+    Args:
+        perturb: called as perturb(images, modality) on batches of one modality before they are embedded.
     """
     model = model.to(device).eval()
     features: list[torch.Tensor | None] = [None] * len(store)
@@ -105,14 +113,18 @@ def evaluate(
 ) -> Evaluation:
     """Rank every query of every trial, and score it under the data set's protocol.
 
-    query_modality: None stands for the official direction. perturb: applied to the queries alone; the gallery stays
-    clean, unless perturb_gallery says otherwise. query_store: queries crafted beforehand, read instead of the cached
-    clean crops; an ImageStore, or what has
-    its `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
-    trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
-    clean: an evaluation of the same model on the same trials, whose gallery features and chance level are taken over.
-    Raises InputError where the store lacks a query, both perturb and query_store are given, or clean does not fit or
-    would hide a perturbed gallery.
+    Args:
+        query_modality: None stands for the official direction.
+        perturb: applied to the queries alone; the gallery stays clean, unless perturb_gallery says otherwise.
+        query_store: queries crafted beforehand, read instead of the cached clean crops; an ImageStore, or what has its
+            `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
+        trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
+        clean: an evaluation of the same model on the same trials, whose gallery features and chance level are taken
+            over.
+
+    Raises:
+        InputError: where the store lacks a query, both perturb and query_store are given, or clean does not fit or
+            would hide a perturbed gallery.
     """
     query_modality = dataset.default_query if query_modality is None else query_modality
     trials = dataset.trials(query_modality) if trials is None else list(trials)
@@ -129,13 +141,13 @@ def evaluate(
         raise InputError("evaluation: clean brings a clean gallery; leave it out where the gallery is perturbed")
     if clean is None:
         gallery_features = embed_store(model, cached(dataset, gallery, progress), perturb=perturb_gallery, **options)
-        chance = metrics.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
+        chance = ranking.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
     else:
         if (clean.query_modality, len(clean.query), len(clean.gallery)) != (query_modality, len(queries), len(gallery)):
             raise InputError("evaluation: clean is of other trials; evaluate the same trials without the attack first")
         gallery_features, chance = clean.gallery, clean.chance
     scores = [
-        metrics.evaluate_features(
+        ranking.evaluate_features(
             in_order(query_features, queries, trial.query),
             in_order(gallery_features, gallery, trial.gallery),
             *identities_and_cameras(trial),
@@ -169,10 +181,10 @@ def check_query_store(store: ImageStore, queries: Sequence[Record], perturb: Per
         )
 
 
-def _per_identity(scores: list[metrics.RetrievalScores], trials: list[Trial]) -> metrics.PerIdentity:
+def _per_identity(scores: list[ranking.RetrievalScores], trials: list[Trial]) -> ranking.PerIdentity:
     """Return each identity's means over the valid queries of all trials."""
     parts = [
-        metrics.per_identity(result, identities_and_cameras(trial)[0])
+        ranking.per_identity(result, identities_and_cameras(trial)[0])
         for result, trial in zip(scores, trials, strict=True)
     ]
     names, member = np.unique(np.concatenate([part.identity for part in parts]), return_inverse=True)
@@ -182,7 +194,7 @@ def _per_identity(scores: list[metrics.RetrievalScores], trials: list[Trial]) ->
         np.bincount(member, weights * np.concatenate([getattr(part, field) for part in parts])) / queries
         for field in ("rank1", "ap")
     )
-    return metrics.PerIdentity(names, rank1, ap, queries.astype(np.int64))
+    return ranking.PerIdentity(names, rank1, ap, queries.astype(np.int64))
 
 
 def ranked(
@@ -197,8 +209,10 @@ def ranked(
 ) -> tuple[list[Record], list[list[Record]]]:
     """Return some queries and, for each, its `top` nearest gallery records, for a figure of rankings.
 
-    queries: the records themselves, or how many to take at even distances through the trial's list.
     The gallery images that the protocol drops for a query are left out.
+
+    Args:
+        queries: the records themselves, or how many to take at even distances through the trial's list.
     """
     if isinstance(queries, int):
         places = np.linspace(0, len(trial.query) - 1, min(queries, len(trial.query))).round().astype(int)
@@ -208,18 +222,13 @@ def ranked(
     chosen = ImageStore(store.images[[store.row[query] for query in queries]], queries)
     found = embed_store(model, chosen, perturb=perturb, **options)
     gallery = embed_store(model, cached(dataset, trial.gallery, False), **options)
+    _, people, _, cameras = identities_and_cameras(trial)
+    orders = torch.cdist(found, gallery).argsort(dim=1, stable=True).numpy(force=True)
     rankings = []
-    for query, order in zip(queries, torch.cdist(found, gallery).argsort(dim=1, stable=True).tolist(), strict=True):
-        kept = (trial.gallery[place] for place in order if not _dropped(dataset.protocol, query, trial.gallery[place]))
-        rankings.append([record for record, _ in zip(kept, range(top), strict=False)])
+    for query, order in zip(queries, orders, strict=True):
+        out = ranking.dropped(dataset.protocol, people == query.identity, query.camera, cameras)
+        rankings.append([trial.gallery[place] for place in order[~out[order]][:top]])
     return list(queries), rankings
-
-
-def _dropped(protocol: str, query: Record, found: Record) -> bool:
-    """Return whether a protocol leaves this gallery record out for this query (protocols A and C)."""
-    if protocol == "sysu":
-        return query.camera == 3 and found.camera == 2
-    return protocol == "llcm" and (query.identity, query.camera) == (found.identity, found.camera)
 
 
 def identities_and_cameras(trial: Trial) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

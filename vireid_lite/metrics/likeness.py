@@ -15,9 +15,14 @@ C1, C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Return the structural similarity of each image and its reference, (N,), in [-1, 1], 1 only for equal images.
 
-    images, reference: (N, C, H, W) float in [0, 1]. Mean over channels and over the positions where the 11x11 Gaussian
-    window (sigma 1.5) fits, K1 = 0.01, K2 = 0.03. Raises InputError for unlike shapes or images below 11 pixels.
+    Mean over channels and over the positions where the 11x11 Gaussian window (sigma 1.5) fits, K1 = 0.01, K2 = 0.03.
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), eq. 13.
+
+    Args:
+        images, reference: (N, C, H, W) float in [0, 1].
+
+    Raises:
+        InputError: for unlike shapes or images below 11 pixels.
     """
     if images.shape != reference.shape or images.ndim != 4:
         raise InputError(f"ssim: two batches (N, C, H, W) alike, got {tuple(images.shape)}, {tuple(reference.shape)}")
@@ -50,10 +55,12 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio of each image in dB, (N,), peak 1; infinite for equal images.
 
-    images, reference: (N, C, H, W) float in [0, 1].
+    Args:
+        images, reference: (N, C, H, W) float in [0, 1].
     """
-    return _decibels((images - reference).square().mean((1, 2, 3)))
+    return decibels((images - reference).square().mean((1, 2, 3)))
 
 
-def _decibels(error: Tensor) -> Tensor:
+def decibels(error: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of a mean squared error, peak 1."""
     return -10 * error.log10()

@@ -2,6 +2,7 @@
 
 Every query is ranked against the gallery by ascending distance, ties in gallery order. The protocol decides what is
 ranked, as in the official evaluators (eval_metrics.py of AGW and of LLCM, SYSU-MM01's MATLAB scripts):
+
 - "regdb": everything; cameras are ignored; CMC counts images. Also serves synthetic and paired data.
 - "sysu": queries of camera 3 drop every gallery image of camera 2 (both stand in one room); CMC counts identities.
 - "llcm": a query drops the gallery images of its own identity and camera; CMC counts identities.
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from vireid_lite.errors import InputError
-from vireid_lite.metrics.bootstrap import Interval, _interval, _labels
+from vireid_lite.metrics.bootstrap import Interval, interval, labels
 
 PROTOCOLS = ("regdb", "sysu", "llcm")
 
@@ -38,12 +39,13 @@ GALLERY_BLOCK = 2**16
 class RetrievalScores:
     """Scores of one ranking of queries against a gallery; all fractions in [0, 1].
 
-    cmc: (max_rank,) float64, share of valid queries whose match is among the first k; cmc[0] is rank-1.
-    mAP, mINP: mean average precision and mean inverse negative penalty (AGW, section 3.3) over valid queries.
-    valid_queries: number of queries that have a match in what the protocol leaves of the gallery.
-    valid: (valid_queries,) int64, their indices among all queries.
-    per_query_rank1: (valid_queries,) float64, 1 where the first image is a match, else 0.
-    per_query_ap: (valid_queries,) float64, average precision.
+    Attributes:
+        cmc: (max_rank,) float64, share of valid queries whose match is among the first k; cmc[0] is rank-1.
+        mAP, mINP: mean average precision and mean inverse negative penalty (AGW, section 3.3) over valid queries.
+        valid_queries: number of queries that have a match in what the protocol leaves of the gallery.
+        valid: (valid_queries,) int64, their indices among all queries.
+        per_query_rank1: (valid_queries,) float64, 1 where the first image is a match, else 0.
+        per_query_ap: (valid_queries,) float64, average precision.
     """
 
     cmc: np.ndarray
@@ -71,7 +73,8 @@ class Minimum(NamedTuple):
 class ChanceScores(NamedTuple):
     """Scores of a random ranking: mean over rankings, and the interval a single ranking's score falls into.
 
-    cmc: (max_rank,) float64, mean over rankings.
+    Attributes:
+        cmc: (max_rank,) float64, mean over rankings.
     """
 
     rank1: Interval
@@ -83,10 +86,11 @@ class ChanceScores(NamedTuple):
 class ChanceLevel(NamedTuple):
     """What a ranking without any information scores in one setting, and the least any ranking can score.
 
-    independent: every query ranks the gallery in its own random order (an untrained network, shuffled labels).
-    collapsed: all queries share one random order, as when an attack maps them all to one feature; the same mean, but
-        another interval: rank-1 is the share of the queries whose identity happens to come first.
-    minimum: the arithmetic minimum; an attack may fall below chance, never below this.
+    Attributes:
+        independent: every query ranks the gallery in its own random order (an untrained network, shuffled labels).
+        collapsed: all queries share one random order, as when an attack maps them all to one feature; the same mean,
+            but another interval: rank-1 is the share of the queries whose identity happens to come first.
+        minimum: the arithmetic minimum; an attack may fall below chance, never below this.
     """
 
     independent: ChanceScores
@@ -124,6 +128,17 @@ class _PerQuery(NamedTuple):
     inp: np.ndarray
 
 
+def dropped(protocol: str, same, query_camera, gallery_camera) -> np.ndarray:
+    """Return which gallery images a protocol leaves out for a query; the arguments broadcast against each other.
+
+    Args:
+        same: whether query and gallery image show one person.
+    """
+    if protocol == "llcm":
+        return same & (query_camera == gallery_camera)
+    return (query_camera == 3) & (gallery_camera == 2) & (protocol == "sysu")
+
+
 def evaluate(
     distance,
     query_ids,
@@ -135,10 +150,16 @@ def evaluate(
 ) -> RetrievalScores:
     """Score a distance matrix exactly as the official evaluators do, a chunk of queries at a time.
 
-    distance: (Q, G) array or tensor of finite numbers, smaller is closer. query_ids, query_cameras: (Q,) integers.
-    gallery_ids, gallery_cameras: (G,) integers; cameras are needed for "sysu" and "llcm", ignored for "regdb".
-    Raises InputError on distances that are not finite, shapes that do not fit, missing cameras, an unknown protocol,
-    or where no query has a match. Source: eval_metrics.py:31-71 of AGW and of LLCM, and SYSU-MM01's MATLAB scripts.
+    Source: eval_metrics.py:31-71 of AGW and of LLCM, and SYSU-MM01's MATLAB scripts.
+
+    Args:
+        distance: (Q, G) array or tensor of finite numbers, smaller is closer.
+        query_ids, query_cameras: (Q,) integers.
+        gallery_ids, gallery_cameras: (G,) integers; cameras are needed for "sysu" and "llcm", ignored for "regdb".
+
+    Raises:
+        InputError: on distances that are not finite, shapes that do not fit, missing cameras, an unknown protocol, or
+            where no query has a match.
     """
     if not isinstance(distance, torch.Tensor):
         distance = np.asarray(distance)
@@ -178,9 +199,14 @@ def evaluate_features(
 ) -> RetrievalScores:
     """Rank by Euclidean distance between features without ever holding the (Q, G) matrix.
 
-    query: (Q, D), gallery: (G, D) arrays or tensors; distances are computed on the gallery's device, in float32 (in
-    float64 if both are). chunk_size: queries per chunk; None chooses one that holds about 2**25 distances. The other
-    arguments, the result and the errors are those of `evaluate`; features that are not finite raise InputError.
+    The other arguments, the result and the errors are those of `evaluate`; features that are not finite raise
+    InputError.
+
+    Args:
+        query: (Q, D).
+        gallery: (G, D) arrays or tensors; distances are computed on the gallery's device, in float32 (in float64 if
+            both are).
+        chunk_size: queries per chunk; None chooses one that holds about 2**25 distances.
     """
     query, gallery = (x if isinstance(x, torch.Tensor) else np.asarray(x) for x in (query, gallery))
     if len(query.shape) != 2 or len(gallery.shape) != 2 or query.shape[1] != gallery.shape[1]:
@@ -223,10 +249,16 @@ def chance(
 ) -> ChanceLevel:
     """Simulate rankings without information, and compute the least any ranking can score, in one setting.
 
-    Identities, cameras, protocol, max_rank: as in `evaluate`. repeats: random rankings of the whole query set.
-    level: coverage of the interval of one ranking's score. Raises InputError as `evaluate` does.
+    Identities, cameras, protocol, max_rank: as in `evaluate`.
+
+    Args:
+        repeats: random rankings of the whole query set.
+        level: coverage of the interval of one ranking's score.
+
+    Raises:
+        InputError: as `evaluate` does.
     """
-    ids, gallery_ids = _labels(query_ids, "query_ids"), _labels(gallery_ids, "gallery_ids")
+    ids, gallery_ids = labels(query_ids, "query_ids"), labels(gallery_ids, "gallery_ids")
     queries, gallery = len(ids), len(gallery_ids)
     setting = _setting(queries, gallery, ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
     if repeats < 2 or not 0 < level < 1:
@@ -251,7 +283,7 @@ def chance(
     def simulate(ranking: Callable[[], RetrievalScores]) -> ChanceScores:
         runs = [ranking() for _ in range(repeats)]
         columns = [[getattr(run, name) for run in runs] for name in ("rank1", "mAP", "mINP")]
-        return ChanceScores(*(_interval(x, np.mean(x), level) for x in columns), np.mean([x.cmc for x in runs], axis=0))
+        return ChanceScores(*(interval(x, np.mean(x), level) for x in columns), np.mean([x.cmc for x in runs], axis=0))
 
     return ChanceLevel(simulate(independent), simulate(collapsed), _minimum(setting))
 
@@ -259,9 +291,12 @@ def chance(
 def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
     """Return each identity's mean rank-1 and AP over its valid queries, in ascending order of identity.
 
-    query_ids: (Q,) integers, as given to `evaluate`. An identity without a valid query is left out.
+    An identity without a valid query is left out.
+
+    Args:
+        query_ids: (Q,) integers, as given to `evaluate`.
     """
-    ids = _labels(query_ids, "query_ids")
+    ids = labels(query_ids, "query_ids")
     if scores.valid.max() >= len(ids):
         raise InputError(f"metrics: query_ids has {len(ids)} entries, but query {scores.valid.max()} was scored")
     identity, member, queries = np.unique(ids[scores.valid], return_inverse=True, return_counts=True)
@@ -291,13 +326,13 @@ def _setting(
         raise InputError(f"metrics: max_rank must be at least 1, got {max_rank}")
     if queries == 0 or gallery == 0:
         raise InputError(f"metrics: nothing to rank: {queries} queries, {gallery} gallery images")
-    query_ids, gallery_ids = _labels(query_ids, "query_ids", queries), _labels(gallery_ids, "gallery_ids", gallery)
+    query_ids, gallery_ids = labels(query_ids, "query_ids", queries), labels(gallery_ids, "gallery_ids", gallery)
     query_camera, gallery_camera = np.zeros(queries, np.int64), np.zeros(gallery, np.int64)
     if protocol != "regdb":
         if query_cameras is None or gallery_cameras is None:
             raise InputError(f"metrics: protocol {protocol} needs query_cameras and gallery_cameras")
-        query_camera = _labels(query_cameras, "query_cameras", queries)
-        gallery_camera = _labels(gallery_cameras, "gallery_cameras", gallery)
+        query_camera = labels(query_cameras, "query_cameras", queries)
+        gallery_camera = labels(gallery_cameras, "gallery_cameras", gallery)
     people, gallery_identity, sizes = np.unique(gallery_ids, return_inverse=True, return_counts=True)
     place = np.minimum(np.searchsorted(people, query_ids), len(people) - 1)
     query_identity = np.where(people[place] == query_ids, place, -1)
@@ -316,9 +351,7 @@ def _own(setting: _Setting, rows: slice) -> tuple[np.ndarray, np.ndarray, np.nda
     column = np.arange(sizes.max())
     own = column < sizes[:, None]
     index = setting.order[np.where(own, setting.starts[identity][:, None] + column, 0)]
-    if setting.protocol == "sysu":
-        return index, own, own & ~((camera == 3) & (setting.gallery_camera[index] == 2))
-    return index, own, own & ((camera != setting.gallery_camera[index]) | (setting.protocol == "regdb"))
+    return index, own, own & ~dropped(setting.protocol, True, camera, setting.gallery_camera[index])
 
 
 def _rank(setting: _Setting, block: Callable[[int, int], np.ndarray], chunk: int) -> _PerQuery:
@@ -340,8 +373,9 @@ def _rank_chunk(setting: _Setting, start: int, distance: np.ndarray) -> _PerQuer
     row = np.arange(queries)[:, None]
     if setting.protocol == "sysu":
         camera = setting.query_camera[start : start + queries, None]
-        distance = np.where((camera == 3) & (setting.gallery_camera == 2), distance.dtype.type(np.inf), distance)
-    elif setting.protocol == "llcm":
+        out = dropped("sysu", False, camera, setting.gallery_camera)
+        distance = np.where(out, distance.dtype.type(np.inf), distance)
+    elif setting.protocol == "llcm":  # what is dropped is the query's own identity
         distance = distance.copy()
         who, which = np.nonzero(own & ~kept)
         distance[who, index[who, which]] = np.inf
@@ -389,7 +423,8 @@ def _search(ordered: np.ndarray, key: np.ndarray) -> np.ndarray:
 def _identities_ahead(setting: _Setting, distance, match, place, tied) -> np.ndarray:
     """Count the identities with an image ranked before the query's first match: (q,) from distances (q, G).
 
-    match, place, tied: (q, 1) distance of the first match, its place in the gallery, whether another image ties it.
+    Args:
+        match, place, tied: (q, 1) distance of the first match, its place in the gallery, whether another image ties it.
     """
     ahead = distance < match
     rows = np.flatnonzero(tied)
@@ -413,13 +448,13 @@ def _summary(per_query: _PerQuery, max_rank: int, protocol: str) -> RetrievalSco
 def _minimum(setting: _Setting) -> Minimum:
     """Return the scores when every positive is ranked last: with n ranked and P positives, the k-th at n - P + k."""
     identity, camera = setting.query_identity, setting.query_camera
-    ranked, matches = np.full(len(identity), len(setting.gallery_identity)), np.zeros(len(identity), np.int64)
-    if setting.protocol == "sysu":
-        ranked -= np.where(camera == 3, np.count_nonzero(setting.gallery_camera == 2), 0)
+    cameras, member = np.unique(camera, return_inverse=True)
+    others = ~dropped(setting.protocol, False, cameras[:, None], setting.gallery_camera)
+    ranked, matches = others.sum(axis=1)[member], np.zeros(len(identity), np.int64)
     rows = max(1, MATRIX_CHUNK // int(setting.sizes.max()))
     for start in range(0, len(identity), rows):
         matches[start : start + rows] = _own(setting, slice(start, start + rows))[2].sum(axis=1)
-    if setting.protocol == "llcm":  # what is dropped is the query's own identity
+    if setting.protocol == "llcm":
         ranked -= np.where(identity >= 0, setting.sizes[identity], 0) - matches
     (ranked, matches), queries = np.unique(np.stack([ranked, matches])[:, matches > 0], axis=1, return_counts=True)
     ap = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import stat
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -71,7 +70,8 @@ def _read_text(name: str, root: Path, listing: str) -> str:
 def read_identities(name: str, root: Path, listing: str) -> list[int]:
     """Return the sorted identities on the first line of a list, comma-separated whole numbers (AGW, data_manager.py).
 
-    Raises InputError, with file and line, where the list is absent, malformed, or names an identity twice.
+    Raises:
+        InputError: with file and line, where the list is absent, malformed, or names an identity twice.
     """
     line = _read_text(name, root, listing).split("\n")[0].strip()
     words = [word.strip() for word in line.split(",")]
@@ -82,34 +82,28 @@ def read_identities(name: str, root: Path, listing: str) -> list[int]:
     return sorted(map(int, words))
 
 
-def _state(base: Path, path: PurePosixPath, folders: dict[PurePosixPath, bool]) -> str:
-    """Say whether a listed file is "here", "absent" or "outside" the root, links followed; one lstat for most files."""
-    if path.is_absolute() or ".." in path.parts:
-        return "outside"
+def _state(base: Path, path: PurePosixPath) -> str:
+    """Say whether a listed file is "here", "absent" or "outside" the resolved root, links followed."""
     try:
-        if path.parent not in folders:
-            folders[path.parent] = (base / path.parent).resolve().is_relative_to(base)
-        if not folders[path.parent]:
+        target = (base / path).resolve()
+        if path.is_absolute() or ".." in path.parts or not target.is_relative_to(base):
             return "outside"
-        mode = os.lstat(base / path).st_mode
-        if stat.S_ISLNK(mode):
-            target = (base / path).resolve(strict=True)
-            if not target.is_relative_to(base):
-                return "outside"
-            mode = target.stat().st_mode
-    except (OSError, RuntimeError, ValueError):  # absent; a loop of links (RuntimeError before 3.13); a NUL in the name
+        return "here" if target.is_file() else "absent"
+    except (OSError, RuntimeError, ValueError):  # a loop of links (RuntimeError before 3.13); a NUL in the name
         return "absent"
-    return "here" if stat.S_ISREG(mode) else "absent"
 
 
 def read_list(name: str, root: Path, listing: str, missing: list[str] | None = None) -> list[Entry]:
     """Return the entries of a list of `relative/path label` lines (AGW, data_loader.py:133-140), blank lines skipped.
 
-    missing: where given, listed files that are absent are appended to it instead of being raised.
-    Raises InputError, with file and line, where the list is absent, a line is malformed, a path climbs out of the root
-    (absolute, `..`, or through a link), or a listed file is absent.
+    Args:
+        missing: where given, listed files that are absent are appended to it instead of being raised.
+
+    Raises:
+        InputError: with file and line, where the list is absent, a line is malformed, a path climbs out of the root
+            (absolute, `..`, or through a link), or a listed file is absent.
     """
-    base, folders, entries = root.resolve(), {}, []
+    base, entries = root.resolve(), []
     for number, line in enumerate(_read_text(name, root, listing).split("\n"), 1):
         path, _, label = line.strip().rpartition(" ")
         if not line.strip():
@@ -119,7 +113,7 @@ def read_list(name: str, root: Path, listing: str, missing: list[str] | None = N
                 f"{name}: {listing} line {number} is not 'relative/path label': {line[:60]!r}; fetch the list again"
             )
         relative = PurePosixPath(path.strip())
-        state = _state(base, relative, folders)
+        state = _state(base, relative)
         if state == "outside":
             raise InputError(
                 f"{name}: {listing} line {number} lists {path!r}, which climbs out of {root}; remove that line"
@@ -160,8 +154,11 @@ def query_direction(dataset: Dataset, query_modality: Modality | int | None) -> 
 def draw_gallery(groups: Iterable[Sequence[Record]], trial: int) -> list[Record]:
     """Return one record of every group, drawn as AGW draws the gallery of a trial (data_manager.py:39-58; LLCM alike).
 
-    groups: the sorted images of one (identity, camera) each, identities ascending, then cameras; empty ones skipped.
     The same images as `random.seed(trial)` and one `random.choice` per group, without touching the global generator.
+
+    Args:
+        groups: the sorted images of one (identity, camera) each, identities ascending, then cameras; empty ones
+            skipped.
     """
     generator = random.Random(trial)
     return [generator.choice(group) for group in groups if group]

@@ -30,14 +30,19 @@ class LLCM(Dataset):
 
     Training labels and test folder numbers overlap, so a test identity is its folder's number + 10,000.
 
-    root: the folder that holds `idx`, `test_vis` and `test_nir`. size: (height, width) in pixels of a crop.
-    validation: True holds a tenth of the training identities, drawn from `seed`, out as `val`.
-    official_vis2ir: what a visible query means. False: true visible-to-infrared, all visible images are queries, the
-        infrared gallery is drawn. True: what the authors' code runs under that name (DEEN/test.py:222-234 transposes):
-        the drawn infrared images are the QUERIES, ranked against all visible images; for comparison with their numbers.
-    num_trials: 1 to 10; trial t draws its gallery with seed t.
-    Raises InputError for an unknown option, a missing root, folder or list, a malformed line, or a listed file that is
-    absent or climbs out of the root.
+    Args:
+        root: the folder that holds `idx`, `test_vis` and `test_nir`.
+        size: (height, width) in pixels of a crop.
+        validation: True holds a tenth of the training identities, drawn from `seed`, out as `val`.
+        official_vis2ir: what a visible query means. False: true visible-to-infrared, all visible images are queries,
+            the infrared gallery is drawn. True: what the authors' code runs under that name (DEEN/test.py:222-234
+            transposes): the drawn infrared images are the QUERIES, ranked against all visible images; for comparison
+            with their numbers.
+        num_trials: 1 to 10; trial t draws its gallery with seed t.
+
+    Raises:
+        InputError: for an unknown option, a missing root, folder or list, a malformed line, or a listed file that is
+            absent or climbs out of the root.
     """
 
     protocol = "llcm"

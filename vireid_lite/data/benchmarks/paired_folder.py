@@ -15,7 +15,7 @@ from vireid_lite.errors import InputError
 
 FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
 
-MARGIN = 0.03  # a box is widened by this share of its height on every side
+MARGIN = 0.03  #: a box is widened by this share of its height on every side
 
 
 class PairedFolder(Dataset):
@@ -28,12 +28,17 @@ class PairedFolder(Dataset):
     `boxes.json` maps a frame's stem to a list of {"box": [x, y, width, height]} in pixels, the same in both images; a
     box is widened by 3 % of its height on every side and clipped to the frame. Frames it does not name give no crop.
 
-    root: the folder that holds `visible` and `infrared`. size: (height, width) in pixels of a crop. seed: not used.
-    one_frame_per_sequence: keep the first frame (with a box) of each sequence only, as the same people recur in
-        neighbouring frames. A sequence is the stem without its last `_` and frame number: `set06_V001` for
-        `set06_V001_I00459`; a stem without one is a sequence of its own.
-    Raises InputError for a missing folder, a frame without its partner, a malformed `boxes.json`, a frame in it that is
-    absent, a pair of frames of unequal size, or fewer than two crops.
+    Args:
+        root: the folder that holds `visible` and `infrared`.
+        size: (height, width) in pixels of a crop.
+        seed: not used.
+        one_frame_per_sequence: keep the first frame (with a box) of each sequence only, as the same people recur in
+            neighbouring frames. A sequence is the stem without its last `_` and frame number: `set06_V001` for
+            `set06_V001_I00459`; a stem without one is a sequence of its own.
+
+    Raises:
+        InputError: for a missing folder, a frame without its partner, a malformed `boxes.json`, a frame in it that is
+            absent, a pair of frames of unequal size, or fewer than two crops.
     """
 
     def __init__(

@@ -25,10 +25,15 @@ class RegDB(Dataset):
     Labels run from 0 in both the training and the test lists but name different people, so a test identity is its
     label + 10,000. Visible images are camera 1, thermal ones camera 2.
 
-    root: the folder that holds `Visible`, `Thermal` and `idx`. size: (height, width) in pixels of a crop.
-    split: 1 to 10. validation: True holds a tenth of the training identities, drawn from `seed`, out as `val`.
-    Raises InputError for an unknown option, a missing root or list, a malformed line, a listed file that is absent or
-    climbs out of the root, or a file that is listed for both training and test.
+    Args:
+        root: the folder that holds `Visible`, `Thermal` and `idx`.
+        size: (height, width) in pixels of a crop.
+        split: 1 to 10.
+        validation: True holds a tenth of the training identities, drawn from `seed`, out as `val`.
+
+    Raises:
+        InputError: for an unknown option, a missing root or list, a malformed line, a listed file that is absent or
+            climbs out of the root, or a file that is listed for both training and test.
     """
 
     def __init__(

@@ -30,18 +30,22 @@ PERMUTATIONS = "exp/rand_perm_cam.mat"
 class SYSU(Dataset):
     """SYSU-MM01 (Wu et al., ICCV 2017) with its official splits, searches and gallery draws.
 
-    root: the folder that holds `cam1` to `cam6` and `exp`. size: (height, width) in pixels of a crop.
-    seed: not used; every split and draw of SYSU-MM01 is fixed.
-    search: "all" draws the gallery from visible cameras 1, 2, 4, 5; "indoor" from 1 and 2.
-    shot: gallery images per identity and camera, 1 or 10.
-    draw: "agw", trial t drawn with Python's generator seeded t (AGW, data_manager.py:39-58), which is defined for one
-        shot only, so that shot=10 with it is refused; or "official", the first `shot` entries of row t of
-        `exp/rand_perm_cam.mat` (get_testing_set.m:40-47). The two are not comparable trial by trial.
-    validation: True keeps SYSU's own 99 validation identities apart as `val`; False adds them to `train`, the 395
-        identities on which published models are trained, and leaves `val` empty.
-    num_trials: 1 to 10.
-    Raises InputError for an unknown option, a missing root, camera folder or list, a malformed list, or lists that
-    share an identity.
+    Args:
+        root: the folder that holds `cam1` to `cam6` and `exp`.
+        size: (height, width) in pixels of a crop.
+        seed: not used; every split and draw of SYSU-MM01 is fixed.
+        search: "all" draws the gallery from visible cameras 1, 2, 4, 5; "indoor" from 1 and 2.
+        shot: gallery images per identity and camera, 1 or 10.
+        draw: "agw", trial t drawn with Python's generator seeded t (AGW, data_manager.py:39-58), which is defined for
+            one shot only, so that shot=10 with it is refused; or "official", the first `shot` entries of row t of
+            `exp/rand_perm_cam.mat` (get_testing_set.m:40-47). The two are not comparable trial by trial.
+        validation: True keeps SYSU's own 99 validation identities apart as `val`; False adds them to `train`, the 395
+            identities on which published models are trained, and leaves `val` empty.
+        num_trials: 1 to 10.
+
+    Raises:
+        InputError: for an unknown option, a missing root, camera folder or list, a malformed list, or lists that share
+            an identity.
     """
 
     protocol = "sysu"
@@ -101,9 +105,10 @@ class SYSU(Dataset):
     def trials(self, query_modality: Modality | None = None) -> list[Trial]:
         """Return `num_trials` trials that share their queries: every test image of the query modality.
 
-        query_modality: infrared (the default) is the official direction, with all images of cameras 3 and 6 as
-            queries in both searches. Visible queries are NOT an official protocol: all visible images of the search's
-            cameras against `shot` infrared images per identity and camera 3 and 6, drawn by the same rule.
+        Args:
+            query_modality: infrared (the default) is the official direction, with all images of cameras 3 and 6 as
+                queries in both searches. Visible queries are NOT an official protocol: all visible images of the
+                search's cameras against `shot` infrared images per identity and camera 3 and 6, drawn by the same rule.
         """
         direction = query_direction(self, query_modality)
         cameras = {Modality.VISIBLE: VISIBLE_CAMERAS[self.options["search"]], Modality.INFRARED: INFRARED_CAMERAS}

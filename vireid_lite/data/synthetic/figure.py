@@ -167,7 +167,8 @@ class Canvas:
     def column(self, y, centre, half, paint: Paint, gain: float = 1.0, contact: float = 0.0, tilt: float = 0.0) -> None:
         """Paint an upright solid given by knots: rows y, centre line and half widths, all in pixels.
 
-        tilt: how much brighter its top is than its foot, as a fraction.
+        Args:
+            tilt: how much brighter its top is than its foot, as a fraction.
         """
         reach = max(half) * 1.3 + 1
         window = self._window(min(centre) - reach, max(centre) + reach, y[0], y[-1])

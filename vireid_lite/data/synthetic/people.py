@@ -28,7 +28,7 @@ from vireid_lite.data.synthetic.figure import (
 )
 from vireid_lite.data.synthetic.render import render
 from vireid_lite.data.synthetic.scene import draw_scene
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 
 # SYSU-MM01's numbering of cameras.
 CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}
@@ -65,19 +65,21 @@ PERSON, CAMERA, SHOT, SCENE = 1, 2, 3, 4
 class Knobs:
     """How hard the data are; every knob is a number from 0 up to its limit in KNOB_LIMITS.
 
-    similarity: how alike people are: 0 everyone dresses and is built apart, 1 everyone is the same person.
-    pattern_loss: share of patterns whose two dyes look the same in the infrared.
-    reflectance_shift: how little infrared reflectance follows visible brightness: 0 follows it, 1 independent of it.
-    pose_spread: width of stride, arm swing, gestures and lean.
-    view_spread: how far the view strays from straight front or back: 0 not at all, 1 to either side.
-    back_views: share of images taken from behind.
-    crop_jitter: how badly the box fits: shift and scale, 1 is a fifth of the height.
-    clutter: how busy the cameras' scenes are.
-    illumination: half range of exposure, in stops.
-    colour_cast: how far apart the visible cameras' white balances are.
-    blur: largest blur, as a standard deviation in pixels at 128 rows.
-    noise: largest sensor noise, as a standard deviation on a scale of 1.
-    occlusion: share of images in which something stands before the person.
+    Attributes:
+        similarity: how alike people are: 0 everyone dresses and is built apart, 1 everyone is the same person.
+        pattern_loss: share of patterns whose two dyes look the same in the infrared.
+        reflectance_shift: how little infrared reflectance follows visible brightness: 0 follows it, 1 independent of
+            it.
+        pose_spread: width of stride, arm swing, gestures and lean.
+        view_spread: how far the view strays from straight front or back: 0 not at all, 1 to either side.
+        back_views: share of images taken from behind.
+        crop_jitter: how badly the box fits: shift and scale, 1 is a fifth of the height.
+        clutter: how busy the cameras' scenes are.
+        illumination: half range of exposure, in stops.
+        colour_cast: how far apart the visible cameras' white balances are.
+        blur: largest blur, as a standard deviation in pixels at 128 rows.
+        noise: largest sensor noise, as a standard deviation on a scale of 1.
+        occlusion: share of images in which something stands before the person.
     """
 
     similarity: float
@@ -98,37 +100,24 @@ class Knobs:
 KNOB_LIMITS = {field.name: 1.0 for field in fields(Knobs)} | {"illumination": 3.0, "blur": 4.0, "noise": 0.3}
 
 # Chosen on clean validation accuracy alone (lite victim, 60 people), never on how an attack fares.
+LEVELS = {  # easy, hard
+    "similarity": (0.0, 0.1),
+    "pattern_loss": (0.1, 0.2),
+    "reflectance_shift": (0.6, 0.75),
+    "pose_spread": (0.5, 0.7),
+    "view_spread": (0.5, 0.7),
+    "back_views": (0.3, 0.4),
+    "crop_jitter": (0.2, 0.3),
+    "clutter": (0.4, 0.7),
+    "illumination": (0.4, 0.6),
+    "colour_cast": (0.15, 0.2),
+    "blur": (0.8, 1.0),
+    "noise": (0.03, 0.04),
+    "occlusion": (0.05, 0.1),
+}
+
 DIFFICULTIES = {
-    "easy": Knobs(
-        similarity=0.0,
-        pattern_loss=0.1,
-        reflectance_shift=0.6,
-        pose_spread=0.5,
-        view_spread=0.5,
-        back_views=0.3,
-        crop_jitter=0.2,
-        clutter=0.4,
-        illumination=0.4,
-        colour_cast=0.15,
-        blur=0.8,
-        noise=0.03,
-        occlusion=0.05,
-    ),
-    "hard": Knobs(
-        similarity=0.1,
-        pattern_loss=0.2,
-        reflectance_shift=0.75,
-        pose_spread=0.7,
-        view_spread=0.7,
-        back_views=0.4,
-        crop_jitter=0.3,
-        clutter=0.7,
-        illumination=0.6,
-        colour_cast=0.2,
-        blur=1.0,
-        noise=0.04,
-        occlusion=0.1,
-    ),
+    name: Knobs(**{knob: level[place] for knob, level in LEVELS.items()}) for place, name in enumerate(("easy", "hard"))
 }
 
 
@@ -322,13 +311,19 @@ def camera_scene(seed: int, camera: int, spectrum: str, height: int, clutter: fl
 class SyntheticVI(Dataset):
     """Rendered people, each in `images_per_modality` visible and as many infrared images, in train, val and test.
 
-    num_identities: training identities; `val_identities` and `test_identities` come on top, all disjoint, and stay the
-    same people whatever the other counts are.
-    size: (height, width) in pixels. seed: which population; another seed is other people before other cameras.
-    difficulty: a name in DIFFICULTIES. thermal: infrared shows heat (far infrared) rather than reflectance.
-    knobs: any field of Knobs, overriding the difficulty.
     An image depends on (seed, identity, modality, its number within the modality), the size and the options alone.
-    Raises InputError on an unknown difficulty or knob, a knob out of range, or too few identities or images.
+
+    Args:
+        num_identities: training identities; `val_identities` and `test_identities` come on top, all disjoint, and stay
+            the same people whatever the other counts are.
+        size: (height, width) in pixels.
+        seed: which population; another seed is other people before other cameras.
+        difficulty: a name in DIFFICULTIES.
+        thermal: infrared shows heat (far infrared) rather than reflectance.
+        knobs: any field of Knobs, overriding the difficulty.
+
+    Raises:
+        InputError: on an unknown difficulty or knob, a knob out of range, or too few identities or images.
     """
 
     def __init__(
@@ -347,40 +342,30 @@ class SyntheticVI(Dataset):
         counts = {"train": num_identities, "val": val_identities, "test": test_identities}
         for name, count in (*counts.items(), ("images_per_modality", images_per_modality)):
             least = 1 if name == "images_per_modality" else 2
-            if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= 1_000_000:
+            if type(count) is not int or not least <= count <= 1_000_000:
                 what = name if name == "images_per_modality" else f"{name} identities"
                 raise InputError(f"synthetic: {what} must be a whole number from {least} to 1000000; got {count!r}")
         if size[1] > 4 * size[0]:
             raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
-        if not isinstance(seed, int) or seed < 0:
-            raise InputError(f"synthetic: seed must be a whole number from 0 up; got {seed!r}")
-        if not isinstance(thermal, bool):
-            raise InputError(f"synthetic: thermal must be true or false; got {thermal!r}")
-        if not isinstance(difficulty, str) or difficulty not in DIFFICULTIES:
-            raise InputError(f"synthetic: no difficulty {difficulty!r}; choose one of {', '.join(DIFFICULTIES)}")
+        check_whole("synthetic", "seed", seed)
+        check_flag("synthetic", "thermal", thermal)
+        check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
         for name, value in knobs.items():
-            if name not in KNOB_LIMITS:
-                raise InputError(f"synthetic: no knob {name!r}; choose from {', '.join(KNOB_LIMITS)}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= KNOB_LIMITS[name]:
-                raise InputError(f"synthetic: {name} must be a number from 0 to {KNOB_LIMITS[name]}; got {value!r}")
+            check_choice("synthetic", "knob", name, KNOB_LIMITS)
+            check_number("synthetic", name, value, 0, KNOB_LIMITS[name])
         self.knobs = replace(DIFFICULTIES[difficulty], **{name: float(value) for name, value in knobs.items()})
         self.seed, self.thermal, self.images_per_modality = seed, thermal, images_per_modality
         options = {
-            "num_identities": num_identities,
-            "val_identities": val_identities,
-            "test_identities": test_identities,
-            "images_per_modality": images_per_modality,
-            "seed": seed,
-            "difficulty": difficulty,
-            "thermal": self.thermal,
-            "knobs": asdict(self.knobs),
+            **{"num_identities": num_identities, "val_identities": val_identities, "test_identities": test_identities},
+            **{"images_per_modality": images_per_modality, "seed": seed, "difficulty": difficulty},
+            **{"thermal": thermal, "knobs": asdict(self.knobs)},
         }
         super().__init__("synthetic", None, size, options)
-        start, splits = 0, {}
+        start = 0
         for split, count in counts.items():
-            splits[split] = self._records(FIRST_IDENTITY[split], count, start)
-            start += len(splits[split])
-        self.train, self.val, self.test = splits["train"], splits["val"], splits["test"]
+            records = self._records(FIRST_IDENTITY[split], count, start)
+            setattr(self, split, records)
+            start += len(records)
 
     def _records(self, first: int, count: int, start: int) -> list[Record]:
         records = []
@@ -410,7 +395,6 @@ class SyntheticVI(Dataset):
         """Render one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
         spectrum = SPECTRA[0 if record.modality == Modality.VISIBLE else 1 + self.thermal]
         height, _ = self.size
-        scene, cast = camera_scene(
-            self.seed, record.camera, spectrum, height, self.knobs.clutter, self.knobs.colour_cast
-        )
+        knobs = self.knobs
+        scene, cast = camera_scene(self.seed, record.camera, spectrum, height, knobs.clutter, knobs.colour_cast)
         return render(self.person(record.identity), self.shot(record), scene, cast, spectrum, self.size)

@@ -20,7 +20,9 @@ def render(
 ) -> np.ndarray:
     """Return one crop as uint8 (height, width, 3); both infrared spectra as three equal channels.
 
-    scene: (3 or 1, rows, columns) panorama from `draw_scene` for this height. cast: (3,) the camera's white balance.
+    Args:
+        scene: (3 or 1, rows, columns) panorama from `draw_scene` for this height.
+        cast: (3,) the camera's white balance.
     """
     height, width = size
     sub = 2 if height >= 96 else -(-192 // height)

@@ -20,8 +20,11 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float,
 def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, clutter: float) -> np.ndarray:
     """Return one camera's panorama, float32 linear light (3 or 1, 1.2 height, 6 height), wider than any crop.
 
-    kind: "corridor", "hall", "street" or "garden". spectrum: one of SPECTRA. height: of the crop, in pixels.
-    clutter: 0 (bare) to 1 (busy).
+    Args:
+        kind: "corridor", "hall", "street" or "garden".
+        spectrum: one of SPECTRA.
+        height: of the crop, in pixels.
+        clutter: 0 (bare) to 1 (busy).
     """
     rows, columns = math.ceil(1.2 * height), 6 * height
     channels = 3 if spectrum == "visible" else 1

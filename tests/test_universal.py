@@ -1,6 +1,5 @@
 """Universal baselines: the contract of every attack, and each attack's own loss and step."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -16,7 +15,7 @@ from vireid_lite.attacks.features import batch_mates
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
 from vireid_lite.attacks.universal import UNIVERSAL, ColDel, MetaAttack, SignNoise, UAPRetrieval, UniformNoise
 from vireid_lite.data import ImageStore, Modality
-from vireid_lite.data.batches import IdentityBatches, MixedBatches
+from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.errors import InputError
 
 GRADIENT = [name for name, attack in UNIVERSAL.items() if attack.gradients_per_step]
@@ -211,7 +210,7 @@ def test_meta_attack_agrees_with_a_naive_step(store, victim):
     # Crops away from black and white, so that the clip to [0, 1] plays no part.
     store = ImageStore(np.clip(store.images, 20, 235), store.records)
     problem = attack.prepare(model, store, 0)
-    banks = {modality: problem.points[problem.bank == modality] for modality in Modality}
+    banks = {modality: problem.centroids[problem.bank == modality] for modality in Modality}
 
     def gradient(delta, rows):
         delta = delta.clone().requires_grad_()
@@ -270,17 +269,16 @@ def test_grey_crops_are_the_luma(store, victim):
     assert 4 < kept < 28
 
 
-def test_a_delta_that_stands_still_is_halved(store):
+def test_a_delta_that_stands_still_is_halved():
     attack = UAPRetrieval(eps=0.1)
-    problem = dataclasses.make_dataclass("P", ["batches"])(MixedBatches(store, 8, 0))
     state = {"delta": torch.full((3, 4, 4), 0.1), "saturation": torch.ones(())}
-    size = attack.step_size(problem, state, problem.batches.per_epoch)
+    size = attack.step_size(5, state, 5)
     assert torch.equal(state["delta"], torch.full((3, 4, 4), 0.05))
     assert size == pytest.approx(0.01 * math.exp(-0.02))
-    attack.step_size(problem, state, 2 * problem.batches.per_epoch)
+    attack.step_size(5, state, 10)
     assert torch.equal(state["delta"], torch.full((3, 4, 4), 0.05))  # no longer saturated
     moving = {"delta": torch.full((3, 4, 4), 0.1), "saturation": torch.zeros(())}
-    attack.step_size(problem, moving, 0)
+    attack.step_size(5, moving, 0)
     assert moving["delta"].max() == pytest.approx(0.1)
 
 

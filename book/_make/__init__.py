@@ -1,0 +1,1 @@
+"""Book production: `vireid-lite book` and `vireid-lite publish-check`; `build` alone knows the other modules."""

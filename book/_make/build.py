@@ -1,0 +1,104 @@
+"""From source to page: pair, execute, stage, render.
+
+Sources are `notebooks/NN_name.py` (jupytext percent) with their pairs `NN_name.ipynb`, `book/`, `_config.yml` and
+`_toc.yml`. A build writes under its output folder alone, files whole or not at all, so it may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from _make import editions, execute, pages, render
+from _make.claims import page
+from _make.notebooks import COSTS, check_pairs, find_chapters, paired_notebook, repository_root, repository_url, update
+
+DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
+
+
+def sync(root: Path | None = None) -> list[Path]:
+    """Write what is derived from a source, and return the files that changed: notebooks, claims page, public address.
+
+    The address that CITATION.cff holds is taken as the former one and replaced in the files that quote it.
+    """
+    root = root or repository_root()
+    derived: dict[Path, bytes] = {}
+    url, citation = repository_url(root), root / "CITATION.cff"
+    quoted = citation.read_text(encoding="utf-8") if citation.exists() else ""
+    former = re.search(r"^repository-code:\s*\"?([^\s\"]+?)/?\"?\s*$", quoted, re.MULTILINE)
+    if former and former[1] != url:
+        names = [address.removeprefix("https://github.com/") for address in (former[1], url)]
+        for path in (path for pattern in DERIVED for path in sorted(root.glob(pattern))):
+            text = path.read_text(encoding="utf-8").replace(former[1], url)
+            derived[path] = text.replace(f"/github/{names[0]}/", f"/github/{names[1]}/").encode()
+    changed = [path for path, data in derived.items() if update(path, data)]
+    derived = {source.with_suffix(".ipynb"): paired_notebook(source) for source in find_chapters(root)}
+    if (root / "book" / "claims.toml").exists():
+        derived[root / "book" / "claims.md"] = page(root).encode()
+    return changed + [path for path, data in derived.items() if update(path, data)]
+
+
+def build_book(
+    tier: str = "lite",
+    chapters: Sequence[int] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    out: Path | str = "_build",
+    execute_only: bool = False,
+    force: bool = False,
+    root: Path | None = None,
+    progress: bool = True,
+    measure: bool = False,
+) -> Path:
+    """Execute the chapters that changed, then render the book; return the page to open (or the executed folder).
+
+    Args:
+        tier: "lite", "standard" or "full".
+        chapters: numbers to execute, all by default; the others are shown as they last ran.
+        parameters: set in every chapter executed, on top of the tier.
+        out: folder for everything made, relative to `root`, which holds the book's sources.
+        execute_only: render nothing.
+        force: execute again what is cached, under `execute.chapter_key`.
+        measure: instead, run each chapter with empty caches, as if opened alone, and note its cost in the sources'
+            `book/results/costs.json`, which is returned. A victim is trained once; its training counts for every
+            chapter that asks for it.
+
+    Raises:
+        InputError: before anything runs: a stale pair, an unknown chapter or parameter.
+        BuildError: after.
+    """
+    root = (root or repository_root()).resolve()
+    out = root / out
+    check_pairs(root)
+    asked = {**(parameters or {}), "TIER": tier}
+    jobs = [(source, execute.injected(source, asked, out)) for source in execute.choose(find_chapters(root), chapters)]
+    folder = out / ("measured" if measure else "executed")
+    folder.mkdir(parents=True, exist_ok=True)
+    with execute.environment(out, folder / "cache" if measure else None):
+        for number, (source, given) in enumerate(jobs):
+            if measure:
+                _forget(folder / "cache", keep="victims" if number else "")
+            execute.execute(source, given, folder, force or measure, progress)
+    if measure:
+        return execute.write_costs(folder, root / COSTS)
+    execute.write_costs(folder, folder / "costs.json")
+    if execute_only:
+        return folder
+    files, complete = render.gather(root, folder)
+    return render.render(files | pages.fill(files, root, folder), out, strict=complete)
+
+
+def _forget(cache: Path, keep: str) -> None:
+    """Empty a folder of caches but for the one named `keep`."""
+    for path in cache.glob("*"):
+        if path.name != keep:
+            shutil.rmtree(path)
+
+
+def write_edition(root: Path, edition: str, out: Path) -> Path:
+    """Write an edition, with the results of chapters that `root` has executed at tier lite and that are current."""
+    out = editions.write_edition(root, edition, out)
+    editions.carry_results(root, out, lambda source: execute.chapter_key(source, {}))
+    return out

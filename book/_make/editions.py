@@ -1,0 +1,138 @@
+"""Two editions from one source: the instructor's has everything, the student's neither solutions nor teachers' pages.
+
+An edition is a folder like the repository's own: `vireid-lite book` builds it, and `notebooks/*.ipynb` can be handed
+out as they are. A solution is the cells with the tag "solution".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from _make import notebooks
+from vireid_lite.errors import InputError
+
+EDITIONS = ("student", "instructor")
+PAGES = "book/instructors"
+MARK = "EDITION.txt"
+BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")  # lead to the full chapters
+NEEDED, ALONG = ("_config.yml", "_toc.yml", "pyproject.toml"), ("LICENSE", "CITATION.cff")
+TAGGED = re.compile(r'# %%.*\btags=\[[^\]]*"solution"')
+
+
+def write_edition(root: Path, edition: str, out: Path) -> Path:
+    """Write the "student" or the "instructor" edition of the book in `root` to the folder `out`, and return it.
+
+    A former edition in `out` is replaced, what was built from it is kept.
+
+    Raises:
+        InputError: for an unknown edition, a chapter whose notebook is not in step, a solution whose cells are not
+            tagged, or an `out` that holds something else.
+    """
+    root, out = root.resolve(), Path(out).resolve()
+    if edition not in EDITIONS:
+        raise InputError(f"--edition {edition!r}: give {' or '.join(EDITIONS)}")
+    if out == root or any(out.is_relative_to(root / part) for part in ("book", "notebooks")):
+        raise InputError(f"{out}: the sources are here; write an edition elsewhere, such as _build/{edition}")
+    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} holds something that is no edition; give an empty or a new folder")
+    notebooks.check_pairs(root)
+    notebooks.replace_files(out, _files(root, student=edition == "student"), keep="_build/")
+    for source in notebooks.find_chapters(out):
+        notebooks.update(source.with_suffix(".ipynb"), notebooks.paired_notebook(source))
+    return out
+
+
+def carry_results(root: Path, out: Path, key: Callable[[Path], str]) -> None:
+    """Take along to an edition the results of chapters that are still current, so that it need not make them again.
+
+    Args:
+        root: the book's sources, with chapters executed in `_build`.
+        out: the edition.
+        key: of a chapter, given its source, as executed with its own defaults.
+    """
+    import nbformat
+
+    for source in notebooks.find_chapters(root):
+        executed, edition = root / "_build" / "executed" / f"{source.stem}.ipynb", out / "notebooks" / source.name
+        if notebooks.read_record(executed).get("key") != key(source):
+            continue
+        notebook = nbformat.read(executed, as_version=4)
+        if edition.read_bytes() != source.read_bytes():
+            notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", ())]
+            for cell in notebook.cells:
+                if cell.cell_type == "markdown":
+                    cell.source = _unlinked(cell.source)
+        notebook.metadata["vireid_run"]["key"] = key(edition)
+        notebooks.update(out / "_build" / "executed" / executed.name, (nbformat.writes(notebook) + "\n").encode())
+
+
+def _files(root: Path, student: bool) -> dict[str, bytes]:
+    """Return what an edition holds, by name, but for what is derived: chapters as sources, pages, cards, licence."""
+    paths = [root / name for name in (*NEEDED, *ALONG) if name in NEEDED or (root / name).exists()]
+    paths += [path for path in (root / "book").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in [*paths, *notebooks.find_chapters(root)]}
+    if student:
+        files = {name: data for name, data in files.items() if not name.startswith(f"{PAGES}/")}
+        for name, data in files.items():
+            if name.endswith(".md") and name.startswith("book/"):
+                files[name] = _unlinked(data.decode()).encode()
+            elif name.startswith("notebooks/"):
+                files[name] = _unlinked(without_solutions(data.decode(), name)).encode()
+        contents, config = (yaml.safe_load(files[name]) for name in ("_toc.yml", "_config.yml"))
+        config["title"] += ", student edition"
+        config.pop("launch_buttons", None)
+        config.setdefault("html", {}).update(dict.fromkeys(BUTTONS, False))
+        for name, value in (("_toc.yml", _student_contents(contents)), ("_config.yml", config)):
+            files[name] = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
+    kind = "Student edition: no solutions, no pages for instructors." if student else "Instructor edition: everything."
+    files[MARK] = f"{kind}\nMade from {notebooks.repository_url(root)}, whose licence and citation apply.\n".encode()
+    return files
+
+
+def without_solutions(source: str, name: str = "chapter") -> str:
+    """Return a percent source, of the chapter `name`, without the cells that have the tag "solution".
+
+    Raises:
+        InputError: where the tagged cells are not those from `{solution-start}` to `{solution-end}`, or one of them
+            holds an exercise as well.
+    """
+    kept, inside = [], False
+    for cell in re.split(r"(?m)^(?=# %%)", source):
+        gates, tagged = re.findall(r"\{(solution|exercise)-(start|end)\}", cell), bool(TAGGED.match(cell))
+        mixed = tagged and any(kind == "exercise" for kind, _ in gates)
+        borders = [where for kind, where in gates if kind == "solution"]
+        if mixed or tagged != bool(inside or borders):
+            first = " ".join(cell.strip().splitlines()[:2])
+            rule = "every cell from {solution-start} to {solution-end}, and no other, has the tag solution"
+            raise InputError(f"{name}: {rule}, and none of them holds an exercise; see the cell `{first}`")
+        inside = borders[-1] == "start" if borders else inside
+        if not tagged:
+            kept.append(cell)
+    return "".join(kept)
+
+
+def _unlinked(text: str) -> str:
+    """Return a page without links to the instructors' pages.
+
+    A row of a table goes, and so does an item of a list that is one line and ends with the link; elsewhere words stay.
+    """
+    link = re.compile(r"\[([^\]]*)\]\([^)\s]*instructors/[^)\s]*\)|\{doc\}`([^`<]*?)\s*<[^`]*instructors/[^`]*>`")
+    gone = re.compile(rf"\|.*(?:{link.pattern})|- .*(?:{link.pattern})$")
+    lines = (line for line in text.splitlines(keepends=True) if not gone.match(line))
+    return link.sub(lambda found: found[1] or found[2] or "the instructor edition", "".join(lines))
+
+
+def _student_contents(entry: Any) -> Any:
+    """Return a table of contents without the instructors' pages, and without a part that held nothing else."""
+    if isinstance(entry, list):
+        return [kept for each in entry if (kept := _student_contents(each))]
+    if not isinstance(entry, dict):
+        return entry
+    entry = {name: _student_contents(value) for name, value in entry.items()}
+    gone = str(entry.get("file", "")).startswith(f"{PAGES}/") or entry.get("chapters") == []
+    return {} if gone else entry

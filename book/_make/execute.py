@@ -1,0 +1,189 @@
+"""Chapters run by papermill, each in a kernel of its own, and kept under a key of all that their results depend on."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from _make.notebooks import executed_chapters, find_chapters, read_json, read_record
+from vireid_lite.chapters.parameters import check_machine, check_values, read_parameters
+from vireid_lite.errors import BuildError, InputError
+from vireid_lite.files import PACKAGE, source_hash, write_atomically
+from vireid_lite.machine import device_name, pick_device, versions
+
+# A chapter's import of something that reads run cards.
+READS_CARDS = re.compile(r"(from|import) vireid_lite(\.| import .*)\b(study|cards|tables|benchmark)\b")
+
+
+def choose(sources: list[Path], numbers: Sequence[int] | None) -> list[Path]:
+    """Return the chapters of these numbers, in order; all by default."""
+    if not sources:
+        raise InputError("notebooks/ holds no chapter NN_name.py")
+    known = {int(source.stem[:2]): source for source in sources}
+    for number in numbers or ():
+        if number not in known:
+            raise InputError(f"--chapters {number}: there is no such chapter; there are {', '.join(map(str, known))}")
+    return [known[number] for number in sorted(set(numbers or known))]
+
+
+def injected(source: Path, asked: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Return what papermill is to inject, checked: the parameters asked for that differ from the chapter's defaults."""
+    root = source.parents[1]
+    defaults, own = read_parameters(source.with_suffix(".ipynb"))
+    asked = {"OUT_DIR": os.path.relpath(out / "chapters", root), **asked}
+    try:
+        values = check_values({**defaults, **asked}, own)
+        # Chapters run in `root`, so that is where they look for a relative folder.
+        check_machine({**values, "DATA_ROOT": values["DATA_ROOT"] and root / values["DATA_ROOT"]})
+        standing = check_values(defaults, own)
+    except InputError as error:
+        raise InputError(f"{source.stem}: {error}{_elsewhere(asked, defaults, root)}") from None
+    # In the reader's own spelling where it is text ("4/255"), so that the page shows what was asked for.
+    return {name: asked[name] for name in sorted(asked) if values[name] != standing[name]}
+
+
+def _elsewhere(asked: Mapping[str, Any], defaults: Mapping[str, Any], root: Path) -> str:
+    """Name the chapters that have every parameter asked for, where one that was chosen lacks some."""
+    if set(asked) <= set(defaults):
+        return ""
+    known = {int(source.stem[:2]): read_parameters(source.with_suffix(".ipynb"))[0] for source in find_chapters(root)}
+    fit = [str(number) for number, names in known.items() if set(asked) <= set(names)]
+    return f"; for those that have it: --chapters {','.join(fit)}" if fit else ""
+
+
+def chapter_key(source: Path, given: Mapping[str, Any]) -> str:
+    """Return what a chapter's results depend on, as 16 hex digits.
+
+    That is its notebook, the parameters given, the package and what it computes with; and the run cards where the
+    chapter imports something that reads them.
+    """
+    notebook = source.with_suffix(".ipynb")
+    digest = hashlib.sha256(json.dumps([package_key(), given]).encode() + notebook.read_bytes())
+    code = ["".join(cell["source"]) for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
+    nodes = [
+        node for text in code for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    if any(READS_CARDS.match(ast.unparse(node)) for node in nodes):
+        for path in sorted((source.parents[1] / "book" / "results").rglob("*.json")):
+            if path.name != "costs.json":
+                digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def package_key() -> str:
+    """Return a hash of the machine, what is installed, and the package: code without docstrings and comments, grids."""
+    digest = hashlib.sha256(json.dumps([versions(), device_name(pick_device("auto")), source_hash()]).encode())
+    for path in sorted(PACKAGE.rglob("grids/*")):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def environment(out: Path, cache: Path | None = None) -> AbstractContextManager:
+    """Let chapters run in this interpreter, with none of the user's own Jupyter settings.
+
+    Args:
+        out: folder of the build.
+        cache: where victims and crops are kept; default: VIREID_CACHE, or `out`/cache.
+    """
+    own = out / "jupyter"
+    own.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "JUPYTER_PATH": "",
+        "JUPYTER_DATA_DIR": str(own),
+        "IPYTHONDIR": str(own / "ipython"),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "VIREID_CACHE": str(cache or os.environ.get("VIREID_CACHE") or out / "cache"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
+    }
+    return patch.dict(os.environ, settings)
+
+
+# Runs last in every chapter's kernel and is taken out again: what the chapter cost.
+COST_CELL = """
+import json, os, platform, resource, sys
+_peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+_gib = max(_peaks) / (2**30 if sys.platform == "darwin" else 2**20)
+_cost = {"memory_gib": round(_gib, 2), "device": f"{platform.machine()} CPU, {os.cpu_count()} cores"}
+_torch, _victims = sys.modules.get("torch"), sys.modules.get("vireid_lite.victims")
+if _torch and _torch.cuda.is_initialized():
+    _cost |= {"device": _torch.cuda.get_device_name(), "gpu_gib": round(_torch.cuda.max_memory_reserved() / 2**30, 2)}
+if _victims:
+    _cost["training_minutes"] = round(sum(_victims.found_trained.values()) / 60, 2)
+print(json.dumps(_cost))
+"""
+
+
+def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = False, progress: bool = True) -> None:
+    """Run one chapter unless its executed copy in `folder` has its key; the copy keeps outputs, key and cost.
+
+    Raises:
+        BuildError: where a cell fails or the kernel dies; the copy that stopped stays beside the finished one.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    finished, failed = folder / f"{source.stem}.ipynb", folder / f"{source.stem}.failed.ipynb"
+    key = chapter_key(source, given)
+    if not force and read_record(finished).get("key") == key:
+        print(f"{source.stem}: unchanged, executed before")
+        return
+    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(COST_CELL))
+    options = {"kernel_name": "python3", "language": "python", "cwd": source.parents[1]}
+    options["extra_arguments"] = ["--IPKernelApp.log_level=50"]
+    options["progress_bar"] = {"desc": source.stem, "leave": False} if progress else False
+    started = time.perf_counter()
+    try:
+        notebook = papermill.execute_notebook(notebook, failed, given, **options)
+    except papermill.PapermillExecutionError as error:
+        lines = (line.strip() for line in error.source.splitlines())
+        first = next((line for line in lines if line and not line.startswith("#")), "")
+        problem = f"{error.ename}: {error.evalue}".splitlines()[0]
+        raise BuildError(f"{source.stem}, cell [{error.exec_count}] `{first}`: {problem} (see {failed})") from None
+    except DeadKernelError:
+        raise BuildError(f"{source.stem}: its kernel died, often for want of memory (see {failed})") from None
+    cost = json.loads("".join(output.get("text", "") for output in notebook.cells.pop().outputs).splitlines()[-1])
+    seconds = time.perf_counter() - started
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr" and "Warning" in output.text:
+                print(f"{source.stem}, cell [{cell.execution_count}] warns: {output.text.splitlines()[0]}")
+    defaults, own = read_parameters(source.with_suffix(".ipynb"))
+    values = check_values({**defaults, **given}, own)
+    asked = {name: given[name] for name in given if name not in ("TIER", "DATASET", "DATA_ROOT", "OUT_DIR")}
+    made = {"key": key, "tier": values["TIER"], "dataset": values["DATASET"], "parameters": asked}
+    del notebook.metadata["papermill"]
+    notebook.metadata["vireid_run"] = {**made, "versions": versions(), "minutes": round(seconds / 60, 2), **cost}
+    write_atomically(finished, (nbformat.writes(notebook) + "\n").encode())
+    failed.unlink(missing_ok=True)
+    print(f"{source.stem}: executed in {seconds:.0f} s, {cost['memory_gib']:.1f} GiB")
+
+
+def write_costs(folder: Path, path: Path) -> Path:
+    """Merge what the executed chapters in `folder` cost into the table `path`, and return it.
+
+    The table is {chapter: {tier: {"minutes", "memory_gib", "device", and "gpu_gib" on a GPU}}}; to the minutes of the
+    run those are added that training the victims took which it found in a cache.
+    """
+    table = read_json(path)
+    for notebook in executed_chapters(folder):
+        if record := read_record(notebook):
+            cost = {name: record[name] for name in ("minutes", "memory_gib", "gpu_gib", "device") if name in record}
+            cost["minutes"] = round(cost["minutes"] + record.get("training_minutes", 0), 2)
+            table.setdefault(notebook.stem, {})[record["tier"]] = cost
+    write_atomically(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
+    return path

@@ -1,0 +1,129 @@
+"""What the build writes on pages of the book: costs, status, and pictures that chapters computed.
+
+A page asks with a line of its own, which is a comment in its source: `% costs: ...` for the chapters with their
+minutes, `% measured: STEM` for one chapter's cost or `all` for a table, `% status: ...` for how this copy was made.
+`% picture: CHAPTER FIGURE` to `% end` stands where the chapter has been executed, and a line that says so otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from _make.notebooks import COSTS, find_chapters, read_json, read_record
+from vireid_lite.errors import InputError
+
+PICTURE = re.compile(r"^% picture: (\S+) (\S+)\n(.*?)^% end\n", re.MULTILINE | re.DOTALL)
+NUMBERS = re.compile(r"^% (costs|measured|status): (.+)\n", re.MULTILINE)
+
+
+def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes]:
+    """Return the pages among `files` that ask for something, filled, and the pictures they show, by name.
+
+    Args:
+        files: what is rendered, by name.
+        root: the book's sources, whose `book/results/costs.json` holds what chapters cost from empty caches.
+        executed: folder of the chapters as executed.
+
+    Raises:
+        InputError: where a page asks for a chapter or a figure that is not there.
+    """
+    costs = read_json(root / COSTS)
+    stems = [source.stem for source in find_chapters(root)]
+    filled = {}
+
+    def known(page: str, mark: str, chapter: str) -> None:
+        if chapter not in stems:
+            raise InputError(f"{page}: % {mark}: {chapter} names no chapter; there are {', '.join(stems)}")
+
+    for page in [name for name in files if name.startswith("book/") and name.endswith(".md")]:
+
+        def picture(found: re.Match, page: str = page) -> str:
+            chapter, figure, text = found.groups()
+            known(page, "picture", chapter)
+            notebook = executed / f"{chapter}.ipynb"
+            if not notebook.exists():
+                said = "draws the picture that belongs here; it has not run yet: `vireid-lite book --chapters"
+                return f"[](../notebooks/{chapter}) {said} {int(chapter[:2])}`.\n"
+            filled[f"book/{figure}.png"] = _figure(notebook, figure, page)
+            return text
+
+        def numbers(found: re.Match, page: str = page) -> str:
+            if found[1] == "costs":
+                return _list(stems, costs)
+            if found[1] == "status":
+                return _status({stem: read_record(executed / f"{stem}.ipynb") for stem in stems}, costs)
+            if found[2] == "all":
+                return _table(stems, costs)
+            known(page, "measured", found[2])
+            return _line(found[2], costs)
+
+        text = files[page].decode()
+        if (shown := NUMBERS.sub(numbers, PICTURE.sub(picture, text))) != text:
+            filled[page] = shown.encode()
+    return filled
+
+
+def _figure(notebook: Path, name: str, page: str) -> bytes:
+    """Return the PNG of the figure of this name in an executed chapter."""
+    for cell in read_json(notebook)["cells"]:
+        if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output["data"]["image/png"])
+    raise InputError(f"{page}: % picture: {notebook.stem} drew no figure {name}; see its cells' `name`")
+
+
+def _list(stems: list[str], costs: dict) -> str:
+    """Return the chapters as a numbered list, each with its minutes at tier lite, and where they were measured."""
+    lite = {stem: costs[stem]["lite"] for stem in stems if "lite" in costs.get(stem, {})}
+    devices = f" ({', '.join(sorted({cost['device'] for cost in lite.values()}))})" if lite else ""
+    unknown = "" if len(lite) == len(stems) else "; –: not measured yet"
+    minutes = {stem: f"{cost['minutes']:.1f}" for stem, cost in lite.items()}
+    rows = [f"1. [](../notebooks/{stem}) **{minutes.get(stem, '–')}**" for stem in stems]
+    return "\n".join([f"Minutes alone, from empty caches{devices}{unknown}.", "", *rows, ""])
+
+
+def _line(stem: str, costs: dict) -> str:
+    """Return what one chapter costs, in words."""
+    runs = [
+        f"tier `{tier}` {cost['minutes']:.1f} minutes and {cost['memory_gib']:.1f} GiB on {cost['device']}"
+        for tier, cost in costs.get(stem, {}).items()
+    ]
+    command = f"`vireid-lite book --chapters {int(stem[:2])} --measure`"
+    return f"Measured from empty caches: {'; '.join(runs)}.\n" if runs else f"Not measured yet: {command} does it.\n"
+
+
+def _table(stems: list[str], costs: dict) -> str:
+    """Return what every chapter costs at each tier at which it was measured."""
+    rows = ["| Chapter | Tier | Minutes | Memory, GiB | Measured on |", "|---|---|--:|--:|---|"]
+    for stem in stems:
+        runs = [
+            f"`{tier}` | {cost['minutes']:.1f} | {cost['memory_gib']:.1f} | {cost['device']}"
+            for tier, cost in costs.get(stem, {}).items()
+        ]
+        rows += [f"| [](../../notebooks/{stem}) | {run} |" for run in runs or ["`lite` | – | – | not measured yet"]]
+    return "\n".join([*rows, ""])
+
+
+def _status(records: dict[str, dict], costs: dict) -> str:
+    """Return what each chapter ran on, for how long, and with which versions."""
+    rows = [
+        "| Chapter | Tier | Data | Parameters | Minutes | Minutes alone | Memory, GiB | Device |",
+        "|---|---|---|---|--:|--:|--:|---|",
+    ]
+    made_with: dict[str, list[str]] = defaultdict(list)
+    for stem, record in records.items():
+        alone = costs.get(stem, {}).get(record.get("tier", "lite"))
+        alone = f"{alone['minutes']:.1f}" if alone else "not measured"
+        cells = ["–", "–", "–", "–", alone, "–", "not executed yet"]
+        if "versions" in record:
+            given = ", ".join(f"`{name} {value}`" for name, value in record["parameters"].items()) or "its own"
+            cells = [f"`{record['tier']}`", record["dataset"], given, f"{record['minutes']:.1f}", alone]
+            cells += [f"{record['memory_gib']:.1f}", record["device"]]
+            made_with[", ".join(f"{name} {version}" for name, version in record["versions"].items())].append(stem[:2])
+        rows.append(f"| {' | '.join([f'[](../notebooks/{stem})', *cells])} |")
+    lines = [f"- Chapter {', '.join(str(int(n)) for n in run)}: {versions}." for versions, run in made_with.items()]
+    return "\n".join([*rows, "", "## Versions", "", *(lines or ["No chapter executed yet."]), ""])

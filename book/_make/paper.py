@@ -1,0 +1,224 @@
+"""The book on paper: the rendered pages put in one, in the book's order, and printed by Chromium.
+
+What is printed are the pages of `OUT/html` themselves, so numbers, links and results are those of the web. They are
+only read; the PDF is put in place whole or not at all.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import posixpath
+import re
+import shutil
+import subprocess
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import partial
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+import yaml
+from bs4 import BeautifulSoup
+
+from vireid_lite.errors import BuildError, InputError
+from vireid_lite.machine import versions
+
+HERE = Path(__file__).parent
+PDF = "vireid-lite.pdf"
+UNFINISHED = "unfinished: "  # before the title in print.html, until print.js has seen that the page is whole
+SECONDS = 900  # for one run of Chromium, which takes half a minute on two idle cores
+
+
+class Entry(NamedTuple):
+    """A part (no page), or a page of the book such as `notebooks/01_two_spectra`, and what is printed of it."""
+
+    title: str
+    page: str = ""
+    depth: int = 0
+    article: str = ""
+    mathjax: str = ""
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.page or f"part {self.title}").strip("-")
+
+
+def find_chromium() -> str:
+    """Return the path of a Chromium; raises InputError where there is none."""
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    if program := next(found, None):
+        return program
+    raise InputError("--pdf: no chromium on this machine to print the pages; install it (apt-get install chromium)")
+
+
+def print_book(root: Path, out: Path, target: Path | None = None) -> Path:
+    """Print the book rendered in `out` to `target`, by default `out`/vireid-lite.pdf, and return the PDF.
+
+    It is printed twice, since the numbers in the contents are only known afterwards.
+
+    Raises:
+        InputError: without Chromium or without a built book.
+        BuildError: where pages do not come out whole.
+    """
+    program, target = find_chromium(), target or out / PDF
+    if not (out / "html" / "index.html").is_file():
+        raise InputError(f"{out / 'html'} holds no built book; run vireid-lite book first")
+    started = time.perf_counter()
+    work = target.parent / "pdf.new"  # beside the PDF: renamed, never copied; and a killed run leaves one folder
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        entries, page = gather(root, out, work)
+        draft, final = work / "draft.pdf", work / PDF
+        _print(program, page(numbers="{}"), work, draft, "--disable-pdf-tagging")
+        numbers = _page_numbers(draft, entries)
+        _print(program, page(numbers=json.dumps(numbers)), work, final, "--generate-pdf-document-outline")
+        if _page_numbers(final, entries) != numbers:
+            raise BuildError("printing: pages moved when their numbers were put in the contents; run it again")
+        final.replace(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    size = target.stat().st_size / 2**20
+    print(f"printed in {time.perf_counter() - started:.0f} s: {target}, {numbers['']} pages, {size:.1f} MiB")
+    return target
+
+
+def read_contents(out: Path) -> list[Entry]:
+    """Return the front page, then every part with its pages, as `_toc.yml` has them, each with its article."""
+    toc = yaml.safe_load((out / "stage" / "_toc.yml").read_text(encoding="utf-8"))
+
+    def walk(items: list[dict], depth: int) -> Iterator[Entry]:
+        for item in items:
+            yield Entry("", item["file"], depth)
+            yield from walk(item.get("sections", []), depth + 1)
+
+    entries = [Entry("", toc["root"])]
+    for part in toc["parts"]:
+        entries += [Entry(part["caption"]), *walk(part["chapters"], 1)]
+    printed = {entry.page for entry in entries if entry.page}
+    return [_read(out / "html", entry, printed) if entry.page else entry for entry in entries]
+
+
+def _read(pages: Path, entry: Entry, printed: set[str]) -> Entry:
+    """Return an entry with its title, which has its number, and with what is read on its page.
+
+    Anchors and links are made ready to stand on one page with all others; a link to a file of the site that is not
+    printed becomes plain text.
+    """
+    path = pages / f"{entry.page}.html"
+    if not path.is_file():
+        raise InputError(f"{path} is in the book's contents, but was not built; run vireid-lite book first")
+    whole = BeautifulSoup(path.read_bytes(), "html.parser")
+    article = whole.select_one("article.bd-article")
+    if article is None or article.h1 is None:
+        raise BuildError(f"printing: {entry.page} has no heading in an article")
+    for element in article.select("a.headerlink, script"):
+        element.decompose()
+    for element in article.find_all(re.compile("^h[1-5]$")):
+        element.name = f"h{int(element.name[1]) + 1}"  # one level down, since parts stand above pages in the outline
+    for element in article.find_all(True):
+        if element.name == "details" and not element.attrs:
+            element["open"] = ""
+        if "id" in element.attrs:
+            element["id"] = _anchor(entry.page, element["id"])
+        for kind in {"href", "src"} & set(element.attrs):
+            address, _, fragment = element[kind].partition("#")
+            if re.match(r"[a-z]+:", address):
+                continue
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(entry.page), address or path.name))
+            page = name.removesuffix(".html")
+            if kind == "src":
+                element["src"] = name
+            elif page in printed:
+                element["href"] = f"#{_anchor(page, fragment)}"
+            else:
+                del element["href"]
+    scripts = [str(script) for script in whole.find_all("script") if "mathjax" in str(script).lower()]
+    mathjax = re.sub(r'src="(?:\.\./)+', 'src="', "".join(scripts))  # the book's own, which lies beside the one page
+    title = " ".join(article.h2.get_text().split())
+    return entry._replace(title=title, article=article.decode_contents(), mathjax=mathjax)
+
+
+def _anchor(page: str, fragment: str) -> str:
+    return Entry("", page).anchor + (f"--{fragment}" if fragment else "")
+
+
+def gather(root: Path, out: Path, work: Path) -> tuple[list[Entry], Callable[..., str]]:
+    """Copy what pages need to `work`; return what the book holds, and what makes one page of it, given `numbers`."""
+    import matplotlib
+
+    entries = read_contents(out)
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    for folder in (out / "html" / "_images", out / "html" / "_static", fonts):
+        if folder.is_dir():
+            shutil.copytree(folder, work / folder.name)
+    for name in ("print.css", "print.js"):
+        shutil.copy(HERE / name, work)
+    style, body, contents = [], [], []
+    for number, entry in enumerate(entries):
+        title = escape(entry.title)
+        # A page name of its own makes Chromium start a new page, with the title at its foot.
+        style.append(f"#{entry.anchor} {{ page: p{number}; }}")
+        if entry.page:
+            foot = re.sub(r'[\\"]', r"\\\g<0>", entry.title)
+            style.append(f'@page p{number} {{ @bottom-left {{ content: "{foot}"; }} }}')
+            body.append(f'<article id="{entry.anchor}">{entry.article}</article>')
+        else:
+            body.append(f'<section class="part" id="{entry.anchor}"><h1>{title}</h1></section>')
+        line = f'<span>{title}</span><i></i><b data-page="{entry.anchor}">000</b>'
+        kind = f"depth{entry.depth}" if entry.page else "part"
+        contents.append(f'<li class="{kind}"><a href="#{entry.anchor}">{line}</a></li>')
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    today = datetime.date.today()
+    values = {name: escape(project[name]) for name in ("description", "version", "license")} | {
+        "title": escape(entries[0].title),
+        "authors": escape(", ".join(author["name"] for author in project["authors"])),
+        "today": f"{today.day} {today:%B %Y}",
+        "versions": ", ".join(f"{name} {found}" for name, found in versions().items() if name != project["name"]),
+        "address": project["urls"]["Repository"],
+        "mathjax": next((entry.mathjax for entry in entries if entry.mathjax), ""),
+        "style": "".join(style),
+        "contents": "".join(contents),
+        "pages": "\n".join(body),
+    }
+    return entries, partial(Template((HERE / "print.html").read_text(encoding="utf-8")).substitute, values)
+
+
+def _print(program: str, page: str, work: Path, pdf: Path, *options: str) -> None:
+    """Print a page that lies in the folder `work`; raises BuildError where the PDF is not of the finished page."""
+    import pypdf
+
+    source = work / "book.html"
+    source.write_text(page, encoding="utf-8")
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+    command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *quiet]
+    command += [f"--user-data-dir={work / 'profile'}", "--virtual-time-budget=60000", "--no-pdf-header-footer"]
+    command += [*options, f"--print-to-pdf={pdf}", source.as_uri()]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"printing: {program} was not done in {SECONDS} s") from None
+    if done.returncode or not pdf.is_file():
+        last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+        raise BuildError(f"printing: {program} failed with exit code {done.returncode}: {last}")
+    title = (pypdf.PdfReader(pdf).metadata or {}).get("/Title", "")
+    if title.startswith(UNFINISHED):
+        raise BuildError(f"printing: {title}")
+
+
+def _page_numbers(pdf: Path, entries: list[Entry]) -> dict[str, int]:
+    """Return the page on which each part and page of the book starts, by anchor, and under "" how many there are."""
+    import pypdf
+
+    reader = pypdf.PdfReader(pdf)
+    places, numbers = reader.named_destinations, {"": len(reader.pages)}
+    for entry in entries:
+        place = places.get(f"/{entry.anchor}")
+        if place is None:
+            raise BuildError(f"printing: {entry.title} is not in the PDF")
+        numbers[entry.anchor] = 1 + reader.get_destination_page_number(place)
+    return numbers

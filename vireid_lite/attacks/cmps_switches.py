@@ -1,0 +1,231 @@
+"""CMPS with one switch at a time between the paper and the released code, for controls and for what each one costs.
+
+It shares with `cmps` what picks a centroid and what makes a sign step, and neither `prepare`, `objective` nor `step`:
+that both are equal to the bit with nothing switched means something.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, make_dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vireid_lite.attacks.budget import clip, luma, tie_infrared
+from vireid_lite.attacks.descent import SignDescent, State
+from vireid_lite.attacks.features import Problem, centroids_for, extremes, identity_centroids, over_crops
+from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
+from vireid_lite.data.batches import Batches
+from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
+from vireid_lite.errors import InputError, check_choice
+
+# Where each switch stands in the two modes, and what else it may be.
+SWITCHES = {
+    "update": {"paper": "alternate", "released": "look-ahead", "else": "joint"},
+    "modalities": {"paper": "both", "released": "both", "else": "visible", "or": "infrared"},
+    "bank": {"paper": "cross", "released": "mixed", "else": "same"},
+    "centroids": {"paper": "kmeans", "released": "kmeans", "else": "identity"},
+    "choice": {"paper": "similarity", "released": "similarity", "else": "identity"},
+    "score": {"paper": "cosine", "released": "dot"},
+    "feature": {"paper": "embedding", "released": "pooled"},
+    "centroid_input": {"paper": "normalised", "released": "raw"},
+    "stem": {"paper": "own", "released": "visible"},
+    "grey": {"paper": "every", "released": "first"},
+    "grey_anchor": {"paper": False, "released": False, "else": True},
+    "initial": {"paper": "zero", "released": "zero", "else": "uniform"},
+    "clip": {"paper": "straight-through", "released": "masked"},
+    "shuffle": {"paper": True, "released": False},
+}
+NUMBERS = {
+    "step_share": {"paper": 1 / 12, "released": 1 / 10},
+    "decay": {"paper": 0.0, "released": 0.01},
+    "rescale": {"paper": False, "released": True},
+    "clusters": {"paper": 0, "released": 206},
+}
+
+Found = tuple[Tensor, Tensor]  #: a loss, and the share of crops whose hinge is above zero
+Switches = make_dataclass("Switches", [(name, object, None) for name in SWITCHES], frozen=True, kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchedCMPS(Switches, SignDescent):
+    """The universal cross-modality attack with every difference between paper and released code as a switch.
+
+    Args:
+        mode: "paper" or "released"; it sets everything that is left at None, as `SWITCHES` and `NUMBERS` say.
+        update: "alternate" (a visible, then an infrared step, on one delta), "joint" (both gradients, one step) or
+            "look-ahead" (a gradient at delta and one at the delta that would follow, on one mixed batch).
+        modalities: "both", or images of one modality alone at the same number of gradient evaluations.
+        bank: where centroids come from. "cross": as in equation 1; "same": the image's own modality; "mixed": two banks
+            of both modalities, for the first and the second pass, and a crop turned grey compared by its grey feature.
+        centroids: "kmeans", or one per "identity".
+        choice: pushed from the most and pulled to the least similar centroid ("similarity"), or pushed from its own
+            "identity" and pulled to the least similar other.
+        score: similarity with L2-normalised centroids ("cosine") or with centroids as they are ("dot").
+        feature: "embedding" (what is ranked: L2-normalised, after the BNNeck) or "pooled" (before it, not normalised).
+        centroid_input: with the network's mean and std ("normalised"), or "raw" without them.
+        stem: each image's "own", or the "visible" one for all.
+        grey: crops turn grey in "every" pass or only in the "first".
+        grey_anchor: a visible crop that turned grey takes equation 1's middle term instead of the first.
+        initial: "zero", or "uniform": Rand(0, 1) of 255 levels, the paper's text.
+        clip: how [0, 1] passes gradients.
+        shuffle: a new order each epoch, or crops grouped by identity, then camera.
+    """
+
+    name: ClassVar[str] = "cmps"
+    gradients_per_step: ClassVar[int] = 2
+    choices: ClassVar[dict[str, tuple]] = {name: tuple(dict.fromkeys(at.values())) for name, at in SWITCHES.items()}
+
+    mode: str = "paper"
+    step_share: float | None = None
+    decay: float | None = None
+    rescale: bool | None = None
+    clusters: int | None = None
+    margin: float = 0.5
+    grey_probability: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_choice(self.name, "mode", self.mode, ("paper", "released"))
+        for name, at in {**SWITCHES, **NUMBERS}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, at[self.mode])
+        super().__post_init__()
+        if self.choice == "identity" and self.centroids != "identity":
+            raise InputError("cmps: choice='identity' needs centroids='identity'")
+        if self.modalities != "both" and self.update != "alternate":
+            raise InputError("cmps: one modality alone needs update='alternate'")
+        if self.grey_anchor and self.bank != "cross":
+            raise InputError("cmps: grey_anchor is a term of equation 1 and needs bank='cross'")
+
+    def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
+        state = super().start(shape, seed)
+        if self.initial == "uniform":
+            drawn = torch.rand(shape, generator=generator_for(seed, Stream.CMPS_START))
+            state["delta"] = (drawn / 255).clamp(max=self.eps)
+        return state
+
+    def features(self, model: nn.Module, images: Tensor, modality: Modality | Tensor) -> Tensor:
+        """Return the features the triplet is about, (N, D), of images (N, 3, H, W) in [0, 1]."""
+        through = Modality.VISIBLE if self.stem == "visible" else modality
+        return model.embed(images, through) if self.feature == "embedding" else model(images, through).pooled
+
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
+        identities, modalities = np.array([record.identity for record in store.records]), store.modalities.numpy()
+        order, everything, stem = np.arange(len(store)), np.arange(len(store)), model.stages[0]
+        if not self.shuffle:
+            order = np.lexsort((modalities, [record.camera for record in store.records], identities))
+        batches: dict = {"mixed": Batches(order, self.batch_size, seed, self.shuffle)}
+        for modality in Modality:
+            own = order[modalities[order] == modality]
+            batches[modality] = Batches(own, self.batch_size, seed + 1 + modality, self.shuffle)
+
+        def embedded(rows: np.ndarray, grey: Tensor | None = None, raw: bool = False) -> Tensor:
+            def read(images: Tensor, modality: Tensor, chunk: np.ndarray) -> Tensor:
+                images = images if grey is None else luma(images, grey[chunk])
+                return self.features(model, images * stem.std + stem.mean if raw else images, modality)
+
+            return over_crops(read, model, store, rows)
+
+        def centroids(rows: np.ndarray, grey: Tensor | None = None) -> tuple[Tensor, np.ndarray | None]:
+            made = embedded(everything, raw=raw)[rows] if grey is None else embedded(rows, grey, raw)
+            if self.centroids == "identity":
+                return identity_centroids(made, identities[rows])
+            return centroids_for(made, store, self.clusters, seed), None
+
+        raw, every = self.centroid_input == "raw", torch.ones(len(store), dtype=torch.bool)
+        clean, (visible, infrared) = embedded(everything), (np.flatnonzero(modalities == m) for m in Modality)
+        # By turn (the first pass or visible step, the second, the first where a crop turned grey and that counts): the
+        # features compared, of which rows, with which banks to be pulled to and pushed from.
+        if self.bank == "mixed":
+            some = coins(len(store), self.grey_probability, seed, Stream.CMPS_BANK)
+            banks, grey = [centroids(everything, some), centroids(everything)], embedded(everything, every)
+            plan = [(0, clean, everything, 0, 0), (1, clean, everything, 1, 1), (2, grey, everything, 0, 0)]
+        elif self.bank == "same":
+            banks = [centroids(visible), centroids(infrared)]
+            plan = [(turn, clean, rows, b, b) for turn in (0, 1) for rows, b in ((visible, 0), (infrared, 1))]
+        else:  # equation 1
+            banks = [centroids(visible), centroids(infrared), centroids(visible, every)]
+            plan = [(turn, clean, *term) for turn in (0, 1) for term in ((visible, 2, 1), (infrared, 0, 2))]
+            plan.append((2, clean, visible, 1, 0))
+        first = np.cumsum([0, *(len(bank) for bank, _ in banks)]).tolist()
+        if min(np.diff(first)) < 2:
+            raise InputError("cmps: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
+        pull, push = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
+        for turn, seen, rows, *numbers in plan:
+            for found, number, most in zip((pull, push), numbers, (0, 1), strict=True):
+                bank, names = banks[number]
+                own = None
+                if self.choice == "identity":
+                    own = torch.from_numpy(identities[rows][:, None] == names).to(seen.device)
+                    if not own.any(1).all():
+                        raise InputError("cmps: choice='identity' needs every training identity in both modalities")
+                found[turn, rows] = extremes(seen[rows], bank, score=self.score, own=own)[most] + first[number]
+        return Problem(store, batches, torch.cat([bank for bank, _ in banks]), pull, push)
+
+    def objective(
+        self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, turn: int = 0, chosen=None
+    ) -> Found:
+        """Return the triplet loss of some crops under delta and the share of them whose hinge is active.
+
+        Args:
+            turn: 0 for the first pass (or the visible step), 1 for the second.
+            chosen: (n,) bool, crops that turned grey.
+        """
+        images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
+        turns = torch.full((len(rows),), turn)
+        if chosen is not None:
+            images = luma(images, chosen)
+            if self.grey_anchor:
+                turns[chosen & (modality == Modality.VISIBLE)] = 2
+            elif self.bank == "mixed" and turn == 0:
+                turns[chosen] = 2
+        if (modality == modality[0]).all():
+            modality = Modality(int(modality[0]))  # one modality: no splitting of the batch in the stems
+        shift = tie_infrared(delta, modality) if self.tied else delta
+        features = self.features(model, clip(images + shift, masked=self.clip == "masked"), modality)
+        index = turns, torch.from_numpy(rows)
+        pull, push = (features - problem.centroids[each[index]] for each in (problem.pull, problem.push))
+        terms = torch.linalg.vector_norm(pull, dim=1) - torch.linalg.vector_norm(push, dim=1) + self.margin
+        return terms.clamp(min=0).mean(), (terms.detach() > 0).float().mean()
+
+    def gradient(
+        self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, turn: int = 0, chosen=None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradient of `objective` with respect to delta, (3, H, W), and what `objective` returns."""
+        delta = delta.detach().requires_grad_()
+        loss, active = self.objective(model, problem, delta, rows, turn, chosen)
+        return torch.autograd.grad(loss, delta)[0], loss.detach(), active
+
+    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
+        """Make one iteration: algorithm 1's two steps, one joint step, or the released step."""
+        batches, mixed = problem.batches, self.update == "look-ahead"
+        size = self.step_size(batches["mixed" if mixed else Modality.VISIBLE].per_epoch, state, step)
+        if mixed:
+            turns = [(turn, batches["mixed"].at(step)) for turn in (0, 1)]
+        elif self.modalities == "both":
+            turns = [(int(modality), batches[modality].at(step)) for modality in Modality]
+        else:  # two of one modality
+            turns = [(int(m := Modality[self.modalities.upper()]), batches[m].at(2 * step + part)) for part in (0, 1)]
+        found, inside, delta = [], 1, state["delta"]
+        for part, (turn, rows) in enumerate(turns):
+            probability = 0 if self.grey == "first" and part else self.grey_probability
+            chosen = coins(len(rows), probability, seed, Stream.CMPS_GREY, step, part)
+            found.append(self.gradient(model, problem, delta, rows, turn, chosen))
+            if self.update == "alternate":
+                self.descend(state, found[-1][0], size)
+                delta = state["delta"]
+            elif mixed and part == 0:
+                delta, inside = self.look_ahead(state, found[0][0], size)
+        if self.update != "alternate":
+            self.descend(state, found[0][0] + found[1][0] * inside, size)
+        return noted([each[1:] for each in found], self.saturated(state["delta"]))
+
+
+def noted(found: list[Found], saturated: Tensor) -> dict[str, float]:
+    """Return what the history says of a step: losses and active shares of its parts, and delta's saturated share."""
+    values = torch.stack([each.detach().to(saturated) for pair in zip(*found, strict=True) for each in pair]).tolist()
+    names = ("loss", "second_loss", "active", "second_active", "saturated")
+    return dict(zip(names, [*values, saturated.item()], strict=True))
