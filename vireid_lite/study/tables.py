@@ -10,13 +10,10 @@ import pandas as pd
 
 from vireid_lite import metrics
 from vireid_lite.attacks import ATTACKS
-from vireid_lite.campaign import prepare, read_campaign
-from vireid_lite.cards import card_name
-from vireid_lite.data import Modality
+from vireid_lite.study.campaign import read_campaign
+from vireid_lite.study.cards import DIRECTIONS
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import direction_name
 
-DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 LABELS = {
     "uniform-noise": "uniform noise",
     "sign-noise": "sign noise",
@@ -176,8 +173,8 @@ def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
 
     campaign: a file of `book/campaigns`. kind: only the runs of this name. Raises InputError where it is missing.
     """
-    runs = [run for run in read_campaign(campaign) if kind in (None, run["name"])]
-    missing = [run for run in runs if not (folder / card_name(prepare(run)[2])).exists()]
+    runs = [run for run in read_campaign(campaign) if kind in (None, run.kind)]
+    missing = [run for run in runs if not (folder / run.card_name()).exists()]
     if not missing:
         return ""
     command = f"vireid-lite campaign book/campaigns/{campaign.name}"

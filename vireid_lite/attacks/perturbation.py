@@ -1,16 +1,14 @@
-"""Transfer: what a perturbation made on one network, the surrogate, does to another, the target."""
+"""What a universal attack makes, on crops of another size than it was made on."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
 from vireid_lite.attacks.base import UniversalPerturbation
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import Evaluation
 
 
 def resized(made: UniversalPerturbation, size: tuple[int, int]) -> UniversalPerturbation:
@@ -18,8 +16,13 @@ def resized(made: UniversalPerturbation, size: tuple[int, int]) -> UniversalPert
 
     Each delta is interpolated bilinearly (corners not aligned, no antialiasing), then clipped to [-eps, eps]; a colour
     lattice has no size and stays. Interpolation only averages, so the projection guards against rounding alone, and a
-    delta of +-eps everywhere loses strength. size: (height, width) of the target's crops in pixels; the same size
-    returns `made` itself. Raises InputError for what is no perturbation of fixed pixels (a generator).
+    delta of +-eps everywhere loses strength.
+
+    Args:
+        size: (height, width) of the target's crops in pixels; the same size returns `made` itself.
+
+    Raises:
+        InputError: for what is no perturbation of fixed pixels (a generator).
     """
     if not isinstance(made, UniversalPerturbation):
         raise InputError(f"transfer: {type(made).__name__} has no delta to resize; use crops of one size for both")
@@ -37,16 +40,3 @@ def resized(made: UniversalPerturbation, size: tuple[int, int]) -> UniversalPert
         deltas = fit(made.delta)
         same = deltas is made.delta
     return made if same else replace(made, delta=deltas)
-
-
-def broken(clean: Evaluation, attacked: Evaluation) -> float:
-    """Return the share of queries ranked right before the attack (rank-1) that are ranked wrong after it, in [0, 1].
-
-    One of several things "transfer success rate" may mean: the CMPS paper's Table 4 does not define it. A ranking
-    without information breaks nearly all, and two noisy rankings break some: read it beside that of noise. All trials
-    are pooled. NaN where nothing was right before.
-    """
-    before, after = (
-        np.concatenate([trial.per_query_rank1 for trial in evaluation.trials]) > 0 for evaluation in (clean, attacked)
-    )
-    return float((before & ~after).sum() / before.sum()) if before.any() else float("nan")
