@@ -1332,9 +1332,9 @@ print("texts:", ", ".join(sorted(set(texts(live_card)))))
 
 # %% [markdown]
 # Holds: the configuration (data set, options, victim, attack, seed), a fingerprint of the records, scores as means, by
-# trial and by person in a fixed order without names, chance and minimum, seconds, memory, device, versions, the modules
-# that were used and their hash. Does not hold: images, crops, $\delta$, checkpoints, paths, labels, file names. The
-# perturbation and the victim stay in your cache.
+# trial and by person in a fixed order without names, chance and minimum, seconds, memory, device, versions, the parts
+# that it was made with (`vireid_lite.behaviour`). Does not hold: images, crops, $\delta$, checkpoints, paths, labels,
+# file names. The perturbation and the victim stay in your cache.
 #
 # A card is checked before it is merged, by the same few lines for everybody:
 

@@ -62,7 +62,7 @@ def test_a_stale_card_is_named_kept_and_made_again_only_when_asked(small, tmp_pa
     out = tmp_path / "out"
     campaign.run_campaign(small, out, progress=False)
     path = sorted(out.iterdir())[0]
-    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "0" * 12}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "made_with": {}}))
     kept = path.read_bytes()
     assert campaign.run_campaign(small, out, progress=False)["stale"] == [path.name]
     assert path.read_bytes() == kept
@@ -171,7 +171,7 @@ def test_a_grid_runs_every_combination_and_pairs_each_attack_with_its_clean_vict
     }
     for card in attacked:
         assert not cards.is_stale(card)
-        assert any(module.startswith("attacks/") for module in card["modules"])
+        assert f"attack/{card['attack']['name']}" in card["made_with"]
         if card["attack"]["name"] == "cmps":
             assert (card["attack"]["steps"], card["attack"]["identities"]) == (3, 6)
         for direction, clean in card["clean"].items():
@@ -216,7 +216,7 @@ def test_a_modified_victim_makes_a_card_of_its_own(tmp_path):
     noisy, benign = sorted(cards.read_cards(out, kind="modified"), key=lambda card: card["modification"]["loss"])
     for card in (noisy, benign):
         assert not cards.is_stale(card)
-        assert "attacks/modified_victim" in card["modules"]
+        assert "modified" in card["made_with"]
         assert card["attack"] is None
         assert card["victim"] == usual["victim"]
         assert set(card["modification"]) == set(Modification.__dataclass_fields__)

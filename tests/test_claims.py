@@ -150,7 +150,7 @@ def card(value, seed=0, name="cmps", tied=False, spread=0.02, noise=0, dataset="
     victim = {"model": "agw", "backbone": "lite"}
     return {
         "kind": "attack", "tier": "lite", "dataset": {"name": dataset, "difficulty": "easy"}, "victim": victim,
-        "seed": seed, "attack": attack, "clean": clean, "scores": both, "scores_8_bit": both, "modules": [], "code": "",
+        "seed": seed, "attack": attack, "clean": clean, "scores": both, "scores_8_bit": both, "made_with": {},
         **more,
     }  # fmt: skip
 
@@ -360,7 +360,7 @@ def test_an_answer_of_the_authors_is_printed_below_the_table(tmp_path):
 
 def test_a_stale_card_is_told(ledger, cards):
     claim = next(claim for claim in ledger.claims if claim.evidence.get("function") == "grows")
-    changed = [one | {"code": "0" * 12} for one in cards if one["kind"] in ("attack", "epsilon")]
+    changed = [one | {"made_with": {}} for one in cards if one["kind"] in ("attack", "epsilon")]
     assert "cards stale" in claims.find(claim, ledger, changed).data
 
 

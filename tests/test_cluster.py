@@ -177,7 +177,7 @@ def test_a_run_that_cannot_be_made_says_so_and_the_others_are_kept(todo, schedul
 
 def test_other_code_is_refused_before_anything_runs(todo, scheduler, monkeypatch):
     cluster._code.cache_clear()
-    monkeypatch.setattr(cluster, "code_hash", lambda *modules: "0" * 12)
+    monkeypatch.setattr(cluster, "source_hash", lambda: "0" * 12)
     with pytest.raises(
         InputError, match=r"worker tcp://127.0.0.1:\d+ does not run this machine's vireid_lite"
     ) as error:

@@ -1,19 +1,10 @@
-import ast
 import errno
 import os
-import sys
 
 import pytest
 
 from vireid_lite import provenance
 from vireid_lite.errors import InputError
-
-FSTRINGS = r"""
-a = f"{name}: choose from {', '.join(known)}"
-b = f'{card["seed"]!r:>{width}} of "{{all}}"\n'
-c = f"{'one' if x else 'none'}, { {1: 2}[1]}\t"
-d = f"it's {x}" f'"{y}' + f"{f'{z:.1f}'} %"
-"""
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
@@ -47,23 +38,21 @@ def test_a_device_that_is_not_there_is_one_line(name):
         provenance.pick_device(name)
 
 
-def test_the_hash_does_not_depend_on_the_order_of_modules():
-    assert provenance.code_hash("losses", "metrics") == provenance.code_hash("metrics", "losses")
-    assert provenance.code_hash("losses") != provenance.code_hash("metrics")
-
-
-def test_the_hash_is_that_of_python_3_11_everywhere(tmp_path, monkeypatch):
-    """`ast.unparse` spells f-strings otherwise from 3.12 on; no card may be stale for that."""
-    (tmp_path / "quoted.py").write_text(FSTRINGS, encoding="utf-8")
+def test_a_source_hash_sees_code_and_new_files_and_no_docstring(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
     monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
-    assert provenance.code_hash("quoted") == "53e2bd8c5193"
 
+    def hash_after(file, source):
+        (tmp_path / file).write_text(source, encoding="utf-8")
+        return provenance.source_hash.__wrapped__("data", "losses")
 
-@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="compares with ast.unparse of Python 3.11")
-def test_no_module_is_spelled_otherwise_than_by_python_3_11():
-    for path in provenance.PACKAGE.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert ast.unparse(tree) == ast.unparse(provenance._FStrings().visit(tree)), path.name
+    (tmp_path / "losses.py").write_text("x = 1\n", encoding="utf-8")
+    first = hash_after("data/loading.py", 'def f(a):\n    """Old."""\n    return a + 1\n')
+    said = '"""New."""\n\n\ndef f(a):\n    """New."""\n    # Said better.\n    return (a + 1)\n'
+    assert hash_after("data/loading.py", said) == first
+    assert hash_after("metrics.py", "x = 1\n") == first, "not asked for"
+    found = {first, hash_after("losses.py", "x = 2\n"), hash_after("data/new.py", "")}
+    assert len(found | {hash_after("data/loading.py", "def f(a):\n    return a + 2\n")}) == 4
 
 
 def test_the_cache_is_the_checkouts_unless_told_or_installed(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def test_the_surrogate_is_attacked_and_the_target_scored(tmp_path, monkeypatch):
     assert [c["surrogate"]["seed"] for c in (own, other, larger)] == [1, 1, 100]
     for card in found:
         assert card["surrogate"]["seed"] != card["seed"]
-        assert "transfer" in card["modules"]
+        assert {f"victim/{each['victim']['model']}" for each in (card, card["surrogate"])} < set(card["made_with"])
         assert not cards.is_stale(card)
         for scores in card["scores_8_bit"].values():
             assert 0 <= scores["broken"] <= 1 or np.isnan(scores["broken"])

@@ -204,16 +204,11 @@ def _ground(cards: Sequence[dict]) -> str:
         difficulties.setdefault(card["dataset"]["name"], set()).add(card["dataset"].get("difficulty", ""))
     data = [name + (f" ({' and '.join(sorted(known))})" if any(known) else "") for name, known in difficulties.items()]
     tiers, seeds = sorted({card["tier"] for card in cards}), {card["seed"] for card in cards}
-    stale = sum(_stale(tuple(card["modules"]), card["code"]) for card in cards)
+    stale = sum(is_stale(card) for card in cards)
     return (
         f"{', '.join(data)}, tier {' and '.join(tiers)}, {len(seeds)} seed{'s' * (len(seeds) != 1)}"
         + f", {stale} of {len(cards)} cards stale" * (stale > 0)
     )
-
-
-@cache
-def _stale(modules: tuple[str, ...], code: str) -> bool:
-    return is_stale({"modules": modules, "code": code})
 
 
 # Evidence in run cards. Each takes the selected cards and returns text and verdict, or None where nothing has run.

@@ -1,4 +1,4 @@
-"""What a result came from: code hash, versions, device; and files written whole or not at all."""
+"""What a result came from: code, versions, device; and files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,57 +22,31 @@ import torch
 from vireid_lite.errors import InputError
 
 PACKAGE = Path(__file__).parent
+# What a victim and an attack are made by: folders and files, as `source_hash` takes them.
+VICTIM_CODE = ("data", "models", "losses", "hetero_centre", "quadruple", "objectives", "training", "victims")
+ATTACK_CODE = (*VICTIM_CODE, "attacks", "attention", "frequency")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @cache
-def code_hash(*modules: str) -> str:
-    """Return 12 hex digits that change with the meaning of the named modules, not with their docstrings or comments.
+def source_hash(*places: str) -> str:
+    """Return 12 hex digits of the code at some places of the package, or of all of it, without docstrings and comments.
 
-    modules: paths relative to the package without suffix, such as "data/synthetic"; their order does not matter.
+    places: folders, of which every file counts, or files without their suffix. The keys of what is cached on this
+    machine hold it; nothing committed does, as another version of Python may give another hash of the same code.
     """
+    files: set[Path] = set()
+    for place in (PACKAGE / name for name in places or ("",)):
+        files |= set(place.rglob("*.py")) if place.is_dir() else {place.with_suffix(".py")}
     digest = hashlib.sha256()
-    for module in sorted(set(modules)):
-        source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
-        digest.update(f"{module}:{_meaning(source)}\n".encode())
+    for file in sorted(files):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if documented and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+        digest.update(f"{file.relative_to(PACKAGE).as_posix()}:{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
-
-
-@cache
-def _meaning(source: str) -> str:
-    """Return a module's code without docstrings, comments and layout."""
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node):
-            node.body = node.body[1:]
-    return ast.unparse(_FStrings().visit(tree))
-
-
-class _FStrings(ast.NodeTransformer):
-    """Replaces f-strings by names that spell them as `ast.unparse` of Python 3.11 does.
-
-    Later versions choose other quotation marks, and a card made under one would be stale under another.
-    """
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Name:
-        marks = ["'", '"', '"""', "'''"]
-        parts = [self._spelled(part) for part in node.values]
-        for text in parts:
-            marks = sorted((mark for mark in marks if mark not in text), key=lambda mark: mark[0] == text[-1])
-        return ast.Name(f"f{marks[0]}{''.join(parts)}{marks[0]}")
-
-    def _spelled(self, part: ast.expr) -> str:
-        if isinstance(part, ast.Constant):
-            text = part.value.replace("{", "{{").replace("}", "}}")
-            return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
-        inner = ast.unparse(self.visit(part.value))
-        if isinstance(part.value, ast.IfExp | ast.Lambda | ast.NamedExpr):
-            inner = f"({inner})"
-        space = " " if inner.startswith("{") else ""
-        conversion = f"!{chr(part.conversion)}" if part.conversion != -1 else ""
-        form = ":" + "".join(map(self._spelled, part.format_spec.values)) if part.format_spec else ""
-        return f"{{{space}{inner}{conversion}{form}}}"
 
 
 def stable_hash(value: object) -> str:

@@ -11,19 +11,19 @@ from torch import nn
 
 from vireid_lite import models
 from vireid_lite.acceleration import Compute
-from vireid_lite.cards import code_modules
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import InputError
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
 from vireid_lite.objectives import train_by_objective
 from vireid_lite.parameters import TIERS as DATASET_OF_TIER
 from vireid_lite.provenance import (
+    VICTIM_CODE,
     cache_folder,
-    code_hash,
     device_name,
     exclusive,
     peak_memory_mib,
     pick_device,
+    source_hash,
     stable_hash,
     versions,
 )
@@ -172,13 +172,13 @@ def load_or_train(
 ) -> tuple[nn.Module, dict]:
     """Return the trained victim in eval mode and its checkpoint card.
 
-    The victim is keyed by recipe, training data, seed, the code it depends on and `compute`, the precision it is
+    The victim is keyed by recipe, training data, seed, the code of all training and `compute`, the precision it is
     trained in (None: float32), and kept in `folder`, or among everything that can be made again
     (`provenance.cache_folder`). A killed training resumes at its last epoch.
     Card keys beside the builder's own: recipe, dataset, seed, history, wall_seconds, peak_memory_mib, device, code.
     """
     device = pick_device(device) if isinstance(device, str) else device
-    code = code_hash(*code_modules(dataset.name, recipe.model))
+    code = source_hash(*VICTIM_CODE)
     trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
     key = stable_hash(
         [

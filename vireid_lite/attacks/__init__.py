@@ -30,7 +30,6 @@ __all__ = [
     "ModifiedVictim",
     "UniversalAttack",
     "UniversalPerturbation",
-    "attack_modules",
     "build_attack",
     "craft",
     "load_perturbation",
@@ -65,18 +64,6 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
         return kind(**options)
     except TypeError as error:  # a value of a type that cannot even be compared
         raise InputError(f"{name}: {str(error).splitlines()[0]}; check the options' types") from None
-
-
-def attack_modules(name: str) -> list[str]:
-    """Return the modules an attack's result depends on beside the victim's, as `provenance.code_hash` takes them."""
-    own = ATTACKS[name].__module__.rpartition(".")[2]
-    beside = {
-        "cmps": ["attacks/centroids"],
-        "uap": ["attacks/centroids"],
-        "dmr": ["attacks/centroids", "attacks/uap"],
-        "feature_level": ["attacks/uap", "attention", "frequency", "quadruple"],
-    }.get(own, [])
-    return ["attacks/base", *beside, f"attacks/{own}"]
 
 
 def load_perturbation(path: str | Path) -> UniversalPerturbation | GeneratorPerturbation:

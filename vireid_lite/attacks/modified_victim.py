@@ -25,17 +25,17 @@ from vireid_lite import losses, models
 from vireid_lite.attacks.base import EPS, UniversalPerturbation, check_eps, clip
 from vireid_lite.attacks.uap import SignNoise, UniformNoise
 from vireid_lite.attention import Tap, check_blocks, insert, staged
-from vireid_lite.cards import code_modules
 from vireid_lite.data import Dataset, Modality, PKSampler, Record, cached, fingerprint
 from vireid_lite.errors import InputError
 from vireid_lite.models.two_stream import TwoStream, generalised_mean
 from vireid_lite.provenance import (
+    ATTACK_CODE,
     cache_folder,
-    code_hash,
     device_name,
     exclusive,
     peak_memory_mib,
     pick_device,
+    source_hash,
     stable_hash,
     write_atomically,
 )
@@ -51,8 +51,6 @@ from vireid_lite.training import (
     optimiser_for,
 )
 from vireid_lite.victims import Recipe, load_or_train
-
-MODULES = ["attacks/base", "attacks/uap", "attacks/modified_victim", "attention", "frequency", "quadruple"]
 
 CHOICES = {
     "attention": ("fsam", "se", "eca", "none"),
@@ -149,7 +147,7 @@ def train_modified_victim(
     """
     modification = modification or Modification()
     device = pick_device(device) if isinstance(device, str) else device
-    code = code_hash(*code_modules(dataset.name, recipe.model), *MODULES)
+    code = source_hash(*ATTACK_CODE)
     described = [recipe.describe(), asdict(modification), dataset.describe(), fingerprint(dataset.train), seed, code]
     key = stable_hash(described)
     folder = folder or cache_folder() / "modified" / key

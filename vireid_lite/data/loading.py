@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vireid_lite.data.records import Dataset, Modality, Record, fingerprint
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import cache_folder, clear_no_space, code_hash, exclusive, stable_hash, write_atomically
+from vireid_lite.provenance import cache_folder, clear_no_space, exclusive, source_hash, stable_hash, write_atomically
 
 ROWS_PER_STEP = 256  # crops written between two notes of progress
 
@@ -67,10 +67,10 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
-    """Return a key that changes when the pixels may: the records, and the files' sizes and times or the renderer."""
+    """Return a key that changes when the pixels may: the records, the code of `data`, the files' sizes and times."""
     key = [dataset.name, dataset.size, fingerprint(records)]
     if dataset.root is None:
-        return stable_hash([*key, dataset.describe(), code_hash("data/records", "data/synthetic", "data/rendering")])
+        return stable_hash([*key, dataset.describe(), source_hash("data")])
     stats = []
     for source in sorted({str(record.source) for record in records}):
         try:
@@ -78,7 +78,7 @@ def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
         except OSError as error:
             raise InputError(f"{dataset.name}: {dataset.root / source} cannot be read ({error.strerror})") from None
         stats.append([source, stat.st_size, stat.st_mtime_ns])
-    return stable_hash([*key, str(dataset.root.resolve()), code_hash("data/records"), stats])
+    return stable_hash([*key, str(dataset.root.resolve()), source_hash("data"), stats])
 
 
 def _decode(dataset: Dataset, records: list[Record], folder: Path, shape: tuple[int, ...], progress: bool) -> None:

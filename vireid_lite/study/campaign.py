@@ -18,7 +18,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Run:
     identities: int | None = None
     modification: Modification | None = None
     surrogate: Run | None = None
-    compute: Compute = Compute()
+    compute: Compute = field(default_factory=Compute)
     split: str = "test"
     anatomy: bool = False
 

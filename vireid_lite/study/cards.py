@@ -32,7 +32,7 @@ import numpy as np
 from vireid_lite.acceleration import Compute
 from vireid_lite.anatomy import QueryState
 from vireid_lite.attacks import Modification, build_attack
-from vireid_lite.behaviour import is_stale, made_with
+from vireid_lite.behaviour import made_with
 from vireid_lite.data import DATASETS, Modality, load_dataset
 from vireid_lite.errors import InputError
 from vireid_lite.evaluation import direction_name
@@ -183,6 +183,12 @@ def read_cards(folder: Path, **wanted: object) -> list[dict]:
     """Return the folder's run cards in name order, only those whose top-level fields equal `wanted`."""
     cards = [read_card(path) for path in sorted(Path(folder).glob(CARDS))]
     return [card for card in cards if all(card.get(name) == value for name, value in wanted.items())]
+
+
+def is_stale(card: dict) -> bool:
+    """Return whether a part of the card's run behaves otherwise now than when it was made, or has no entry."""
+    made = made_with(card)
+    return card["made_with"] != made or not all(made.values())
 
 
 def stale_note(cards: Iterable[dict]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,29 +24,24 @@ from vireid_lite.attacks import (
 )
 from vireid_lite.attacks.base import training_store
 from vireid_lite.attacks.perturbation import resized
+from vireid_lite.behaviour import made_with
 from vireid_lite.data import Dataset, Modality, Trial, cached
 from vireid_lite.evaluation import Evaluation, direction_name, distinct, evaluate
 from vireid_lite.provenance import (
-    PACKAGE,
+    ATTACK_CODE,
     cache_folder,
-    code_hash,
     device_name,
     peak_memory_mib,
     pick_device,
+    source_hash,
     stable_hash,
     versions,
 )
-from vireid_lite.study.cards import write_card
 from vireid_lite.study.campaign import Root, Run
+from vireid_lite.study.cards import write_card
 from vireid_lite.victims import load_or_train
 
 _CLEAN: dict[str, list[Evaluation]] = {}
-
-
-@cache
-def package_hash() -> str:
-    """Return the hash of the whole package as this process has it."""
-    return code_hash(*(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")))
 
 
 def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progress: bool = False) -> Path:
@@ -57,6 +51,8 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
     """
     configuration, dataset, chosen = run.with_images(root), run.open(root), pick_device(device)
     compute = run.compute if run.compute != Compute() else None
+    # Read before anything runs: a file edited meanwhile is not what made the card.
+    code, made = source_hash(*ATTACK_CODE), made_with(configuration)
     if run.modification:
         options = {"seed": run.seed, "device": chosen, "progress": progress}
         modified = train_modified_victim(run.recipe, dataset, run.modification, **options)
@@ -78,10 +74,10 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
                 results = {"scores": {direction_name(e.query_modality): scores_for_card(e) for e in evaluated}}
             else:
                 attacks = cache_folder() / "attacks"
-                note = attacks / f"{stable_hash([configuration, trained['key'], package_hash()])}.pt"
+                note = attacks / f"{stable_hash([configuration, trained['key'], code])}.pt"
                 keep = None
                 if surrogate:
-                    made_by = [its_card["key"], configuration["attack"], run.seed, package_hash()]
+                    made_by = [its_card["key"], configuration["attack"], run.seed, code]
                     keep = attacks / f"{stable_hash(made_by)}.safetensors"
                 victim = stable_hash([trained["key"], dataset.describe(), run.split])
                 if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
@@ -95,7 +91,7 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
         results |= {"history": trained["history"], "train_seconds": trained["seconds"]}
         seconds, memory = seconds + trained["wall_seconds"], max(memory, trained["peak_memory_mib"])
     results |= {"wall_seconds": seconds, "peak_memory_mib": memory, "device": device_name(chosen)}
-    results |= {"threads": torch.get_num_threads(), "versions": versions()}
+    results |= {"threads": torch.get_num_threads(), "versions": versions(), "made_with": made}
     path = write_card(out, configuration, results)
     if run.attack:
         note.unlink(missing_ok=True)

@@ -10,9 +10,9 @@ import pandas as pd
 
 from vireid_lite import metrics
 from vireid_lite.attacks import ATTACKS
+from vireid_lite.errors import InputError
 from vireid_lite.study.campaign import read_campaign
 from vireid_lite.study.cards import DIRECTIONS
-from vireid_lite.errors import InputError
 
 LABELS = {
     "uniform-noise": "uniform noise",

@@ -22,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import exclusive, write_atomically
+from vireid_lite.provenance import exclusive, source_hash, write_atomically
 from vireid_lite.study.campaign import Root, Run, read_campaign
 from vireid_lite.study.cards import is_stale, read_card
-from vireid_lite.study.run import package_hash, run_one
+from vireid_lite.study.run import run_one
 
 AGAIN = "install the same there, and start it again"
 ANSWER = 10.0  # seconds a scheduler has to answer
@@ -98,7 +98,7 @@ def run_all(
     """
     here, code, given_up, former = (
         f"cluster {scheduler or 'of this machine'}",
-        package_hash(),
+        source_hash(),
         [],
         torch.get_num_threads(),
     )
@@ -143,7 +143,7 @@ class _Call:
 
 def _card(task: Callable, run: Run, device: str, root: Root, code: str, threads: int | None, progress: bool):
     """Run one run on this worker, alone and with its threads; return its card's file name and bytes."""
-    if code != package_hash():
+    if code != source_hash():
         raise InputError(f"cluster: a worker does not run this machine's vireid_lite; {AGAIN}")
     if threads is None:
         from distributed import get_worker

@@ -1,0 +1,266 @@
+"""Behaviour as numbers: what each part of a run computes on a small problem, and the parts a run card was made with.
+
+A part is a word of a run's configuration: its data set, its victim's network, its attack, "modified", "scores". A probe
+runs a part on a problem of seconds and returns numbers; `behaviour.json` holds what they were when the committed cards
+were made, an entry for each part. A test holds code and entries together, so a card is of this code's behaviour as long
+as it names the entries that stand there. The probes of victims and of the synthetic data are here, as weights that are
+handed on are checked by them; the others are in `tests/probes.py`.
+
+Numbers must hold on every machine. So the crops below are whole numbers drawn by whole numbers, and networks compute in
+float64, where rounding cannot turn the sign of a gradient; what is computed in float32 as usual is compared loosely.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vireid_lite import models
+from vireid_lite.data import Augmentation, Dataset, Modality, Record, Trial, all_against_all, cached
+from vireid_lite.provenance import stable_hash
+from vireid_lite.training import learning_rate_factor
+from vireid_lite.victims import TIERS, load_or_train, tier_dataset, tier_recipe
+
+FILE = Path(__file__).with_name("behaviour.json")
+RELATIVE, ABSOLUTE = 1e-4, 1e-6
+# Pixels of 8 bits and float32 may round otherwise elsewhere: a fortieth of a grey level in a mean of a block, and the
+# last digits of a network's first losses. Files are decoded by other versions of a decoder: half a level.
+LOOSER = {"data/synthetic": 1e-4, "data/sysu": 2e-3, "data/regdb": 2e-3, "data/llcm": 2e-3, "data/paired_folder": 2e-3}
+
+Found = dict[str, float | list[float]]
+
+
+@cache
+def entries() -> dict[str, Found]:
+    """Return the committed entry of every part."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def parts_of(run: dict) -> list[str]:
+    """Return the parts of a run card, or of a configuration; a surrogate adds its own data and victim."""
+    attack = (run["attack"] or {}).get("name")
+    sides = [run, *([run["surrogate"]] if run.get("surrogate") else [])]
+    parts = [
+        part for side in sides for part in (f"data/{side['dataset']['name']}", f"victim/{side['victim']['model']}")
+    ]
+    parts += [f"attack/{attack}"] if attack else []
+    return list(dict.fromkeys([*parts, *(["modified"] if run.get("modification") else []), "scores"]))
+
+
+def made_with(run: dict) -> dict[str, str]:
+    """Return 8 hex digits of the entry of each part of a run; "" for a part without one."""
+    return {part: stable_hash(entries()[part])[:8] if part in entries() else "" for part in parts_of(run)}
+
+
+def differs(part: str, found: Found) -> list[str]:
+    """Return one line for each number of a part that is not what its entry says, within the part's tolerance."""
+    entry, absolute = entries().get(part, {}), LOOSER.get(part, ABSOLUTE)
+    lines = [f"{part}: {name} is only on one side" for name in sorted(entry.keys() ^ found.keys())]
+    for name in sorted(entry.keys() & found.keys()):
+        was, now = np.atleast_1d(entry[name]).astype(float), np.atleast_1d(found[name]).astype(float)
+        if was.shape != now.shape:
+            lines.append(f"{part}: {name} has {len(now)} numbers, and had {len(was)}")
+            continue
+        for place in np.flatnonzero(~np.isclose(now, was, rtol=RELATIVE, atol=absolute, equal_nan=True)):
+            lines.append(f"{part}: {name}[{place}] is {now[place]:.7g}, and was {was[place]:.7g}")
+    return lines
+
+
+# What probes are made of.
+
+
+def plain(values: Tensor | np.ndarray | Sequence[float]) -> list[float]:
+    """Return numbers with seven digits, as the file has them."""
+    values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
+    return [float(f"{value:.7g}") for value in values.ravel()]
+
+
+def blocks(images: Tensor | np.ndarray, rows: int = 4, columns: int = 2) -> Tensor:
+    """Return the means of a grid of blocks over the last two dimensions, (..., rows, columns)."""
+    images = torch.as_tensor(images).double()
+    return nn.functional.adaptive_avg_pool2d(images.reshape(-1, 1, *images.shape[-2:]), (rows, columns))
+
+
+def history(epochs: list[dict]) -> Found:
+    """Return what each epoch of a training noted: accuracy, identity loss and the sum of all else by any name."""
+    known = ("epoch", "seconds", "accuracy", "identity_loss")
+    rest = [sum(value for name, value in epoch.items() if name not in known) for epoch in epochs]
+    return {**{name: plain([epoch[name] for epoch in epochs]) for name in known[2:]}, "other": plain(rest)}
+
+
+def named(prefix: str, found: Found) -> Found:
+    """Return the numbers under names that begin with the prefix."""
+    return {f"{prefix} {name}": value for name, value in found.items()}
+
+
+@contextmanager
+def aside(dtype: torch.dtype = torch.float64) -> Iterator[Path]:
+    """Give a folder that vanishes, which is the cache too; inside, networks are made in `dtype`, on one thread."""
+    former, threads = torch.get_default_dtype(), torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict("os.environ", VIREID_CACHE=f"{folder}/cache"):
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(1)
+        try:
+            yield Path(folder)
+        finally:
+            torch.set_default_dtype(former)
+            torch.set_num_threads(threads)
+
+
+class Painted(Dataset):
+    """People of six bands of grey or colour under noise, all whole numbers: the same crops on every machine.
+
+    identities: of training; `held_out` more are tested in `trials` trials under `protocol`. images: of each modality.
+    """
+
+    def __init__(self, identities: int = 10, images: int = 2, held_out: int = 6, trials: int = 1) -> None:
+        super().__init__("painted", None, (32, 16), {"identities": identities, "images": images, "held_out": held_out})
+        self.images, self.count = images, trials
+        self.train = self._records(0, identities)
+        self.val, self.test = self._records(500, held_out), self._records(900, held_out)
+
+    def _records(self, first: int, count: int) -> list[Record]:
+        return [
+            Record(1000 * identity + 10 * image + modality, identity, (1, 3)[modality] + image % 2, modality)
+            for identity in range(first, first + count)
+            for modality in Modality
+            for image in range(self.images)
+        ]
+
+    def trials(self, query_modality: Modality | None = None) -> list[Trial]:
+        """Return trials of ever fewer gallery images."""
+        whole = all_against_all(self.test, self.default_query if query_modality is None else query_modality)
+        return [Trial(whole.query, whole.gallery[number:]) for number in range(self.count)]
+
+    def read(self, record: Record) -> np.ndarray:
+        """Paint one crop, uint8 (height, width, 3)."""
+        height, width = self.size
+        bands = np.random.default_rng(record.identity).integers(40, 216, (6, 3))
+        bands = bands[:, :1] if record.modality == Modality.INFRARED else bands
+        noise = np.random.default_rng(record.source).integers(-40, 41, (height, width, 1))
+        crop = np.clip(bands[np.arange(height) * 6 // height][:, None] + noise, 0, 255)
+        return np.broadcast_to(crop, (height, width, 3)).astype(np.uint8)
+
+
+def features(model: nn.Module, dataset: Dataset, records: Sequence[Record]) -> list[float]:
+    """Return four embeddings: the cosines between them, and how their first numbers are made up."""
+    chosen = sorted(records, key=lambda record: record.modality)[:: len(records) // 4]
+    store = cached(dataset, chosen, False)
+    weight = next(model.parameters())
+    with torch.no_grad():
+        found = model.embed(store.batch(np.arange(len(store))).to(weight), store.modalities)
+    return plain([*(found @ found.T)[np.triu_indices(len(found), 1)], *found[:, :6].flatten()])
+
+
+# The probes.
+
+# Of each network beside its own name: the tier, options of the network, and settings.
+VARIANTS: dict[str, dict[str, tuple[str, dict, dict]]] = {
+    "agw": {
+        "hard triplet": ("lite", {}, {"triplet": "hard"}),
+        "adp triplet": ("lite", {}, {"triplet": "adp"}),
+        "no triplet": ("lite", {}, {"triplet": "none"}),
+        "shuffled": ("lite", {}, {"shuffle_labels": True}),
+        "grey": ("full", {}, {"augmentation": Augmentation(pad=2, grey=0.5)}),
+        "average": ("lite", {"gem_p": 1.0, "non_local_channels": 0}, {}),
+    },
+    "caj": {
+        "adp triplet": ("lite", {}, {"triplet": "adp", "augmentation": Augmentation(pad=4, erasing=0.2)}),
+        "hard triplet": ("lite", {}, {"triplet": "hard"}),
+    },
+    "deen": {"flipped": ("full", {"flip": True}, {})},
+    "ide": {"hetero-centre": ("lite", {"hetero_centre": 0.5}, {})},
+    "pcb": {"hetero-centre": ("lite", {"hetero_centre": 0.5}, {})},
+}
+
+
+def victim(model: str) -> Found:
+    """Return what training a network does: first losses in float32, then two epochs of every way it is trained."""
+    found: Found = {}
+    for tier, kind in TIERS.items():
+        epochs = range(kind.recipe.settings.epochs)
+        places = [epoch + part for epoch in epochs for part in ((0,) if tier == "full" else (0, 0.5))]
+        found[f"schedule of {tier}"] = plain([learning_rate_factor(kind.recipe.settings, place) for place in places])
+
+    def trained(tier: str, options: dict, settings: dict, dtype: torch.dtype = torch.float64) -> Found:
+        with aside(dtype) as folder:
+            recipe = tier_recipe(
+                tier, model=model, backbone="lite", pretrained=False, options=options, **{"epochs": 2, **settings}
+            )
+            data = Painted()
+            network, card = load_or_train(recipe, data, seed=1, device="cpu", folder=folder / "victim", progress=False)
+            return {**history(card["history"]), "features": features(network, data, data.test)}
+
+    first = trained("lite", {}, {"epochs": 1}, torch.float32)
+    found |= named("float32", {name: first[name] for name in ("identity_loss", "other")})
+    ways = {tier: (tier, {}, {}) for tier in TIERS} | VARIANTS.get(model, {})
+    for name, way in ways.items():
+        found |= named(name, trained(*way))
+    return found
+
+
+def synthetic() -> Found:
+    """Return statistics of rendered crops: both spectra of both difficulties, heat, other sizes, another population."""
+    options = {
+        "easy": {"difficulty": "easy"},
+        "hard": {"difficulty": "hard"},
+        "thermal": {"thermal": True},
+        "small": {"size": (64, 32)},
+        "other people": {"seed": 1},
+    }
+    found: Found = {}
+    with aside(torch.float32):
+        for name, given in options.items():
+            data = tier_dataset("lite", **given)
+            found[f"{name} records"] = counted([data.train, data.val, *(side for t in data.trials() for side in t)])
+            chosen = [
+                data.train[0],
+                data.train[9],
+                data.val[13],
+                data.val[20],
+                data.test[2],
+                data.test[7],
+                data.test[700],
+            ]
+            found |= named(name, crops(data, chosen if name in ("easy", "hard") else chosen[:2]))
+        data = tier_dataset("standard")
+        found |= named("standard", crops(data, data.test[5:15:9]))
+    return found
+
+
+def counted(sides: Sequence[Sequence[Record]]) -> list[float]:
+    """Return three numbers of each list of records: how many, and what says who comes where before which camera."""
+    found = []
+    for side in sides:
+        place = np.arange(1, len(side) + 1)
+        numbers = np.array([[record.identity, record.camera, int(record.modality)] for record in side] or [[0, 0, 0]])
+        found += [len(side), *np.average(numbers, axis=0, weights=place if len(side) else None)]
+    return plain(found)
+
+
+def crops(data: Dataset, records: Sequence[Record]) -> Found:
+    """Return means of blocks of each crop, in [0, 1], its spread, and how rough it is from pixel to pixel."""
+    store = cached(data, records, False)
+    images = store.batch(np.arange(len(store))).double()
+    return {
+        "blocks": plain(blocks(images.mean(1))),
+        "colours": plain(images.mean((2, 3))),
+        "spread": plain(images.std((1, 2, 3))),
+        "roughness": plain(images.diff(dim=3).abs().mean((1, 2, 3))),
+        "pixels": plain(blocks(images[:, 1, 8:24, 8:16], 2, 2)),
+    }
+
+
+PROBES: dict[str, Callable[[], Found]] = {
+    "data/synthetic": synthetic,
+    **{f"victim/{model}": (lambda model=model: victim(model)) for model in models.NETWORKS},
+}
