@@ -546,7 +546,7 @@ for world, dataset in worlds.items():
 # cards' seeds.
 
 # %%
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.parameters import COSTS
 
 learned = {"shuffled labels": "shuffled-labels", "trained victim": "victim"}

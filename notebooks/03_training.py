@@ -784,7 +784,7 @@ Markdown(
 # spread over seeds. They are different uncertainties, and neither stands for the other.
 
 # %% tags=["hide-input"]
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.parameters import COSTS
 
 lite = tier_recipe("lite").describe()

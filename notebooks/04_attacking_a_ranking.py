@@ -108,7 +108,7 @@ from vireid_lite.attacks.base import frozen
 from vireid_lite.attacks.image_specific import ODFA, SMA, GuideBank, Problem
 from vireid_lite.data import ImageStore, Modality, Trial, all_against_all, cached
 from vireid_lite.evaluation import direction_name, embed_store, identities_and_cameras, ranked
-from vireid_lite.tables import DIRECTIONS, LABELS, attack_table, seed_rows
+from vireid_lite.study.tables import DIRECTIONS, LABELS, attack_table, seed_rows
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
@@ -956,7 +956,7 @@ Markdown("\n\n".join(said))
 
 # %% tags=["hide-input"]
 from vireid_lite.attacks import EPS as USUAL
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.parameters import COSTS
 
 lite = tier_recipe("lite").describe()

@@ -93,7 +93,8 @@ import numpy as np
 import torch
 from IPython.display import Markdown
 
-from vireid_lite import metrics, plots, tables
+from vireid_lite import metrics, plots
+from vireid_lite.study import tables
 from vireid_lite.anatomy import anatomy, psnr, ssim
 from vireid_lite.attacks import CMPS, build_attack
 from vireid_lite.attacks.base import (
@@ -106,7 +107,7 @@ from vireid_lite.attacks.base import (
     tie,
     training_store,
 )
-from vireid_lite.campaign import difference
+from vireid_lite.study.run import difference
 from vireid_lite.data import ImageStore, Modality, all_against_all, cached
 from vireid_lite.evaluation import direction_name, evaluate, ranked
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
@@ -634,7 +635,7 @@ Markdown(
 
 # %% tags=["hide-input"]
 from vireid_lite.attacks import ATTACKS, UniversalAttack
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.parameters import COSTS
 
 CAMPAIGN = COSTS.parents[1] / "campaigns" / "attacks.toml"

@@ -83,7 +83,8 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional as F
 
-from vireid_lite import metrics, models, plots, tables
+from vireid_lite import metrics, models, plots
+from vireid_lite.study import tables
 from vireid_lite.attention import (
     FSAM,
     SFM,
@@ -737,7 +738,7 @@ Markdown("\n".join(lines))
 # the networks were trained.
 
 # %% tags=["hide-input"]
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.parameters import COSTS
 
 COMMAND = "vireid-lite campaign book/campaigns/feature_level.toml"

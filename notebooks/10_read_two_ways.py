@@ -88,12 +88,13 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional as F
 
-from vireid_lite import attention, metrics, models, plots, tables
+from vireid_lite import attention, metrics, models, plots
+from vireid_lite.study import tables
 from vireid_lite.anatomy import anatomy, psnr, ssim
 from vireid_lite.attacks import ATTACKS, FeatureLevelAttack, UniversalPerturbation, build_attack
 from vireid_lite.attacks.base import tie, training_store, weights_hash
-from vireid_lite.campaign import difference
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.run import difference
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.data import Modality, cached
 from vireid_lite.evaluation import direction_name, evaluate, ranked
 from vireid_lite.parameters import COSTS

@@ -8,9 +8,9 @@ import pytest
 import torch
 from miniatures import make_llcm, make_regdb, make_sysu
 
-from vireid_lite import benchmark, campaign, cards
 from vireid_lite.cli import app
 from vireid_lite.errors import InputError
+from vireid_lite.study import campaign, cards
 
 DATA = "size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4"
 TRAIN = "train = { epochs = 1, identities = 4, images = 2 }"

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vireid_lite import book, claims, tables
-from vireid_lite.cards import read_cards
+from vireid_lite import book, claims
 from vireid_lite.claims import CONTRADICTS, HOLDS, NOT, OPEN, PARTLY, VERDICTS
 from vireid_lite.errors import InputError
+from vireid_lite.study import tables
+from vireid_lite.study.cards import read_cards
 
 ROOT = Path(__file__).parents[1]
 ONE = """

@@ -15,13 +15,13 @@ import psutil
 import pytest
 import torch
 from test_kills import CAMPAIGN, SPAWN
+from vireid_lite.campaign import prepare, read_campaign, run_one
 
 from vireid_lite import cluster
-from vireid_lite.campaign import prepare, read_campaign, run_one
-from vireid_lite.cards import card_name
-from vireid_lite.cluster import run_on_cluster
 from vireid_lite.errors import InputError
 from vireid_lite.provenance import cache_folder, write_atomically
+from vireid_lite.study.cards import card_name
+from vireid_lite.study.workers import run_on_cluster
 
 OPTIONS = {"workers": 2, "device": "cpu", "root": None, "progress": False}
 # What a card says of the machine and the moment, not of the run.
@@ -43,7 +43,9 @@ def _workers_from_one_import():
 
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         get_mp_context()  # names what Dask would preload; then comes what is needed here
-        SPAWN.set_forkserver_preload(["vireid_lite.campaign", "vireid_lite.cluster", "test_kills", "test_cluster"])
+        SPAWN.set_forkserver_preload(
+            ["vireid_lite.campaign", "vireid_lite.study.workers", "test_kills", "test_cluster"]
+        )
         yield
 
 

@@ -29,7 +29,6 @@ NOT_READ_BY_CHAPTERS = (
     "book.py",
     "claims.py",
     "cli.py",
-    "cluster.py",
     "editions.py",
     "landing.py",
     "printing.py",

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vireid_lite import attention, frequency, metrics, models, quadruple, tables
+from vireid_lite import attention, frequency, metrics, models, quadruple
 from vireid_lite.attacks.base import luma, tie
-from vireid_lite.cards import is_stale, read_cards
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
+from vireid_lite.study import tables
+from vireid_lite.study.cards import is_stale, read_cards
 
 HOLDS, PARTLY, NOT = "holds", "holds partly", "does not"
 OPEN, CONTRADICTS = "open without licensed data", "contradicts itself"

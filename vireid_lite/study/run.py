@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +21,8 @@ from vireid_lite.attacks import (
     ImageAttack,
     ModifiedVictim,
     UniversalAttack,
+    UniversalPerturbation,
+    build_attack,
     craft,
     load_perturbation,
     train_modified_victim,
@@ -26,7 +31,9 @@ from vireid_lite.attacks.base import training_store
 from vireid_lite.attacks.perturbation import resized
 from vireid_lite.behaviour import made_with
 from vireid_lite.data import Dataset, Modality, Trial, cached
+from vireid_lite.errors import InputError
 from vireid_lite.evaluation import Evaluation, direction_name, distinct, evaluate
+from vireid_lite.models.checkpoints import load_checkpoint
 from vireid_lite.provenance import (
     ATTACK_CODE,
     cache_folder,
@@ -36,10 +43,11 @@ from vireid_lite.provenance import (
     source_hash,
     stable_hash,
     versions,
+    write_atomically,
 )
 from vireid_lite.study.campaign import Root, Run
-from vireid_lite.study.cards import write_card
-from vireid_lite.victims import load_or_train
+from vireid_lite.study.cards import plain, write_card
+from vireid_lite.victims import load_or_train, tier_dataset, tier_named
 
 _CLEAN: dict[str, list[Evaluation]] = {}
 
@@ -290,3 +298,102 @@ def scores_for_card(result: Evaluation) -> dict:
         "identity_AP": people.ap,
         "identity_queries": people.queries,
     }
+
+
+def victim_and_data(
+    tier: str,
+    dataset: str | None,
+    root: Path | None,
+    size: tuple[int, int] | None,
+    options: dict,
+    checkpoint: Path | None,
+    split: str,
+    seed: int,
+    device: torch.device,
+) -> tuple[nn.Module, dict, Dataset]:
+    """Return the victim on its device, its card, and the data set at the size the victim was trained on.
+
+    checkpoint: None stands for the tier's victim of the synthetic set, loaded or trained.
+    """
+    if split not in ("test", "val"):
+        raise InputError(f"--split {split!r}: give test or val")
+    if checkpoint is None and dataset not in (None, "synthetic", "paired_folder"):
+        raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
+    # Crops of another size than the victim was trained on would be scored without a word.
+    model, card = load_checkpoint(checkpoint) if checkpoint else (None, {})
+    data = tier_dataset(tier, dataset, root, size=size or card.get("dataset", {}).get("size"), **options)
+    if model is None:
+        print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
+        model, card = load_or_train(tier_named(tier).recipe, tier_dataset(tier, "synthetic"), seed=seed, device=device)
+    return model.to(device).eval(), card, data
+
+
+def evaluate_victim(
+    model: nn.Module,
+    card: dict,
+    dataset: Dataset,
+    directions: Sequence[Modality],
+    out: Path,
+    *,
+    made: UniversalPerturbation | None = None,
+    split: str = "test",
+    device: torch.device | str = "cpu",
+) -> list[tuple[Evaluation, Evaluation | None, dict | None]]:
+    """Score some directions and write out/scores.json; return each's scores, those under `made`, and their difference."""
+    found = []
+    facts: dict = {"dataset": dataset.describe(), "split": split, "victim": card.get("key"), "scores": {}}
+    facts |= {"perturbation": made.made_by, "clean": {}} if made is not None else {}
+    for modality in directions:
+        options = {"trials": trials_of(dataset, modality, split), "device": device}
+        clean, attacked, moved = evaluate(model, dataset, modality, **options), None, None
+        name = direction_name(modality)
+        facts["scores"][name] = scores_for_card(clean)
+        if made is not None:
+            attacked = evaluate(model, dataset, modality, perturb=made.apply_rounded, **options)
+            moved = difference(clean, attacked)
+            facts["clean"][name] = facts["scores"][name]
+            facts["scores"][name] = {**scores_for_card(attacked), "difference": moved}
+        found.append((clean, attacked, moved))
+    write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
+    return found
+
+
+def chosen_attack(
+    name: str, gradients: int | None = None, identities: int | None = None, **options: object
+) -> UniversalAttack | ImageAttack:
+    """Return an attack by name. Raises InputError where it learns nothing from what it is given to learn from."""
+    attack = build_attack(name, gradients=gradients, **options)
+    universal = isinstance(attack, UniversalAttack)
+    for option, given, taken in (
+        ("gradients", gradients, universal and attack.gradients_per_step),
+        ("identities", identities, universal),
+    ):
+        if given is not None and not taken:
+            raise InputError(f"{name} takes no --{option}: it learns nothing from training images; leave it out")
+    return attack
+
+
+def attack_victim(
+    attack: UniversalAttack | ImageAttack,
+    model: nn.Module,
+    card: dict,
+    dataset: Dataset,
+    out: Path,
+    *,
+    seed: int = 0,
+    identities: int | None = None,
+    split: str = "test",
+    device: torch.device | str = "cpu",
+) -> Attacked:
+    """Attack a victim, or resume a killed attack; write out/scores.json and what a universal attack made beside it."""
+    # Named by the data too: a note of other pixels must not be taken over.
+    state = out / f"state-{stable_hash([dataset.describe(), split])}.pt"
+    options = {"seed": seed, "identities": identities, "split": split, "state_path": state, "device": device}
+    found = run_attack(attack, model, dataset, **options)
+    facts = {"attack": {**attack.describe(), "seed": seed, "identities": identities}, "dataset": dataset.describe()}
+    facts |= {"split": split, "victim": card.get("key"), **found.describe()}
+    write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
+    if found.made is not None:
+        found.made.save(out / "perturbation.safetensors")
+    state.unlink(missing_ok=True)
+    return found
