@@ -374,7 +374,7 @@ def describe_plan(grid: Grid, found: Plan, verbose: bool = True) -> str:
     else:
         parts: dict[tuple, list[Row]] = {}
         for row in grid.rows:
-            parts.setdefault((", ".join(filter(None, (row.table, row.dataset))), row.victim), []).append(row)
+            parts.setdefault((row.table, row.victim), []).append(row)
         wide = max(len(name) for name, _ in parts)
         lines += [f"  {name:{wide}}  {victim:12}  {state(rows)}"[:100] for (name, victim), rows in parts.items()]
     runs = len(found.todo) + len(found.done)
