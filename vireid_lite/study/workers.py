@@ -1,4 +1,4 @@
-"""Many runs, one card each: one after the other here, in processes of this machine, or on the workers of a Dask cluster.
+"""Many runs, one card each: one after the other here, in processes of this machine, or on a Dask cluster.
 
 A worker has one run at a time and sends the card back: no folder is shared. A run whose Dask worker dies is run again,
 up to Dask's own `allowed-failures`, three. A killed campaign resumes, and never repeats or loses a run.
@@ -6,6 +6,7 @@ up to Dask's own `allowed-failures`, three. A killed campaign resumes, and never
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import multiprocessing
@@ -13,8 +14,9 @@ import os
 import pickle
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -27,7 +29,6 @@ from vireid_lite.study.campaign import Root, Run, read_campaign
 from vireid_lite.study.cards import is_stale, read_card
 from vireid_lite.study.run import run_one
 
-AGAIN = "install the same there, and start it again"
 ANSWER = 10.0  # seconds a scheduler has to answer
 NO_WORKER = 60.0  # seconds to wait for a first worker, or for the next when all died; starting again takes some
 # One run at a time in a process, also where two campaigns share a cluster whose workers have several threads.
@@ -88,32 +89,28 @@ def run_all(
         workers: processes side by side on this machine, which end with this one however that ends.
         scheduler: the address of a running Dask cluster, such as "tcp://host:8786", instead.
         cluster: let the processes of this machine be Dask's, which survive the death of one.
-        threads: PyTorch's, of each run on this machine; on a CPU the bits of a score depend on it. None: shared out. On a
-            scheduler's workers it is what Dask gives them (`--nthreads`).
+        threads: PyTorch's, of each run on this machine; on a CPU the bits of a score depend on it. None: shared out. A
+            scheduler's workers have what Dask gives them (`--nthreads`).
         device: as a worker sees it; so is root.
 
     Raises:
         InputError: where Dask is not installed, a scheduler does not answer or has no worker, a worker runs other code
             than this process, or a run cannot be made; and, after all others finished, where a run ended its workers.
     """
-    here, code, given_up, former = (
-        f"cluster {scheduler or 'of this machine'}",
-        source_hash(),
-        [],
-        torch.get_num_threads(),
-    )
-    workers = 1 if scheduler else max(1, min(workers, len(todo)))
+    workers, given_up, former = 1 if scheduler else max(1, min(workers, len(todo))), [], torch.get_num_threads()
     threads = None if scheduler else threads or (max(1, (os.cpu_count() or 1) // workers) if workers > 1 else former)
+    with _ALONE:
+        code = scheduler and source_hash()
     calls = [_Call(_card, task, run, device, root, code, threads, progress and workers == 1) for run in todo]
     bar = tqdm(total=len(todo), unit="run", desc=title, disable=not progress)
-    with exclusive(out, wait=False), bar, _executor(scheduler, workers if todo else 1, cluster) as (pool, alive):
+    with exclusive(out, wait=False), bar, _executor(scheduler if todo else None, workers, cluster) as (pool, places):
         try:
-            for number, result in _finished(calls, pool, alive, here):
+            for number, result in _finished(calls, pool, places, scheduler):
                 try:
                     name, card = result()
                 except Exception as error:
                     if type(error).__name__ != "KilledWorker":
-                        raise _said(error, here, scheduler) from None
+                        raise _said(error, scheduler) from None
                     given_up.append(todo[number].card_name(root))
                     continue
                 write_atomically(out / name, card)
@@ -123,8 +120,8 @@ def run_all(
             torch.set_num_threads(former)
     if given_up:
         raise InputError(
-            f"{here}: {', '.join(given_up)} ended one worker after the other; all others are finished. The usual cause is "
-            "memory: use fewer workers on a machine, or a larger one"
+            f"cluster: {', '.join(given_up)} ended one worker after the other; all others are finished. The usual "
+            "cause is memory: use fewer workers on a machine, or a larger one"
         )
 
 
@@ -141,55 +138,66 @@ class _Call:
         return self.function(*self.arguments)
 
 
-def _card(task: Callable, run: Run, device: str, root: Root, code: str, threads: int | None, progress: bool):
+def _card(task: Callable, run: Run, device: str, root: Root, code: str | None, threads: int | None, progress: bool):
     """Run one run on this worker, alone and with its threads; return its card's file name and bytes."""
-    if code != source_hash():
-        raise InputError(f"cluster: a worker does not run this machine's vireid_lite; {AGAIN}")
-    if threads is None:
-        from distributed import get_worker
-
-        threads = get_worker().state.nthreads
     with _ALONE, tempfile.TemporaryDirectory() as folder:
+        if code and code != source_hash():
+            raise ImportError("its code is another")
+        if threads is None:
+            from distributed import get_worker
+
+            threads = get_worker().state.nthreads
         torch.set_num_threads(threads)
         path = task(run, Path(folder), device, root, progress)
         return path.name, path.read_bytes()
 
 
-def _finished(calls: list[_Call], pool: Executor | None, alive: Callable[[], object], here: str) -> Iterator:
-    """Yield the number of each run as it is finished, and what returns its card or raises what went wrong."""
+def _finished(calls: list[_Call], pool: Executor | None, places: Callable, scheduler: str | None) -> Iterator:
+    """Yield the number of each run as it is finished, and what returns its card or raises what went wrong.
+
+    As many runs are under way as there are workers, so that none is blamed for the death that its neighbour caused.
+    """
     if pool is None:
         yield from enumerate(calls)
         return
-    futures = {pool.submit(pickle.loads, pickle.dumps(call)): number for number, call in enumerate(calls)}
-    waiting = set(futures)
-    while waiting:
-        done, waiting = wait(waiting, NO_WORKER, FIRST_COMPLETED)
-        if not done and not alive():
-            raise InputError(f"{here}: no worker for {NO_WORKER:.0f} s; start one with: dask worker ADDRESS")
-        yield from ((futures[future], future.result) for future in done)
+    waiting, running = deque(enumerate(calls)), {}
+    while waiting or running:
+        while waiting and len(running) < max(1, places()):
+            number, call = waiting.popleft()
+            running[pool.submit(pickle.loads, pickle.dumps(call))] = number
+        done, _ = wait(running, NO_WORKER, FIRST_COMPLETED)
+        if not done and not places():
+            raise InputError(
+                f"cluster {scheduler}: no worker for {NO_WORKER:.0f} s; start one with: dask worker {scheduler}"
+            )
+        yield from [(running.pop(future), future.result) for future in done]
 
 
-def _said(error: Exception, here: str, scheduler: str | None) -> Exception:
-    """Return what a person can do about an error, in one line, where it is not the run's own."""
+def _said(error: Exception, scheduler: str | None) -> Exception:
+    """Return an error as one line that says how to mend it, where it is not the run's own."""
+    lost = "finished cards are kept, run the same command again"
     if isinstance(error, BrokenProcessPool):
-        return InputError("campaign: a worker died; what is finished is kept, run the same command again")
+        return InputError(f"campaign: a worker died; {lost}")
     if isinstance(error, CancelledError):
-        return InputError(f"{here}: the connection is lost; finished cards are kept, run the same command again")
+        return InputError(f"cluster {scheduler or 'of this machine'}: the connection is lost; {lost}")
     if scheduler and isinstance(error, ImportError | AttributeError):
-        return InputError(f"{here}: a worker does not run this machine's vireid_lite ({error}); {AGAIN}")
+        return InputError(
+            f"cluster {scheduler}: a worker does not run this machine's vireid_lite ({error}); install the same there, "
+            "and start it again"
+        )
     return error
 
 
 @contextlib.contextmanager
 def _executor(scheduler: str | None, workers: int, cluster: bool) -> Iterator[tuple[Executor | None, Callable]]:
-    """Hold what runs the runs, None for this process, and what tells whether any worker is there."""
+    """Hold what runs the runs, None for this process, and what tells how many workers there are."""
     if scheduler is None and workers == 1:
-        yield None, bool
+        yield None, int
     elif scheduler is None and not cluster:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, initializer=_follow) as pool:
             try:
-                yield pool, lambda: True
+                yield pool, lambda: workers
             except BaseException:
                 # What runs now is resumed by the next campaign; nobody should wait for it.
                 for process in multiprocessing.active_children():
@@ -201,7 +209,7 @@ def _executor(scheduler: str | None, workers: int, cluster: bool) -> Iterator[tu
         with _connected(scheduler, workers) as client:
             pool = client.get_executor(pure=False, retries=0)
             try:
-                yield pool, client.nthreads
+                yield pool, lambda: len(client.nthreads())
             finally:
                 pool.shutdown(wait=False)
 
@@ -221,23 +229,25 @@ def _connected(scheduler: str | None, workers: int) -> Iterator:
     except ModuleNotFoundError:
         raise InputError("cluster: Dask is not installed; pip install 'vireid-lite[cluster]'") from None
     if scheduler is not None:
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(client := Client(scheduler, timeout=ANSWER, set_as_default=False))
-            except (OSError, ValueError):
-                raise InputError(
-                    f"cluster: no Dask scheduler answers at {scheduler}; give its address, such as tcp://host:8786, or "
-                    "start one with: dask scheduler"
-                ) from None
-            # That the connection is lost is said in one line above.
-            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+        try:
+            # In a thread, because a notebook has an event loop in this one.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, _greet(scheduler)).result()
+        except (OSError, ValueError, MemoryError):
+            # The last where another server's greeting is read as the length of a message.
+            raise InputError(
+                f"cluster: no Dask scheduler answers at {scheduler}; give its address, such as tcp://host:8786, or "
+                "start one with: dask scheduler"
+            ) from None
+        # That the connection is lost is said in one line above.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+        with Client(scheduler, timeout=ANSWER, set_as_default=False) as client:
             yield client
         return
     options = {
-        # Dask would set OMP_NUM_THREADS in this process too, sample every stack, and send a worker two runs.
+        # Dask would set OMP_NUM_THREADS in this process too, and sample every stack.
         "distributed.nanny.pre-spawn-environ": {},
         "distributed.worker.profile.enabled": False,
-        "distributed.scheduler.worker-saturation": 1.0,
     }
     # A dashboard address of None is port 8787, and a warning where that is taken.
     quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}, "host": "127.0.0.1"}
@@ -250,3 +260,13 @@ def _connected(scheduler: str | None, workers: int) -> Iterator:
     }
     with dask.config.set(options), LocalCluster(**cluster) as local, Client(local, set_as_default=False) as client:
         yield client
+
+
+async def _greet(scheduler: str) -> None:
+    """Shake hands with a scheduler, for a Client waits for ever where something else listens; OSError or ValueError."""
+    from distributed import Security
+    from distributed.comm import connect
+
+    security = Security().get_connection_args("client")
+    comm = await asyncio.wait_for(connect(scheduler, timeout=ANSWER, **security), ANSWER)
+    await comm.close()
