@@ -158,7 +158,7 @@ def test_only_what_changed_runs_again(built, edit, capsys):
 def test_key_follows_package_and_cards_alone(tmp_path, monkeypatch):
     package = tmp_path / "vireid_lite"
     (package / "data").mkdir(parents=True)
-    (package / "grids").mkdir()
+    (package / "study" / "grids").mkdir(parents=True)
     cards = tmp_path / "book" / "results"
     cards.mkdir(parents=True)
     monkeypatch.setattr(book, "PACKAGE", package)

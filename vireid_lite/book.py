@@ -214,7 +214,7 @@ def _shared_key(root: Path) -> str:
     sources = [
         path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).as_posix() not in NOT_READ_BY_CHAPTERS
     ]
-    sources += (PACKAGE / "grids").glob("*")
+    sources += (PACKAGE / "study" / "grids").glob("*")
     cards = [path for path in (root / "book" / "results").rglob("*") if path.is_file()]
     for path in sorted(sources) + sorted(cards):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
