@@ -9,7 +9,7 @@ import pytest
 from vireid_lite import attacks, provenance, victims
 from vireid_lite.data import DATASETS
 from vireid_lite.errors import InputError
-from vireid_lite.study import cards
+from vireid_lite.study import cards, packing
 from vireid_lite.study.campaign import parse
 from vireid_lite.training import TrainSettings
 
@@ -42,16 +42,16 @@ def scores(trials=1, chance=True, seed=0):
 
 def results(**more):
     """Return an attack's results, one direction's as different from the other's as can be."""
-    ways = {way: {"rank1": 0.5, "mAP": 1 / 3, "mINP": 0.0} for way in cards.DIRECTIONS}
-    state = dict.fromkeys(cards.QueryState._fields, 0.25)
+    ways = {way: {"rank1": 0.5, "mAP": 1 / 3, "mINP": 0.0} for way in packing.DIRECTIONS}
+    state = dict.fromkeys(packing.QueryState._fields, 0.25)
     taken = {"clean": {**state, "rank1": 0.5}, "attacked": state, "ssim": 0.987654321, "psnr": None}
     return {
         "clean": ways,
-        "scores": {way: scores(1 + 9 * n, seed=n) for n, way in enumerate(cards.DIRECTIONS)},
+        "scores": {way: scores(1 + 9 * n, seed=n) for n, way in enumerate(packing.DIRECTIONS)},
         "scores_8_bit": {
-            way: {**scores(1 + 9 * n, False, seed=n), "broken": 0.125} for n, way in enumerate(cards.DIRECTIONS)
+            way: {**scores(1 + 9 * n, False, seed=n), "broken": 0.125} for n, way in enumerate(packing.DIRECTIONS)
         },
-        "anatomy": dict.fromkeys(cards.DIRECTIONS, taken),
+        "anatomy": dict.fromkeys(packing.DIRECTIONS, taken),
         "history": [{"step": 0, "loss": 1 / 3}, {"step": 0, "loss": 1 / 3}],
         "wall_seconds": 12.3456789,
         **more,
@@ -78,9 +78,9 @@ def test_a_card_comes_back_whole_and_names_what_ran(tmp_path):
         exact = json.dumps(card[name]) == json.dumps(given[name])
         assert exact or name == "history", name
     assert card["history"] == [{"step": 0, "loss": 0.333333}] * 2
-    assert card["anatomy"][cards.DIRECTIONS[1]]["ssim"] == 0.987654
-    assert card["anatomy"][cards.DIRECTIONS[1]]["psnr"] is None
-    assert card["anatomy"][cards.DIRECTIONS[0]]["clean"]["rank1"] == 0.5
+    assert card["anatomy"][packing.DIRECTIONS[1]]["ssim"] == 0.987654
+    assert card["anatomy"][packing.DIRECTIONS[1]]["psnr"] is None
+    assert card["anatomy"][packing.DIRECTIONS[0]]["clean"]["rank1"] == 0.5
     assert set(card["made_with"]) == {"data/synthetic", "victim/agw", "attack/cmps", "scores"}
     assert not cards.is_stale(card)
 
@@ -92,7 +92,7 @@ def test_lists_are_read_without_this_package_as_the_docstring_says():
     numerators = np.frombuffer(raw, "u1").reshape(4, -1).T.copy().view("<i4").ravel()
     length, denominator = map(float, card["scores"]["cmc"].split("/"))
     cmc = [round(value / denominator, 6) for value in numerators[: int(length)].tolist()]
-    assert cmc == cards.read_card(path)["scores"][cards.DIRECTIONS[0]]["cmc"]
+    assert cmc == cards.read_card(path)["scores"][packing.DIRECTIONS[0]]["cmc"]
 
 
 def test_committed_cards_are_small_whole_and_hold_no_path_or_label():
@@ -103,7 +103,7 @@ def test_committed_cards_are_small_whole_and_hold_no_path_or_label():
         card = cards.read_card(path)
         text = json.dumps(card)
         assert not any(word in text for word in ("/home", ".png", ".jpg"))
-        assert set(card["scores"]) == set(cards.DIRECTIONS)
+        assert set(card["scores"]) == set(packing.DIRECTIONS)
         assert card["key"] == cards.card_key(card)
         assert path.name == cards.card_name(card)
         for own in card["scores"].values():

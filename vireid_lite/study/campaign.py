@@ -28,7 +28,8 @@ from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, buil
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import InputError
 from vireid_lite.parameters import fraction
-from vireid_lite.study.cards import card_key, card_name, data_defaults, described, mapped
+from vireid_lite.study.cards import card_key, card_name, data_defaults, described
+from vireid_lite.study.packing import mapped
 from vireid_lite.victims import Recipe, tier_dataset, tier_recipe
 
 TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
@@ -84,14 +85,14 @@ class Run:
 
     def open(self, root: Root = None) -> Dataset:
         """Return the data set. Raises InputError where it cannot be opened."""
-        return _opened(json.dumps(self.dataset), _folder(root, self.dataset["name"]))[0]
+        return _open(self.dataset, root)[0]
 
     def with_images(self, root: Root = None) -> dict:
         """Return the configuration with the fingerprints of the data sets' records."""
-        found = {**self.configuration, "dataset": {**self.dataset, "records": _records(self, root)}}
+        found = {**self.configuration, "dataset": {**self.dataset, "records": _open(self.dataset, root)[1]}}
         if self.surrogate:
-            data = {**self.surrogate.dataset, "records": _records(self.surrogate, root)}
-            found["surrogate"] = {**found["surrogate"], "dataset": data}
+            data = self.surrogate.dataset
+            found["surrogate"] = {**found["surrogate"], "dataset": {**data, "records": _open(data, root)[1]}}
         return found
 
     def card_name(self, root: Root = None) -> str:
@@ -99,17 +100,14 @@ class Run:
         return card_name(self.with_images(root))
 
 
-def _folder(root: Root, name: str) -> Path | None:
-    return None if name == "synthetic" else root.get(name) if isinstance(root, dict) else root
-
-
-def _records(run: Run, root: Root) -> str:
-    return _opened(json.dumps(run.dataset), _folder(root, run.dataset["name"]))[1]
+def _open(data: dict, root: Root) -> tuple[Dataset, str]:
+    """Return a data set, and the fingerprint of all its records."""
+    root = root.get(data["name"]) if isinstance(root, dict) else root
+    return _opened(json.dumps(data), None if data["name"] == "synthetic" else root)
 
 
 @cache
 def _opened(described: str, root: Path | None) -> tuple[Dataset, str]:
-    """Return a data set and the fingerprint of all its records, made once a process; described: JSON."""
     options = json.loads(described)
     dataset = load_dataset(options.pop("name"), root, **options.pop("knobs", {}), **options)
     tests = (record for trial in dataset.trials() for side in trial for record in side)
@@ -122,7 +120,7 @@ def _population(data: dict) -> tuple:
 
 
 def read_campaign(path: Path) -> list[Run]:
-    """Return the runs of a TOML file, one for each seed and each cell of a grid. Raises InputError for anything else."""
+    """Return the runs of a TOML file, one for each seed and cell of a grid. Raises InputError for anything else."""
     content = read_toml("campaign", path)
     runs = content.pop("run", [])
     with where(f"campaign {path}"):
@@ -266,7 +264,7 @@ def _run(cell: dict, tier: str) -> Run:
 
 
 def _surrogate(cell: dict, run: Run, seed: int, following: int) -> Run:
-    """Return the surrogate's run: where its own table says nothing it is the target's, or, of other data, the tier's."""
+    """Return the surrogate's run: where its table says nothing it is the target's or, of other data, the tier's."""
     own = cell["surrogate"]
     check("surrogate", own, SURROGATE)
     its = own.get("seed", seed + SURROGATE_SEED)
@@ -306,7 +304,7 @@ def _network(tables: dict, tier: str) -> tuple[dict, Recipe]:
 
 @cache
 def _data(tier: str, table: str) -> dict:
-    """Return a data set as cards hold it; of the licensed ones, whose images may be elsewhere, only names are checked."""
+    """Return a data set as cards hold it; of licensed ones, whose images may be elsewhere, only names are checked."""
     given = json.loads(table)
     usual = data_defaults(tier, given.get("name"), None)
     if usual["name"] == "synthetic":

@@ -266,8 +266,8 @@ def run_grid(
     """Run what a grid has no card for in `out`; return card names under "done", "ran" and "stale".
 
     threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a cluster
-    of this machine (workers of a scheduler have what Dask was told: --nthreads). options: workers, scheduler, device and
-    progress, as `workers.run_all` takes them. A killed grid resumes. Raises InputError as a campaign does.
+    of this machine. options: workers, scheduler, device and progress, as `workers.run_all` takes them. A killed grid
+    resumes. Raises InputError as a campaign does.
     """
     found = plan(grid, Results(out), root, data=True, rerun_stale=rerun_stale)
     written = run_all(found.todo, out, cluster=True, threads=threads, root=root, title=grid.name, **options)
@@ -360,7 +360,7 @@ def status(results: Results, grids: Iterable[str] = GRIDS) -> pd.DataFrame:
 
 
 def describe_plan(grid: Grid, found: Plan, verbose: bool = True) -> str:
-    """Return what a dry run prints: what is done of every row or, not verbose, of every table and victim; the estimate."""
+    """Return what a dry run prints: what is done of every row, or of every table and victim, and the estimate."""
     todo = {run.key for run in found.todo}
 
     def state(rows: list[Row]) -> str:

@@ -339,7 +339,7 @@ def evaluate_victim(
     split: str = "test",
     device: torch.device | str = "cpu",
 ) -> list[tuple[Evaluation, Evaluation | None, dict | None]]:
-    """Score some directions and write out/scores.json; return each's scores, those under `made`, and their difference."""
+    """Score some directions, write out/scores.json; return each's scores, those under `made`, and the difference."""
     found = []
     facts: dict = {"dataset": dataset.describe(), "split": split, "victim": card.get("key"), "scores": {}}
     facts |= {"perturbation": made.made_by, "clean": {}} if made is not None else {}

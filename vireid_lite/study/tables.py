@@ -12,7 +12,7 @@ from vireid_lite import metrics
 from vireid_lite.attacks import ATTACKS
 from vireid_lite.errors import InputError
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.cards import DIRECTIONS
+from vireid_lite.study.packing import DIRECTIONS
 
 LABELS = {
     "uniform-noise": "uniform noise",
@@ -69,17 +69,12 @@ def seed_rows(cards: Iterable[dict], precision: str = "8-bit") -> pd.DataFrame:
     rows = []
     for card in cards:
         attack = card["attack"]
+        known = {"difficulty": card["dataset"].get("difficulty", ""), "attack": label(attack), "knows": knows(attack)}
+        known |= {"infrared": "tied" if attack["tied"] else "free", "seed": card["seed"]}
         for direction in DIRECTIONS:
             clean, exact = card["clean"][direction], card["scores"][direction]
             attacked = exact if precision == "float" else card["scores_8_bit"][direction]
-            row = {
-                "difficulty": card["dataset"].get("difficulty", ""),
-                "attack": label(attack),
-                "knows": knows(attack),
-                "infrared": "tied" if attack["tied"] else "free",
-                "seed": card["seed"],
-                "direction": direction,
-            }
+            row = {**known, "direction": direction}
             for score in ("rank1", "mAP"):
                 moved = attacked["difference"][score]
                 row |= {f"{score} clean": 100 * clean[score], score: 100 * attacked[score]}
@@ -106,11 +101,10 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
     for direction in DIRECTIONS:
         part = rows[rows.direction == direction]
         lines[0][direction] = spread(part.drop_duplicates("seed")[f"{score} clean"])
-    keys = ["attack", "knows", "infrared"]
-    groups = sorted(
-        rows.groupby(keys), key=lambda item: (order.index(item[0][0].split(" (")[0]), item[0][0], item[0][2])
-    )
-    for (attack, known, infrared), group in groups:
+    groups = rows.groupby(["attack", "knows", "infrared"])
+    for (attack, known, infrared), group in sorted(
+        groups, key=lambda item: (order.index(item[0][0].split(" (")[0]), item[0][0], item[0][2])
+    ):
         line = {"attack": attack, "what the attacker knows": known, "infrared": infrared}
         for direction in DIRECTIONS:
             part = group[group.direction == direction]
@@ -161,9 +155,7 @@ def compare(first: dict, second: dict, direction: str, score: str = "rank1", pre
         if first[part] != second[part]:
             raise InputError(f"tables: the two cards differ in {part}; compare attacks on one victim")
     if "clean" in first and not same_victim(first, second):
-        raise InputError(
-            "tables: the two cards' clean scores differ, so the victim was trained twice; rerun one of them"
-        )
+        raise InputError("tables: the cards' clean scores differ, so the victim was trained twice; rerun one of them")
     name = "scores" if precision == "float" else "scores_8_bit"
     return paired([first[name][direction]], [second[name][direction]], score)
 

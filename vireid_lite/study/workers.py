@@ -36,23 +36,12 @@ _ALONE = threading.Lock()
 
 
 def run_campaign(
-    path: Path,
-    out: Path,
-    *,
-    workers: int = 1,
-    device: str = "auto",
-    root: Root = None,
-    rerun_stale: bool = False,
-    progress: bool = True,
+    path: Path, out: Path, *, root: Root = None, rerun_stale: bool = False, **options: object
 ) -> dict[str, list[str]]:
     """Run every run of the file whose card is not in `out` yet; return card names under "done", "ran" and "stale".
 
-    Args:
-        workers: processes side by side; each takes its share of the cores.
-        rerun_stale: make cards again that are stale; otherwise they are kept and named.
-
-    Raises:
-        InputError: where a run cannot be made; the cards of the others are kept.
+    rerun_stale: make cards again that are stale; otherwise they are kept and named. options: workers, device and
+    progress, as `run_all` takes them. Raises InputError where a run cannot be made; the cards of the others are kept.
     """
     todo, report = [], {"done": [], "ran": [], "stale": []}
     for run in read_campaign(path):
@@ -64,8 +53,7 @@ def run_campaign(
             todo.append(run)
         elif not stale:
             report["done"].append(name)
-    options = {"device": device, "root": root, "progress": progress, "title": path.stem}
-    report["ran"] = [written.name for written in run_all(todo, out, workers, **options)]
+    report["ran"] = [written.name for written in run_all(todo, out, root=root, title=path.stem, **options)]
     return report
 
 
