@@ -497,7 +497,8 @@ def seconds_of(run: Run, throughput: dict) -> tuple[float, str]:
         steps = 1 if run.attack.name == "fgsm" else run.attack.steps
         return steps * sum(tests) / crafting["batch"] * gradient + scoring + AROUND, "image-specific"
     learned = len(dataset.train) * identities_of(run) / len({r.identity for r in dataset.train})
-    return run.attack.steps * run.attack.gradients_per_step * gradient + 4 * learned / crafting["embedded_per_second"] + scoring, "universal"
+    passes = run.attack.steps * run.attack.gradients_per_step
+    return passes * gradient + 4 * learned / crafting["embedded_per_second"] + scoring, "universal"
 
 
 def machine(device: torch.device) -> dict:
@@ -633,7 +634,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError("gpu.py: --minutes must be above 0, and --seed a whole number from 0 up")
         runs = runs_of(given.seed, given.toy, given.compile)
         runs = [run for run in runs if given.only in (None, run.dataset["difficulty"])]
-        facts = {"machine": machine(device), "seed": given.seed, "toy": given.toy, "compute": runs[0].compute.describe()}
+        compute = runs[0].compute.describe()
+        facts = {"machine": machine(device), "seed": given.seed, "toy": given.toy, "compute": compute}
         session = Session(given.out / f"gpu-s{given.seed}.json", device, begun + 60 * given.minutes, facts)
         print(", ".join(f"{name} {value}" for name, value in facts["machine"].items() if name != "versions"))
         print(f"torch {torch.__version__}, seed {given.seed}, {len(runs)} runs, compute {facts['compute']}")

@@ -163,7 +163,12 @@ def test_key_follows_package_and_cards_alone(tmp_path, monkeypatch):
     cards.mkdir(parents=True)
     monkeypatch.setattr(book, "PACKAGE", package)
     keys = [SHARED_KEY(tmp_path)]
-    for path in (package / "metrics.py", package / "data" / "sysu.py", package / "study/grids/x.toml", cards / "card.json"):
+    for path in (
+        package / "metrics.py",
+        package / "data" / "sysu.py",
+        package / "study/grids/x.toml",
+        cards / "card.json",
+    ):
         path.write_text("1")
         keys.append(SHARED_KEY(tmp_path))
     assert len(set(keys)) == 5

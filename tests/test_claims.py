@@ -366,7 +366,9 @@ def test_a_stale_card_is_told(ledger, cards):
 
 
 def test_printed_numbers_are_the_reported_ones(ledger):
-    with (Path(claims.__file__).parent / "study" / "grids" / "reported.csv").open(newline="", encoding="utf-8") as stream:
+    with (Path(claims.__file__).parent / "study" / "grids" / "reported.csv").open(
+        newline="", encoding="utf-8"
+    ) as stream:
         rows = list(csv.DictReader(stream))
 
     def reported(table, victim, attack, metric):

@@ -127,7 +127,7 @@ def until(condition, seconds: float = 60) -> bool:
 def test_cards_are_those_of_one_process_though_a_dask_worker_was_killed(cluster, todo, tmp_path, monkeypatch):
     monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))
     options = OPTIONS | {"cluster": cluster, "threads": 1, "task": dies_once if cluster else run_one}
-    found = {path.name: of_run(path) for path in run_all(todo, tmp_path / "many", 2, **options)}
+    found = {path.name: of_run(path) for path in run_all(todo, tmp_path / "many", workers=2, **options)}
     assert (tmp_path / "cache" / "died").exists() == cluster
     monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "serial"))
     assert found == {p.name: of_run(p) for p in run_all(todo, tmp_path / "one", **OPTIONS | {"threads": 1})}
@@ -219,9 +219,9 @@ def test_a_scheduler_without_workers_is_not_waited_for_for_ever(todo, tmp_path, 
 def test_without_dask_the_extra_to_install_is_named(todo, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"pip install 'vireid-lite\[cluster\]'"):
-        list(run_all(todo, tmp_path, 2, **OPTIONS))
+        list(run_all(todo, tmp_path, workers=2, **OPTIONS))
 
 
 def test_nothing_to_do_starts_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_connected", lambda *_: pytest.fail("a cluster was started"))
-    assert list(run_all([], tmp_path, 2, **OPTIONS)) == []
+    assert list(run_all([], tmp_path, workers=2, **OPTIONS)) == []

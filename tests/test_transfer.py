@@ -124,7 +124,7 @@ def test_the_score_is_that_of_the_surrogates_delta_on_the_target(tiny):
         (f"[[run]]\n{ATTACK}\nsurrogate = {{ victim = {{ model = 'x' }} }}", "unknown network 'x'"),
         ("[[run]]\nattack = { name = 'm-fgsm' }\nsurrogate = { dataset = { size = [48, 24] } }", "crops of one size"),
         ("[[run]]\ncompute = { precision = 'half' }", "precision"),
-        ("[[run]]\ncompute = { speed = 9 }", "compute takes precision"),
+        ("[[run]]\ncompute = { speed = 9 }", "compute has an unknown key 'speed'; it takes precision"),
     ],
 )
 def test_a_transfer_that_makes_no_sense_is_one_line(tmp_path, text, said):

@@ -137,6 +137,21 @@ Checkpoint = Annotated[
 Split = Annotated[str, typer.Option(help="test, or val where a choice is made")]
 
 
+def _victim_and_data(tier, dataset, root, option, size, checkpoint, split, seed, device):
+    """Return the victim on its device, its card, and the data set at the size the victim was trained on."""
+    from vireid_lite.study.run import victim_and_data
+
+    if split not in ("test", "val"):
+        raise InputError(f"--split {split!r}: give test or val")
+    if checkpoint is None and dataset not in (None, "synthetic", "paired_folder"):
+        raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
+
+    def open_data(trained: list | None):
+        return _dataset(tier, dataset, root, size or (f"{trained[0]}x{trained[1]}" if trained else None), option)
+
+    return victim_and_data(tier, checkpoint, open_data, seed, device)
+
+
 def _scores_line(data, direction: str, result, what: str = "") -> str:
     _, low, high = result.chance.independent.rank1
     return (
@@ -182,18 +197,18 @@ def evaluate(
     from vireid_lite.evaluation import direction_name, ranked
     from vireid_lite.plots import ranking_strips, set_style
     from vireid_lite.provenance import exclusive, pick_device
-    from vireid_lite.study.run import evaluate_victim, trials_of, victim_and_data
+    from vireid_lite.study.run import evaluate_victim, trials_of
 
     named = {modality.name.lower(): [modality] for modality in Modality} | {"both": list(Modality)}
     if query_modality not in named:
         raise InputError(f"--query-modality {query_modality!r}: give visible, infrared or both")
-    chosen, options = pick_device(device), _parse_options(option)
+    chosen = pick_device(device)
     made = load_perturbation(perturbation) if perturbation else None
-    victim = victim_and_data(tier, dataset, data_root, _parse_size(size), options, checkpoint, split, seed, chosen)
+    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, split, seed, chosen)
     model, _, data = victim
     set_style()
     with exclusive(out_dir):
-        found = evaluate_victim(*victim, named[query_modality], out_dir, made=made, split=split, device=chosen)
+        found = evaluate_victim(victim, named[query_modality], out_dir, split, made, chosen)
         for modality, (clean, attacked, moved) in zip(named[query_modality], found, strict=True):
             direction, trial = direction_name(modality), trials_of(data, modality, split)[0]
             print(_scores_line(data, direction, clean))
@@ -257,11 +272,12 @@ def attack(
     Writes OUT_DIR/scores.json and, for a universal attack, OUT_DIR/perturbation.safetensors, which
     `vireid-lite evaluate --perturbation` applies to other data or another victim.
     """
+    from vireid_lite.attacks import UniversalAttack, build_attack
     from vireid_lite.evaluation import direction_name
     from vireid_lite.parameters import fraction
     from vireid_lite.plots import set_style
     from vireid_lite.provenance import exclusive, pick_device
-    from vireid_lite.study.run import attack_victim, chosen_attack, trials_of, victim_and_data
+    from vireid_lite.study.run import attack_victim, trials_of
 
     try:
         budget = fraction(eps)
@@ -270,13 +286,20 @@ def attack(
     given = _parse_pairs("--set", set_, "mode=released")
     if repeated := sorted({"eps", "tied", "gradients", "identities", "name"} & set(given)):
         raise InputError(f"--set {repeated[0]}: give it as an option of its own, --{repeated[0]}")
-    made = chosen_attack(name, gradients, identities, eps=budget, tied=tied, **given)
-    chosen, options = pick_device(device), _parse_options(option)
-    victim = victim_and_data(tier, dataset, data_root, _parse_size(size), options, checkpoint, split, seed, chosen)
+    made = build_attack(name, gradients=gradients, eps=budget, tied=tied, **given)
+    universal = isinstance(made, UniversalAttack)
+    for option_name, asked, taken in (
+        ("gradients", gradients, universal and made.gradients_per_step),
+        ("identities", identities, universal),
+    ):
+        if asked is not None and not taken:
+            raise InputError(f"{name} takes no --{option_name}: it learns nothing from training images; leave it out")
+    chosen = pick_device(device)
+    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, split, seed, chosen)
     model, _, data = victim
     set_style()
     with exclusive(out_dir):
-        found = attack_victim(made, *victim, out_dir, seed=seed, identities=identities, split=split, device=chosen)
+        found = attack_victim(made, victim, out_dir, split, seed=seed, identities=identities, device=chosen)
         for before, exact, rounded in zip(found.clean, found.exact, found.rounded, strict=True):
             direction = direction_name(before.query_modality)
             for what, scores in (("", before), (", attacked", exact), (", attacked, 8 bits", rounded)):

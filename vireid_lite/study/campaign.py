@@ -235,11 +235,8 @@ def _run(cell: dict, tier: str) -> Run:
     """Return the run of some tables, its kind, seed and surrogate apart."""
     dataset, recipe = _network(cell, tier)
     attack, identities, modification = None, None, None
-    try:
-        compute = Compute(**cell["compute"])
-    except TypeError:
-        known, given = ", ".join(Compute.__dataclass_fields__), ", ".join(cell["compute"])
-        raise InputError(f"compute takes {known}; got {given}") from None
+    check("compute", cell["compute"], dict.fromkeys(Compute.__dataclass_fields__, object))
+    compute = Compute(**cell["compute"])
     if cell["attack"]:
         check("attack", cell["attack"], {"name": str, "identities": int}, others=True)
         if "name" not in cell["attack"]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +21,6 @@ from vireid_lite.attacks import (
     ImageAttack,
     ModifiedVictim,
     UniversalAttack,
-    UniversalPerturbation,
-    build_attack,
     craft,
     load_perturbation,
     train_modified_victim,
@@ -31,7 +29,6 @@ from vireid_lite.attacks.base import training_store
 from vireid_lite.attacks.perturbation import resized
 from vireid_lite.behaviour import made_with
 from vireid_lite.data import Dataset, Modality, Trial, cached
-from vireid_lite.errors import InputError
 from vireid_lite.evaluation import Evaluation, direction_name, distinct, evaluate
 from vireid_lite.models.checkpoints import load_checkpoint
 from vireid_lite.provenance import (
@@ -301,27 +298,15 @@ def scores_for_card(result: Evaluation) -> dict:
 
 
 def victim_and_data(
-    tier: str,
-    dataset: str | None,
-    root: Path | None,
-    size: tuple[int, int] | None,
-    options: dict,
-    checkpoint: Path | None,
-    split: str,
-    seed: int,
-    device: torch.device,
+    tier: str, checkpoint: Path | None, open_data: Callable[..., Dataset], seed: int, device: torch.device
 ) -> tuple[nn.Module, dict, Dataset]:
-    """Return the victim on its device, its card, and the data set at the size the victim was trained on.
+    """Return the victim on its device, its card, and the data at the size it was trained on.
 
-    checkpoint: None stands for the tier's victim of the synthetic set, loaded or trained.
+    checkpoint: None stands for the tier's victim of the synthetic set. open_data: called with the size it needs.
     """
-    if split not in ("test", "val"):
-        raise InputError(f"--split {split!r}: give test or val")
-    if checkpoint is None and dataset not in (None, "synthetic", "paired_folder"):
-        raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
     # Crops of another size than the victim was trained on would be scored without a word.
     model, card = load_checkpoint(checkpoint) if checkpoint else (None, {})
-    data = tier_dataset(tier, dataset, root, size=size or card.get("dataset", {}).get("size"), **options)
+    data = open_data(card.get("dataset", {}).get("size"))
     if model is None:
         print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
         model, card = load_or_train(tier_named(tier).recipe, tier_dataset(tier, "synthetic"), seed=seed, device=device)
@@ -329,17 +314,15 @@ def victim_and_data(
 
 
 def evaluate_victim(
-    model: nn.Module,
-    card: dict,
-    dataset: Dataset,
+    victim: tuple[nn.Module, dict, Dataset],
     directions: Sequence[Modality],
     out: Path,
-    *,
-    made: UniversalPerturbation | None = None,
-    split: str = "test",
-    device: torch.device | str = "cpu",
+    split: str,
+    made=None,
+    device="cpu",
 ) -> list[tuple[Evaluation, Evaluation | None, dict | None]]:
     """Score some directions, write out/scores.json; return each's scores, those under `made`, and the difference."""
+    model, card, dataset = victim
     found = []
     facts: dict = {"dataset": dataset.describe(), "split": split, "victim": card.get("key"), "scores": {}}
     facts |= {"perturbation": made.made_by, "clean": {}} if made is not None else {}
@@ -358,40 +341,20 @@ def evaluate_victim(
     return found
 
 
-def chosen_attack(
-    name: str, gradients: int | None = None, identities: int | None = None, **options: object
-) -> UniversalAttack | ImageAttack:
-    """Return an attack by name. Raises InputError where it learns nothing from what it is given to learn from."""
-    attack = build_attack(name, gradients=gradients, **options)
-    universal = isinstance(attack, UniversalAttack)
-    for option, given, taken in (
-        ("gradients", gradients, universal and attack.gradients_per_step),
-        ("identities", identities, universal),
-    ):
-        if given is not None and not taken:
-            raise InputError(f"{name} takes no --{option}: it learns nothing from training images; leave it out")
-    return attack
-
-
 def attack_victim(
-    attack: UniversalAttack | ImageAttack,
-    model: nn.Module,
-    card: dict,
-    dataset: Dataset,
-    out: Path,
-    *,
-    seed: int = 0,
-    identities: int | None = None,
-    split: str = "test",
-    device: torch.device | str = "cpu",
+    attack, victim: tuple[nn.Module, dict, Dataset], out: Path, split: str, **options: object
 ) -> Attacked:
-    """Attack a victim, or resume a killed attack; write out/scores.json and what a universal attack made beside it."""
+    """Attack a victim, or resume a killed attack; write out/scores.json and what a universal attack made beside it.
+
+    options: seed, identities and device, as `run_attack` takes them.
+    """
+    model, card, dataset = victim
     # Named by the data too: a note of other pixels must not be taken over.
     state = out / f"state-{stable_hash([dataset.describe(), split])}.pt"
-    options = {"seed": seed, "identities": identities, "split": split, "state_path": state, "device": device}
-    found = run_attack(attack, model, dataset, **options)
-    facts = {"attack": {**attack.describe(), "seed": seed, "identities": identities}, "dataset": dataset.describe()}
-    facts |= {"split": split, "victim": card.get("key"), **found.describe()}
+    found = run_attack(attack, model, dataset, split=split, state_path=state, **options)
+    asked = {name: options.get(name) for name in ("seed", "identities")}
+    facts = {"attack": {**attack.describe(), **asked}, "dataset": dataset.describe(), "split": split}
+    facts |= {"victim": card.get("key"), **found.describe()}
     write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
     if found.made is not None:
         found.made.save(out / "perturbation.safetensors")

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,8 +61,8 @@ def run_campaign(
 def run_all(
     todo: list[Run],
     out: Path,
-    workers: int = 1,
     *,
+    workers: int = 1,
     scheduler: str | None = None,
     cluster: bool = False,
     threads: int | None = None,
@@ -89,7 +90,7 @@ def run_all(
     threads = None if scheduler else threads or (max(1, (os.cpu_count() or 1) // workers) if workers > 1 else former)
     with _ALONE:
         code = scheduler and source_hash()
-    calls = [_Call(_card, task, run, device, root, code, threads, progress and workers == 1) for run in todo]
+    calls = [_Call(task, run, device, root, code, threads, progress and workers == 1) for run in todo]
     bar = tqdm(total=len(todo), unit="run", desc=title, disable=not progress)
     with exclusive(out, wait=False), bar, _executor(scheduler if todo else None, workers, cluster) as (pool, places):
         try:
@@ -114,16 +115,13 @@ def run_all(
 
 
 class _Call:
-    """A call that is made where it is unpickled: a scheduler only passes bytes on, and needs no package but Dask."""
+    """A run that is made where it is unpickled: a scheduler only passes bytes on, and needs no package but Dask."""
 
-    def __init__(self, function: Callable, *arguments: object):
-        self.function, self.arguments = function, arguments
+    def __init__(self, *arguments: object):
+        self.arguments = arguments
 
     def __reduce__(self):
-        return self.function, self.arguments
-
-    def __call__(self) -> object:
-        return self.function(*self.arguments)
+        return _card, self.arguments
 
 
 def _card(task: Callable, run: Run, device: str, root: Root, code: str | None, threads: int | None, progress: bool):
@@ -146,7 +144,7 @@ def _finished(calls: list[_Call], pool: Executor | None, places: Callable, sched
     As many runs are under way as there are workers, so that none is blamed for the death that its neighbour caused.
     """
     if pool is None:
-        yield from enumerate(calls)
+        yield from ((number, partial(_card, *call.arguments)) for number, call in enumerate(calls))
         return
     waiting, running = deque(enumerate(calls)), {}
     while waiting or running:
@@ -155,24 +153,20 @@ def _finished(calls: list[_Call], pool: Executor | None, places: Callable, sched
             running[pool.submit(pickle.loads, pickle.dumps(call))] = number
         done, _ = wait(running, NO_WORKER, FIRST_COMPLETED)
         if not done and not places():
-            raise InputError(
-                f"cluster {scheduler}: no worker for {NO_WORKER:.0f} s; start one with: dask worker {scheduler}"
-            )
+            raise InputError(f"cluster: no worker for {NO_WORKER:.0f} s; start one with: dask worker {scheduler}")
         yield from [(running.pop(future), future.result) for future in done]
 
 
 def _said(error: Exception, scheduler: str | None) -> Exception:
     """Return an error as one line that says how to mend it, where it is not the run's own."""
-    lost = "finished cards are kept, run the same command again"
+    kept = "finished cards are kept, run the same command again"
     if isinstance(error, BrokenProcessPool):
-        return InputError(f"campaign: a worker died; {lost}")
+        return InputError(f"campaign: a worker died; {kept}")
     if isinstance(error, CancelledError):
-        return InputError(f"cluster {scheduler or 'of this machine'}: the connection is lost; {lost}")
+        return InputError(f"cluster: the connection is lost; {kept}")
     if scheduler and isinstance(error, ImportError | AttributeError):
-        return InputError(
-            f"cluster {scheduler}: a worker does not run this machine's vireid_lite ({error}); install the same there, "
-            "and start it again"
-        )
+        what = f"a worker does not run this machine's vireid_lite ({error})"
+        return InputError(f"cluster {scheduler}: {what}; install the same there, and start it again")
     return error
 
 
@@ -182,17 +176,16 @@ def _executor(scheduler: str | None, workers: int, cluster: bool) -> Iterator[tu
     if scheduler is None and workers == 1:
         yield None, int
     elif scheduler is None and not cluster:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_follow) as pool:
-            try:
-                yield pool, lambda: workers
-            except BaseException:
-                # What runs now is resumed by the next campaign; nobody should wait for it.
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-            finally:
-                pool.shutdown(cancel_futures=True)
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow)
+        try:
+            yield pool, lambda: workers
+        except BaseException:
+            # What runs now is resumed by the next campaign; nobody should wait for it.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
     else:
         with _connected(scheduler, workers) as client:
             pool = client.get_executor(pure=False, retries=0)
