@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from vireid_lite import models
 from vireid_lite.attacks import CMPS
-from vireid_lite.attacks.base import frozen, images_of
+from vireid_lite.attacks.frozen import frozen, images_of
 from vireid_lite.data import ImageStore, Modality, Record
 
 

@@ -20,7 +20,7 @@ from attacks import bare, random_store
 
 from vireid_lite import models
 from vireid_lite.attacks import FeatureLevelAttack
-from vireid_lite.attacks.base import frozen, images_of
+from vireid_lite.attacks.frozen import frozen, images_of
 
 WANTED = 1.4
 

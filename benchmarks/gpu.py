@@ -45,26 +45,19 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from vireid_lite import losses, models
-from vireid_lite.acceleration import PRECISIONS, Compute
 from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, FeatureLevelAttack, UniversalAttack
-from vireid_lite.attacks.base import frozen, images_of, training_store
+from vireid_lite.attacks.frozen import frozen, images_of, training_store
 from vireid_lite.data import Dataset, ImageStore, Modality, PKSampler, Record, cached
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import distinct
-from vireid_lite.provenance import (
-    cache_folder,
-    device_name,
-    exclusive,
-    peak_memory_mib,
-    pick_device,
-    versions,
-    write_atomically,
-)
+from vireid_lite.files import cache_folder, exclusive, write_atomically
+from vireid_lite.losses import TRIPLETS
+from vireid_lite.machine import PRECISIONS, Compute, device_name, peak_memory_mib, pick_device, versions
+from vireid_lite.metrics.evaluation import distinct
 from vireid_lite.study.campaign import Run, read_campaign
 from vireid_lite.study.cards import is_stale, read_card
 from vireid_lite.study.run import run_one
 from vireid_lite.study.tables import seed_rows
-from vireid_lite.training import TRIPLETS, _batch, contiguous_labels, optimiser_for
+from vireid_lite.training import _batch, contiguous_labels, optimiser_for
 from vireid_lite.victims import tier_recipe
 
 CAMPAIGN = Path(__file__).resolve().parents[1] / "book" / "campaigns" / "standard.toml"

@@ -18,7 +18,7 @@ import torch
 
 from vireid_lite import losses, models
 from vireid_lite.data import Augmentation, Modality, PKSampler, SyntheticVI, cached
-from vireid_lite.provenance import device_name, pick_device
+from vireid_lite.machine import device_name, pick_device
 from vireid_lite.training import contiguous_labels
 
 SIZE = (288, 144)

@@ -12,7 +12,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from vireid_lite.data.synthetic import DIFFICULTIES, SyntheticVI
+from vireid_lite.data.synthetic.people import DIFFICULTIES, SyntheticVI
 
 
 def rate(work, items: list, repeats: int = 3) -> float:

@@ -44,7 +44,8 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("01_two_spectra")
 costs
@@ -86,9 +87,12 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional
 
-from vireid_lite import metrics, models, plots
-from vireid_lite.data import Modality, SyntheticVI, Trial, cached, rendering
-from vireid_lite.evaluation import direction_name, identities_and_cameras
+from vireid_lite import metrics, models
+from vireid_lite.chapters import plots
+from vireid_lite.data import Modality, SyntheticVI, Trial, cached
+from vireid_lite.data.synthetic.figure import LOWER, SPECTRA, UPPER, Figure
+from vireid_lite.data.synthetic.render import render
+from vireid_lite.metrics.evaluation import direction_name, identities_and_cameras
 from vireid_lite.victims import tier_dataset
 
 plots.set_style()
@@ -100,7 +104,7 @@ def before_a_wall(dataset, record, spectrum):
     channels, side = 3 if spectrum == "visible" else 1, 2 * dataset.size[0]
     wall = np.full((channels, side, side), 0.15, np.float32)
     person, shot = dataset.person(record.identity), dataset.shot(record)
-    return rendering.render(person, shot, wall, np.ones(3), spectrum, dataset.size)
+    return render(person, shot, wall, np.ones(3), spectrum, dataset.size)
 
 
 # %% mystnb={"figure": {"caption": "Five people at one instant in three spectra. Follow one shirt down its column: its colour is gone in the second row, and light cloth may turn dark or dark cloth light. In the third row only warmth counts: faces and hands shine, patterns vanish.", "name": "fig-spectra-instant"}, "image": {"alt": "Grid of three rows and five columns of rendered pedestrians. Top row in colour, middle row in near-infrared grey with other contrasts between the same garments, bottom row blurred thermal grey with bright faces and hands and darker clothes."}}
@@ -109,7 +113,7 @@ studio = SyntheticVI(2, 1, size=(192, 96), seed=settings.seed, **clear)
 people = [record for record in studio.test if record.modality == VISIBLE][:5]
 close = {"wspace": 0.06, "hspace": 0.04}
 figure, grid = plt.subplots(3, 5, figsize=(5, 6.2), gridspec_kw=close)
-for row, spectrum in zip(grid, rendering.SPECTRA, strict=True):
+for row, spectrum in zip(grid, SPECTRA, strict=True):
     for axes, record in zip(row, people, strict=True):
         plots.show_crop(axes, before_a_wall(studio, record, spectrum))
     row[0].set_ylabel(spectrum)
@@ -150,7 +154,7 @@ plt.show()
 # light; which of them took an image says nothing about who is in it.
 
 # %% mystnb={"figure": {"caption": "Two images from each camera of the easy set; under its number stands the kind of scene it watches. The infrared cameras (orange) bring their own lamp: bright in the middle, dark at the rim.", "name": "fig-spectra-cameras"}, "image": {"alt": "Two rows of six pedestrian crops, one column per camera: corridor, hall, street and garden in colour, corridor and garden in grey with a bright centre."}}
-from vireid_lite.data.synthetic import SCENE_OF
+from vireid_lite.data.synthetic.people import SCENE_OF
 
 cameras = sorted({(record.modality, record.camera) for record in easy.test})
 figure, grid = plt.subplots(2, 6, figsize=(5.6, 4), gridspec_kw=close)
@@ -174,8 +178,8 @@ plt.show()
 def body_map(dataset, record, size=None):
     """Return what each pixel shows, uint8 (H, W), 0 for background: the renderer's own."""
     person, shot = dataset.person(record.identity), dataset.shot(record)
-    figure = rendering.Figure(person, shot, *(size or dataset.size), dataset.thermal)
-    return figure.draw().index
+    drawn = Figure(person, shot, *(size or dataset.size), dataset.thermal)
+    return drawn.draw().index
 
 
 def brightness(dataset, records):
@@ -187,7 +191,7 @@ def brightness(dataset, records):
     for record in records:
         crop = dataset.read(record) @ [0.299, 0.587, 0.114] / 255
         garments = body_map(dataset, record) // 2  # a material has two dyes
-        masks = [garments == part // 2 for part in (rendering.UPPER, rendering.LOWER)]
+        masks = [garments == part // 2 for part in (UPPER, LOWER)]
         grey.append([crop[m].mean() if m.sum() > 20 else np.nan for m in masks])
     return np.reshape(grey, (-1, dataset.images_per_modality, 2))
 
@@ -350,8 +354,8 @@ Markdown("\n".join([*lines, f"| chance | {percent(floor)} | {percent(floor)} |"]
 # cameras visible + infrared, and the modality of the queries in the direction that is reported first.
 
 # %% tags=["hide-input"]
-from vireid_lite.data import check as known
-from vireid_lite.data import llcm, regdb, sysu
+from vireid_lite.data.benchmarks import check as known
+from vireid_lite.data.benchmarks import llcm, regdb, sysu
 
 people = {
     "SYSU-MM01": [sum(known.SYSU_KNOWN[part][0] for part in ("train", "val")), known.SYSU_KNOWN["test"][0]],
@@ -547,7 +551,7 @@ for world, dataset in worlds.items():
 
 # %%
 from vireid_lite.study.cards import read_cards, stale_note
-from vireid_lite.parameters import COSTS
+from vireid_lite.chapters.costs import COSTS
 
 learned = {"shuffled labels": "shuffled-labels", "trained victim": "victim"}
 planned = [("easy", "shuffled labels"), ("easy", "trained victim"), ("hard", "trained victim")]
@@ -756,7 +760,7 @@ Markdown("\n".join(lines))
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check
+from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-spectra-grey", "c5f95b42")  # your letter in place of None, such as "a"
 

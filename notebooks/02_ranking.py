@@ -46,7 +46,8 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("02_ranking")
 costs
@@ -68,7 +69,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 
-from vireid_lite import metrics, plots
+from vireid_lite import metrics
+from vireid_lite.chapters import plots
 from vireid_lite.data import Modality
 
 plots.set_style()
@@ -723,8 +725,8 @@ Markdown(
 
 # %%
 from vireid_lite.study.cards import read_cards, stale_note
-from vireid_lite.evaluation import direction_name
-from vireid_lite.parameters import COSTS
+from vireid_lite.metrics.evaluation import direction_name
+from vireid_lite.chapters.costs import COSTS
 
 
 def seeds_table(cards):
@@ -1117,7 +1119,7 @@ table(
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check, self_check_value
+from vireid_lite.chapters.exercises import self_check, self_check_value
 
 self_check_value(
     None,  # your AP, such as 0.512
@@ -1223,7 +1225,7 @@ self_check(None, "ex-ranking-own", "3973e7dc")  # your letter in place of None, 
 # right images divided by gallery images.
 
 # %%
-from vireid_lite.evaluation import identities_and_cameras
+from vireid_lite.metrics.evaluation import identities_and_cameras
 from vireid_lite.victims import tier_dataset
 
 dataset = tier_dataset(settings.tier, settings.dataset, settings.data_root)

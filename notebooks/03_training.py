@@ -45,7 +45,8 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters, optional
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters, optional
 
 costs = Costs("03_training")
 costs
@@ -77,15 +78,10 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional as F
 
-from vireid_lite import losses, metrics, models, plots
+from vireid_lite import losses, metrics, models
+from vireid_lite.chapters import plots
 from vireid_lite.data import Augmentation, Modality, PKSampler, all_against_all, cached
-from vireid_lite.evaluation import (
-    direction_name,
-    embed_store,
-    evaluate,
-    identities_and_cameras,
-    ranked,
-)
+from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate, identities_and_cameras, ranked
 from vireid_lite.training import contiguous_labels
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
@@ -785,7 +781,7 @@ Markdown(
 
 # %% tags=["hide-input"]
 from vireid_lite.study.cards import read_cards, stale_note
-from vireid_lite.parameters import COSTS
+from vireid_lite.chapters.costs import COSTS
 
 lite = tier_recipe("lite").describe()
 cards = [
@@ -914,7 +910,7 @@ Markdown(
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check, self_check_value
+from vireid_lite.chapters.exercises import self_check, self_check_value
 
 self_check_value(
     None,  # your number, such as 1.5

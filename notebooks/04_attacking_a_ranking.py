@@ -48,7 +48,9 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters, fraction
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters
+from vireid_lite.errors import fraction
 
 costs = Costs("04_attacking_a_ranking")
 costs
@@ -101,14 +103,17 @@ import torch
 from IPython.display import HTML, Markdown, display
 from torch.nn import functional as F
 
-from vireid_lite import metrics, plots
-from vireid_lite.anatomy import anatomy, psnr, ssim
-from vireid_lite.attacks import IMAGE_SPECIFIC, AdversarialStore, build_attack, craft
-from vireid_lite.attacks.base import frozen
-from vireid_lite.attacks.image_specific import ODFA, SMA, GuideBank, Problem
+from vireid_lite import metrics
+from vireid_lite.chapters import plots
+from vireid_lite.metrics.anatomy import anatomy
+from vireid_lite.metrics.likeness import psnr, ssim
+from vireid_lite.attacks import AdversarialStore, IMAGE_SPECIFIC, build_attack, craft
+from vireid_lite.attacks.frozen import frozen
+from vireid_lite.attacks.image_specific import GuideBank, ODFA, Problem, SMA
 from vireid_lite.data import ImageStore, Modality, Trial, all_against_all, cached
-from vireid_lite.evaluation import direction_name, embed_store, identities_and_cameras, ranked
-from vireid_lite.study.tables import DIRECTIONS, LABELS, attack_table, seed_rows
+from vireid_lite.metrics.evaluation import direction_name, embed_store, identities_and_cameras, ranked
+from vireid_lite.study.packing import DIRECTIONS
+from vireid_lite.study.tables import LABELS, attack_table, seed_rows
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
@@ -957,7 +962,7 @@ Markdown("\n\n".join(said))
 # %% tags=["hide-input"]
 from vireid_lite.attacks import EPS as USUAL
 from vireid_lite.study.cards import read_cards, stale_note
-from vireid_lite.parameters import COSTS
+from vireid_lite.chapters.costs import COSTS
 
 lite = tier_recipe("lite").describe()
 COMPARED = ("sign-noise", *IMAGE_SPECIFIC)
@@ -1110,7 +1115,7 @@ else:
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check
+from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-attacking-psnr", "00af2199", decimals=1)  # your number in place of None
 

@@ -45,7 +45,9 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters, fraction
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters
+from vireid_lite.errors import fraction
 
 costs = Costs("05_cross_modality_triplet")
 costs
@@ -99,24 +101,17 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional as F
 
-from vireid_lite import metrics, plots
+from vireid_lite import metrics
+from vireid_lite.chapters import plots
 from vireid_lite.attacks import CMPS, UniversalPerturbation
-from vireid_lite.attacks.base import (
-    Batches,
-    clip,
-    frozen,
-    generator_for,
-    images_of,
-    l1_normalised,
-    luma,
-    tie,
-    training_store,
-)
-from vireid_lite.attacks.centroids import identity_centroids, kmeans_centroids
+from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie
+from vireid_lite.attacks.frozen import frozen, generator_for, images_of, training_store
+from vireid_lite.data.batches import Batches
+from vireid_lite.attacks.features import identity_centroids, kmeans_centroids
 from vireid_lite.attacks.cmps import PRESETS, Problem
 from vireid_lite.study.run import difference
 from vireid_lite.data import ImageStore, Modality, cached
-from vireid_lite.evaluation import direction_name, embed_store, evaluate
+from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
@@ -1050,7 +1045,7 @@ Markdown(
 # %% tags=["hide-input"]
 from vireid_lite.study import tables
 from vireid_lite.study.cards import read_cards, stale_note
-from vireid_lite.parameters import COSTS
+from vireid_lite.chapters.costs import COSTS
 
 CONTROLS = {
     "own-modality centroids": {"bank": "same"},
@@ -1181,7 +1176,7 @@ Markdown("\n".join(lines) + "\n\n" + " ".join(filter(None, notes)))
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check
+from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-triplet-margin", "e2c7ea38")  # your letter in place of None, such as "a"
 

@@ -47,7 +47,9 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters, fraction, optional
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters, optional
+from vireid_lite.errors import fraction
 
 costs = Costs("06_the_whole_attack")
 costs
@@ -93,23 +95,17 @@ import numpy as np
 import torch
 from IPython.display import Markdown
 
-from vireid_lite import metrics, plots
+from vireid_lite import metrics
+from vireid_lite.chapters import plots
 from vireid_lite.study import tables
-from vireid_lite.anatomy import anatomy, psnr, ssim
+from vireid_lite.metrics.anatomy import anatomy
+from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import CMPS, build_attack
-from vireid_lite.attacks.base import (
-    clip,
-    frozen,
-    generator_for,
-    images_of,
-    l1_normalised,
-    luma,
-    tie,
-    training_store,
-)
+from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie
+from vireid_lite.attacks.frozen import frozen, generator_for, images_of, training_store
 from vireid_lite.study.run import difference
 from vireid_lite.data import ImageStore, Modality, all_against_all, cached
-from vireid_lite.evaluation import direction_name, evaluate, ranked
+from vireid_lite.metrics.evaluation import direction_name, evaluate, ranked
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
@@ -636,7 +632,7 @@ Markdown(
 # %% tags=["hide-input"]
 from vireid_lite.attacks import ATTACKS, UniversalAttack
 from vireid_lite.study.cards import read_cards, stale_note
-from vireid_lite.parameters import COSTS
+from vireid_lite.chapters.costs import COSTS
 
 CAMPAIGN = COSTS.parents[1] / "campaigns" / "attacks.toml"
 every_card = [
@@ -1304,7 +1300,7 @@ Markdown(
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check, self_check_value
+from vireid_lite.chapters.exercises import self_check, self_check_value
 
 self_check_value(
     None,  # your number of bytes

@@ -46,7 +46,9 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters, fraction, optional
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters, optional
+from vireid_lite.errors import fraction
 
 costs = Costs("07_images_in_frequency")
 costs
@@ -96,12 +98,14 @@ import numpy as np
 import torch
 from IPython.display import Markdown
 
-from vireid_lite import metrics, plots
-from vireid_lite.anatomy import shift_and_spread
+from vireid_lite import metrics
+from vireid_lite.chapters import plots
+from vireid_lite.metrics.anatomy import shift_and_spread
 from vireid_lite.attacks import CMPS, build_attack
-from vireid_lite.attacks.base import clip, frozen, luma, project, to_8_bits, training_store
+from vireid_lite.attacks.budget import clip, luma, project, to_8_bits
+from vireid_lite.attacks.frozen import frozen, training_store
 from vireid_lite.data import Modality, Trial, cached
-from vireid_lite.evaluation import direction_name, embed_store, identities_and_cameras
+from vireid_lite.metrics.evaluation import direction_name, embed_store, identities_and_cameras
 from vireid_lite.frequency import (
     amplitude_only,
     band_energy,
@@ -1016,7 +1020,7 @@ Markdown(
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check
+from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-frequency-brightness", "50524692")  # your letter in place of None, such as "a"
 

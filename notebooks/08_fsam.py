@@ -47,7 +47,8 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters
 
 costs = Costs("08_fsam")
 costs
@@ -83,18 +84,13 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional as F
 
-from vireid_lite import metrics, models, plots
+from vireid_lite import metrics, models
+from vireid_lite.chapters import plots
 from vireid_lite.study import tables
-from vireid_lite.attention import (
-    FSAM,
-    SFM,
-    SpatialAttention,
-    block_channels,
-    build_attention,
-    inserted,
-)
+from vireid_lite.models.attention import FSAM, SFM, SpatialAttention, build_attention
+from vireid_lite.models.insertion import block_channels, inserted
 from vireid_lite.data import Modality, PKSampler, Trial, cached
-from vireid_lite.evaluation import direction_name, embed_store, identities_and_cameras, in_order
+from vireid_lite.metrics.evaluation import direction_name, embed_store, identities_and_cameras, in_order
 from vireid_lite.frequency import amplitude_only, decompose, recombine
 from vireid_lite.models.two_stream import generalised_mean
 from vireid_lite.training import contiguous_labels
@@ -739,7 +735,7 @@ Markdown("\n".join(lines))
 
 # %% tags=["hide-input"]
 from vireid_lite.study.cards import read_cards, stale_note
-from vireid_lite.parameters import COSTS
+from vireid_lite.chapters.costs import COSTS
 
 COMMAND = "vireid-lite campaign book/campaigns/feature_level.toml"
 NAMES = {"none": "none", "fsam": "FSAM", "se": "SE", "eca": "ECA"}
@@ -970,7 +966,7 @@ Markdown("\n".join(lines) + f"\n\n{text} {state()}")
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check
+from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-fsam-identity", "1d17ee53")  # your letter in place of None, such as "a"
 

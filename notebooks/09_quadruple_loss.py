@@ -46,7 +46,9 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters, fraction
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters
+from vireid_lite.errors import fraction
 
 costs = Costs("09_quadruple_loss")
 costs
@@ -102,20 +104,17 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional as F
 
-from vireid_lite import metrics, plots
+from vireid_lite import metrics
+from vireid_lite.chapters import plots
 from vireid_lite.attacks import UniversalPerturbation
-from vireid_lite.attacks.base import clip, frozen, generator_for, images_of, training_store
-from vireid_lite.attacks.uap import IdentityBatches
-from vireid_lite.attention import inserted, staged
+from vireid_lite.attacks.budget import clip
+from vireid_lite.attacks.frozen import frozen, generator_for, images_of, training_store
+from vireid_lite.data.batches import IdentityBatches
+from vireid_lite.models.insertion import inserted, staged
 from vireid_lite.data import ImageStore, Modality, cached
-from vireid_lite.evaluation import embed_store
+from vireid_lite.metrics.evaluation import embed_store
 from vireid_lite.models.two_stream import generalised_mean
-from vireid_lite.quadruple import (
-    class_centres,
-    pairwise_quadruple_loss,
-    quadruple_loss,
-    quadruple_terms,
-)
+from vireid_lite.losses import class_centres, pairwise_quadruple_loss, quadruple_loss, quadruple_terms
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
@@ -1049,7 +1048,7 @@ Markdown(
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check
+from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-quadruple-length", "5a98add7", decimals=1)  # your number in place of None
 

@@ -49,7 +49,9 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters, fraction, optional
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters, optional
+from vireid_lite.errors import fraction
 
 costs = Costs("10_read_two_ways")
 costs
@@ -88,17 +90,21 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional as F
 
-from vireid_lite import attention, metrics, models, plots
+from vireid_lite import metrics, models
+from vireid_lite.chapters import plots
+from vireid_lite.models import attention, insertion
 from vireid_lite.study import tables
-from vireid_lite.anatomy import anatomy, psnr, ssim
+from vireid_lite.metrics.anatomy import anatomy
+from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import ATTACKS, FeatureLevelAttack, UniversalPerturbation, build_attack
-from vireid_lite.attacks.base import tie, training_store, weights_hash
+from vireid_lite.attacks.budget import tie
+from vireid_lite.attacks.frozen import training_store, weights_hash
 from vireid_lite.study.run import difference
 from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.data import Modality, cached
-from vireid_lite.evaluation import direction_name, evaluate, ranked
-from vireid_lite.parameters import COSTS
-from vireid_lite.quadruple import class_centres, quadruple_terms
+from vireid_lite.metrics.evaluation import direction_name, evaluate, ranked
+from vireid_lite.chapters.costs import COSTS
+from vireid_lite.losses import class_centres, quadruple_terms
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
@@ -1565,7 +1571,7 @@ def size(module):
 
 agw = models.build("agw", num_identities=206, backbone="resnet50")
 without_classifier = size(agw) - size(agw.classifier)
-channels = attention.block_channels(agw)
+channels = insertion.block_channels(agw)
 build = attention.build_attention
 added = {
     "FSAM after blocks 0 and 4, SFM": sum(
@@ -1675,7 +1681,7 @@ Markdown(
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check
+from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-two-readings-floor", "c405c6c7")  # your letter in place of None, such as "a"
 

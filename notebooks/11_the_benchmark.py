@@ -47,7 +47,8 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters, optional
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters, optional
 
 costs = Costs("11_the_benchmark")
 costs
@@ -95,14 +96,15 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from vireid_lite import metrics, plots
+from vireid_lite import metrics
+from vireid_lite.chapters import plots
 from vireid_lite.study import grids, tables
 from vireid_lite.attacks import UniversalPerturbation, build_attack
-from vireid_lite.attacks.base import training_store
+from vireid_lite.attacks.frozen import training_store
 from vireid_lite.study.run import broken, clean_scores
 from vireid_lite.study.cards import card_key, card_name, is_stale, read_card, stale_note
-from vireid_lite.evaluation import direction_name, evaluate, identities_and_cameras
-from vireid_lite.parameters import COSTS
+from vireid_lite.metrics.evaluation import direction_name, evaluate, identities_and_cameras
+from vireid_lite.chapters.costs import COSTS
 from vireid_lite.attacks.perturbation import resized
 from vireid_lite.victims import load_or_train
 
@@ -1438,7 +1440,7 @@ Markdown(
 # ```
 
 # %% tags=["self-check"]
-from vireid_lite.exercises import self_check
+from vireid_lite.chapters.exercises import self_check
 
 self_check(None, "ex-benchmark-floor", "964a6ab5", decimals=1)  # your number in place of None
 

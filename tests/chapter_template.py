@@ -41,7 +41,9 @@ if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", _package, _kept], check=True)
 
 # %% tags=["hide-input"]
-from vireid_lite.parameters import Costs, check_parameters, fraction
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters
+from vireid_lite.errors import fraction
 
 costs = Costs("00_template")
 costs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vireid_lite import models
-from vireid_lite.attacks.base import training_store
+from vireid_lite.attacks.frozen import training_store
 from vireid_lite.data import ImageStore, Modality, SyntheticVI
 
 matplotlib.use("Agg")

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
 
-from vireid_lite import anatomy, behaviour, metrics, models
+from vireid_lite import behaviour, metrics, models
 from vireid_lite.attacks import ATTACKS, IMAGE_SPECIFIC, build_attack, craft, train_modified_victim
-from vireid_lite.attacks.base import training_store
+from vireid_lite.attacks.frozen import training_store
 from vireid_lite.attacks.modified_victim import Modification
 from vireid_lite.attacks.perturbation import resized
 from vireid_lite.behaviour import Found, Painted, aside, blocks, crops, features, history, named, plain
 from vireid_lite.data import Dataset, Modality, cached, load_dataset
+from vireid_lite.metrics import likeness
 from vireid_lite.study.run import run_attack, score_modified
 from vireid_lite.victims import tier_recipe
 
@@ -252,7 +253,7 @@ def scores() -> Found:
     found |= ranked()
     images = np.random.default_rng(5).random((2, 4, 3, 24, 16))
     clean, changed = torch.from_numpy(images[0]), torch.from_numpy(images[0] * 0.9 + images[1] * 0.1)
-    found["ssim"], found["psnr"] = plain(anatomy.ssim(changed, clean)), plain(anatomy.psnr(changed, clean))
+    found["ssim"], found["psnr"] = plain(likeness.ssim(changed, clean)), plain(likeness.psnr(changed, clean))
     return found
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vireid_lite import acceleration, models
-from vireid_lite.acceleration import CUBLAS, Compute
+from vireid_lite import machine, models
 from vireid_lite.attacks import build_attack
-from vireid_lite.attention import FSAM, inserted
 from vireid_lite.errors import InputError
+from vireid_lite.machine import CUBLAS, Compute
+from vireid_lite.models.attention import FSAM
+from vireid_lite.models.insertion import inserted
 from vireid_lite.training import TrainSettings, train
 
 BF16 = Compute("bf16")
@@ -197,7 +198,7 @@ def test_compile_takes_blocks_1_to_4_while_they_train_and_is_undone(monkeypatch)
         return call
 
     monkeypatch.setattr(torch, "compile", watched)
-    acceleration._block.cache_clear()
+    machine._block.cache_clear()
     model, twin, (images, modality) = network().train(), network().train(), pictures()
     before = photograph(model)["types"]
     with warnings.catch_warnings():
@@ -215,7 +216,7 @@ def test_compile_takes_blocks_1_to_4_while_they_train_and_is_undone(monkeypatch)
     assert photograph(model)["types"] == before
     model(images, modality)
     assert len(compiled) == 4
-    acceleration._block.cache_clear()
+    machine._block.cache_clear()
 
 
 def test_deterministic_sets_every_switch_and_puts_each_back(monkeypatch):

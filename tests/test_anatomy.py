@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from vireid_lite import models
-from vireid_lite.anatomy import anatomy, hubs, psnr, shift_and_spread, ssim, within_modality
 from vireid_lite.data import ImageStore, Modality, Record, Trial, cached
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import evaluate
+from vireid_lite.metrics.anatomy import anatomy, hubs, shift_and_spread, within_modality
+from vireid_lite.metrics.evaluation import evaluate
+from vireid_lite.metrics.likeness import psnr, ssim
 
 
 @pytest.fixture(scope="module")

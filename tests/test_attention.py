@@ -8,8 +8,11 @@ import torch
 from contract import facts, same_facts
 
 from vireid_lite import models
-from vireid_lite.attacks.base import frozen
-from vireid_lite.attention import (
+from vireid_lite.attacks.frozen import frozen
+from vireid_lite.data.records import Modality
+from vireid_lite.errors import InputError
+from vireid_lite.frequency import decompose, recombine
+from vireid_lite.models.attention import (
     ECA,
     FSAM,
     SE,
@@ -17,15 +20,9 @@ from vireid_lite.attention import (
     EfficientChannel,
     SpatialAttention,
     SqueezeExcitation,
-    block_channels,
     build_attention,
-    insert,
-    inserted,
-    remove,
 )
-from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
-from vireid_lite.frequency import decompose, recombine
+from vireid_lite.models.insertion import block_channels, insert, inserted, remove
 
 NAMES = ["fsam", "sfm", "se", "eca"]
 MIXED = torch.tensor([0, 1, 1, 0, 1])

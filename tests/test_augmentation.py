@@ -3,8 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vireid_lite.data import Augmentation, Modality
-from vireid_lite.data import augmentation as augment
+from vireid_lite.data import Augmentation, Modality, augment
 
 EVERYTHING = Augmentation(pad=6, flip=0.5, erasing=1.0, grey=0.5, channels=True)
 

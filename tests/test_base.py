@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vireid_lite import models
-from vireid_lite.attacks import UniversalPerturbation, base, load_perturbation
+from vireid_lite.attacks import UniversalPerturbation, budget, frozen, load_perturbation
 from vireid_lite.data import ImageStore, Modality
+from vireid_lite.data.batches import Batches
 from vireid_lite.errors import InputError
 
 
@@ -27,9 +28,9 @@ def some_delta(eps, seed=0, size=(8, 6)):
 def test_rounding_to_8_bits_keeps_budget_range_and_equal_channels(eps, seed, scale):
     clean = eight_bit(seed)
     clean[0] = clean[0, :1]  # an infrared image
-    shift = base.tie(some_delta(scale, seed)).contiguous()
-    adversarial = base.project(clean + shift, clean, eps)
-    rounded = base.to_8_bits(adversarial, clean, eps)
+    shift = budget.tie(some_delta(scale, seed)).contiguous()
+    adversarial = budget.project(clean + shift, clean, eps)
+    rounded = budget.to_8_bits(adversarial, clean, eps)
     assert (rounded - clean).abs().max() <= eps + 5e-6, "a thousandth of a level"
     assert 0 <= rounded.min() <= rounded.max() <= 1
     assert torch.allclose(255 * rounded, (255 * rounded).round(), atol=1e-4)
@@ -42,7 +43,7 @@ def test_rounding_uses_the_whole_of_a_whole_budget():
     """8/255 in float32 is not quite eight levels; the eighth must not be lost to that."""
     clean = torch.full((1, 3, 2, 2), 100 / 255)
     for sign in (-1, 1):
-        rounded = base.to_8_bits(base.project(clean + sign * 8 / 255, clean, 8 / 255), clean, 8 / 255)
+        rounded = budget.to_8_bits(budget.project(clean + sign * 8 / 255, clean, 8 / 255), clean, 8 / 255)
         assert ((rounded * 255).round() == 100 + 8 * sign).all()
 
 
@@ -50,33 +51,33 @@ def test_clips_differ_in_what_they_pass_on_outside_only():
     values = torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.1])
     for masked, expected in ((False, [1, 1, 1, 1, 1]), (True, [0, 1, 1, 1, 0])):
         leaf = values.clone().requires_grad_()
-        clipped = base.clip(leaf, masked=masked)
+        clipped = budget.clip(leaf, masked=masked)
         assert torch.equal(clipped.detach(), values.clamp(0, 1))
         assert torch.autograd.grad(clipped.sum(), leaf)[0].tolist() == expected
 
 
 def test_tied_channels_are_the_mean_on_infrared_alone():
     delta = some_delta(0.1)
-    mixed = base.tie_infrared(delta.expand(2, -1, -1, -1), torch.tensor([0, 1]))
+    mixed = budget.tie_infrared(delta.expand(2, -1, -1, -1), torch.tensor([0, 1]))
     assert torch.equal(mixed[0], delta)
-    assert torch.equal(mixed[1], base.tie(delta))
+    assert torch.equal(mixed[1], budget.tie(delta))
     assert torch.allclose(mixed[1, 0], delta.mean(0))
 
 
 def test_luma_is_the_published_sum_and_leaves_grey_alone():
     images = eight_bit(1)
-    grey = base.luma(images)
+    grey = budget.luma(images)
     assert torch.allclose(grey[:, 2], 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2])
-    assert torch.allclose(base.luma(grey), grey, atol=1e-6)
-    chosen = base.luma(images, torch.tensor([True, False, False]))
+    assert torch.allclose(budget.luma(grey), grey, atol=1e-6)
+    chosen = budget.luma(images, torch.tensor([True, False, False]))
     assert torch.equal(chosen[1:], images[1:])
     assert torch.equal(chosen[0], grey[0])
-    assert base.luma(torch.ones(1, 3, 4, 4)).max() <= 1
+    assert budget.luma(torch.ones(1, 3, 4, 4)).max() <= 1
 
 
 def test_l1_normalised_has_length_one_and_zero_stays_zero():
-    assert base.l1_normalised(torch.randn(3, 4)).abs().sum() == pytest.approx(1, abs=1e-6)
-    assert not base.l1_normalised(torch.zeros(3, 4)).any()
+    assert budget.l1_normalised(torch.randn(3, 4)).abs().sum() == pytest.approx(1, abs=1e-6)
+    assert not budget.l1_normalised(torch.zeros(3, 4)).any()
 
 
 def test_frozen_puts_everything_back_even_after_an_error():
@@ -87,7 +88,7 @@ def test_frozen_puts_everything_back_even_after_an_error():
     assert not all(asks), "the BNNeck's bias is frozen from the start"
 
     def interrupted():
-        with base.frozen(model):
+        with frozen.frozen(model):
             assert not any(module.training for module in model.modules())
             assert not any(parameter.requires_grad for parameter in model.parameters())
             raise KeyboardInterrupt
@@ -100,14 +101,14 @@ def test_frozen_puts_everything_back_even_after_an_error():
 
 def test_batches_cover_an_epoch_once_and_depend_on_seed_and_step_alone():
     rows = np.arange(100, 123)
-    batches = base.Batches(rows, 5, seed=1)
+    batches = Batches(rows, 5, seed=1)
     drawn = [batches.at(step) for step in range(batches.per_epoch)]
     assert len(np.unique(np.concatenate(drawn))) == 20
     assert set(np.concatenate(drawn)) <= set(rows)
-    assert np.array_equal(base.Batches(rows, 5, seed=1).at(7), batches.at(7))
-    assert not np.array_equal(base.Batches(rows, 5, seed=2).at(7), batches.at(7))
-    assert np.array_equal(np.sort(base.Batches(rows[:3], 32, seed=1).at(9)), rows[:3]), "cut to what there is"
-    assert np.array_equal(base.Batches(rows, 5, 1, shuffle=False).at(5), rows[5:10])
+    assert np.array_equal(Batches(rows, 5, seed=1).at(7), batches.at(7))
+    assert not np.array_equal(Batches(rows, 5, seed=2).at(7), batches.at(7))
+    assert np.array_equal(np.sort(Batches(rows[:3], 32, seed=1).at(9)), rows[:3]), "cut to what there is"
+    assert np.array_equal(Batches(rows, 5, 1, shuffle=False).at(5), rows[5:10])
 
 
 @pytest.mark.parametrize("kind", ["one", "each", "lattice"])
@@ -151,14 +152,14 @@ def test_images_of_another_size_or_range_are_refused():
 @pytest.mark.parametrize("eps", [0, -1, 8, "8/255", True, None, float("nan")])
 def test_a_budget_off_the_pixel_range_is_refused(eps):
     with pytest.raises(InputError, match="8/255"):
-        base.check_eps(eps)
+        budget.check_eps(eps)
 
 
 def test_training_images_come_from_a_data_set_or_a_store_and_may_be_limited(tiny):
-    assert len(base.training_store(tiny)) == len(tiny.train)
-    few = base.training_store(tiny, identities=5)
+    assert len(frozen.training_store(tiny)) == len(tiny.train)
+    few = frozen.training_store(tiny, identities=5)
     assert len({record.identity for record in few.records}) == 5
     assert len(few) == 5 * 8
-    assert isinstance(base.training_store(few), ImageStore)
+    assert isinstance(frozen.training_store(few), ImageStore)
     with pytest.raises(InputError, match="reader"):
-        base.training_store(tiny.train)
+        frozen.training_store(tiny.train)

@@ -9,14 +9,14 @@ from contract import attack_and_check
 from torch.nn import functional as F
 
 from vireid_lite import models
-from vireid_lite.attacks.uap import clean_outputs
-from vireid_lite.attention import block_channels, insert, remove, staged
+from vireid_lite.attacks.features import clean_outputs
 from vireid_lite.data import Augmentation, Modality
 from vireid_lite.errors import InputError
-from vireid_lite.models.baselines import STRIPES, horizontal_stripes
+from vireid_lite.models.baselines import STRIPES
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
-from vireid_lite.objectives import Batch, train_by_objective
-from vireid_lite.training import TrainSettings, optimiser_for
+from vireid_lite.models.insertion import block_channels, insert, remove, staged
+from vireid_lite.models.two_stream import Batch, horizontal_stripes
+from vireid_lite.training import TrainSettings, optimiser_for, train_by_objective
 
 NETWORKS = ("ide", "pcb")
 IDENTITIES = 5

@@ -13,7 +13,7 @@ import pytest
 from probes import PROBES
 
 from vireid_lite import attacks, behaviour, data, models
-from vireid_lite.provenance import PACKAGE
+from vireid_lite.files import PACKAGE
 from vireid_lite.study import cards
 
 TESTS = Path(__file__).parent

@@ -8,14 +8,14 @@ import torch
 from contract import attack_and_check
 
 from vireid_lite import models
-from vireid_lite.attention import block_channels, staged
 from vireid_lite.data import Augmentation, Modality
-from vireid_lite.data.augmentation import channel_or_grey
+from vireid_lite.data.augment import channel_or_grey
 from vireid_lite.errors import InputError
 from vireid_lite.losses import adp_triplet, weighted_regularised_triplet
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
-from vireid_lite.objectives import Batch, train_by_objective
-from vireid_lite.training import TrainSettings
+from vireid_lite.models.insertion import block_channels, staged
+from vireid_lite.models.two_stream import Batch
+from vireid_lite.training import TrainSettings, train_by_objective
 
 MODALITY = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 LABELS = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])

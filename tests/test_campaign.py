@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vireid_lite import models, provenance
+from vireid_lite import files, models
 from vireid_lite.attacks import Modification, ModifiedVictim, train_modified_victim
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import direction_name, evaluate
+from vireid_lite.metrics.evaluation import direction_name, evaluate
 from vireid_lite.study import campaign, cards, run, workers
 
 SMALL = """
@@ -89,7 +89,7 @@ def test_runs_that_fail_keep_the_finished_ones(small, tmp_path, monkeypatch):
 
 
 def test_two_campaigns_do_not_write_one_folder(small, tmp_path):
-    with provenance.exclusive(tmp_path / "out"), pytest.raises(InputError, match="another run is writing there"):
+    with files.exclusive(tmp_path / "out"), pytest.raises(InputError, match="another run is writing there"):
         workers.run_campaign(small, tmp_path / "out", progress=False)
 
 
@@ -139,9 +139,9 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 
 def test_committed_campaigns_can_be_read():
-    files = sorted((provenance.PACKAGE.parent / "book" / "campaigns").glob("*.toml"))
-    assert files
-    for path in files:
+    campaigns = sorted((files.PACKAGE.parent / "book" / "campaigns").glob("*.toml"))
+    assert campaigns
+    for path in campaigns:
         assert all(one.open().train for one in campaign.read_campaign(path))
 
 
@@ -186,7 +186,7 @@ def test_a_grid_runs_every_combination_and_pairs_each_attack_with_its_clean_vict
                 assert moved["difference"] == pytest.approx(scores["rank1"] - clean["rank1"], abs=1e-5)
                 assert len(scores["identity_rank1"]) == 6
             assert 0 < card["anatomy"][direction]["ssim"] < 1
-    assert not list((provenance.cache_folder() / "attacks").glob("*.pt")), "the notes of finished fits are removed"
+    assert not list((files.cache_folder() / "attacks").glob("*.pt")), "the notes of finished fits are removed"
     text = (tmp_path / "out" / report["ran"][-1]).read_text()
     assert not re.search(r"/(?!(synthetic|agw|cmps|m-fgsm|sign-noise|\d+|1e6)\")", text), "a card holds no path"
 
@@ -301,7 +301,7 @@ def test_a_campaign_refuses_impossible_modifications_before_anything_runs(tmp_pa
 
 
 def test_every_committed_card_is_found_by_the_campaign_that_made_it():
-    book = provenance.PACKAGE.parent / "book"
+    book = files.PACKAGE.parent / "book"
     runs = {f.stem: campaign.read_campaign(f) for f in sorted((book / "campaigns").glob("*.toml"))}
     counted = {"attacks": 342, "feature_level": 137, "standard": 200, "tuning": 45, "victims": 7}
     assert {name: len(found) for name, found in runs.items()} == counted

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from vireid_lite import attacks, provenance, victims
+from vireid_lite import attacks, files, victims
 from vireid_lite.data import DATASETS
 from vireid_lite.errors import InputError
 from vireid_lite.study import cards, packing
 from vireid_lite.study.campaign import parse
 from vireid_lite.training import TrainSettings
 
-RESULTS = provenance.PACKAGE.parent / "book" / "results"
+RESULTS = files.PACKAGE.parent / "book" / "results"
 QUERIES = [3, 4, 3]
 
 

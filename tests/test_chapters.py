@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vireid_lite.book import find_chapters, paired_notebook, repository_url
-from vireid_lite.parameters import STANDARD, check_values, read_parameters
+from vireid_lite.chapters.parameters import STANDARD, check_values, read_parameters
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = find_chapters(ROOT)

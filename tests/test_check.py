@@ -3,8 +3,8 @@
 import pytest
 from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
 
-from vireid_lite.data import check as check_module
-from vireid_lite.data.check import check
+from vireid_lite.data.benchmarks import check as check_module
+from vireid_lite.data.benchmarks.check import check
 from vireid_lite.errors import InputError
 
 TINY = {"size": (16, 8), "images": 2}

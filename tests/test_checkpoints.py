@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from vireid_lite import models
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
-from vireid_lite.models.checkpoints import load_checkpoint, load_official, save_checkpoint
+from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
+from vireid_lite.models.official import load_official
 
 CARD = {"dataset": "synthetic", "seed": 3, "scores": [0.5, 0.25]}
 

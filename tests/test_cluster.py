@@ -17,7 +17,7 @@ import torch
 from test_kills import CAMPAIGN, SPAWN
 
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import cache_folder, write_atomically
+from vireid_lite.files import cache_folder, write_atomically
 from vireid_lite.study import workers
 from vireid_lite.study.campaign import read_campaign
 from vireid_lite.study.run import run_one

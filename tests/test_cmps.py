@@ -9,7 +9,7 @@ from naive_cmps import paper_steps, released_steps
 from sklearn.cluster import KMeans
 
 from vireid_lite import models
-from vireid_lite.attacks import CMPS, UniversalPerturbation, base
+from vireid_lite.attacks import CMPS, UniversalPerturbation, budget, descent, frozen
 from vireid_lite.attacks.cmps import CHOICES, PRESETS
 from vireid_lite.data import ImageStore, Modality
 from vireid_lite.errors import InputError
@@ -47,11 +47,11 @@ def fit_states(attack, model, store, seed=SEED):
 
 
 def batch_of(model, store, rows):
-    return base.images_of(store, rows, model)
+    return frozen.images_of(store, rows, model)
 
 
 def coins(seed, step, turn, count, probability=0.2):
-    return (torch.rand(count, generator=base.generator_for(seed, 4, step, turn)) < probability).tolist()
+    return (torch.rand(count, generator=frozen.generator_for(seed, 4, step, turn)) < probability).tolist()
 
 
 def one_by_one(model, images, modality, feature="embedding"):
@@ -72,7 +72,7 @@ def kmeans(features, clusters, seed=SEED):
 def test_paper_mode_equals_its_naive_derivation(exact, store):
     steps, eps = 10, 8 / 255
     attack = CMPS(steps=steps, batch_size=4, eps=eps)
-    with base.frozen(exact):
+    with frozen.frozen(exact):
         batches = attack.prepare(exact, store, SEED).batches
     everything = {m: batch_of(exact, store, np.flatnonzero(store.modalities.numpy() == m)) for m in Modality}
     grey = torch.stack([(0.299 * r + 0.587 * g + 0.114 * b).expand(3, -1, -1) for r, g, b in everything[0]])
@@ -111,10 +111,10 @@ def test_released_mode_equals_its_naive_derivation(exact, store, steps, eps):
         )
     size = 8 if eps < 1e-3 else 10
     attack = CMPS(mode="released", steps=steps, batch_size=size, eps=eps, clusters=5)
-    with base.frozen(exact):
+    with frozen.frozen(exact):
         batches = attack.prepare(exact, few, SEED).batches["mixed"]
     images = batch_of(exact, few, np.arange(len(few)))
-    greyed = torch.rand(len(few), generator=base.generator_for(SEED, 2)) < 0.2
+    greyed = torch.rand(len(few), generator=frozen.generator_for(SEED, 2)) < 0.2
     luma = torch.stack([(0.299 * r + 0.587 * g + 0.114 * b).expand(3, -1, -1) for r, g, b in images])
     stems = exact.stages[0]
     raw = [i * stems.std + stems.mean for i in (torch.where(greyed.view(-1, 1, 1, 1), luma, images), images)]
@@ -177,7 +177,7 @@ def test_a_black_or_white_image_still_gets_a_gradient(model, store, mode, value)
     flat = ImageStore(np.array(store.images), store.records)
     flat.images[1::2] = value
     attack = CMPS(mode=mode, batch_size=6, margin=10.0)
-    with base.frozen(model):
+    with frozen.frozen(model):
         problem = attack.prepare(model, flat, 0)
         for modality in Modality:
             rows = np.flatnonzero(flat.modalities.numpy() == modality)[1::2]
@@ -191,7 +191,7 @@ def test_the_released_loss_is_torchs_triplet_margin_loss(model, store):
     """The published line is 10 triplet_margin_loss(anchor, farthest, nearest, .5); ten vanishes with the sign."""
     attack, problem = problem_of(model, store, mode="released")
     rows, delta = np.arange(10), torch.zeros(3, *store.images.shape[1:3])
-    with base.frozen(model):
+    with frozen.frozen(model):
         loss, _ = attack.objective(model, problem, delta, rows)
         features = attack.features(model, store.batch(rows), store.modalities[rows])
     pull, push = (problem.centroids[index[0, rows]] for index in (problem.pull, problem.push))
@@ -202,8 +202,8 @@ def test_the_released_loss_is_torchs_triplet_margin_loss(model, store):
 def test_a_greyed_crop_is_compared_by_its_grey_feature_as_released(model, store):
     attack, problem = problem_of(model, store, mode="released", score="cosine")
     visible = rows_of(store, 0)
-    with base.frozen(model), torch.no_grad():
-        grey = attack.features(model, base.luma(store.batch(visible)), Modality.VISIBLE)
+    with frozen.frozen(model), torch.no_grad():
+        grey = attack.features(model, budget.luma(store.batch(visible)), Modality.VISIBLE)
     bank = torch.nn.functional.normalize(problem.centroids[: len(problem.centroids) // 2])
     nearest = (grey @ bank.T).argmax(1)
     assert torch.equal(problem.push[2, visible], nearest)
@@ -235,7 +235,7 @@ def test_every_image_goes_through_its_own_stem_except_as_released(model, store):
 
 
 def test_a_killed_fit_resumes_bit_for_bit(model, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "NOTE_EVERY", 2)
+    monkeypatch.setattr(descent, "NOTE_EVERY", 2)
     for mode in ("paper", "released"):
         attack, note = CMPS(mode=mode, steps=7, batch_size=5), tmp_path / f"{mode}.pt"
         whole = attack.fit(model, store, 3)
@@ -257,7 +257,7 @@ def test_a_killed_fit_resumes_bit_for_bit(model, store, tmp_path, monkeypatch):
 
 def problem_of(model, store, **options):
     attack = CMPS(batch_size=6, **options)
-    with base.frozen(model):
+    with frozen.frozen(model):
         return attack, attack.prepare(model, store, SEED)
 
 
@@ -351,7 +351,7 @@ def test_grey_stands_in_every_pass_or_in_the_first_only(model, store):
 def test_grey_changes_visible_gradients_and_not_infrared_ones(model, store):
     attack, problem = problem_of(model, store)
     delta, chosen = torch.zeros(3, *store.images.shape[1:3]), torch.ones(6, dtype=torch.bool)
-    with base.frozen(model):
+    with frozen.frozen(model):
         for modality, alike in ((Modality.VISIBLE, False), (Modality.INFRARED, True)):
             rows = rows_of(store, modality)[:6]
             plain, grey = (attack.gradient(model, problem, delta, rows, modality, c)[0] for c in (None, chosen))
@@ -377,7 +377,7 @@ def test_clip_masks_the_gradient_of_what_left_the_range_only_as_released(model, 
     delta = torch.full((3, *store.images.shape[1:3]), -1 / 255)
     for clip, gets in (("straight-through", True), ("masked", False)):
         attack, problem = problem_of(model, black, clip=clip, margin=10.0)
-        with base.frozen(model):
+        with frozen.frozen(model):
             gradient, _, active = attack.gradient(model, problem, delta, rows_of(black, 0)[:4])
         assert active == 1
         assert bool(gradient.abs().sum() > 0) == gets

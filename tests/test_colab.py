@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 
 from vireid_lite import book
-from vireid_lite.parameters import COSTS, Costs, results_folder
+from vireid_lite.chapters.costs import COSTS, Costs
+from vireid_lite.files import results_folder
 from vireid_lite.study.cards import read_cards
 
 ROOT = Path(__file__).parents[1]

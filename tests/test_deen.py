@@ -9,13 +9,13 @@ import torch
 from contract import attack_and_check
 
 from vireid_lite import models
-from vireid_lite.attention import block_channels, insert, staged
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import embed_store
+from vireid_lite.metrics.evaluation import embed_store
 from vireid_lite.models.deen import Expansion, Fusion, SideBySide, Stacked, centre_pair_mining
-from vireid_lite.objectives import Batch, train_by_objective
-from vireid_lite.training import TrainSettings
+from vireid_lite.models.insertion import block_channels, insert, staged
+from vireid_lite.models.two_stream import Batch
+from vireid_lite.training import TrainSettings, train_by_objective
 
 LABELS = torch.tensor([0, 1, 4, 1, 4, 0, 0, 1])  # in no order; visible first, then infrared
 MODALITY = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])

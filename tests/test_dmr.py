@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vireid_lite import models
-from vireid_lite.attacks import base
-from vireid_lite.attacks.base import UniversalPerturbation
+from vireid_lite.attacks import descent, frozen
 from vireid_lite.attacks.dmr import DMR, Generator, GeneratorPerturbation, run
-from vireid_lite.attacks.uap import SignNoise
+from vireid_lite.attacks.perturbation import UniversalPerturbation
+from vireid_lite.attacks.universal import SignNoise
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
 
@@ -58,7 +58,7 @@ def test_contract(store, saturated, victim, levels, seed, size, tied, black_and_
 
 
 def test_a_killed_fit_resumes_to_the_same_bits(store, victim, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "NOTE_EVERY", 1)
+    monkeypatch.setattr(descent, "NOTE_EVERY", 1)
     attack = DMR(steps=4, batch_size=8)
     whole = attack.fit(victim, store, 3)
 
@@ -91,7 +91,7 @@ def test_the_loss_falls(store, victim):
 
 def test_the_loss_pulls_to_the_farthest_other_and_pushes_from_the_nearest_own(store, victim):
     attack = DMR(batch_size=16)
-    with base.frozen(victim), torch.no_grad():
+    with frozen.frozen(victim), torch.no_grad():
         problem, generator = attack.prepare(victim, store, 0)
         weights = attack.start((3, 32, 16), 0)["weights"]
         rows = problem.batches.at(0)
@@ -116,7 +116,7 @@ def test_the_loss_pulls_to_the_farthest_other_and_pushes_from_the_nearest_own(st
 def test_each_image_passes_its_own_stem(store, victim):
     attack, counts = DMR(batch_size=16), {}
     stems = {Modality.VISIBLE: victim.stages[0].visible, Modality.INFRARED: victim.stages[0].infrared}
-    with base.frozen(victim):
+    with frozen.frozen(victim):
         problem, state = attack.prepare(victim, store, 0), attack.start((3, 32, 16), 0)
         hooks = [
             stem.register_forward_hook(lambda _, args, __, modality=modality: counts.update({modality: len(args[0])}))
@@ -132,7 +132,7 @@ def test_the_steps_are_those_of_adam(store, victim):
     model = models.build("agw", 12, "lite").double()
     model.load_state_dict(victim.state_dict())
     attack = DMR(batch_size=8, steps=4)
-    with base.frozen(model):
+    with frozen.frozen(model):
         problem = attack.prepare(model, store, 0)
         state = {name: value.double() for name, value in attack.start((3, 32, 16), 0).items()}
         weights = state["weights"].clone().requires_grad_()

@@ -18,9 +18,9 @@ import yaml
 
 from vireid_lite import book, losses, metrics
 from vireid_lite.book import build_book, check_pairs, find_chapters, paired_notebook, sync
+from vireid_lite.chapters.exercises import UNANSWERED, seal, self_check, self_check_value
 from vireid_lite.editions import PAGES, instructor_pages, without_solutions, write_edition
 from vireid_lite.errors import InputError
-from vireid_lite.exercises import UNANSWERED, seal, self_check, self_check_value
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = find_chapters(ROOT)

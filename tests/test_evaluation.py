@@ -5,7 +5,7 @@ import torch
 from vireid_lite import metrics, models
 from vireid_lite.data import ImageStore, Modality, cached
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import direction_name, embed_store, evaluate, identities_and_cameras, ranked
+from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate, identities_and_cameras, ranked
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from vireid_lite import models
-from vireid_lite.attacks import base, build_attack
+from vireid_lite.attacks import build_attack, descent, frozen
 from vireid_lite.attacks.feature_level import FeatureLevelAttack
 from vireid_lite.data import ImageStore, Modality
 from vireid_lite.errors import InputError
@@ -69,7 +69,7 @@ def test_contract(store, saturated, victim, levels, seed, size, black_and_white,
 
 @pytest.mark.parametrize("options", [{"form": "linear"}, {"attention": "eca", "shared": True}])
 def test_a_killed_fit_resumes_to_the_same_bits(store, victim, options, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "NOTE_EVERY", 1)
+    monkeypatch.setattr(descent, "NOTE_EVERY", 1)
     attack = FeatureLevelAttack(steps=5, batch_size=8, **options)
     whole = attack.fit(victim, store, 3, state_path=tmp_path / "whole.pt")
 
@@ -142,7 +142,7 @@ def test_the_objective_is_the_papers_sum(large, victim, differentiated, more):
     model = models.build("agw", 12, "lite").double().eval()
     model.load_state_dict(victim.state_dict())
     attack = FeatureLevelAttack(batch_size=12, instances=4, **more)
-    with base.frozen(model):
+    with frozen.frozen(model):
         problem = attack.prepare(model, large, 5)
         delta = attack.start((3, 64, 32), 5)["delta"].double().requires_grad_()
         rows = problem.batches.at(2)
@@ -181,7 +181,7 @@ def test_the_objective_is_the_papers_sum(large, victim, differentiated, more):
     for form, identity in forms:
         loss = quadruple[form] + {"on": entropy, "off": 0.0, "reversed": -entropy}[identity]
         asked = [delta, *problem.parameters]
-        with base.frozen(model):
+        with frozen.frozen(model):
             chosen = dataclasses.replace(attack, form=form, identity=identity, alpha=alpha)
             found = chosen.objective(model, problem, delta, rows)
         assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-9)
@@ -209,7 +209,7 @@ def test_heads_learn_as_with_sgd(store, victim):
     model = models.build("agw", 12, "lite").double().eval()  # the decay is far below float32's rounding of the slope
     model.load_state_dict(victim.state_dict())
     attack = FeatureLevelAttack(form="linear", learn_delta=False, head_rate=1e-3, batch_size=16)
-    with base.frozen(model):
+    with frozen.frozen(model):
         problem, state = begin(attack, model, store)
         state = {name: value.double() for name, value in state.items()}
         other, _ = begin(attack, model, store)
@@ -252,7 +252,7 @@ def test_frozen_heads_stay_as_they_were_drawn(store, victim):
     moved = {}
     for heads in ("frozen", "learned"):
         attack = FeatureLevelAttack(form="linear", heads=heads, batch_size=16)
-        with base.frozen(victim):
+        with frozen.frozen(victim):
             problem, state = begin(attack, victim, store)
             drawn = values(problem)
             for step in range(3):
@@ -285,7 +285,7 @@ def test_the_switches_choose_the_heads(store, victim):
 def test_without_sfm_both_stages_are_one(store, victim):
     # D(x_2, x_1) of one modality is 0 then, so that the linear loss only pushes apart.
     attack = FeatureLevelAttack(sfm=False, form="linear", identity="off", alpha=0.0, batch_size=16)
-    with base.frozen(victim):
+    with frozen.frozen(victim):
         problem, state = begin(attack, victim, store)
         found = attack.objective(victim, problem, state["delta"], problem.batches.at(0))
     assert found["quadruple"] < 0
@@ -297,7 +297,7 @@ def test_without_sfm_both_stages_are_one(store, victim):
 def test_one_step_lowers_the_linear_loss(store, victim, identity, shared):
     options = {"identity": identity, "shared": shared, "form": "linear", "batch_size": WHOLE, "initial": "zero"}
     attack = FeatureLevelAttack(**options, heads="frozen", step_share=0.02)
-    with base.frozen(victim):
+    with frozen.frozen(victim):
         problem, state = begin(attack, victim, store)
         rows = problem.batches.at(0)
         before = attack.objective(victim, problem, state["delta"], rows)
@@ -323,7 +323,7 @@ def test_reversed_identity_raises_what_on_lowers(store, victim):
 @pytest.mark.parametrize("shared", [False, True])
 def test_training_sees_what_apply_makes(store, victim, shared):
     attack, seen = FeatureLevelAttack(batch_size=16, tied=True, shared=shared, initial="sign"), []
-    with base.frozen(victim):
+    with frozen.frozen(victim):
         problem, state = begin(attack, victim, store)
         found, rows = attack.finish(state, [], 0), problem.batches.at(0)
         hook = victim.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args))

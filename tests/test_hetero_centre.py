@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vireid_lite.errors import InputError
-from vireid_lite.hetero_centre import hetero_centre_loss
+from vireid_lite.losses import hetero_centre_loss
 
 LABELS = torch.tensor([7, 2, 2, 7, 5, 2, 5, 7, 5])  # in no order, and not one image of each modality
 MODALITY = torch.tensor([1, 0, 1, 0, 0, 0, 1, 0, 1])

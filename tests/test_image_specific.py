@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vireid_lite import models
-from vireid_lite.attacks.base import frozen, to_8_bits
+from vireid_lite.attacks.budget import to_8_bits
+from vireid_lite.attacks.frozen import frozen
 from vireid_lite.attacks.image_specific import (
     AREA,
     ASPECT,
@@ -32,7 +33,7 @@ from vireid_lite.attacks.image_specific import (
 )
 from vireid_lite.data import Modality, cached
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import embed_store
+from vireid_lite.metrics.evaluation import embed_store
 
 EVERY = pytest.mark.parametrize("kind", IMAGE_SPECIFIC.values(), ids=IMAGE_SPECIFIC)
 ITERATIVE = pytest.mark.parametrize("kind", [kind for kind in IMAGE_SPECIFIC.values() if kind is not FGSM])

@@ -5,7 +5,7 @@ import random
 import pytest
 from miniatures import make_llcm
 
-from vireid_lite.data.llcm import LLCM
+from vireid_lite.data.benchmarks.llcm import LLCM
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 

@@ -10,10 +10,10 @@ import torch
 
 from vireid_lite import models
 from vireid_lite.attacks import Modification, modified_victim, train_modified_victim
-from vireid_lite.attention import remove
 from vireid_lite.data import Augmentation, Modality, SyntheticVI
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import evaluate
+from vireid_lite.metrics.evaluation import evaluate
+from vireid_lite.models.insertion import remove
 from vireid_lite.training import TrainSettings
 from vireid_lite.victims import Recipe, load_or_train
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vireid_lite import losses, models, objectives
+from vireid_lite import losses, models, training
 from vireid_lite.errors import InputError
-from vireid_lite.models import AGW
+from vireid_lite.models import AGW, two_stream
 from vireid_lite.training import TrainSettings, train
 
 SETTINGS = TrainSettings(epochs=3, identities=4, images=2, optimiser="adamw", learning_rate=1e-3, label_smoothing=0.1)
@@ -21,7 +21,7 @@ class Plain(AGW):
         output = self(batch.images, batch.modality)
         identity = losses.identity_loss(output.logits, batch.labels, batch.settings.label_smoothing)
         triplet = losses.weighted_regularised_triplet(output.pooled, batch.labels)
-        return objectives.Objective({"identity": identity, "triplet": triplet}, output.logits, batch.labels)
+        return two_stream.Objective({"identity": identity, "triplet": triplet}, output.logits, batch.labels)
 
 
 def network(kind):
@@ -33,7 +33,7 @@ def network(kind):
 def test_an_objective_of_agws_losses_gives_agws_weights(tiny, shuffle):
     settings = TrainSettings(**{**SETTINGS.__dict__, "shuffle_labels": shuffle})
     plain, agw = network(Plain), network(AGW)
-    found = objectives.train_by_objective(plain, tiny, settings, seed=3, progress=False)
+    found = training.train_by_objective(plain, tiny, settings, seed=3, progress=False)
     expected = train(agw, tiny, settings, seed=3, progress=False)
     for name, value in agw.state_dict().items():
         assert torch.equal(value, plain.state_dict()[name]), name
@@ -49,11 +49,11 @@ def test_a_run_that_stops_after_an_epoch_resumes(tiny, tmp_path):
             return super().objective(batch)
 
     whole, stopped, resumed = network(Plain), network(Stopping), network(Plain)
-    objectives.train_by_objective(whole, tiny, SETTINGS, progress=False)
+    training.train_by_objective(whole, tiny, SETTINGS, progress=False)
     note = tmp_path / "state.pt"
     with pytest.raises(KeyboardInterrupt):
-        objectives.train_by_objective(stopped, tiny, SETTINGS, state_path=note, progress=False)
-    history = objectives.train_by_objective(resumed, tiny, SETTINGS, state_path=note, progress=False)
+        training.train_by_objective(stopped, tiny, SETTINGS, state_path=note, progress=False)
+    history = training.train_by_objective(resumed, tiny, SETTINGS, state_path=note, progress=False)
     assert [epoch["epoch"] for epoch in history] == [0, 1, 2]
     assert resumed.calls == whole.calls // 3
     for name, value in whole.state_dict().items():
@@ -67,9 +67,9 @@ def test_a_loss_that_is_not_finite_is_one_line(tiny):
             return found._replace(losses={"identity": found.losses["identity"] * torch.inf})
 
     with pytest.raises(InputError, match="not finite in epoch 0; lower"):
-        objectives.train_by_objective(network(Broken), tiny, SETTINGS, progress=False)
+        training.train_by_objective(network(Broken), tiny, SETTINGS, progress=False)
 
 
 def test_networks_without_an_objective_are_not_meant(tiny):
     with pytest.raises(AttributeError, match="objective"):
-        objectives.train_by_objective(models.build("agw", 12, "lite"), tiny, SETTINGS, progress=False)
+        training.train_by_objective(models.build("agw", 12, "lite"), tiny, SETTINGS, progress=False)

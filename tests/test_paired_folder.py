@@ -9,7 +9,7 @@ import pytest
 from miniatures import make_pairs
 from PIL import Image
 
-from vireid_lite.data.paired_folder import PairedFolder
+from vireid_lite.data.benchmarks.paired_folder import PairedFolder
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 

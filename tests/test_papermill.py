@@ -13,7 +13,7 @@ import torch
 from papermill import inspect_notebook
 
 from vireid_lite import book, cli
-from vireid_lite.parameters import check_values, read_parameters
+from vireid_lite.chapters.parameters import check_values, read_parameters
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = book.find_chapters(ROOT)

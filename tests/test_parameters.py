@@ -9,18 +9,9 @@ import pytest
 import torch
 from miniatures import make_regdb
 
-from vireid_lite.errors import InputError
-from vireid_lite.parameters import (
-    TIERS,
-    Costs,
-    check_parameters,
-    check_values,
-    fraction,
-    one_of,
-    optional,
-    read_parameters,
-    whole,
-)
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.chapters.parameters import check_parameters, check_values, one_of, optional, read_parameters, whole
+from vireid_lite.errors import TIERS, InputError, fraction
 from vireid_lite.victims import TIERS as VICTIM_TIERS
 
 SIX = {"TIER": "lite", "DATASET": None, "DATA_ROOT": None, "SEED": 0, "DEVICE": "cpu", "OUT_DIR": "_build/chapters"}

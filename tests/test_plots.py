@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
-from vireid_lite import plots
+from vireid_lite.chapters import plots
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from vireid_lite import plots
+from vireid_lite.chapters import plots
 
 WAYS = ("visible to infrared", "infrared to visible")
 BANDS = dict.fromkeys(WAYS, (0.5, 2.8))

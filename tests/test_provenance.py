@@ -3,48 +3,48 @@ import os
 
 import pytest
 
-from vireid_lite import provenance
+from vireid_lite import files, machine
 from vireid_lite.errors import InputError
 
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "card.json"
-    provenance.write_atomically(path, b"old")
+    files.write_atomically(path, b"old")
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"card.json: no space left in"):
-        provenance.write_atomically(path, b"new")
+        files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["card.json"]
 
 
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
     with (
-        provenance.exclusive(tmp_path / "out", wait=False),
+        files.exclusive(tmp_path / "out", wait=False),
         pytest.raises(InputError, match="another run"),
-        provenance.exclusive(tmp_path / "out", wait=False),
+        files.exclusive(tmp_path / "out", wait=False),
     ):
         pass
-    with provenance.exclusive(tmp_path / "out", wait=False):
+    with files.exclusive(tmp_path / "out", wait=False):
         pass
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_line(name):
     with pytest.raises(InputError, match=f"DEVICE '{name}'"):
-        provenance.pick_device(name)
+        machine.pick_device(name)
 
 
 def test_a_source_hash_sees_code_and_new_files_and_no_docstring(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
+    monkeypatch.setattr(files, "PACKAGE", tmp_path)
 
     def hash_after(file, source):
         (tmp_path / file).write_text(source, encoding="utf-8")
-        return provenance.source_hash.__wrapped__("data", "losses")
+        return files.source_hash.__wrapped__("data", "losses")
 
     (tmp_path / "losses.py").write_text("x = 1\n", encoding="utf-8")
     first = hash_after("data/loading.py", 'def f(a):\n    """Old."""\n    return a + 1\n')
@@ -56,11 +56,11 @@ def test_a_source_hash_sees_code_and_new_files_and_no_docstring(tmp_path, monkey
 
 
 def test_the_cache_is_the_checkouts_unless_told_or_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "vireid_lite")
+    monkeypatch.setattr(files, "PACKAGE", tmp_path / "vireid_lite")
     monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "told"))
-    assert provenance.cache_folder() == tmp_path / "told"
+    assert files.cache_folder() == tmp_path / "told"
     monkeypatch.delenv("VIREID_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert provenance.cache_folder() == tmp_path / "home" / ".cache" / "vireid_lite"
+    assert files.cache_folder() == tmp_path / "home" / ".cache" / "vireid_lite"
     (tmp_path / "_toc.yml").touch()
-    assert provenance.cache_folder() == tmp_path / "_build" / "cache"
+    assert files.cache_folder() == tmp_path / "_build" / "cache"

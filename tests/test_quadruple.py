@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vireid_lite.errors import InputError
-from vireid_lite.quadruple import class_centres, pairwise_quadruple_loss, quadruple_loss, quadruple_terms
+from vireid_lite.losses import class_centres, pairwise_quadruple_loss, quadruple_loss, quadruple_terms
 
 
 def draw(seed, rows, width, scale=1.0):

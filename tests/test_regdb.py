@@ -5,8 +5,8 @@ import os
 import pytest
 from miniatures import make_regdb
 
+from vireid_lite.data.benchmarks.regdb import RegDB
 from vireid_lite.data.records import Modality
-from vireid_lite.data.regdb import RegDB
 from vireid_lite.errors import InputError
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vireid_lite.data.records import Modality
-from vireid_lite.data.rendering import LOWER, UPPER, Shot
-from vireid_lite.data.synthetic import CAMERAS, DIFFICULTIES, KNOB_LIMITS, SyntheticVI, draw_person
+from vireid_lite.data.synthetic.figure import LOWER, UPPER, Shot
+from vireid_lite.data.synthetic.people import CAMERAS, DIFFICULTIES, KNOB_LIMITS, SyntheticVI, draw_person
 from vireid_lite.errors import InputError
 
 SMALL = {"num_identities": 3, "images_per_modality": 2, "val_identities": 2, "test_identities": 2}

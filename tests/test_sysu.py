@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from miniatures import make_sysu
 
+from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Modality
-from vireid_lite.data.sysu import SYSU
 from vireid_lite.errors import InputError
 
 

@@ -11,20 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vireid_lite import models
-from vireid_lite.attacks import base
-from vireid_lite.attacks.base import UniversalPerturbation, lattice_shift
-from vireid_lite.attacks.uap import (
-    UNIVERSAL,
-    ColDel,
-    IdentityBatches,
-    MetaAttack,
-    MixedBatches,
-    SignNoise,
-    UAPRetrieval,
-    UniformNoise,
-    batch_mates,
-)
+from vireid_lite.attacks import descent, frozen
+from vireid_lite.attacks.features import batch_mates
+from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
+from vireid_lite.attacks.universal import UNIVERSAL, ColDel, MetaAttack, SignNoise, UAPRetrieval, UniformNoise
 from vireid_lite.data import ImageStore, Modality
+from vireid_lite.data.batches import IdentityBatches, MixedBatches
 from vireid_lite.errors import InputError
 
 GRADIENT = [name for name, attack in UNIVERSAL.items() if attack.gradients_per_step]
@@ -77,7 +69,7 @@ def test_contract(store, saturated, victim, name, levels, seed, size, tied, blac
 
 @pytest.mark.parametrize("name", GRADIENT)
 def test_a_killed_fit_resumes_to_the_same_bits(store, victim, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "NOTE_EVERY", 1)
+    monkeypatch.setattr(descent, "NOTE_EVERY", 1)
     attack = UNIVERSAL[name](steps=4, batch_size=8)
     whole = attack.fit(victim, store, 3)
 
@@ -117,7 +109,7 @@ def test_the_loss_falls(store, victim, name):
 def test_training_sees_what_apply_makes(store, victim, name):
     # A full delta and a full lattice together: the sum is within eps, and tied on infrared images, in training too.
     attack, seen = UNIVERSAL[name](batch_size=16, tied=True), []
-    with base.frozen(victim):
+    with frozen.frozen(victim):
         problem = attack.prepare(victim, store, 0)
         state = attack.start((3, 32, 16), 0)
         for what in {"delta", "lattice"} & state.keys():
@@ -138,7 +130,7 @@ def test_each_image_passes_its_own_stem(store, victim, name):
     attack = UNIVERSAL[name](batch_size=16, steps=1)
     counts = {}
     stems = {Modality.VISIBLE: victim.stages[0].visible, Modality.INFRARED: victim.stages[0].infrared}
-    with base.frozen(victim):
+    with frozen.frozen(victim):
         problem = attack.prepare(victim, store, 0)
         state = attack.start((3, 32, 16), 0)
         hooks = [
@@ -243,7 +235,7 @@ def test_meta_attack_agrees_with_a_naive_step(store, victim):
     state = {name: value.double() for name, value in attack.start((3, 32, 16), 0).items()}
     delta, momentum = torch.zeros(2, 3, 32, 16, dtype=torch.float64)
     eps = 4 / 255
-    with base.frozen(model):
+    with frozen.frozen(model):
         for step in range(5):
             epoch = step // problem.batches.per_epoch
             size = 0.7 * eps * math.exp(-0.1 * (epoch + 1))
@@ -263,7 +255,7 @@ def test_meta_attack_agrees_with_a_naive_step(store, victim):
 def test_grey_crops_are_the_luma(store, victim):
     rows = np.arange(0, 96, 3)
     attack = UAPRetrieval(grey_probability=1.0, batch_size=8)
-    with base.frozen(victim):
+    with frozen.frozen(victim):
         problem = attack.prepare(victim, store, 0)
         grey = attack.crops(victim, problem, rows, 0, 0)
         plain = UAPRetrieval().crops(victim, problem, rows, 0, 0)

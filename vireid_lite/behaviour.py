@@ -26,12 +26,14 @@ from torch import Tensor, nn
 
 from vireid_lite import models
 from vireid_lite.data import Augmentation, Dataset, Modality, Record, Trial, all_against_all, cached
-from vireid_lite.provenance import stable_hash
+from vireid_lite.files import stable_hash
 from vireid_lite.training import learning_rate_factor
 from vireid_lite.victims import TIERS, load_or_train, tier_dataset, tier_recipe
 
 FILE = Path(__file__).with_name("behaviour.json")
+
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
+
 # Pixels of 8 bits and float32 may round otherwise elsewhere: a fortieth of a grey level in a mean of a block, and the
 # last digits of a network's first losses. Files are decoded by other versions of a decoder: half a level.
 LOOSER = {"data/synthetic": 1e-4, "data/sysu": 2e-3, "data/regdb": 2e-3, "data/llcm": 2e-3, "data/paired_folder": 2e-3}

@@ -20,11 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vireid_lite.chapters.parameters import check_machine, check_values, read_parameters
 from vireid_lite.errors import InputError
-from vireid_lite.parameters import check_machine, check_values, read_parameters
-from vireid_lite.provenance import device_name, pick_device, versions, write_atomically
+from vireid_lite.files import write_atomically
+from vireid_lite.machine import device_name, pick_device, versions
 
 PACKAGE = Path(__file__).parent
+
 NOT_READ_BY_CHAPTERS = (
     "book.py",
     "claims.py",
@@ -34,6 +36,7 @@ NOT_READ_BY_CHAPTERS = (
     "printing.py",
     "publishing.py",
 )
+
 DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
 
 

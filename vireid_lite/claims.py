@@ -21,21 +21,29 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vireid_lite import attention, frequency, metrics, models, quadruple
-from vireid_lite.attacks.base import luma, tie
+from vireid_lite import frequency, metrics, models
+from vireid_lite import losses as quadruple
+from vireid_lite.attacks.budget import luma, tie
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
+from vireid_lite.models import attention
 from vireid_lite.study import tables
 from vireid_lite.study.cards import is_stale, read_cards
 
 HOLDS, PARTLY, NOT = "holds", "holds partly", "does not"
+
 OPEN, CONTRADICTS = "open without licensed data", "contradicts itself"
+
 VERDICTS = (HOLDS, PARTLY, NOT, OPEN, CONTRADICTS)
+
 # A "number" belongs to a licensed data set; a "mechanism" can be shown or refuted anywhere; "text" is the paper's own
 # wording, equations, tables and code.
 ABOUT = ("number", "mechanism", "text")
+
 KINDS = ("arithmetic", "cards", "code", "text")
+
 FIELDS = ("id", "paper", "where", "about", "statement", "verdict", "evidence")
+
 MARGIN = 0.1  # of rank-1: who spoils a ranking costs more than this
 
 
@@ -76,7 +84,6 @@ class Finding(NamedTuple):
 
 
 Computed = tuple[str, str]  # text and verdict
-
 
 # Reading and checking.
 
@@ -215,6 +222,7 @@ def _ground(cards: Sequence[dict]) -> str:
 # Evidence in run cards. Each takes the selected cards and returns text and verdict, or None where nothing has run.
 
 WAYS = dict(zip(tables.DIRECTIONS, ("V→I", "I→V"), strict=True))
+
 Pair = tuple[str, dict, dict]  # what is compared, the card compared with, the card in question
 
 
@@ -526,7 +534,6 @@ CARDS: dict[str, Callable] = {
         without,
     )
 }  # fmt: skip
-
 
 # Arithmetic. Each takes the printed numbers and returns text and verdict.
 
@@ -924,7 +931,6 @@ ARITHMETIC: dict[str, Callable] = {
         success_rates, test_people, two_tables,
     )
 }  # fmt: skip
-
 
 # The page.
 

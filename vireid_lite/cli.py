@@ -14,25 +14,38 @@ import typer
 from vireid_lite.errors import InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
 data_app = typer.Typer(no_args_is_help=True, help="Verify a copy of a data set.")
+
 app.add_typer(data_app, name="data")
 
 Tier = Annotated[str, typer.Option(help="lite, standard or full: the size of data and victim")]
+
 DatasetName = Annotated[
     str | None, typer.Option(help="synthetic, sysu, regdb, llcm or paired_folder; default: the tier's")
 ]
+
 DataRoot = Annotated[Path | None, typer.Option("--data-root", "--root", help="folder of your own copy of the data set")]
+
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", help="KEY=VALUE for the data set, such as difficulty=hard or search=indoor"),
 ]
+
 Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the crops in pixels; default: the tier's")]
+
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of initialisation, batches and augmentation")]
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+
 OutDir = Annotated[Path, typer.Option(help="folder for what the command writes")]
+
 Backbone = Annotated[str | None, typer.Option(help="lite, resnet18 or resnet50; default: the tier's")]
+
 Epochs = Annotated[int | None, typer.Option(help="passes over the training images; default: the tier's")]
+
 LearningRate = Annotated[float | None, typer.Option(help="peak learning rate; default: the tier's")]
+
 Pretrained = Annotated[
     bool | None,
     typer.Option("--pretrained/--from-scratch", help="ImageNet weights through torchvision; default: the tier's"),
@@ -134,6 +147,7 @@ def train(
 Checkpoint = Annotated[
     Path | None, typer.Option(help="victim.safetensors; default: the tier's synthetic victim, trained if need be")
 ]
+
 Split = Annotated[str, typer.Option(help="test, or val where a choice is made")]
 
 

@@ -14,14 +14,20 @@ from pathlib import Path
 
 from vireid_lite import book
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import write_atomically
+from vireid_lite.files import write_atomically
 
 EDITIONS = ("student", "instructor")
+
 PAGES = "book/instructors"
+
 MARK = "EDITION.txt"
+
 BUTTONS = ("use_repository_button", "use_edit_page_button", "use_issues_button")  # lead to the full chapters
+
 NEEDED, ALONG = ("_config.yml", "_toc.yml", "pyproject.toml"), ("LICENSE", "CITATION.cff")
+
 GATE = re.compile(r"^(?:# )?```\{(solution|exercise)-(start|end)\}", re.MULTILINE)
+
 # What `vireid-lite book --sync` fills in on an instructors' page: a chapter's measured cost, or everybody's.
 MEASURED = re.compile(r"(^% measured: (\w+)\n)(.*?)(^% end$)", re.MULTILINE | re.DOTALL)
 

@@ -1,4 +1,11 @@
-"""The one exception for input a person can mend: one line that says what, where and how."""
+"""The one error for input a person can mend, one line that says what, where and how; and the checks that raise it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
 
 
 class InputError(ValueError):
@@ -10,3 +17,54 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """Show only the message in IPython, which looks this method up by name."""
         return [f"{type(self).__name__}: {self}"]
+
+
+class BuildError(RuntimeError):
+    """A chapter that fails, or pages that do not render; the message is one line that says where."""
+
+
+TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  # with the data set each uses unless told
+
+
+def fraction(value: object) -> float:
+    """Read a number in [0, 1], also as text or as a quotient such as "8/255"."""
+    number = _number(value, float, "a fraction such as 8/255 or 0.03")
+    if not 0 <= number <= 1:
+        raise ValueError("a fraction in [0, 1], such as 8/255 or 0.03")
+    return number
+
+
+def _number(value: object, kind: type, expected: str) -> Any:
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = Fraction(value.replace(" ", "") if isinstance(value, str) else value)
+        if kind is int and number.denominator != 1:
+            raise ValueError
+        return kind(number)
+    except (ValueError, OverflowError, ZeroDivisionError):
+        raise ValueError(expected) from None
+
+
+def check_number(where: str, name: str, value: object, low: float = 0, high: float = math.inf) -> None:
+    """Raise InputError unless a value is a number from `low` to `high`, both included; NaN and bool are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{where}: {name} must be a number from {low} to {high}, got {value!r}")
+
+
+def check_whole(where: str, name: str, value: object, least: int = 0) -> None:
+    """Raise InputError unless a value is a whole number of at least `least`."""
+    if type(value) is not int or value < least:
+        raise InputError(f"{where}: {name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_choice(where: str, name: str, value: object, known: Iterable) -> None:
+    """Raise InputError unless a value is one of `known`."""
+    if value not in (known := list(known)):
+        raise InputError(f"{where}: {name} {value!r} is unknown; choose from {', '.join(map(str, known))}")
+
+
+def check_flag(where: str, name: str, value: object) -> None:
+    """Raise InputError unless a value is True or False."""
+    if type(value) is not bool:
+        raise InputError(f"{where}: {name} must be true or false, got {value!r}")

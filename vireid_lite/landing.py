@@ -12,6 +12,7 @@ from vireid_lite.errors import InputError
 
 # `% picture: CHAPTER FIGURE` to `% end` stands where the chapter has been executed, and a line that says so otherwise.
 PICTURE = re.compile(r"^% picture: (\S+) (\S+)\n(.*?)^% end\n", re.MULTILINE | re.DOTALL)
+
 COSTS = "% costs: the build writes them here\n"
 
 

@@ -21,14 +21,19 @@ from pathlib import Path
 
 from vireid_lite.book import PACKAGE, BuildError
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import versions
+from vireid_lite.machine import versions
 
 PDF = "vireid-lite.pdf"
+
 NUMBERS = "PAGE_NUMBERS"  # stands in the page for what `_page_numbers` returns
+
 UNFINISHED = "unfinished: "  # before the title, until the page has seen that it is whole
+
 # Matplotlib brings fonts of its own, so the book looks the same wherever it is printed.
 FONTS = ("STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "STIXGeneralBolIta")
+
 FONTS += ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique")
+
 SECONDS = 900  # for one run of Chromium, which takes half a minute on two idle cores
 
 

@@ -11,8 +11,10 @@ from vireid_lite import book
 from vireid_lite.errors import InputError
 
 PUBLIC = ("synthetic",)  # data sets whose people do not exist
+
 # Trained weights, perturbations and arrays: whoever wants them makes them.
 NOT_FOR_PAGES = (".safetensors", ".pt", ".pth", ".ckpt", ".npy", ".npz", ".mat")
+
 STATUS = "% status: the build writes what follows\n"  # the line of book/status.md that `fill_status` replaces
 
 

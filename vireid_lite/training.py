@@ -17,14 +17,70 @@ from tqdm import tqdm
 from vireid_lite import losses
 from vireid_lite.data import Augmentation, Dataset, Modality, PKSampler, Record, cached, fingerprint
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import stable_hash, write_atomically
+from vireid_lite.files import stable_hash, write_atomically
+from vireid_lite.losses import TRIPLETS
+from vireid_lite.models.two_stream import Batch
 
-TRIPLETS = {
-    "wrt": losses.weighted_regularised_triplet,
-    "hard": losses.hard_triplet,
-    "adp": losses.adp_triplet,
-    "none": None,
-}
+
+def train_by_objective(
+    model: nn.Module,
+    dataset: Dataset,
+    settings: TrainSettings,
+    *,
+    seed: int = 0,
+    state_path: Path | None = None,
+    key: str | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> list[dict]:
+    """Train the model in place by its `objective(batch: Batch) -> Objective`; return one dict an epoch.
+
+    Draws, schedule, notes and errors are those of `training.train`: an objective of identity loss and triplet gives
+    the same weights, bit for bit. History keys: epoch, NAME_loss for each loss, accuracy, seconds.
+    """
+    device = torch.device(device)
+    store = cached(dataset, dataset.train, progress)
+    labels = contiguous_labels(store.records)
+    if settings.shuffle_labels:
+        labels = _shuffled_within_modality(labels, store.modalities.numpy(), seed)
+    named = [Record(r.source, int(label), r.camera, r.modality) for r, label in zip(store.records, labels, strict=True)]
+    sampler = PKSampler(named, settings.identities, settings.images, seed)
+    model.to(device, memory_format=torch.channels_last)
+    optimiser = optimiser_for(model, settings)
+    key = stable_hash([asdict(settings), dataset.describe(), fingerprint(store.records), seed, key])
+    history, first = _resume(state_path, key, model, optimiser, device)
+    model.train()
+    steps = len(sampler)
+    bar = tqdm(total=settings.epochs * steps, initial=first * steps, unit="step", desc="train", disable=not progress)
+    with bar:
+        for epoch in range(first, settings.epochs):
+            started, sums = time.perf_counter(), None
+            generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
+            for step, rows in enumerate(sampler.epoch(epoch)):
+                factor = learning_rate_factor(settings, epoch + step / steps)
+                for group in optimiser.param_groups:
+                    group["lr"] = group["base_lr"] * factor
+                images, modality, target = _batch(store, labels, rows, settings.augmentation, generator, device)
+                found = model.objective(Batch(images, modality, target, settings, history, generator))
+                optimiser.zero_grad(set_to_none=True)
+                sum(found.losses.values()).backward()
+                optimiser.step()
+                right = (found.logits.argmax(1) == found.labels).float().mean()
+                row = torch.stack([*(loss.detach() for loss in found.losses.values()), right])
+                sums = row if sums is None else sums + row
+                bar.update()
+            *means, accuracy = (sums / steps).tolist()
+            if not math.isfinite(sum(means)):
+                raise InputError(f"the loss is not finite in epoch {epoch}; lower --learning-rate")
+            noted = {f"{name}_loss": mean for name, mean in zip(found.losses, means, strict=True)}
+            took = time.perf_counter() - started
+            history.append({"epoch": epoch, **noted, "accuracy": accuracy, "seconds": took})
+            shown = {name.removesuffix("_loss"): f"{mean:.2f}" for name, mean in noted.items()}
+            bar.set_postfix(shown, refresh=False)
+            if state_path is not None:
+                _note(state_path, key, model, optimiser, history)
+    model.eval()
+    return history
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,13 @@ import torch
 from torch import nn
 
 from vireid_lite import models
-from vireid_lite.acceleration import Compute
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
+from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError
+from vireid_lite.files import VICTIM_CODE, cache_folder, exclusive, source_hash, stable_hash
+from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
-from vireid_lite.objectives import train_by_objective
-from vireid_lite.parameters import TIERS as DATASET_OF_TIER
-from vireid_lite.provenance import (
-    VICTIM_CODE,
-    cache_folder,
-    device_name,
-    exclusive,
-    peak_memory_mib,
-    pick_device,
-    source_hash,
-    stable_hash,
-    versions,
-)
-from vireid_lite.training import TrainSettings, train
+from vireid_lite.training import TrainSettings, train, train_by_objective
 
 # Options of the licensed data sets that decide the test alone: victims are shared over them.
 TEST_ONLY = ("search", "shot", "draw", "num_trials", "official_vis2ir")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from vireid_lite.attacks.base import EPS, UniversalAttack, UniversalPerturbation
+from vireid_lite.attacks.budget import EPS
 from vireid_lite.attacks.cmps import CMPS
+from vireid_lite.attacks.descent import UniversalAttack
 from vireid_lite.attacks.dmr import DMR, GeneratorPerturbation
 from vireid_lite.attacks.feature_level import FeatureLevelAttack
 from vireid_lite.attacks.image_specific import IMAGE_SPECIFIC, AdversarialStore, Guides, ImageAttack, craft
 from vireid_lite.attacks.modified_victim import Modification, ModifiedVictim, train_modified_victim
-from vireid_lite.attacks.uap import UNIVERSAL
+from vireid_lite.attacks.perturbation import UniversalPerturbation
+from vireid_lite.attacks.universal import UNIVERSAL
 from vireid_lite.errors import InputError
 
 __all__ = [

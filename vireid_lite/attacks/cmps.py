@@ -16,19 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid_lite.attacks.base import (
-    Batches,
-    UniversalAttack,
-    clip,
-    generator_for,
-    images_of,
-    l1_normalised,
-    luma,
-    tie_infrared,
-)
-from vireid_lite.attacks.centroids import identity_centroids, kmeans_centroids
-from vireid_lite.data.loading import ImageStore
+from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie_infrared
+from vireid_lite.attacks.descent import UniversalAttack
+from vireid_lite.attacks.features import identity_centroids, kmeans_centroids
+from vireid_lite.attacks.frozen import generator_for, images_of
+from vireid_lite.data.batches import Batches
 from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
 
 EMBED_ROWS = 256  # crops embedded at once while centroids are made

@@ -15,35 +15,21 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from vireid_lite.attacks.base import (
-    ModalityLike,
-    UniversalAttack,
-    clip,
-    images_of,
-    project,
-    tie_infrared,
-    to_8_bits,
-)
-from vireid_lite.attacks.uap import (
-    IdentityBatches,
-    Problem,
-    batch_mates,
-    check_number,
-    check_whole,
-    clean_outputs,
-    triplet,
-)
-from vireid_lite.data.loading import ImageStore
+from vireid_lite.attacks.budget import ModalityLike, clip, project, tie_infrared, to_8_bits
+from vireid_lite.attacks.descent import UniversalAttack, check_number, check_whole
+from vireid_lite.attacks.features import Problem, batch_mates, clean_outputs, triplet
+from vireid_lite.attacks.frozen import images_of
+from vireid_lite.data.batches import IdentityBatches
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
+from vireid_lite.files import write_atomically
 from vireid_lite.models.two_stream import check_images
-from vireid_lite.provenance import write_atomically
 
 
 class Generator(nn.Module):

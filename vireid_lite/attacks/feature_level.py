@@ -16,16 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite.attacks.base import UniversalPerturbation, clip, generator_for, images_of, tie_infrared
-from vireid_lite.attacks.uap import IdentityBatches, SignDescent, check_number, check_whole, clean_outputs
-from vireid_lite.attention import Tap, check_blocks, inserted, staged
-from vireid_lite.data.loading import ImageStore
+from vireid_lite.attacks.budget import clip, tie_infrared
+from vireid_lite.attacks.descent import SignDescent, check_number, check_whole
+from vireid_lite.attacks.features import clean_outputs
+from vireid_lite.attacks.frozen import generator_for, images_of
+from vireid_lite.attacks.perturbation import UniversalPerturbation
+from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
+from vireid_lite.losses import class_centres, quadruple_loss
+from vireid_lite.models.insertion import Tap, check_blocks, inserted, staged
 from vireid_lite.models.two_stream import generalised_mean
-from vireid_lite.quadruple import class_centres, quadruple_loss
 
 NOISE, HEADS = 21, 22  # what a seed is drawn for
+
 HEAD_MOMENTUM, HEAD_DECAY = 0.9, 5e-4  # of the paper's SGD
 
 CHOICES = {
@@ -35,6 +40,7 @@ CHOICES = {
     "heads": ("learned", "frozen"),
     "initial": ("uniform", "sign", "zero"),
 }
+
 SWITCHES = ("sfm", "quadruple", "normalise", "shared", "learn_delta")
 
 

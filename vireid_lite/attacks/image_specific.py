@@ -16,20 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vireid_lite.attacks.base import (
-    EPS,
-    ModalityLike,
-    check_eps,
-    frozen,
-    generator_for,
-    images_of,
-    luma,
-    project,
-    tie_infrared,
-    to_8_bits,
-)
-from vireid_lite.data.loading import ImageStore
+from vireid_lite.attacks.budget import EPS, ModalityLike, check_eps, luma, project, tie_infrared, to_8_bits
+from vireid_lite.attacks.frozen import frozen, generator_for, images_of
 from vireid_lite.data.records import Modality, Record
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
 from vireid_lite.models.two_stream import check_images
 

@@ -15,33 +15,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from vireid_lite import losses, models
-from vireid_lite.attacks.base import EPS, UniversalPerturbation, check_eps, clip
-from vireid_lite.attacks.uap import SignNoise, UniformNoise
-from vireid_lite.attention import Tap, check_blocks, insert, staged
+from vireid_lite.attacks.budget import EPS, check_eps, clip
+from vireid_lite.attacks.perturbation import UniversalPerturbation
+from vireid_lite.attacks.universal import SignNoise, UniformNoise
 from vireid_lite.data import Dataset, Modality, PKSampler, Record, cached, fingerprint
 from vireid_lite.errors import InputError
+from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
+from vireid_lite.losses import TRIPLETS, class_centres, quadruple_loss
+from vireid_lite.machine import device_name, peak_memory_mib, pick_device
+from vireid_lite.models.insertion import Tap, check_blocks, insert, staged
 from vireid_lite.models.two_stream import TwoStream, generalised_mean
-from vireid_lite.provenance import (
-    ATTACK_CODE,
-    cache_folder,
-    device_name,
-    exclusive,
-    peak_memory_mib,
-    pick_device,
-    source_hash,
-    stable_hash,
-    write_atomically,
-)
-from vireid_lite.quadruple import class_centres, quadruple_loss
 from vireid_lite.training import (
-    TRIPLETS,
     TrainSettings,
     _batch,
     _note,

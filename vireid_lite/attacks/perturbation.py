@@ -1,14 +1,116 @@
-"""What a universal attack makes, on crops of another size than it was made on."""
+"""One perturbation for every image: what a universal attack leaves behind."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import safetensors.torch
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vireid_lite.attacks.base import UniversalPerturbation
+from vireid_lite.attacks.budget import ModalityLike, project, tie_infrared, to_8_bits
+from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
+from vireid_lite.files import write_atomically
+from vireid_lite.models.two_stream import check_images
+
+
+@dataclass
+class UniversalPerturbation:
+    """One perturbation for every image: what a universal attack leaves behind.
+
+    delta: (3, H, W) float, |delta| <= eps, or a dict from Modality to one; CMPS's paper calls it eta.
+    eps: budget in [0, 1] pixels.
+    tied: on infrared images the three channels of the perturbation are equal (`tie`). history: one dict a step.
+    lattice: (3, 25, 25, 25) colour displacement added to delta before the projection (Col.+Del.), or None.
+    double: the lattice and delta keep a budget of eps each, as published; else their sum keeps eps.
+    made_by: what made it, for run cards.
+    """
+
+    delta: Tensor | dict[Modality, Tensor]
+    eps: float
+    tied: bool = False
+    history: list[dict] = field(default_factory=list)
+    lattice: Tensor | None = None
+    double: bool = False
+    made_by: dict = field(default_factory=dict)
+
+    def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
+        """Return the attacked images, (N, 3, H, W) in [0, 1], as floats; the input is left as it is.
+
+        modality: one Modality for the batch, or int64 (N,).
+        Raises InputError for images of another size than delta, outside [0, 1] or not finite.
+        """
+        check_images(images)
+        delta = self._delta(modality).to(images)
+        if images.shape[-2:] != delta.shape[-2:]:
+            raise InputError(
+                f"perturbation: made for crops of {delta.shape[-2]}x{delta.shape[-1]} pixels, got "
+                f"{images.shape[-2]}x{images.shape[-1]}; load the data at that size"
+            )
+        budget = self.eps
+        if self.lattice is not None:
+            delta = delta + lattice_shift(self.lattice.to(images), images)
+            budget = 2 * self.eps if self.double else self.eps
+        if self.tied:
+            delta = tie_infrared(delta, modality)
+        return project(images + delta, images, budget)
+
+    def apply_rounded(self, images: Tensor, modality: ModalityLike) -> Tensor:
+        """Return the attacked images rounded to 8 bits; otherwise as `apply`."""
+        return to_8_bits(self.apply(images, modality), images, 2 * self.eps if self.double else self.eps)
+
+    def _delta(self, modality: ModalityLike) -> Tensor:
+        if not isinstance(self.delta, dict):
+            return self.delta
+        if isinstance(modality, Tensor):
+            return torch.stack([self.delta[Modality(int(value))] for value in modality])
+        return self.delta[modality]
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file, whole or not at all. Raises InputError where that fails."""
+        deltas = self.delta if isinstance(self.delta, dict) else {None: self.delta}
+        tensors = {f"delta.{m.name.lower()}" if m is not None else "delta": d.contiguous() for m, d in deltas.items()}
+        if self.lattice is not None:
+            tensors["lattice"] = self.lattice.contiguous()
+        facts = {name: getattr(self, name) for name in ("eps", "tied", "double", "history", "made_by")}
+        write_atomically(Path(path), safetensors.torch.save(tensors, metadata={"perturbation": json.dumps(facts)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> UniversalPerturbation:
+        """Return the perturbation of a file. Raises InputError where it is missing, damaged or something else."""
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such perturbation; make one with `vireid-lite attack`, or check the path")
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+                facts = json.loads((file.metadata() or {})["perturbation"])
+            lattice = tensors.pop("lattice", None)
+            named = {Modality[name.partition(".")[2].upper()]: d for name, d in tensors.items() if name != "delta"}
+            found = cls(delta=named or tensors["delta"], lattice=lattice, **facts)
+        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{path}: not a perturbation saved by this package ({reason})") from None
+        worst = max(float(d.abs().max()) for d in (named or tensors).values())
+        if not worst <= found.eps * (1 + 1e-6):
+            raise InputError(f"{path}: delta reaches {worst:g}, above its own budget of {found.eps:g}; make it again")
+        return found
+
+
+def lattice_shift(lattice: Tensor, images: Tensor) -> Tensor:
+    """Return what a colour lattice adds to each pixel, (N, 3, H, W), trilinear between its nodes.
+
+    lattice: (3, K, K, K), the displacement of R, G and B at K levels of red, green and blue (in this order).
+    """
+    # grid_sample reads the last axis by the first coordinate, so colours are given as (blue, green, red).
+    grid = images.permute(0, 2, 3, 1).flip(-1)[:, None] * 2 - 1
+    volume = lattice[None].expand(len(images), -1, -1, -1, -1)
+    options = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
+    return torch.nn.functional.grid_sample(volume, grid, **options)[:, :, 0]
 
 
 def resized(made: UniversalPerturbation, size: tuple[int, int]) -> UniversalPerturbation:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from vireid_lite.data.augmentation import Augmentation
-from vireid_lite.data.llcm import LLCM
-from vireid_lite.data.loading import ImageStore, PKSampler, cached
-from vireid_lite.data.paired_folder import PairedFolder
+from vireid_lite.data.augment import Augmentation
+from vireid_lite.data.batches import PKSampler
+from vireid_lite.data.benchmarks.llcm import LLCM
+from vireid_lite.data.benchmarks.paired_folder import PairedFolder
+from vireid_lite.data.benchmarks.regdb import RegDB
+from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Dataset, Modality, Record, Trial, all_against_all, fingerprint
-from vireid_lite.data.regdb import RegDB
-from vireid_lite.data.synthetic import DIFFICULTIES, Knobs, SyntheticVI
-from vireid_lite.data.sysu import SYSU
+from vireid_lite.data.store import ImageStore, cached
+from vireid_lite.data.synthetic.people import DIFFICULTIES, Knobs, SyntheticVI
 from vireid_lite.errors import InputError
 
 __all__ = [

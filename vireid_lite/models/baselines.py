@@ -15,20 +15,22 @@ from torch.nn import functional as F
 
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
-from vireid_lite.hetero_centre import hetero_centre_loss
-from vireid_lite.losses import identity_loss
+from vireid_lite.losses import hetero_centre_loss, identity_loss
 from vireid_lite.models.two_stream import (
+    Batch,
     ModelOutput,
+    Objective,
     TwoStream,
     bnneck,
     generalised_mean,
+    horizontal_stripes,
     identity_classifier,
     out_channels,
     trunk,
 )
-from vireid_lite.objectives import Batch, Objective
 
 STRIPES = 6
+
 STRIPE_CHANNELS = 256  # of each stripe after its reduction, as in PCB
 
 
@@ -139,18 +141,6 @@ class PCB(TwoStream):
             loss = hetero_centre_loss(_side_by_side(features), batch.labels, batch.modality)
             found["hetero_centre"] = self.hetero_centre * loss
         return Objective(found, logits.mean(1), batch.labels)
-
-
-def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
-    """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C).
-
-    Stripe i holds the rows from floor(i h / count) to ceil((i + 1) h / count), as in adaptive average pooling, whose
-    own backward pass differs from run to run on a GPU.
-    """
-    rows = maps.mean(3)
-    height = rows.shape[2]
-    edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
-    return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
 
 
 def _side_by_side(features: Tensor) -> Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from vireid_lite.data.augmentation import channel_exchange
+from vireid_lite.data.augment import channel_exchange
 from vireid_lite.data.records import Modality
-from vireid_lite.losses import identity_loss
+from vireid_lite.losses import TRIPLETS, identity_loss
 from vireid_lite.models.agw import AGW
-from vireid_lite.objectives import Batch, Objective
-from vireid_lite.training import TRIPLETS
+from vireid_lite.models.two_stream import Batch, Objective
 
 
 class CAJ(AGW):

@@ -9,17 +9,18 @@ from torch.nn import functional as F
 from vireid_lite import losses
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
-from vireid_lite.models.baselines import horizontal_stripes
 from vireid_lite.models.two_stream import (
+    Batch,
     ModelOutput,
+    Objective,
     TwoStream,
     bnneck,
     generalised_mean,
+    horizontal_stripes,
     identity_classifier,
     out_channels,
     trunk,
 )
-from vireid_lite.objectives import Batch, Objective
 
 HEADS = 4  # of the graph attention; each is a quarter of the trunk's width, 512 at ResNet-50 (train_ddag.py)
 

@@ -11,8 +11,11 @@ from torch.nn import functional as F
 from vireid_lite import losses
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
+from vireid_lite.losses import class_centres
 from vireid_lite.models.two_stream import (
+    Batch,
     ModelOutput,
+    Objective,
     TwoStream,
     bnneck,
     generalised_mean,
@@ -20,10 +23,9 @@ from vireid_lite.models.two_stream import (
     out_channels,
     trunk,
 )
-from vireid_lite.objectives import Batch, Objective
-from vireid_lite.quadruple import class_centres
 
 BRANCHES = 3  # the original map and the two made from it
+
 CPM_WEIGHT, ORTHOGONALITY_WEIGHT = 0.8, 0.01  # DEEN train.py, lambda_1 and lambda_2
 
 

@@ -17,6 +17,19 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 
+
+def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
+    """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C).
+
+    Stripe i holds the rows from floor(i h / count) to ceil((i + 1) h / count), as in adaptive average pooling, whose
+    own backward pass differs from run to run on a GPU.
+    """
+    rows = maps.mean(3)
+    height = rows.shape[2]
+    edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
+    return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
+
+
 BACKBONES = ("resnet50", "resnet18", "lite")
 
 # The lite trunk: stem channels and stride, then channels, stride and blocks of layers 1 to 4.
@@ -267,3 +280,31 @@ def _lite_trunk() -> tuple[nn.Sequential, list[nn.Sequential]]:
 def out_channels(block: nn.Module) -> int:
     """Return the number of channels a residual block delivers."""
     return block.bn3.num_features if isinstance(block, Bottleneck) else block.bn2.num_features
+
+
+class Batch(NamedTuple):
+    """What an objective is computed from.
+
+    images: (N, 3, H, W) float in [0, 1], augmented, visible ones first. modality: int64 (N,) on the CPU. labels: int64
+    (N,), contiguous, on the images' device. history: one dict for each finished epoch, as `train_by_objective` returns
+    them. generator: on the CPU; every draw of an objective comes from it, so that a killed training resumes.
+    """
+
+    images: Tensor
+    modality: Tensor
+    labels: Tensor
+    settings: object
+    history: list[dict]
+    generator: torch.Generator
+
+
+class Objective(NamedTuple):
+    """What an objective returns for a batch.
+
+    losses: name to scalar, weighted already; their sum is minimised. The names are the same at every step.
+    logits, labels: (M, num_identities) and (M,), of which the accuracy is noted.
+    """
+
+    losses: dict[str, Tensor]
+    logits: Tensor
+    labels: Tensor

@@ -23,21 +23,26 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from vireid_lite import models
-from vireid_lite.acceleration import Compute
 from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
-from vireid_lite.errors import InputError
-from vireid_lite.parameters import fraction
+from vireid_lite.errors import InputError, fraction
+from vireid_lite.machine import Compute
 from vireid_lite.study.cards import card_key, card_name, data_defaults, described
 from vireid_lite.study.packing import mapped
 from vireid_lite.victims import Recipe, tier_dataset, tier_recipe
 
 TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
+
 SURROGATE_SEED = 100  # how far a surrogate's seed lies from its target's, where it is not given
+
 VICTIM = {"model": str, "backbone": str, "pretrained": bool, "options": dict}
+
 SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": object}
+
 RUN = {"name": str, "tier": str, "seeds": list, "split": str, "anatomy": bool}
+
 RUN |= {"grid": dict, "each": dict, **dict.fromkeys(TABLES, dict)}
+
 Root = Path | dict[str, Path] | None  # one folder, or one for each data set by name
 
 

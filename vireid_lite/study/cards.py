@@ -17,20 +17,24 @@ from pathlib import Path
 
 import numpy as np
 
-from vireid_lite.acceleration import Compute
 from vireid_lite.attacks import Modification, build_attack
 from vireid_lite.behaviour import made_with
 from vireid_lite.data import DATASETS, load_dataset
+from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError
-from vireid_lite.parameters import TIERS as DATASET_OF_TIER
-from vireid_lite.provenance import stable_hash, write_atomically
+from vireid_lite.files import stable_hash, write_atomically
+from vireid_lite.machine import Compute
 from vireid_lite.study.packing import completed, packed, shortened, unpacked
 from vireid_lite.victims import Recipe, tier_named
 
 SCHEMA = 2
+
 CARDS = "*-s*-*.json"  # the file names of `card_name`
+
 REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "made_with")
+
 CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modification", "surrogate", "compute")
+
 OWN_LOSSES = ("ide", "pcb", "ddag", "deen")  # networks that read no `TrainSettings.triplet`
 
 

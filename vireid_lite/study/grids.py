@@ -18,7 +18,7 @@ import pandas as pd
 
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
-from vireid_lite.evaluation import direction_name
+from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import Root, Run, check, merge, parse, read_toml, where
 from vireid_lite.study.cards import CARDS, is_stale, read_card, records
 from vireid_lite.study.tables import spread
@@ -26,20 +26,30 @@ from vireid_lite.study.workers import run_all
 from vireid_lite.victims import tier_named
 
 FOLDER = Path(__file__).parent / "grids"
+
 GRIDS = ("smoke", "cmps-tables", "cmps-figures", "feature-level-tables", "transfer")
+
 STATUS = (
     "rerun on the same data",
     "mechanism shown on synthetic data",
     "open without licensed data",
     "not built",
 )
+
 CONTENT = {"title": str, "source": str, "seeds": list, "table": list}
+
 CONTENT |= dict.fromkeys(("data", "victims", "attacks", "not-built"), dict)
+
 TABLE = {"name": str, "dataset": str, "setting": str, "note": str}
+
 TABLE |= dict.fromkeys(("data", "query", "victims", "attacks", "eps", "surrogates", "learned-on", "seeds"), list)
+
 ENTRY = dict.fromkeys(("dataset", "victim", "train", "attack", "modified", "each", "grid", "compute"), dict)
+
 SETTABLE = ("dataset", "victim", "train", "attack", "modified")
+
 OFFICIAL = {"sysu": "infrared", "llcm": "infrared", "regdb": "visible"}  # query modality
+
 QUERIES = {modality.name.lower(): direction_name(modality) for modality in Modality}
 
 

@@ -20,19 +20,27 @@ from typing import Any
 
 import numpy as np
 
-from vireid_lite.anatomy import QueryState
 from vireid_lite.data import Modality
-from vireid_lite.evaluation import direction_name
+from vireid_lite.metrics.anatomy import QueryState
+from vireid_lite.metrics.evaluation import direction_name
 
 DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
+
 # Always said: they decide the defaults of what stands beside them, or are there or not.
 SAID = ("name", "model", "mode", "difficulty", "modification")
+
 SETS = ("scores", "scores_8_bit", "scores_query", "scores_clean")
+
 CHANCE = ("chance", "chance_cmc", "minimum")
+
 LISTS = ("cmc", "chance_cmc", "identity_rank1", "identity_AP", "identity_queries")
+
 FIELDS = ("rank1", "mAP", "mINP", "cmc", "trials", *CHANCE, *LISTS[2:], "difference", "broken")
+
 STATES = ("clean", "attacked")  # of an anatomy
+
 MEASURED = ("craft_seconds", "train_seconds", "wall_seconds", "peak_memory_mib")
+
 LZMA = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA1}]}
 
 

@@ -15,8 +15,6 @@ import torch
 from torch import nn
 
 from vireid_lite import metrics
-from vireid_lite.acceleration import Compute
-from vireid_lite.anatomy import Anatomy, anatomy, within_modality
 from vireid_lite.attacks import (
     ImageAttack,
     ModifiedVictim,
@@ -25,23 +23,15 @@ from vireid_lite.attacks import (
     load_perturbation,
     train_modified_victim,
 )
-from vireid_lite.attacks.base import training_store
+from vireid_lite.attacks.frozen import training_store
 from vireid_lite.attacks.perturbation import resized
 from vireid_lite.behaviour import made_with
 from vireid_lite.data import Dataset, Modality, Trial, cached
-from vireid_lite.evaluation import Evaluation, direction_name, distinct, evaluate
+from vireid_lite.files import ATTACK_CODE, cache_folder, source_hash, stable_hash, write_atomically
+from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
+from vireid_lite.metrics.anatomy import Anatomy, anatomy, within_modality
+from vireid_lite.metrics.evaluation import Evaluation, direction_name, distinct, evaluate
 from vireid_lite.models.checkpoints import load_checkpoint
-from vireid_lite.provenance import (
-    ATTACK_CODE,
-    cache_folder,
-    device_name,
-    peak_memory_mib,
-    pick_device,
-    source_hash,
-    stable_hash,
-    versions,
-    write_atomically,
-)
 from vireid_lite.study.campaign import Root, Run
 from vireid_lite.study.cards import plain, write_card
 from vireid_lite.victims import load_or_train, tier_dataset, tier_named

@@ -25,13 +25,15 @@ import torch
 from tqdm import tqdm
 
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import exclusive, source_hash, write_atomically
+from vireid_lite.files import exclusive, source_hash, write_atomically
 from vireid_lite.study.campaign import Root, Run, read_campaign
 from vireid_lite.study.cards import is_stale, read_card
 from vireid_lite.study.run import run_one
 
 ANSWER = 10.0  # seconds a scheduler has to answer
+
 NO_WORKER = 60.0  # seconds to wait for a first worker, or for the next when all died; starting again takes some
+
 # One run at a time in a process, also where two campaigns share a cluster whose workers have several threads.
 _ALONE = threading.Lock()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vireid_lite.data.protocol import (
+from vireid_lite.data.benchmarks.lists import (
     TEST_IDENTITY_OFFSET,
     hold_out,
     open_root,

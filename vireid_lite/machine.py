@@ -1,22 +1,20 @@
-"""Precision and speed of a network's passes, the same for training, scoring and crafting.
-
-Convolutions are channels last throughout: the networks hold their weights so, and training and attacks hand them images
-of that layout. `ImageStore.batch` sends crops as uint8 from pinned memory without waiting, so nothing is left to pin
-here. It is called in the step that needs its crops, though, and the masks of the augmentations are copied from ordinary
-memory, which waits: loading is not hidden behind the network. `benchmarks/gpu.py` measures what share of a training
-step it takes.
-"""
+"""What a run is computed on: device, versions, memory; and the precision of a network's passes."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
+import platform
+import resource
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 
 import torch
 from torch import nn
@@ -24,6 +22,7 @@ from torch import nn
 from vireid_lite.errors import InputError
 
 PRECISIONS = ("float32", "tf32", "bf16")
+
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -166,3 +165,44 @@ def _deterministic() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = flags
         if workspace is None:
             os.environ.pop(CUBLAS, None)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a numerical result depends on."""
+    names = ("torch", "torchvision", "numpy", "pillow", "vireid-lite")
+    found = {"python": platform.python_version()}
+    for name in names:
+        # The package itself may run from a plain checkout, uninstalled.
+        with contextlib.suppress(ModuleNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device for "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises InputError where a GPU is asked for by name and is not there; "auto" takes the first GPU, or the CPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise InputError(f"DEVICE {name!r}: give auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"DEVICE {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); use auto or cpu")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Return a person's name for a device: the GPU's model, or the processor with its core count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak memory so far in MiB: the GPU allocator's on a GPU, else this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Linux counts ru_maxrss in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

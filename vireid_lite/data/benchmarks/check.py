@@ -10,26 +10,32 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from tqdm import tqdm
 
-from vireid_lite.data.llcm import LLCM, read_test_groups
-from vireid_lite.data.llcm import SPECTRA as LLCM_SPECTRA
-from vireid_lite.data.paired_folder import PairedFolder
-from vireid_lite.data.protocol import TEST_IDENTITY_OFFSET, open_root, read_list
+from vireid_lite.data.benchmarks.lists import TEST_IDENTITY_OFFSET, open_root, read_list
+from vireid_lite.data.benchmarks.llcm import LLCM, read_test_groups
+from vireid_lite.data.benchmarks.llcm import SPECTRA as LLCM_SPECTRA
+from vireid_lite.data.benchmarks.paired_folder import PairedFolder
+from vireid_lite.data.benchmarks.regdb import SPECTRA as REGDB_SPECTRA
+from vireid_lite.data.benchmarks.regdb import RegDB
+from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Modality, Record
-from vireid_lite.data.regdb import SPECTRA as REGDB_SPECTRA
-from vireid_lite.data.regdb import RegDB
-from vireid_lite.data.sysu import SYSU
 from vireid_lite.errors import InputError
 
 NAMED = 20  # files named one by one in a report
 
 # What a complete copy holds (identities, visible images, infrared images).
 SYSU_KNOWN = {"train": (296, 20_284, 9_929), "val": (99, 1_974, 1_980), "test": (96, 6_775, 3_803)}
+
 # The data set's page counts every image of its six camera folders, the lists name fewer people.
 SYSU_IMAGES = 30_071 + 15_792
+
 REGDB_KNOWN = (206, 2_060)  # identities and images that each of the forty lists names
+
 REGDB_IMAGES = 4_120  # of each modality
+
 LLCM_IDENTITIES = {"train": 713, "test": 351}  # 1,064 in all
+
 LLCM_IMAGES = 46_767
+
 LLCM_UNVERIFIED = {"train": (16_946, 13_975), "test": (8_680, 7_166)}  # from memory; they sum to the known total
 
 

@@ -7,31 +7,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from vireid_lite.errors import InputError
+from vireid_lite.chapters.costs import Costs
+from vireid_lite.errors import TIERS, InputError, _number
 
 if TYPE_CHECKING:
     import torch
 
-TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  # with the data set each uses unless told
 DATASETS = ("synthetic", "sysu", "regdb", "llcm", "paired_folder")
+
 Kind = Callable[[Any], Any]
-
-
-def results_folder() -> Path:
-    """Return the folder of the book's run cards and measured costs: the one installed with the package, if it is, else
-    `book/results` of the checkout it runs from. The campaigns' files lie beside it, in `campaigns`.
-    """
-    package = Path(__file__).parent
-    installed = package / "results"
-    return installed if installed.is_dir() else package.parent / "book" / "results"
-
-
-COSTS = results_folder() / "costs.json"
 
 
 def whole(value: object) -> int:
@@ -39,14 +27,6 @@ def whole(value: object) -> int:
     number = _number(value, int, "a whole number")
     if number < 0:
         raise ValueError("a whole number of at least 0")
-    return number
-
-
-def fraction(value: object) -> float:
-    """Read a number in [0, 1], also as text or as a quotient such as "8/255"."""
-    number = _number(value, float, "a fraction such as 8/255 or 0.03")
-    if not 0 <= number <= 1:
-        raise ValueError("a fraction in [0, 1], such as 8/255 or 0.03")
     return number
 
 
@@ -72,18 +52,6 @@ def optional(kind: Kind) -> Kind:
     return read
 
 
-def _number(value: object, kind: type, expected: str) -> Any:
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError
-        number = Fraction(value.replace(" ", "") if isinstance(value, str) else value)
-        if kind is int and number.denominator != 1:
-            raise ValueError
-        return kind(number)
-    except (ValueError, OverflowError, ZeroDivisionError):
-        raise ValueError(expected) from None
-
-
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("some text")
@@ -104,6 +72,7 @@ PLAIN: dict[Any, Kind] = {
     str: _text,
     bool: _truth,
 }
+
 STANDARD: dict[str, Kind] = {
     "TIER": one_of(*TIERS),
     "DATASET": optional(one_of(*DATASETS)),
@@ -223,44 +192,6 @@ def _announcement(tier: str, device: torch.device, costs: Costs | None) -> list[
     elif device.type == "cpu" and larger:
         lines.append("Larger tiers are sized for a GPU; this run uses the CPU.")
     return lines
-
-
-class Costs:
-    """What one chapter costs per tier, as measured: a table in a notebook, drawn from `book/results/costs.json`."""
-
-    def __init__(self, chapter: str, path: Path = COSTS) -> None:
-        measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self.tiers: dict[str, dict] = measured.get(chapter, {})
-
-    def price(self, tier: str, here: str | None = None) -> str:
-        """Return the measured cost of one tier in words, or that it is not measured yet.
-
-        here: the device of this run, by name; a cost that was measured on another one says so.
-        """
-        cost = self.tiers.get(tier)
-        if cost is None:
-            return "not measured yet"
-        elsewhere = ", not on this device" if here not in (None, cost["device"]) else ""
-        return f"{cost['minutes']:.1f} min and {_memory(cost)} on {cost['device']}{elsewhere}"
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{tier}: {self.price(tier)}" for tier in TIERS)
-
-    def _repr_markdown_(self) -> str:
-        """Show the table in a notebook, which looks this method up by name."""
-        rows = ["| Tier | Minutes | Peak memory | Measured on |", "|---|---|---|---|"]
-        for tier in TIERS:
-            cost = self.tiers.get(tier)
-            cells = (
-                [f"{cost['minutes']:.1f}", _memory(cost), cost["device"]] if cost else ["–", "–", "not measured yet"]
-            )
-            rows.append(f"| `{tier}` | {' | '.join(cells)} |")
-        return "\n".join(rows)
-
-
-def _memory(cost: dict) -> str:
-    gpu = f" + {cost['gpu_gib']:.1f} GiB of GPU" if "gpu_gib" in cost else ""
-    return f"{cost['memory_gib']:.1f} GiB{gpu}"
 
 
 def read_parameters(notebook: Path) -> tuple[dict[str, object], dict[str, Kind]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vireid_lite.data.protocol import (
+from vireid_lite.data.benchmarks.lists import (
     draw_gallery,
     image_names,
     open_root,
@@ -21,7 +21,9 @@ from vireid_lite.data.records import Dataset, Modality, Record, Trial
 from vireid_lite.errors import InputError
 
 INFRARED_CAMERAS = (3, 6)
+
 VISIBLE_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
+
 PERMUTATIONS = "exp/rand_perm_cam.mat"
 
 

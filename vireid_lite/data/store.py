@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vireid_lite.data.records import Dataset, Modality, Record, fingerprint
+from vireid_lite.data.records import Dataset, Record, fingerprint
 from vireid_lite.errors import InputError
-from vireid_lite.provenance import cache_folder, clear_no_space, exclusive, source_hash, stable_hash, write_atomically
+from vireid_lite.files import cache_folder, clear_no_space, exclusive, source_hash, stable_hash, write_atomically
 
 ROWS_PER_STEP = 256  # crops written between two notes of progress
 
@@ -100,45 +100,3 @@ def _decode(dataset: Dataset, records: list[Record], folder: Path, shape: tuple[
                 os.fsync(file.fileno())
                 write_atomically(note, json.dumps(start + len(rows)).encode())
     os.replace(part, folder / "images.u8")
-
-
-class PKSampler:
-    """P identities a batch, K images of each in each modality, as AGW samples (utils.py:68-89).
-
-    Every draw derives from (seed, epoch), so a run that resumes at an epoch sees the same batches.
-    An identity that lacks a modality is left out. Raises InputError where fewer than two are left.
-    """
-
-    def __init__(self, records: Sequence[Record], identities: int = 8, images: int = 4, seed: int = 0) -> None:
-        self.images = images
-        self.seed = seed
-        self.rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        found: dict[int, tuple[list[int], list[int]]] = {}
-        for row, record in enumerate(records):
-            found.setdefault(record.identity, ([], []))[record.modality].append(row)
-        self.rows = {
-            identity: (np.array(visible), np.array(infrared))
-            for identity, (visible, infrared) in sorted(found.items())
-            if visible and infrared
-        }
-        if len(self.rows) < 2:
-            raise InputError(
-                f"training needs at least 2 identities with images in both modalities; got {len(self.rows)}"
-            )
-        self.identities = min(identities, len(self.rows))
-        larger = max(sum(len(rows[modality]) for rows in self.rows.values()) for modality in Modality)
-        self.steps = larger // (self.identities * images) + 1
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (visible rows, infrared rows), each (P * K,), identities in the same order in both."""
-        generator = np.random.default_rng([self.seed, number])
-        names = np.array(list(self.rows))
-        for _ in range(self.steps):
-            chosen = generator.choice(names, self.identities, replace=False)
-            yield tuple(
-                np.concatenate([generator.choice(self.rows[name][modality], self.images) for name in chosen])
-                for modality in Modality
-            )

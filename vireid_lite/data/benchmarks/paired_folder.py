@@ -9,11 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from vireid_lite.data.protocol import image_names, open_root, query_direction, require, require_folders
+from vireid_lite.data.benchmarks.lists import image_names, open_root, query_direction, require, require_folders
 from vireid_lite.data.records import Dataset, Modality, Record, Trial, all_against_all
 from vireid_lite.errors import InputError
 
 FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
+
 MARGIN = 0.03  # a box is widened by this share of its height on every side
 
 

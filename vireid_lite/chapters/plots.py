@@ -16,8 +16,11 @@ from vireid_lite.errors import InputError
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), told apart by colour-blind readers too.
 COLOURS = {Modality.VISIBLE: "#0072B2", Modality.INFRARED: "#D55E00"}
+
 RIGHT, WRONG, CHANCE = "#009E73", "#D55E00", "#555555"
+
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
 IDENTITIES = (*SERIES, "#F0E442", "#000000", "#FFFFFF", CHANCE)  # fills of marks that have a black edge
 
 

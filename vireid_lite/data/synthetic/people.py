@@ -9,14 +9,34 @@ from functools import lru_cache
 
 import numpy as np
 
-from vireid_lite.data import rendering as r
 from vireid_lite.data.records import Dataset, Modality, Record, Trial, all_against_all
+from vireid_lite.data.synthetic.figure import (
+    BAG,
+    DARK,
+    HAIR,
+    HAT,
+    INNER,
+    LOWER,
+    MATERIALS,
+    SCARF,
+    SHOES,
+    SKIN,
+    SPECTRA,
+    UPPER,
+    Person,
+    Shot,
+)
+from vireid_lite.data.synthetic.render import render
+from vireid_lite.data.synthetic.scene import draw_scene
 from vireid_lite.errors import InputError
 
 # SYSU-MM01's numbering of cameras.
 CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}
+
 SCENE_OF = {1: "corridor", 2: "hall", 3: "corridor", 4: "street", 5: "garden", 6: "garden"}
+
 FIRST_IDENTITY = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+
 # What people wear, and how many in a hundred; the first of each is what all wear when similarity is 1.
 WARDROBE = {
     "upper": {"shirt": 20, "tee": 20, "vest": 6, "jacket": 18, "coat": 13, "dress": 9, "hoodie": 14},
@@ -30,11 +50,13 @@ WARDROBE = {
     },
     "leg pattern": {"plain": 60, "side stripe": 13, "knees": 8, "checks": 4, "cuffs": 9, "stripes": 6},
 }
+
 # Colour, near-infrared reflectance, share.
 HAIR_COLOURS = (
     *(((0.07, 0.06, 0.05), 0.03, 0.38), ((0.22, 0.14, 0.09), 0.1, 0.24), ((0.45, 0.28, 0.15), 0.2, 0.14)),
     *(((0.8, 0.66, 0.42), 0.35, 0.1), ((0.62, 0.62, 0.62), 0.4, 0.08), ((0.5, 0.2, 0.1), 0.25, 0.06)),
 )
+
 # One independent stream of random numbers for each kind of draw.
 PERSON, CAMERA, SHOT, SCENE = 1, 2, 3, 4
 
@@ -116,7 +138,7 @@ def stream(*key: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=4096)
-def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float, reflectance_shift: float) -> r.Person:
+def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float, reflectance_shift: float) -> Person:
     """Draw what one identity wears and how it is built; nothing of this depends on a modality or an image."""
     rng = stream(seed, PERSON, identity)
 
@@ -142,7 +164,7 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
     hem = vary(hem, 0.025) if hem else vary(0.69, 0.07)
 
     visible, infrared, heat = dyes(rng, similarity, pattern_loss, reflectance_shift, upper)
-    return r.Person(
+    return Person(
         stature=vary(1.0, 0.04),
         shoulder=vary(0.112, 0.012) + 0.012 * build,
         waist=vary(0.078, 0.008) + 0.020 * build,
@@ -183,7 +205,7 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
 
 def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift: float, upper: str) -> tuple:
     """Draw colour (22, 3), near-infrared reflectance (22,) and heat (22,) of every dye of every material."""
-    count = 2 * len(r.MATERIALS)
+    count = 2 * len(MATERIALS)
     visible, infrared, heat = np.zeros((count, 3)), np.zeros(count), np.zeros(count)
 
     def colour() -> np.ndarray:
@@ -199,7 +221,7 @@ def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift
             hue, saturation, value = rng.normal(0.08, 0.03) % 1, rng.uniform(0.2, 0.55), rng.uniform(0.3, 0.85)
         return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
-    for material in (r.UPPER, r.INNER, r.LOWER, r.SHOES, r.BAG, r.HAT, r.SCARF):
+    for material in (UPPER, INNER, LOWER, SHOES, BAG, HAT, SCARF):
         first = colour()
         second = colour()
         if abs(first.mean() - second.mean()) < 0.2:
@@ -218,25 +240,25 @@ def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift
             infrared[material + dye] = np.clip(0.5 + (level - 0.5) * (1 - 0.6 * similarity), 0.1, 0.95) ** 1.6
         heat[material : material + 2] = rng.uniform(0.32, 0.72)
     tan = rng.beta(1.3, 1.8)
-    visible[r.SKIN] = (np.array([0.92, 0.74, 0.62]) * (1 - tan) + np.array([0.36, 0.22, 0.15]) * tan) ** 2
-    visible[r.SKIN + 1] = visible[r.SKIN] * (0.75, 0.45, 0.45)
-    infrared[r.SKIN], infrared[r.SKIN + 1] = rng.uniform(0.42, 0.55), 0.38
+    visible[SKIN] = (np.array([0.92, 0.74, 0.62]) * (1 - tan) + np.array([0.36, 0.22, 0.15]) * tan) ** 2
+    visible[SKIN + 1] = visible[SKIN] * (0.75, 0.45, 0.45)
+    infrared[SKIN], infrared[SKIN + 1] = rng.uniform(0.42, 0.55), 0.38
     rgb, level, _ = HAIR_COLOURS[rng.choice(len(HAIR_COLOURS), p=[share for *_, share in HAIR_COLOURS])]
-    visible[r.HAIR] = visible[r.HAIR + 1] = np.array(rgb) ** 2
-    infrared[r.HAIR] = infrared[r.HAIR + 1] = level + rng.uniform(0, 0.1)
-    visible[r.DARK] = visible[r.DARK + 1] = 0.01
-    infrared[r.DARK] = infrared[r.DARK + 1] = 0.05
-    heat[r.SKIN] = heat[r.SKIN + 1] = 0.95
-    heat[r.HAIR] = heat[r.HAIR + 1] = 0.62
-    heat[r.DARK] = heat[r.DARK + 1] = 0.85
-    heat[r.BAG : r.BAG + 2] = rng.uniform(0.15, 0.3)
-    heat[r.SHOES : r.SHOES + 2] *= 0.75
+    visible[HAIR] = visible[HAIR + 1] = np.array(rgb) ** 2
+    infrared[HAIR] = infrared[HAIR + 1] = level + rng.uniform(0, 0.1)
+    visible[DARK] = visible[DARK + 1] = 0.01
+    infrared[DARK] = infrared[DARK + 1] = 0.05
+    heat[SKIN] = heat[SKIN + 1] = 0.95
+    heat[HAIR] = heat[HAIR + 1] = 0.62
+    heat[DARK] = heat[DARK + 1] = 0.85
+    heat[BAG : BAG + 2] = rng.uniform(0.15, 0.3)
+    heat[SHOES : SHOES + 2] *= 0.75
     # A coat keeps its warmth inside.
-    heat[r.UPPER : r.UPPER + 2] *= {"coat": 0.7, "jacket": 0.8, "hoodie": 0.85}.get(upper, 1.0)
+    heat[UPPER : UPPER + 2] *= {"coat": 0.7, "jacket": 0.8, "hoodie": 0.85}.get(upper, 1.0)
     return visible.astype(np.float32), infrared.astype(np.float32), (heat**1.5).astype(np.float32)
 
 
-def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> r.Shot:
+def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> Shot:
     """Draw everything that one image does not share with any other: pose, view, framing, light and faults."""
 
     def spread(half_range: float) -> float:
@@ -259,7 +281,7 @@ def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> r.S
         side = 1 if rng.random() < 0.5 else -1
         place, half = side * rng.uniform(0.1, 0.24), rng.uniform(0.03, 0.09)
         occluder = (place, rng.uniform(0.05, 0.7), half, rng.uniform(0.03, 0.5), rng.choice((0.0, 0.3)))
-    return r.Shot(
+    return Shot(
         yaw=yaw,
         phase=rng.uniform(0, 2 * math.pi),
         stride=0.15 + 0.32 * pose * rng.random() if walking else 0.06 * rng.random(),
@@ -292,7 +314,7 @@ def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> r.S
 def camera_scene(seed: int, camera: int, spectrum: str, height: int, clutter: float, cast: float) -> tuple:
     """Return one camera's panorama and white balance."""
     rng = stream(seed, SCENE, camera)
-    scene = r.draw_scene(rng, SCENE_OF[camera], spectrum, height, clutter)
+    scene = draw_scene(rng, SCENE_OF[camera], spectrum, height, clutter)
     balance = 2.0 ** (cast * rng.uniform(-1, 1, 3) * 1.5) if spectrum == "visible" else np.ones(3)
     return scene, balance.astype(np.float32)
 
@@ -373,22 +395,22 @@ class SyntheticVI(Dataset):
         """Return one trial: every test image of one modality (default visible) against all of the other."""
         return [all_against_all(self.test, self.default_query if query_modality is None else query_modality)]
 
-    def shot(self, record: Record) -> r.Shot:
+    def shot(self, record: Record) -> Shot:
         """Return the pose, view, framing, light and faults of one record's image."""
         image = record.source % self.images_per_modality
         rng = stream(self.seed, SHOT, record.identity, record.modality, image)
         return draw_shot(rng, record.modality, self.knobs)
 
-    def person(self, identity: int) -> r.Person:
+    def person(self, identity: int) -> Person:
         """Return the attributes of one identity."""
         knobs = self.knobs
         return draw_person(self.seed, identity, knobs.similarity, knobs.pattern_loss, knobs.reflectance_shift)
 
     def read(self, record: Record) -> np.ndarray:
         """Render one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
-        spectrum = r.SPECTRA[0 if record.modality == Modality.VISIBLE else 1 + self.thermal]
+        spectrum = SPECTRA[0 if record.modality == Modality.VISIBLE else 1 + self.thermal]
         height, _ = self.size
         scene, cast = camera_scene(
             self.seed, record.camera, spectrum, height, self.knobs.clutter, self.knobs.colour_cast
         )
-        return r.render(self.person(record.identity), self.shot(record), scene, cast, spectrum, self.size)
+        return render(self.person(record.identity), self.shot(record), scene, cast, spectrum, self.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from vireid_lite.data.protocol import (
+from vireid_lite.data.benchmarks.lists import (
     TEST_IDENTITY_OFFSET,
     draw_gallery,
     hold_out,
@@ -21,6 +21,7 @@ from vireid_lite.data.records import Dataset, Modality, Record, Trial
 from vireid_lite.errors import InputError
 
 SPECTRA = {"vis": Modality.VISIBLE, "nir": Modality.INFRARED}
+
 CAMERAS = {"vis": range(1, 10), "nir": (1, 2, 4, 5, 6, 7, 8, 9)}  # camera 3 has no NIR images (data_manager.py:72-74)
 
 

@@ -9,22 +9,29 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
-import resource
-import sys
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 from vireid_lite.errors import InputError
 
+
+def results_folder() -> Path:
+    """Return the folder of the book's run cards and measured costs: the one installed with the package, if it is, else
+    `book/results` of the checkout it runs from. The campaigns' files lie beside it, in `campaigns`.
+    """
+    package = Path(__file__).parent
+    installed = package / "results"
+    return installed if installed.is_dir() else package.parent / "book" / "results"
+
+
 PACKAGE = Path(__file__).parent
+
 # What a victim and an attack are made by: folders and files, as `source_hash` takes them.
 VICTIM_CODE = ("data", "models", "losses", "hetero_centre", "quadruple", "objectives", "training", "victims")
+
 ATTACK_CODE = (*VICTIM_CODE, "attacks", "attention", "frequency")
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -52,47 +59,6 @@ def source_hash(*places: str) -> str:
 def stable_hash(value: object) -> str:
     """Return 16 hex digits of a JSON-serialisable value, the same in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions a numerical result depends on."""
-    names = ("torch", "torchvision", "numpy", "pillow", "vireid-lite")
-    found = {"python": platform.python_version()}
-    for name in names:
-        # The package itself may run from a plain checkout, uninstalled.
-        with contextlib.suppress(ModuleNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device for "auto", "cpu", "cuda" or "cuda:N".
-
-    Raises InputError where a GPU is asked for by name and is not there; "auto" takes the first GPU, or the CPU.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
-        raise InputError(f"DEVICE {name!r}: give auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"DEVICE {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); use auto or cpu")
-    return torch.device(name)
-
-
-def device_name(device: torch.device) -> str:
-    """Return a person's name for a device: the GPU's model, or the processor with its core count."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Return the peak memory so far in MiB: the GPU allocator's on a GPU, else this process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # Linux counts ru_maxrss in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @contextlib.contextmanager

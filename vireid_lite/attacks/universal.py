@@ -17,138 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite.attacks.base import (
-    Batches,
-    UniversalAttack,
-    UniversalPerturbation,
-    clip,
-    generator_for,
-    images_of,
-    l1_normalised,
-    lattice_shift,
-    luma,
-    tie_infrared,
-)
-from vireid_lite.attacks.centroids import kmeans_centroids
-from vireid_lite.data.loading import ImageStore
+from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie_infrared
+from vireid_lite.attacks.descent import SignDescent, UniversalAttack, check_number, check_whole
+from vireid_lite.attacks.features import Problem, batch_mates, centroids_for, clean_outputs, extremes, triplet
+from vireid_lite.attacks.frozen import generator_for, images_of
+from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
+from vireid_lite.data.batches import IdentityBatches, MixedBatches
 from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
 
-EMBED_ROWS = 256  # crops embedded at once before the first step
 NOISE, GREY = 11, 12  # what a seed is drawn for
-
-
-def clean_outputs(model: nn.Module, store: ImageStore) -> tuple[Tensor, Tensor]:
-    """Return a store's clean L2-normalised features (N, D) and the classes the victim predicts, int64 (N,)."""
-    features, classes = [], []
-    for start in range(0, len(store), EMBED_ROWS):
-        rows = np.arange(start, min(start + EMBED_ROWS, len(store)))
-        with torch.no_grad():
-            output = model(images_of(store, rows, model), store.modalities[rows])
-        features.append(F.normalize(output.embedding))
-        classes.append(output.logits.argmax(1))
-    return torch.cat(features), torch.cat(classes)
-
-
-def triplet(features: Tensor, pull: Tensor, push: Tensor, margin: float) -> Tensor:
-    """Return the mean of max(0, |f - pull| - |f - push| + margin), all (N, D), Euclidean; 0/0 has gradient 0."""
-    distances = [torch.linalg.vector_norm(features - other, dim=1) for other in (pull, push)]
-    return F.relu(distances[0] - distances[1] + margin).mean()
-
-
-def centroids_for(features: Tensor, store: ImageStore, clusters: int, seed: int) -> Tensor:
-    """Return k-means centroids (k, D); clusters: k, 0 for min(256, identities). Raises InputError for fewer than 2."""
-    clusters = clusters or min(256, len({record.identity for record in store.records}))
-    if min(clusters, len(features)) < 2:
-        raise InputError("attack: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
-    return kmeans_centroids(features, clusters, seed)
-
-
-def extremes(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row of each feature's least and most similar centroid by cosine, int64 (N,) each."""
-    similarity = features @ F.normalize(centroids).T
-    return similarity.argmin(1), similarity.argmax(1)
-
-
-def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor, Tensor]:
-    """Return, for each row of a batch, the row of the farthest other identity and of an image of its own.
-
-    clean: (N, D) clean features. identities: (N,). own: "farthest" or "nearest" image of the same identity, itself
-    only where there is no other.
-    """
-    distance = torch.cdist(clean, clean)
-    same = identities[:, None] == identities
-    itself = torch.eye(len(clean), dtype=torch.bool, device=clean.device)
-    others = distance.masked_fill(same, -math.inf).argmax(1)
-    if own == "farthest":
-        return others, distance.masked_fill(~same | itself, -1).masked_fill(itself, -0.5).argmax(1)
-    return others, distance.masked_fill(~same, math.inf).masked_fill(itself, 1e9).argmin(1)
-
-
-class MixedBatches:
-    """Rows of both modalities by step: half visible, then half infrared, each in its own seeded order."""
-
-    def __init__(self, store: ImageStore, size: int, seed: int) -> None:
-        modalities = store.modalities.numpy()
-        self.each = {
-            modality: Batches(np.flatnonzero(modalities == modality), share, seed + modality)
-            for modality, share in ((Modality.VISIBLE, size - size // 2), (Modality.INFRARED, size // 2))
-        }
-        self.per_epoch = max(batches.per_epoch for batches in self.each.values())
-
-    def at(self, step: int) -> np.ndarray:
-        """Return the rows of a step, visible first."""
-        return np.concatenate([batches.at(step) for batches in self.each.values()])
-
-
-class IdentityBatches:
-    """Rows by step: as many identities as fit, up to `instances` images of each from both modalities, visible first.
-
-    Both are cut to what there is. Raises InputError for fewer than two identities, or a batch too small for them.
-    """
-
-    def __init__(self, store: ImageStore, size: int, seed: int, instances: int = 8) -> None:
-        identities, modalities = np.array([record.identity for record in store.records]), store.modalities.numpy()
-        self.modalities, self.seed = modalities, seed
-        self.names, self.identities = np.unique(identities, return_inverse=True)
-        if len(self.names) < 2:
-            raise InputError("attack: images of at least 2 training identities are needed, as others are pulled to")
-        if size < 4:
-            raise InputError(f"attack: batch_size must be at least 4, for 2 images of 2 identities; got {size}")
-        instances = min(instances, size // 2)
-        self.count = min(size // instances, len(self.names))
-        self.shares = {Modality.VISIBLE: instances - instances // 2, Modality.INFRARED: instances // 2}
-        self.rows = [
-            [np.flatnonzero((self.identities == index) & (modalities == modality)) for modality in Modality]
-            for index in range(len(self.names))
-        ]
-        self.per_epoch = max(1, len(store) // size)
-
-    def at(self, step: int) -> np.ndarray:
-        """Return the rows of a step, visible first."""
-        generator = np.random.default_rng([self.seed, step])
-        chosen = generator.choice(len(self.names), self.count, replace=False)
-        drawn = [
-            generator.permutation(self.rows[index][modality])[:share]
-            for modality, share in self.shares.items()
-            for index in chosen
-        ]
-        return np.concatenate(drawn)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a fit never changes: the crops, their batches, and centroids (K, D) or the clean features (N, D), `points`.
-
-    pull, push: (N,) rows of `points` for each crop (UAP: its predicted class). bank: (K,) modality of each centroid.
-    """
-
-    store: ImageStore
-    batches: MixedBatches | IdentityBatches
-    points: Tensor
-    pull: Tensor | None = None
-    push: Tensor | None = None
-    bank: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,87 +76,6 @@ class SignNoise(UniformNoise):
     def draw(self, uniform: Tensor) -> Tensor:
         """Return -1 or 1 from numbers in [0, 1)."""
         return torch.where(uniform < 0.5, -1.0, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SignDescent(UniversalAttack):
-    """What the gradient attacks share: m <- momentum m + g/|g|_1, delta <- clip(delta - step_size sign m, +-eps).
-
-    step_share: step size as a share of eps, times exp(-decay (epoch + 1)). rescale: halve delta at an epoch's start
-    where more than half of it is saturated and that share has moved by less than 1e-5 (UAP-Retrieval, MetaAttack).
-    """
-
-    step_share: float = 0.1
-    momentum: float = 1.0
-    decay: float = 0.0
-    rescale: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, low, high in (("step_share", 1e-9, 2), ("momentum", 0, math.inf), ("decay", 0, math.inf)):
-            check_number(self, name, low, high)
-        if type(self.rescale) is not bool:
-            raise InputError(f"{self.name}: rescale must be true or false, got {self.rescale!r}")
-
-    def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        """Return delta and momentum at zero, and the saturated share at the last epoch's start."""
-        return {**super().start(shape, seed), "saturation": torch.zeros(())}
-
-    def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        """Return the loss to descend on, of attacked crops `images` of the store's `rows`."""
-        raise NotImplementedError
-
-    def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
-        """Return the clean crops that a step attacks, (n, 3, H, W)."""
-        return images_of(problem.store, rows, model)
-
-    def gradient(
-        self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, images: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradient of the loss with respect to delta, (3, H, W), and the loss."""
-        delta = delta.detach().requires_grad_()
-        shift = tie_infrared(delta, problem.store.modalities[rows]) if self.tied else delta
-        loss = self.loss(model, problem, clip(images + shift), rows)
-        return torch.autograd.grad(loss, delta)[0], loss.detach()
-
-    def step_size(self, problem: Problem, state: dict[str, Tensor], step: int) -> float:
-        """Return the step size; halve a delta that stands still first, where that is asked for."""
-        epoch, place = divmod(step, problem.batches.per_epoch)
-        if self.rescale and place == 0:
-            share = (state["delta"].abs() >= self.eps * (1 - 1e-6)).to(state["delta"]).mean()
-            if share > 0.5 and (share - state["saturation"]).abs() < 1e-5:
-                state["delta"] = state["delta"] / 2
-            state["saturation"] = share
-        return self.step_share * self.eps * (math.exp(-self.decay * (epoch + 1)) if self.decay else 1.0)
-
-    def descend(self, state: dict[str, Tensor], gradient: Tensor, size: float, what: str = "delta") -> None:
-        """Make one sign step of `state[what]`, with its own momentum."""
-        buffer = "momentum" if what == "delta" else f"{what}_momentum"
-        state[buffer] = self.momentum * state[buffer] + l1_normalised(gradient)
-        state[what] = (state[what] - size * state[buffer].sign()).clamp(-self.eps, self.eps)
-
-    def step(self, model: nn.Module, problem: Problem, state: dict[str, Tensor], step: int, seed: int) -> dict:
-        """Make one update from one batch of both modalities."""
-        size = self.step_size(problem, state, step)
-        rows = problem.batches.at(step)
-        images = self.crops(model, problem, rows, step, seed)
-        gradient, loss = self.gradient(model, problem, state["delta"], rows, images)
-        self.descend(state, gradient, size)
-        return {"loss": loss.item()}
-
-
-def check_number(attack: UniversalAttack, name: str, low: float, high: float) -> None:
-    """Raise InputError unless an attack's field is a number from low to high."""
-    value = getattr(attack, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{attack.name}: {name} must be a number from {low} to {high}, got {value!r}")
-
-
-def check_whole(attack: UniversalAttack, name: str, least: int) -> None:
-    """Raise InputError unless an attack's field is a whole number of at least `least`."""
-    value = getattr(attack, name)
-    if type(value) is not int or value < least:
-        raise InputError(f"{attack.name}: {name} must be a whole number of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

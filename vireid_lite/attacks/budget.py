@@ -1,0 +1,96 @@
+"""The pixel-space contract of every attack: budget, projection, clipping, 8 bits, tied channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vireid_lite.data.records import Modality
+from vireid_lite.errors import InputError
+
+EPS = 8 / 255
+
+ModalityLike = Modality | Tensor  # one modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared)
+
+
+class _StraightThroughClip(torch.autograd.Function):
+    @staticmethod
+    def forward(context, values: Tensor, low: float, high: float) -> Tensor:
+        return values.clamp(low, high)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
+
+
+class _MaskedClip(torch.autograd.Function):
+    @staticmethod
+    def forward(context, values: Tensor, low: float, high: float) -> Tensor:
+        context.save_for_backward((values >= low) & (values <= high))
+        return values.clamp(low, high)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient * context.saved_tensors[0], None, None
+
+
+def clip(values: Tensor, low: float = 0.0, high: float = 1.0, *, masked: bool = False) -> Tensor:
+    """Clip to [low, high]; the gradient passes straight through, as torch versions differ at the boundary.
+
+    masked: the gradient of what lies outside is 0 and on the boundary 1, as in the torch that CMPS was published with.
+    """
+    return (_MaskedClip if masked else _StraightThroughClip).apply(values, low, high)
+
+
+def check_eps(eps: float) -> float:
+    """Return eps, or raise InputError unless it is a number in (0, 1], a share of the pixel range."""
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps <= 1:
+        raise InputError(f"eps {eps!r}: a number above 0 and at most 1 is needed, as pixels lie in [0, 1]; try 8/255")
+    return float(eps)
+
+
+def tie(delta: Tensor) -> Tensor:
+    """Return delta (..., 3, H, W) with each channel replaced by the mean of the three, equal to the bit.
+
+    This is what reaches a network when the signal of a one-channel infrared sensor is perturbed.
+    """
+    return delta.mean(-3, keepdim=True).expand_as(delta)
+
+
+def tie_infrared(delta: Tensor, modality: ModalityLike) -> Tensor:
+    """Return delta, (3, H, W) or (N, 3, H, W), tied where it falls on infrared images."""
+    if isinstance(modality, Tensor):
+        infrared = (modality == Modality.INFRARED).view(-1, 1, 1, 1).to(delta.device)
+        return torch.where(infrared, tie(delta), delta)
+    return tie(delta) if modality == Modality.INFRARED else delta
+
+
+def project(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
+    """Return the adversarial images moved into [images - eps, images + eps] and [0, 1]."""
+    return (images + (adversarial - images).clamp(-eps, eps)).clamp(0, 1)
+
+
+def to_8_bits(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
+    """Return the adversarial images as an image file holds them: the nearest of 256 levels that keeps the budget.
+
+    images: the clean images, themselves of 8 bits. Equal channels stay equal to the bit. The budget is kept to a
+    thousandth of a level.
+    """
+    # A level may lie on the budget itself; the slack absorbs float32's rounding of 255 * eps, never a whole level.
+    low, high = ((images - eps) * 255 - 1e-3).ceil(), ((images + eps) * 255 + 1e-3).floor()
+    return (adversarial * 255).round().clamp(low, high).clamp(0, 255) / 255
+
+
+def luma(images: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Return images (N, 3, H, W) with those chosen, (N,) bool, or all, as their luma in three channels.
+
+    .299 R + .587 G + .114 B, equations 2 and 3 of CMPS; a grey image stays what it is, up to float rounding.
+    """
+    red, green, blue = images.unbind(1)
+    grey = (0.299 * red + 0.587 * green + 0.114 * blue).clamp(0, 1)[:, None].expand_as(images)
+    return grey if chosen is None else torch.where(chosen.view(-1, 1, 1, 1).to(images.device), grey, images)
+
+
+def l1_normalised(gradient: Tensor) -> Tensor:
+    """Return gradient / |gradient|_1 over the whole tensor; zero stays zero."""
+    return gradient / gradient.abs().sum().clamp(min=torch.finfo(gradient.dtype).tiny)

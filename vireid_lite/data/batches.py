@@ -1,0 +1,124 @@
+"""Which rows of a store a step sees: every draw derives from a seed and a step or an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from vireid_lite.data.records import Modality, Record
+from vireid_lite.data.store import ImageStore
+from vireid_lite.errors import InputError
+
+
+class Batches:
+    """Batches of rows, epoch after epoch; the batch of a step depends on (seed, step) alone, so a fit can resume.
+
+    rows: (N,) what to draw from. size: cut to what there is. shuffle: a new order every epoch; else the given order.
+    Each epoch leaves out the rest that fills no batch.
+    """
+
+    def __init__(self, rows: np.ndarray, size: int, seed: int, shuffle: bool = True) -> None:
+        self.rows, self.size, self.seed, self.shuffle = rows, min(size, len(rows)), seed, shuffle
+        self.per_epoch = len(rows) // self.size
+
+    def at(self, step: int) -> np.ndarray:
+        """Return the rows of a step, (size,)."""
+        epoch, place = divmod(step, self.per_epoch)
+        rows = self.rows
+        if self.shuffle:
+            rows = np.random.default_rng([self.seed, epoch]).permutation(rows)
+        return rows[place * self.size : (place + 1) * self.size]
+
+
+class MixedBatches:
+    """Rows of both modalities by step: half visible, then half infrared, each in its own seeded order."""
+
+    def __init__(self, store: ImageStore, size: int, seed: int) -> None:
+        modalities = store.modalities.numpy()
+        self.each = {
+            modality: Batches(np.flatnonzero(modalities == modality), share, seed + modality)
+            for modality, share in ((Modality.VISIBLE, size - size // 2), (Modality.INFRARED, size // 2))
+        }
+        self.per_epoch = max(batches.per_epoch for batches in self.each.values())
+
+    def at(self, step: int) -> np.ndarray:
+        """Return the rows of a step, visible first."""
+        return np.concatenate([batches.at(step) for batches in self.each.values()])
+
+
+class IdentityBatches:
+    """Rows by step: as many identities as fit, up to `instances` images of each from both modalities, visible first.
+
+    Both are cut to what there is. Raises InputError for fewer than two identities, or a batch too small for them.
+    """
+
+    def __init__(self, store: ImageStore, size: int, seed: int, instances: int = 8) -> None:
+        identities, modalities = np.array([record.identity for record in store.records]), store.modalities.numpy()
+        self.modalities, self.seed = modalities, seed
+        self.names, self.identities = np.unique(identities, return_inverse=True)
+        if len(self.names) < 2:
+            raise InputError("attack: images of at least 2 training identities are needed, as others are pulled to")
+        if size < 4:
+            raise InputError(f"attack: batch_size must be at least 4, for 2 images of 2 identities; got {size}")
+        instances = min(instances, size // 2)
+        self.count = min(size // instances, len(self.names))
+        self.shares = {Modality.VISIBLE: instances - instances // 2, Modality.INFRARED: instances // 2}
+        self.rows = [
+            [np.flatnonzero((self.identities == index) & (modalities == modality)) for modality in Modality]
+            for index in range(len(self.names))
+        ]
+        self.per_epoch = max(1, len(store) // size)
+
+    def at(self, step: int) -> np.ndarray:
+        """Return the rows of a step, visible first."""
+        generator = np.random.default_rng([self.seed, step])
+        chosen = generator.choice(len(self.names), self.count, replace=False)
+        drawn = [
+            generator.permutation(self.rows[index][modality])[:share]
+            for modality, share in self.shares.items()
+            for index in chosen
+        ]
+        return np.concatenate(drawn)
+
+
+class PKSampler:
+    """P identities a batch, K images of each in each modality, as AGW samples (utils.py:68-89).
+
+    Every draw derives from (seed, epoch), so a run that resumes at an epoch sees the same batches.
+    An identity that lacks a modality is left out. Raises InputError where fewer than two are left.
+    """
+
+    def __init__(self, records: Sequence[Record], identities: int = 8, images: int = 4, seed: int = 0) -> None:
+        self.images = images
+        self.seed = seed
+        self.rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        found: dict[int, tuple[list[int], list[int]]] = {}
+        for row, record in enumerate(records):
+            found.setdefault(record.identity, ([], []))[record.modality].append(row)
+        self.rows = {
+            identity: (np.array(visible), np.array(infrared))
+            for identity, (visible, infrared) in sorted(found.items())
+            if visible and infrared
+        }
+        if len(self.rows) < 2:
+            raise InputError(
+                f"training needs at least 2 identities with images in both modalities; got {len(self.rows)}"
+            )
+        self.identities = min(identities, len(self.rows))
+        larger = max(sum(len(rows[modality]) for rows in self.rows.values()) for modality in Modality)
+        self.steps = larger // (self.identities * images) + 1
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (visible rows, infrared rows), each (P * K,), identities in the same order in both."""
+        generator = np.random.default_rng([self.seed, number])
+        names = np.array(list(self.rows))
+        for _ in range(self.steps):
+            chosen = generator.choice(names, self.identities, replace=False)
+            yield tuple(
+                np.concatenate([generator.choice(self.rows[name][modality], self.images) for name in chosen])
+                for modality in Modality
+            )

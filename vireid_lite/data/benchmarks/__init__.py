@@ -1,0 +1,1 @@
+"""Readers of the licensed benchmarks' layouts, and of a folder of pairs."""

@@ -1,0 +1,1 @@
+"""The synthetic visible-infrared set: rendered people."""

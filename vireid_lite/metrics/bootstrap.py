@@ -1,0 +1,80 @@
+"""Intervals over people: the bootstrap and its paired form."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from vireid_lite.errors import InputError
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A paired difference (after - before) and the bounds of its interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Return the mean of a score and its interval over identities, which are resampled with replacement.
+
+    values: (N,) one score per valid query, or per identity. identities: (N,) integers, who each value belongs to;
+    all queries of one person stay together, because they are not independent. counts: (N,) how many queries each value
+    is the mean of (`PerIdentity.queries`), or None for one. Raises InputError on unlike shapes, values that are not
+    finite, or fewer than two identities.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    identities = _labels(identities, "identities", len(values))
+    weights = np.ones(len(values)) if counts is None else np.asarray(counts, dtype=np.float64)
+    if values.ndim != 1 or weights.shape != values.shape or not np.isfinite(values).all() or not (weights > 0).all():
+        raise InputError("metrics: bootstrap needs one finite value per query or identity, and positive counts if any")
+    if repeats < 2 or not 0 < level < 1:
+        raise InputError(f"metrics: bootstrap needs repeats >= 2 and 0 < level < 1, got {repeats} and {level}")
+    people, member = np.unique(identities, return_inverse=True)
+    if len(people) < 2:
+        raise InputError("metrics: a bootstrap over identities needs at least two of them")
+    sums, totals = np.bincount(member, values * weights), np.bincount(member, weights)
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(len(people), size=len(people)) for _ in range(repeats))
+    return _interval([sums[draw].sum() / totals[draw].sum() for draw in draws], sums.sum() / totals.sum(), level)
+
+
+def paired_bootstrap(
+    before, after, identities, counts=None, repeats: int = 2000, level: float = 0.95, seed: int = 0
+) -> Difference:
+    """Return the mean of after - before on the same queries, and its interval over resampled identities.
+
+    before, after: (N,) scores of two conditions for the same queries (or identities) in the same order. The other
+    arguments and errors are those of `bootstrap`. "One is stronger" needs an interval that excludes zero.
+    """
+    before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if before.shape != after.shape or before.ndim != 1:
+        raise InputError(
+            f"metrics: before and after must be (N,) on the same queries, got {before.shape}, {after.shape}"
+        )
+    return Difference(*bootstrap(after - before, identities, counts, repeats, level, seed))
+
+
+def _interval(samples, mean: float, level: float) -> Interval:
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(mean), float(low), float(high))
+
+
+def _labels(values, name: str, length: int | None = None) -> np.ndarray:
+    """Return identities or cameras as an integer array of the length asked for."""
+    values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "iu" or (length is not None and len(values) != length):
+        wanted = "(N,)" if length is None else f"({length},)"
+        raise InputError(f"metrics: {name} must be integers of shape {wanted}, got {values.dtype} {values.shape}")
+    return values.astype(np.int64)

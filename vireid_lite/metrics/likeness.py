@@ -1,0 +1,59 @@
+"""How alike two images are: SSIM and PSNR."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vireid_lite.errors import InputError
+
+WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian window, in pixels (Wang et al. 2004, section III-C)
+
+C1, C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the structural similarity of each image and its reference, (N,), in [-1, 1], 1 only for equal images.
+
+    images, reference: (N, C, H, W) float in [0, 1]. Mean over channels and over the positions where the 11x11 Gaussian
+    window (sigma 1.5) fits, K1 = 0.01, K2 = 0.03. Raises InputError for unlike shapes or images below 11 pixels.
+    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), eq. 13.
+    """
+    if images.shape != reference.shape or images.ndim != 4:
+        raise InputError(f"ssim: two batches (N, C, H, W) alike, got {tuple(images.shape)}, {tuple(reference.shape)}")
+    if min(images.shape[2:]) < WINDOW:
+        height, width = images.shape[2:]
+        raise InputError(f"ssim: images of {height}x{width} are smaller than the {WINDOW}x{WINDOW} window; load larger")
+    offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
+    weights = torch.softmax(-offsets.square() / (2 * SIGMA**2), 0)
+
+    def band(length: int) -> Tensor:
+        """Return the matrix (length, length - 10) that takes weighted means of neighbours."""
+        matrix = images.new_zeros(length, length - WINDOW + 1)
+        for place in range(matrix.shape[1]):
+            matrix[place : place + WINDOW, place] = weights
+        return matrix
+
+    # A Gaussian window is a product of two: down the columns, then along the rows.
+    down, along = band(images.shape[2]).T, band(images.shape[3])
+
+    def local_mean(maps: Tensor) -> Tensor:
+        return down @ maps @ along
+
+    mean_x, mean_y = local_mean(images), local_mean(reference)
+    variances = local_mean(images * images) - mean_x**2 + (local_mean(reference * reference) - mean_y**2)
+    covariance = local_mean(images * reference) - mean_x * mean_y
+    likeness = (2 * mean_x * mean_y + C1) * (2 * covariance + C2)
+    return (likeness / ((mean_x**2 + mean_y**2 + C1) * (variances + C2))).mean((1, 2, 3))
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each image in dB, (N,), peak 1; infinite for equal images.
+
+    images, reference: (N, C, H, W) float in [0, 1].
+    """
+    return _decibels((images - reference).square().mean((1, 2, 3)))
+
+
+def _decibels(error: Tensor) -> Tensor:
+    return -10 * error.log10()
