@@ -28,9 +28,9 @@ def results_folder() -> Path:
 PACKAGE = Path(__file__).parent
 
 # What a victim and an attack are made by: folders and files, as `source_hash` takes them.
-VICTIM_CODE = ("data", "models", "losses", "hetero_centre", "quadruple", "objectives", "training", "victims")
+VICTIM_CODE = ("data", "models", "losses", "training", "victims")
 
-ATTACK_CODE = (*VICTIM_CODE, "attacks", "attention", "frequency")
+ATTACK_CODE = (*VICTIM_CODE, "attacks", "frequency")
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
