@@ -35,6 +35,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,8 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from vireid_lite import models
-from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, FeatureLevelAttack
+from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, FeatureLevelAttack, UniversalAttack
 from vireid_lite.attacks.frozen import frozen, images_of, training_store
-from vireid_lite.campaign import prepare, read_campaign, run_one
-from vireid_lite.cards import card_name, is_stale, read_card
 from vireid_lite.data import Dataset, ImageStore, Modality, PKSampler, Record, cached
 from vireid_lite.errors import InputError
 from vireid_lite.files import cache_folder, exclusive, write_atomically
@@ -55,8 +54,12 @@ from vireid_lite.losses import TRIPLETS
 from vireid_lite.machine import PRECISIONS, Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.metrics.evaluation import distinct
 from vireid_lite.models.two_stream import Batch
-from vireid_lite.tables import seed_rows
+from vireid_lite.study.campaign import Run, read_campaign
+from vireid_lite.study.cards import is_stale, read_card
+from vireid_lite.study.run import run_one
+from vireid_lite.study.tables import seed_rows
 from vireid_lite.training import _batch, contiguous_labels, optimiser_for
+from vireid_lite.victims import tier_recipe
 
 CAMPAIGN = Path(__file__).resolve().parents[1] / "book" / "campaigns" / "standard.toml"
 AT_LEAST, AT_MOST = {"training step over bare": 0.85}, {"crafting step over bare": 1.15}
@@ -69,30 +72,34 @@ class OutOfTime(BaseException):
     """The budget is used up; no `except Exception` on the way may take it for a failure."""
 
 
-def runs_of(seed: int, toy: bool) -> list[dict]:
+def runs_of(seed: int, toy: bool) -> list[Run]:
     """Return the campaign's runs of one seed, those of a difficulty together, shrunk for a toy run."""
     runs = read_campaign(CAMPAIGN)
-    runs = [{**run, "seed": seed} for run in runs if run["seed"] == runs[0]["seed"]]
-    for run in runs:
-        if toy:
-            run["name"], run["dataset"] = "toy", {**run["dataset"], **TOY}
-            run["victim"], run["train"] = {"backbone": "lite"}, {"epochs": 1, "identities": 4}
-            if not torch.cuda.is_available():  # which few CPUs compute bf16 with
-                run["compute"] = {"precision": "float32"}
-            if "gradients" in run["attack"]:
-                run["attack"] |= {"gradients": 2, "identities": 8}
-            elif run["attack"].get("name") in set(IMAGE_SPECIFIC) - {"fgsm"}:
-                run["attack"]["steps"] = 2
+    runs = [replace(run, seed=seed) for run in runs if run.seed == runs[0].seed]
     if toy:
-        runs = [run for run in runs if not run["attack"].get("tied") or run["attack"]["name"] == "sign-noise"]
-    return sorted(runs, key=lambda run: ("easy", "hard").index(run["dataset"]["difficulty"]))
+        runs = [_toy(run) for run in runs if not run.attack or not run.attack.tied or run.attack.name == "sign-noise"]
+    return sorted(runs, key=lambda run: ("easy", "hard").index(run.dataset["difficulty"]))
 
 
-def label(run: dict) -> str:
+def _toy(run: Run) -> Run:
+    """Return a run shrunk to seconds."""
+    attack = run.attack
+    if isinstance(attack, UniversalAttack):
+        attack = replace(attack, steps=max(1, 2 // (attack.gradients_per_step or 1)))
+    elif attack and attack.name != "fgsm":
+        attack = replace(attack, steps=2)
+    # bf16 is what few CPUs compute with.
+    compute = run.compute if torch.cuda.is_available() else Compute()
+    recipe = tier_recipe(run.tier, backbone="lite", epochs=1, identities=4)
+    more = {"identities": run.identities and 8, "recipe": recipe, "compute": compute}
+    return replace(run, kind="toy", dataset={**run.dataset, **TOY}, attack=attack, **more)
+
+
+def label(run: Run) -> str:
     """Return a run as the list of steps names it."""
-    attack = run["attack"]
+    attack = run.configuration["attack"] or {}
     parts = [attack.get(key) for key in ("name", "mode", "form")] + ["tied" if attack.get("tied") else None]
-    return " ".join(part for part in (run["dataset"]["difficulty"], *parts, None if attack else "victim") if part)
+    return " ".join(part for part in (run.dataset["difficulty"], *parts, None if attack else "victim") if part)
 
 
 def read_notes(path: Path) -> dict:
@@ -202,13 +209,13 @@ def one_thread():
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def render(run: dict, workers: int) -> int:
+def render(run: Run, workers: int) -> int:
     """Put every crop that a difficulty's runs ask for into the cache; return how many were rendered for it.
 
     `data.cached` decodes on threads, of which a renderer in Python uses one at a time; so each thread hands its crop to
     a process.
     """
-    dataset = prepare(run)[0]
+    dataset = run.open()
     tests = [distinct(dataset.trials(modality), "query") for modality in Modality]
     reader = copy.copy(dataset)
     reader.train, reader.val, reader.test = [], [], []  # it travels with every record
@@ -223,9 +230,9 @@ def render(run: dict, workers: int) -> int:
     return len(dataset.train) + sum(map(len, tests))
 
 
-def identities_of(run: dict) -> int:
+def identities_of(run: Run) -> int:
     """Return how many training identities the universal attacks of the campaign learn from."""
-    return 8 if run["name"] == "toy" else 200
+    return 8 if run.kind == "toy" else 200
 
 
 def measure(variants: dict[str, Callable[[int], None]], steps: int, rounds: int, device: torch.device) -> dict:
@@ -278,10 +285,10 @@ def bare_network(toy: bool, classes: int, same_shape: bool, device: torch.device
 class Bench:
     """What the throughput of a run is measured on: its data, its recipe, and one batch."""
 
-    def __init__(self, run: dict, device: torch.device) -> None:
-        self.dataset, self.recipe, _ = prepare(run)
-        self.run, self.device, self.toy = run, device, run["name"] == "toy"
-        self.compute, self.settings = Compute(**run["compute"]), self.recipe.settings
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self.dataset, self.recipe = run.open(), run.recipe
+        self.run, self.device, self.toy = run, device, run.kind == "toy"
+        self.compute, self.settings = run.compute, self.recipe.settings
         self.store = cached(self.dataset, self.dataset.train, False)
         self.labels = contiguous_labels(self.store.records)
         self.classes = int(self.labels.max()) + 1
@@ -435,7 +442,7 @@ def rounded(ratios: dict[str, float], found: dict) -> dict:
     return {"ratios": {name: round(value, 3) for name, value in ratios.items()}, "kept": kept, "measured": found}
 
 
-def seconds_of(run: dict, throughput: dict) -> tuple[float, str]:
+def seconds_of(run: Run, throughput: dict) -> tuple[float, str]:
     """Return an estimate of a run's seconds from the measured throughput, and the kind of run that learns from it.
 
     A victim's is that of one epoch, of no kind: a training that is stopped goes on at its last epoch.
@@ -443,18 +450,19 @@ def seconds_of(run: dict, throughput: dict) -> tuple[float, str]:
     training, crafting = throughput.get("training"), throughput.get("crafting")
     if not training or not crafting:
         return 0.0, ""
-    dataset = prepare(run)[0]
+    dataset = run.open()
     tests = [len(distinct(dataset.trials(modality), "query")) for modality in Modality]
     scoring = 4 * max(tests) / crafting["embedded_per_second"] + AROUND
-    if not run["attack"]:
+    if not run.attack:
         images = 2 * max(sum(r.modality == m for r in dataset.train) for m in Modality)
         return images / training["images_per_second"] + scoring, ""
     gradient = crafting["measured"]["two passes of the victim"]["ms"] / 2e3  # of one batch
-    if run["attack"]["name"] in IMAGE_SPECIFIC:
-        steps = 1 if run["attack"]["name"] == "fgsm" else run["attack"].get("steps", 10)
+    if run.attack.name in IMAGE_SPECIFIC:
+        steps = 1 if run.attack.name == "fgsm" else run.attack.steps
         return steps * sum(tests) / crafting["batch"] * gradient + scoring + AROUND, "image-specific"
     learned = len(dataset.train) * identities_of(run) / len({r.identity for r in dataset.train})
-    return run["attack"]["gradients"] * gradient + 4 * learned / crafting["embedded_per_second"] + scoring, "universal"
+    passes = run.attack.steps * run.attack.gradients_per_step
+    return passes * gradient + 4 * learned / crafting["embedded_per_second"] + scoring, "universal"
 
 
 def machine(device: torch.device) -> dict:
@@ -514,7 +522,7 @@ def kept_victims() -> set[str]:
     return {path.parent.name for path in (cache_folder() / "victims").glob("*/victim.safetensors")}
 
 
-def everything(session: Session, runs: list[dict], out: Path, toy: bool) -> None:
+def everything(session: Session, runs: list[Run], out: Path, toy: bool) -> None:
     """Do every step there is time for."""
     workers = 1 if toy else os.cpu_count() or 1
     steps, rounds = (1, 2) if toy else (6, 6)
@@ -528,33 +536,33 @@ def everything(session: Session, runs: list[dict], out: Path, toy: bool) -> None
             session.step(f"throughput of {part}", work, estimate)
             gc.collect()  # a dozen networks, which the rows that follow need not share the memory with
 
-    def crafted_and_scored(run: dict) -> None:
+    def crafted_and_scored(run: Run) -> None:
         before = kept_victims()
         run_one(run, out, str(session.device))
-        if not run["attack"] and len(new := kept_victims() - before) == 1:
-            victims[run["dataset"]["difficulty"]] = new.pop()
+        if not run.attack and len(new := kept_victims() - before) == 1:
+            victims[run.dataset["difficulty"]] = new.pop()
 
-    def hindrance(run: dict, victim: dict) -> str | None:
+    def hindrance(run: Run, victim: Run) -> str | None:
         """Say why an attack cannot be made: one victim is trained once, as two trainings on a GPU differ."""
-        if not run["attack"]:
+        if not run.attack:
             return None
-        if not (out / card_name(prepare(victim)[2])).exists():
+        if not (out / victim.card_name()).exists():
             return "its victim is not there"
-        if victims.get(run["dataset"]["difficulty"], "") in {"", *kept_victims()}:
+        if victims.get(run.dataset["difficulty"], "") in {"", *kept_victims()}:
             return None
         return "its victim is not in VIREID_CACHE any more, and a new training would differ; choose another OUT"
 
-    for number, (difficulty, group) in enumerate(itertools.groupby(runs, lambda run: run["dataset"]["difficulty"])):
+    for number, (difficulty, group) in enumerate(itertools.groupby(runs, lambda run: run.dataset["difficulty"])):
         victim, *attacked = group
         todo = []
         for run in (victim, *attacked):
-            card = out / card_name(prepare(run)[2])
+            card = out / run.card_name()
             if not card.exists() or is_stale(read_card(card)):
                 todo.append(run)
         if not todo and (number or {"training", "crafting"} <= set(throughput)):
             print(f"{difficulty}: every card is there")
             continue
-        dataset = prepare(victim)[0]
+        dataset = victim.open()
         crops = len(dataset.train) + sum(len(dataset.trials(modality)[0].query) for modality in Modality)
         rendered = functools.partial(render, victim, workers)
         if not session.step(f"{difficulty} render", rendered, crops / RENDERED / workers, "render"):
@@ -586,8 +594,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not 0 < given.minutes < math.inf or given.seed < 0:
             raise InputError("gpu.py: --minutes must be above 0, and --seed a whole number from 0 up")
         runs = runs_of(given.seed, given.toy)
-        runs = [run for run in runs if given.only in (None, run["dataset"]["difficulty"])]
-        facts = {"machine": machine(device), "seed": given.seed, "toy": given.toy, "compute": runs[0]["compute"]}
+        runs = [run for run in runs if given.only in (None, run.dataset["difficulty"])]
+        compute = runs[0].compute.describe()
+        facts = {"machine": machine(device), "seed": given.seed, "toy": given.toy, "compute": compute}
         session = Session(given.out / f"gpu-s{given.seed}.json", device, begun + 60 * given.minutes, facts)
         print(", ".join(f"{name} {value}" for name, value in facts["machine"].items() if name != "versions"))
         print(f"torch {torch.__version__}, seed {given.seed}, {len(runs)} runs, compute {facts['compute']}")
@@ -598,7 +607,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    cards = [given.out / card_name(prepare(run)[2]) for run in runs]
+    cards = [given.out / run.card_name() for run in runs]
     missing = [label(run) for run, card in zip(runs, cards, strict=True) if not card.exists()]
     cards = [card for card in cards if card.exists()]
     print_tables(map(read_card, cards))

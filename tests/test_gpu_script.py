@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +17,12 @@ import pytest
 import torch
 
 from vireid_lite import metrics, models
-from vireid_lite.campaign import prepare, read_campaign
-from vireid_lite.cards import card_name, read_card
 from vireid_lite.data import Modality, cached
 from vireid_lite.machine import Compute
-from vireid_lite.tables import DIRECTIONS, label
+from vireid_lite.study.campaign import read_campaign
+from vireid_lite.study.cards import read_card
+from vireid_lite.study.packing import DIRECTIONS
+from vireid_lite.study.tables import label
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ["--toy", "--only", "easy", "--seed", "3"]
@@ -62,14 +64,14 @@ def cards_of(out):
 
 def test_every_row_of_the_campaign_has_a_card_with_device_seconds_memory_and_compute(gpu, ran):
     out, _, code = ran
-    cards, runs = cards_of(out), [r for r in gpu.runs_of(3, True) if r["dataset"]["difficulty"] == "easy"]
+    cards, runs = cards_of(out), [r for r in gpu.runs_of(3, True) if r.dataset["difficulty"] == "easy"]
     assert code == 0
-    assert sorted(cards) == sorted(card_name(prepare(run)[2]) for run in runs)
-    asked = [run for run in read_campaign(gpu.CAMPAIGN) if run["seed"] == 0 and run["dataset"]["difficulty"] == "easy"]
+    assert sorted(cards) == sorted(run.card_name() for run in runs)
+    asked = [run for run in read_campaign(gpu.CAMPAIGN) if run.seed == 0 and run.dataset["difficulty"] == "easy"]
     attacks = {label(card["attack"]) for card in cards.values() if card["attack"]}
-    asked = [{**run["attack"], "tied": False} for run in asked if run["attack"]]
+    asked = {replace(run.attack, tied=False) for run in asked if run.attack}
     # Nothing but rows with infrared tied is left out of a toy run, so no attack is missing.
-    assert len(attacks) == len({json.dumps(row, sort_keys=True) for row in asked})
+    assert len(attacks) == len(asked)
     for card in cards.values():
         assert card["seed"] == 3
         assert card["device"]
@@ -133,7 +135,7 @@ def test_the_notes_hold_machine_versions_steps_and_every_ratio(ran):
 
 
 def test_crops_rendered_in_other_processes_are_the_data_set_s_own(gpu, ran):
-    dataset = prepare(gpu.runs_of(3, True)[0])[0]
+    dataset = gpu.runs_of(3, True)[0].open()
     assert "read" not in vars(dataset)
     for records in (dataset.train, dataset.trials(Modality.INFRARED)[0].query):
         store = cached(dataset, records, False)
@@ -261,24 +263,20 @@ def test_the_bare_network_of_the_same_shape_has_the_victim_s_maps(gpu):
 
 
 def test_the_shipped_rows_are_the_lite_campaigns_settings_at_both_difficulties(gpu):
-    def rows(path, difficulty=None):
-        runs = [r for r in read_campaign(path) if r["seed"] == 0 and r["name"] in ("attack", "feature")]
-        return [r["attack"] for r in runs if difficulty in (None, r["dataset"].get("difficulty"))]
-
-    chosen = [json.dumps({"tied": False, **row}, sort_keys=True) for row in rows(gpu.CAMPAIGN, "easy")]
-    assert chosen == [json.dumps({"tied": False, **row}, sort_keys=True) for row in rows(gpu.CAMPAIGN, "hard")]
-    campaigns = gpu.CAMPAIGN.parent
-    known = [*rows(campaigns / "attacks.toml"), *rows(campaigns / "feature_level.toml")]
-    for row in map(json.loads, chosen):
-        fitting = [
-            lite
-            for lite in known
-            if {"tied": row["tied"], **lite}.items() <= {"gradients": 240, "identities": 200, **row}.items()
+    def rows(name, difficulty=None):
+        runs = [
+            r for r in read_campaign(gpu.CAMPAIGN.with_name(name)) if r.seed == 0 and r.kind in ("attack", "feature")
         ]
-        assert fitting, row
-    assert {row["compute"]["precision"] for row in read_campaign(gpu.CAMPAIGN)} == {"bf16"}
-    assert sorted({row["seed"] for row in read_campaign(gpu.CAMPAIGN)}) == [0, 1, 2, 3, 4]
-    dataset, recipe, _ = prepare(next(r for r in gpu.runs_of(0, False) if not r["attack"]))
+        return {(r.attack, r.identities) for r in runs if difficulty in (None, r.dataset["difficulty"])}
+
+    chosen = rows("standard.toml", "easy")
+    assert chosen == rows("standard.toml", "hard")
+    assert chosen <= rows("attacks.toml") | rows("feature_level.toml") | {(a, n) for a, n in chosen if a.tied}
+    runs = read_campaign(gpu.CAMPAIGN)
+    assert {run.compute.precision for run in runs} == {"bf16"}
+    assert sorted({run.seed for run in runs}) == [0, 1, 2, 3, 4]
+    run = next(run for run in gpu.runs_of(0, False) if not run.attack)
+    dataset, recipe = run.open(), run.recipe
     assert dataset.size == (256, 128)
     assert len({record.identity for record in dataset.train}) >= 2000
     assert (recipe.backbone, recipe.pretrained) == ("resnet50", False)
