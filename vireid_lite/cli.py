@@ -199,7 +199,7 @@ def _scores_line(data, direction: str, result, what: str = "") -> str:
 def _save_figure(figure, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    from vireid_lite.provenance import write_atomically
+    from vireid_lite.files import write_atomically
 
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150)
@@ -230,10 +230,11 @@ def evaluate(
     With --perturbation the scores are those of attacked queries, beside the clean ones, and the figures show both.
     """
     from vireid_lite.attacks import load_perturbation
+    from vireid_lite.chapters.plots import ranking_strips, set_style
     from vireid_lite.data import Modality
-    from vireid_lite.evaluation import direction_name, ranked
-    from vireid_lite.plots import ranking_strips, set_style
-    from vireid_lite.provenance import exclusive, pick_device
+    from vireid_lite.files import exclusive
+    from vireid_lite.machine import pick_device
+    from vireid_lite.metrics.evaluation import direction_name, ranked
     from vireid_lite.study.run import evaluate_victim, trials_of
 
     named = {modality.name.lower(): [modality] for modality in Modality} | {"both": list(Modality)}
@@ -263,9 +264,9 @@ def _attacked_figures(made, model, data, trial, queries, device, out_dir: Path, 
     """Write the rankings of attacked queries, and the queries before and after at true scale and magnified."""
     import numpy as np
 
+    from vireid_lite.chapters.plots import attack_sheet, picture, ranking_strips
     from vireid_lite.data import cached
-    from vireid_lite.evaluation import ranked
-    from vireid_lite.plots import attack_sheet, picture, ranking_strips
+    from vireid_lite.metrics.evaluation import ranked
 
     store = cached(data, trial.query, False)
     clean = store.batch(np.array([store.row[query] for query in queries]))
@@ -311,10 +312,11 @@ def attack(
     `vireid-lite evaluate --perturbation` applies to other data or another victim.
     """
     from vireid_lite.attacks import UniversalAttack, build_attack
-    from vireid_lite.evaluation import direction_name
-    from vireid_lite.parameters import fraction
-    from vireid_lite.plots import set_style
-    from vireid_lite.provenance import exclusive, pick_device
+    from vireid_lite.chapters.plots import set_style
+    from vireid_lite.errors import fraction
+    from vireid_lite.files import exclusive
+    from vireid_lite.machine import pick_device
+    from vireid_lite.metrics.evaluation import direction_name
     from vireid_lite.study.run import attack_victim, trials_of
 
     try:

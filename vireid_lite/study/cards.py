@@ -35,15 +35,9 @@ REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "see
 
 CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modification", "surrogate", "compute")
 
-OWN_LOSSES = ("ide", "pcb", "ddag", "deen")  # networks that read no `TrainSettings.triplet`
-
-
 def described(recipe: Recipe) -> dict:
-    """Return a recipe as cards hold it: without the triplet where the network brings all its losses itself."""
-    found = json.loads(json.dumps(recipe.describe()))
-    if recipe.model in OWN_LOSSES:
-        del found["settings"]["triplet"]
-    return found
+    """Return a recipe as cards hold it."""
+    return json.loads(json.dumps(recipe.describe()))
 
 
 @cache
