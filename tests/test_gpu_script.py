@@ -77,7 +77,7 @@ def test_every_row_of_the_campaign_has_a_card_with_device_seconds_memory_and_com
         assert card["device"]
         assert card["wall_seconds"] > 0
         assert card["peak_memory_mib"] > 0
-        assert card["compute"] == Compute().describe()
+        assert card.get("compute") == (runs[0].compute.describe() if runs[0].compute != Compute() else None)
         for direction in DIRECTIONS:
             assert card["scores"][direction]["minimum"]["mAP"] <= card["scores"][direction]["chance"]["mAP"]["mean"]
     assert sum(path.stat().st_size for path in out.glob("*.json")) < 2**20

@@ -107,7 +107,7 @@ def data_check(
     ] = False,
 ) -> None:
     """Verify a copy of a data set: its counts, and every image decoded once."""
-    from vireid_lite.data.check import check
+    from vireid_lite.data.benchmarks.check import check
 
     report = check(name, root, partial=partial)
     print(report)
