@@ -29,11 +29,15 @@ PRECISIONS = ("float32", "tf32", "bf16")
 class Compute:
     """How a network's passes are computed; what each precision costs is measured by `benchmarks/gpu.py`.
 
-    precision: "float32" is IEEE float32, TF32 switched off in products and convolutions alike. "tf32" is float32 with
-    both allowed to round their inputs to 10 bits of mantissa (NVIDIA, compute capability 8.0 up); torch's own default
-    allows it in convolutions alone. "bf16" runs the five blocks under autocast; weights, their gradients, BatchNorm
-    statistics, what hooks behind the blocks see, and everything after block 4 stay float32, as in "float32".
-    Raises InputError for other values.
+    Attributes:
+        precision: "float32" is IEEE float32, TF32 switched off in products and convolutions alike. "tf32" is float32
+            with both allowed to round their inputs to 10 bits of mantissa (NVIDIA, compute capability 8.0 up); torch's
+            own default allows it in convolutions alone. "bf16" runs the five blocks under autocast; weights, their
+            gradients, BatchNorm statistics, what hooks behind the blocks see, and everything after block 4 stay
+            float32, as in "float32".
+
+    Raises:
+        InputError: for other values.
     """
 
     precision: str = "float32"
@@ -51,7 +55,12 @@ class Compute:
 
         Train it, call it, embed with it or attack it inside; gradients reach the images and the weights as usual, and
         `ModelOutput` is float32. Its weights, hooks and modes are not touched; `type` of a block differs inside.
-        device: where it will run; float32 on a CPU changes nothing. Raises InputError where it lacks the precision.
+
+        Args:
+            device: where it will run; float32 on a CPU changes nothing.
+
+        Raises:
+            InputError: where it lacks the precision.
         """
         device = torch.device(device)
         gpu = device.type == "cuda"
@@ -116,7 +125,8 @@ def versions() -> dict[str, str]:
 def pick_device(name: str) -> torch.device:
     """Return the device for "auto", "cpu", "cuda" or "cuda:N".
 
-    Raises InputError where a GPU is asked for by name and is not there; "auto" takes the first GPU, or the CPU.
+    Raises:
+        InputError: where a GPU is asked for by name and is not there; "auto" takes the first GPU, or the CPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

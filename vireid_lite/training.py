@@ -25,12 +25,17 @@ from vireid_lite.models.two_stream import Batch, Objective, TwoStream
 class TrainSettings:
     """How a victim is trained; the defaults are AGW's published recipe (train.py:205-233, utils.py:68-89).
 
-    epochs: passes over the larger modality. identities, images: P and K of a batch, K in each modality.
-    optimiser: "sgd" (momentum 0.9, Nesterov) or "adamw". learning_rate: of the BNNeck and the classifier; everything
-    else trains at backbone_factor times it. schedule: "agw" (warm-up over 10 epochs, then steps at 20 and 50) or
-    "cosine" (warm-up over the first tenth, then down to zero). triplet: "wrt", "hard", "adp" or "none"; None is the
-    network's own ("wrt" of AGW), and a network that takes none refuses the others. label_smoothing: of the identity
-    loss. shuffle_labels: train on identities permuted over the images, a control that must end at chance.
+    Attributes:
+        epochs: passes over the larger modality.
+        identities, images: P and K of a batch, K in each modality.
+        optimiser: "sgd" (momentum 0.9, Nesterov) or "adamw".
+        learning_rate: of the BNNeck and the classifier; everything else trains at backbone_factor times it.
+        schedule: "agw" (warm-up over 10 epochs, then steps at 20 and 50) or "cosine" (warm-up over the first tenth,
+            then down to zero).
+        triplet: "wrt", "hard", "adp" or "none"; None is the network's own ("wrt" of AGW), and a network that takes none
+            refuses the others.
+        label_smoothing: of the identity loss.
+        shuffle_labels: train on identities permuted over the images, a control that must end at chance.
     """
 
     epochs: int = 81
@@ -109,10 +114,14 @@ def train(
     finds a note of the same key resumes after it: on CPU the final weights equal an uninterrupted run's bit for bit at
     the same thread count. The model of the last epoch is kept; test identities play no part.
 
-    objective: what is minimised; None for the model's own. key: what decides the run beside settings, data and seed:
-    the initial weights and the code. History keys: epoch, NAME_loss for each loss of the objective, what it notes
-    beside them, accuracy (share of the batch classified right), seconds.
-    Raises InputError where the note is another run's, the network takes no triplet, or the loss is not finite.
+    Args:
+        objective: what is minimised; None for the model's own.
+        key: what decides the run beside settings, data and seed: the initial weights and the code. History keys: epoch,
+            NAME_loss for each loss of the objective, what it notes beside them, accuracy (share of the batch classified
+            right), seconds.
+
+    Raises:
+        InputError: where the note is another run's, the network takes no triplet, or the loss is not finite.
     """
     device = torch.device(device)
     objective = objective or model.objective

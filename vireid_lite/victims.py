@@ -59,7 +59,8 @@ class Recipe:
 class Tier:
     """One size of every chapter: the crops' size, the options of the tier's data set, and the victim's recipe.
 
-    size: (height, width) in pixels; None stands for the data set's own, which `parameters.TIERS` names.
+    Attributes:
+        size: (height, width) in pixels; None stands for the data set's own, which `parameters.TIERS` names.
     """
 
     size: tuple[int, int] | None
@@ -127,7 +128,8 @@ def tier_recipe(
 ) -> Recipe:
     """Return a tier's recipe with named fields of its TrainSettings replaced; None keeps the tier's value.
 
-    model, options: another network than the tier's, and its own options.
+    Args:
+        model, options: another network than the tier's, and its own options.
     """
     recipe = tier_named(tier).recipe
     given = {name: value for name, value in settings.items() if value is not None}

@@ -45,13 +45,21 @@ CHOICES = {
 class Modification:
     """What is changed about a victim's training; the defaults are the paper's method.
 
-    attention: what stands after each of `blocks`: "fsam", "se", "eca" or "none". sfm: a second attention after block 4.
-    loss: beside the identity loss, the "quadruple" loss, nothing ("identity"), or the recipe's own triplet ("recipe").
-    form, alpha, normalise: of the quadruple loss. noise: the perturbation the images carry in training and test, drawn
-    once for each modality: "sign" (+-eps), "uniform" in [-eps, eps], or "none". eps: in [0, 1] pixels.
-    start: the weights before the first step, those of the trained "victim" (the paper's start from ImageNet) or drawn
-    ("scratch"). epochs: of this training; None for the recipe's.
-    Raises InputError for unknown values.
+    Attributes:
+        attention: what stands after each of `blocks`: "fsam", "se", "eca" or "none".
+        sfm: a second attention after block 4.
+        loss: beside the identity loss, the "quadruple" loss, nothing ("identity"), or the recipe's own triplet
+            ("recipe").
+        form, alpha, normalise: of the quadruple loss.
+        noise: the perturbation the images carry in training and test, drawn once for each modality: "sign" (+-eps),
+            "uniform" in [-eps, eps], or "none".
+        eps: in [0, 1] pixels.
+        start: the weights before the first step, those of the trained "victim" (the paper's start from ImageNet) or
+            drawn ("scratch").
+        epochs: of this training; None for the recipe's.
+
+    Raises:
+        InputError: for unknown values.
     """
 
     attention: str = "fsam"
@@ -80,7 +88,10 @@ class Modification:
     def perturbation(self, size: tuple[int, int], seed: int) -> UniversalPerturbation | None:
         """Return the noise that training and test images carry, one delta for each modality, or None.
 
-        size: (height, width). Which delta the paper adds is not stated; "no gradients of the model" fits noise.
+        Which delta the paper adds is not stated; "no gradients of the model" fits noise.
+
+        Args:
+            size: (height, width).
         """
         if self.noise == "none":
             return None
@@ -92,8 +103,9 @@ class Modification:
     def objective(self, model: TwoStream, perturbation: UniversalPerturbation | None) -> Callable[[Batch], Objective]:
         """Insert the modules into a network, for good, and return what it is trained by instead of its own objective.
 
-        perturbation: what the images carry. `other_loss` is 0 beside the identity loss alone; `active` is the share of
-        the quadruple loss's hinges above zero.
+        Args:
+            perturbation: what the images carry. `other_loss` is 0 beside the identity loss alone; `active` is the share
+                of the quadruple loss's hinges above zero.
         """
         modules, tap = staged(model, self.attention, self.blocks, self.sfm)
         insert(model, modules)
@@ -138,11 +150,16 @@ def train_modified_victim(
 ) -> ModifiedVictim:
     """Return a victim trained with `modification`, loaded where it was trained before.
 
-    recipe: of the victim it starts from; network, schedule and augmentation are kept, and its triplet is used with
-    loss="recipe" alone. folder: where it is kept; None stands for a folder of the cache, keyed by everything the result
-    depends on. A killed training resumes.
+    A killed training resumes.
     Card keys: key, recipe, modification, dataset, seed, history, seconds, wall_seconds, peak_memory_mib, device.
-    Raises InputError where `folder` holds another victim.
+
+    Args:
+        recipe: of the victim it starts from; network, schedule and augmentation are kept, and its triplet is used with
+            loss="recipe" alone.
+        folder: where it is kept; None stands for a folder of the cache, keyed by everything the result depends on.
+
+    Raises:
+        InputError: where `folder` holds another victim.
     """
     modification = modification or Modification()
     if modification.loss == "recipe" and recipe.triplet is None:

@@ -10,11 +10,16 @@ from vireid_lite.models.two_stream import Batch, Objective, TwoStream, out_chann
 class AGW(TwoStream):
     """The AGW two-stream network; only conv1, bn1, relu and maxpool belong to a modality.
 
-    num_identities: classes of the identity classifier. backbone, pretrained: see `two_stream.trunk`.
-    non_local_channels: inner channels of the non-local blocks (1 as published); 0 leaves the blocks out.
-    gem_p: exponent of the pooling, a constant (3 as published; 1 is average pooling).
-    Raises InputError for values that make no network.
     Source: Ye et al., "Deep Learning for Person Re-identification", section 4; AGW model.py.
+
+    Args:
+        num_identities: classes of the identity classifier.
+        backbone, pretrained: see `two_stream.trunk`.
+        non_local_channels: inner channels of the non-local blocks (1 as published); 0 leaves the blocks out.
+        gem_p: exponent of the pooling, a constant (3 as published; 1 is average pooling).
+
+    Raises:
+        InputError: for values that make no network.
     """
 
     triplet = "wrt"

@@ -30,8 +30,11 @@ class Attention(nn.Module):
 class SpatialAttention(Attention):
     """One weight per position: sigmoid of a convolution over the maximum and the mean of the channels.
 
-    kernel: its side. Zeros are padded, and there is no bias.
+    Zeros are padded, and there is no bias.
     Source: Woo et al., "CBAM", 2018, the spatial attention module; maximum first as Yang et al. print it.
+
+    Args:
+        kernel: its side.
     """
 
     def __init__(self, kernel: int = 7) -> None:
@@ -60,8 +63,10 @@ class ChannelAttention(Attention):
 class SqueezeExcitation(ChannelAttention):
     """Two linear layers with a ReLU between them, without biases: 2 C (C / reduction) parameters.
 
-    reduction: what the inner width divides the channels by; at least one inner channel is left.
     Source: Hu et al., "Squeeze-and-Excitation Networks", 2018, equation 3.
+
+    Args:
+        reduction: what the inner width divides the channels by; at least one inner channel is left.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
@@ -105,8 +110,12 @@ class ModalityAttention(nn.Module):
     def weights(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return what multiplies, in (0, 1): (N, 1, h, w) of a spatial attention, (N, C, 1, 1) of a channel one.
 
-        maps: (N, C, h, w) float. modality: one Modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared).
-        Raises InputError for another modality, or one that is not of N images.
+        Args:
+            maps: (N, C, h, w) float.
+            modality: one Modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared).
+
+        Raises:
+            InputError: for another modality, or one that is not of N images.
         """
         if not isinstance(modality, Tensor):
             return (self.visible, self.infrared)[one_modality(modality)](maps)

@@ -21,7 +21,7 @@ from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStre
 
 STRIPES = 6
 
-STRIPE_CHANNELS = 256  # of each stripe after its reduction, as in PCB
+STRIPE_CHANNELS = 256  #: of each stripe after its reduction, as in PCB
 
 
 class IDE(TwoStream):
@@ -30,10 +30,15 @@ class IDE(TwoStream):
     With a ResNet-50 and 395 identities it has 24,330,624 parameters; the ResNet-18 of the transfer table is this class
     on that trunk, with 11,389,312. The IDE of 2016 ranks the pooled features by Euclidean distance; here the BNNeck
     stands between them and the classifier, and its output is ranked, as in every network of this project.
-
-    num_identities: classes of the identity classifier. backbone, pretrained: see `two_stream.trunk`. hetero_centre: see
-    above. Raises InputError for values that make no network.
     Source: Zheng et al., "Person Re-identification: Past, Present and Future", 2016; Zhu et al. (`hetero_centre_loss`).
+
+    Args:
+        num_identities: classes of the identity classifier.
+        backbone, pretrained: see `two_stream.trunk`.
+        hetero_centre: see above.
+
+    Raises:
+        InputError: for values that make no network.
     """
 
     def __init__(

@@ -20,9 +20,14 @@ def build(
 ) -> TwoStream:
     """Return a new network in train mode, its weights drawn from torch's global generator.
 
-    name: one of `NETWORKS`. num_identities: classes of its classifier, at least 1. backbone, pretrained: see
-    `two_stream.trunk`. options: the network's own, e.g. `non_local_channels` and `gem_p` of `AGW`.
-    Raises InputError for an unknown name or option, and as the network does.
+    Args:
+        name: one of `NETWORKS`.
+        num_identities: classes of its classifier, at least 1.
+        backbone, pretrained: see `two_stream.trunk`.
+        options: the network's own, e.g. `non_local_channels` and `gem_p` of `AGW`.
+
+    Raises:
+        InputError: for an unknown name or option, and as the network does.
     """
     check_choice("models", "network", name, NETWORKS)
     check_whole("models", "num_identities", num_identities, 1)

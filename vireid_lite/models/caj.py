@@ -24,7 +24,7 @@ class CAJ(AGW):
 
     The collapse: with "adp" the triplet loss of some runs (issue 27 of the official repository) stays at 0.693, rank-1
     near 1 %; that is log 2, its value where an anchor's positives and negatives are equally far (delta = 0), and there
-    its slope is zero, where that of "wrt" is 1/2. Beyond its clamp (|delta| > 9.38) the gradient is zero as well, so
+    its slope is zero, where that of "wrt" is 1/2. Beyond its clamp (`|delta| > 9.38`) the gradient is zero as well, so
     the triplet leads out of neither state; any of `losses.TRIPLETS` may therefore be chosen, "wrt" unless told.
     Source: Ye et al., "Channel Augmented Joint Learning for Visible-Infrared Recognition", ICCV 2021, CAJ
     data_loader.py:67-106, train_ext.py.

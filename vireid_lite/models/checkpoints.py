@@ -20,7 +20,9 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
 
     The card gains "model", the arguments `models.build` was called with, and is kept inside the weights file as well:
     that copy is the one read back, so a kill between the two files never pairs weights with another card.
-    Raises InputError where the path ends otherwise or cannot be written, or the card holds what is not JSON.
+
+    Raises:
+        InputError: where the path ends otherwise or cannot be written, or the card holds what is not JSON.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -39,8 +41,11 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
 def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     """Return the network a checkpoint holds, in eval mode on the CPU, and its card.
 
-    torch's random generator is left as it was. Raises InputError where the file is missing, damaged, carries no card,
-    or its weights do not fit the network that the card describes (naming the first that does not).
+    torch's random generator is left as it was.
+
+    Raises:
+        InputError: where the file is missing, damaged, carries no card, or its weights do not fit the network that the
+            card describes (naming the first that does not).
     """
     path = existing(path)
     state, card = read_weights(path, "a readable safetensors file", "save or copy it again")

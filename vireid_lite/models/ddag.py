@@ -12,7 +12,7 @@ from vireid_lite.errors import check_number, check_whole
 from vireid_lite.models import two_stream
 from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, bnneck, horizontal_stripes
 
-HEADS = 4  # of the graph attention; each is a quarter of the trunk's width, 512 at ResNet-50 (train_ddag.py)
+HEADS = 4  #: of the graph attention; each is a quarter of the trunk's width, 512 at ResNet-50 (train_ddag.py)
 
 
 class DDAG(TwoStream):
@@ -22,11 +22,16 @@ class DDAG(TwoStream):
     has 41,931,929 parameters, of which 41,927,833 are trained (not the two BNNecks' biases); 5,008,150 of them are the
     graph's. The published network also holds parameters that nothing reads (two classifiers, a 1x1 convolution behind
     the aggregation, most of three ResNets); they are left out, and the 1x1 convolutions on stripes are linear layers.
-
-    num_identities: classes of the identity classifier, which global and part feature share. backbone, pretrained: see
-    `two_stream.trunk`. parts: stripes, 3 as published. dropout: share dropped in the graph, 0.2 as published.
-    Raises InputError for values that make no network.
     Source: Ye et al., "Dynamic Dual-Attentive Aggregation Learning", ECCV 2020; DDAG model_main.py:133-198.
+
+    Args:
+        num_identities: classes of the identity classifier, which global and part feature share.
+        backbone, pretrained: see `two_stream.trunk`.
+        parts: stripes, 3 as published.
+        dropout: share dropped in the graph, 0.2 as published.
+
+    Raises:
+        InputError: for values that make no network.
     """
 
     def __init__(
@@ -114,7 +119,8 @@ class GraphAttention(nn.Module):
     def forward(self, pooled: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Return log-probabilities (N, num_identities) for pooled features (N, C) and labels int64 (N,).
 
-        generator: on the CPU; the dropout of features, attention and hidden nodes is drawn from it.
+        Args:
+            generator: on the CPU; the dropout of features, attention and hidden nodes is drawn from it.
         """
         same = labels[:, None] == labels[None, :]
 

@@ -14,7 +14,7 @@ from vireid_lite.errors import check_flag
 from vireid_lite.models import two_stream
 from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, out_channels
 
-BRANCHES = 3  # the original map and the two made from it
+BRANCHES = 3  #: the original map and the two made from it
 
 CPM_WEIGHT, ORTHOGONALITY_WEIGHT = 0.8, 0.01  # DEEN train.py, lambda_1 and lambda_2
 
@@ -30,12 +30,17 @@ class DEEN(TwoStream):
     Left out against the published code: a dropout of 0.01 behind the expansion (it would draw outside the objective's
     generator). Its position attention reads C/2 channels x P positions as C x P/2, which mixes the two; here positions
     attend to positions. Weights are counted the same.
-
-    num_identities: classes of the identity classifier. backbone, pretrained: see `two_stream.trunk`.
-    flip: `embed` sums the features of the image and of its mirror image, as the published test does; off by default.
-    layer4: False leaves it and the fusion of layer 3 out: block 3 is the expansion of layer 2, block 4 is layer 3.
-    Raises InputError for values that make no network.
     Source: Zhang and Wang, "Diverse Embedding Expansion Network", CVPR 2023; LLCM DEEN/model.py:91-272.
+
+    Args:
+        num_identities: classes of the identity classifier.
+        backbone, pretrained: see `two_stream.trunk`.
+        flip: `embed` sums the features of the image and of its mirror image, as the published test does; off by
+            default.
+        layer4: False leaves it and the fusion of layer 3 out: block 3 is the expansion of layer 2, block 4 is layer 3.
+
+    Raises:
+        InputError: for values that make no network.
     """
 
     def __init__(
@@ -107,16 +112,22 @@ def centre_pair_mining(plain: Tensor, made: Tensor, labels: Tensor, modality: Te
 
     v, i are the visible and infrared centres of an identity in the plain branch, w those of the expanded one, own and
     other the two modalities in turn. An expanded centre is to lie nearer the other modality's centre than its own
-    modality's, and nearer than any two identities lie to each other:
+    modality's, and nearer than any two identities lie to each other::
 
         [d - |own_j - w_j| + m]+ + ([d - min_k |w_j - w_k| + m]+ + [d - min_k |own_j - own_k| + m]+) / 2
 
-    with d = |other_j - w_j|, k over the other identities, the first distance without gradient; averaged over
+    with `d = |other_j - w_j|`, k over the other identities, the first distance without gradient; averaged over
     identities and the two modalities.
-
-    plain, made: (N, C) float. labels: int64 (N,). modality: int64 (N,), on the CPU or not. margin: m.
-    Raises InputError unless every identity has an image of both modalities.
     Source: the released code, LLCM DEEN/loss.py (CPMLoss), where the centres are chunks of a sorted batch.
+
+    Args:
+        plain, made: (N, C) float.
+        labels: int64 (N,).
+        modality: int64 (N,), on the CPU or not.
+        margin: m.
+
+    Raises:
+        InputError: unless every identity has an image of both modalities.
     """
     (visible, infrared), expanded = (losses.class_centres(features, labels, modality) for features in (plain, made))
     total = plain.new_zeros(())
@@ -149,9 +160,14 @@ class Fused(nn.Sequential):
 class Fusion(nn.Module):
     """Multi-stage feature aggregation: a layer's output attends to its input, over channels and then over positions.
 
-    high: channels of the output. low: of the input. stride: of the layer. Both attentions are products without a
-    softmax, divided by the number of what is summed over; each ends in a BatchNorm at 0 and is added.
+    Both attentions are products without a softmax, divided by the number of what is summed over; each ends in a
+    BatchNorm at 0 and is added.
     Source: LLCM DEEN/model.py (MFA_block, of CNL and PNL).
+
+    Args:
+        high: channels of the output.
+        low: of the input.
+        stride: of the layer.
     """
 
     def __init__(self, high: int, low: int, stride: int) -> None:

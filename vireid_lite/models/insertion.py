@@ -13,7 +13,7 @@ from vireid_lite.errors import InputError
 from vireid_lite.models.attention import SFM, build_attention
 from vireid_lite.models.two_stream import NonLocal, TwoStream, out_channels
 
-Modules = Mapping[int, nn.Module | Sequence[nn.Module]]  # by block, 0 to 4; several act in their order
+Modules = Mapping[int, nn.Module | Sequence[nn.Module]]  #: by block, 0 to 4; several act in their order
 
 
 def block_channels(model: TwoStream) -> list[int]:
@@ -62,7 +62,9 @@ def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
     They stand on the model's device but are no part of it: they neither save, move nor freeze with it, and gradients
     reach their weights through a frozen one. Nested insertions act in the order they were made; a deep copy made inside
     keeps copies of the modules. The network is called as a whole, as block 0 tells the later blocks the modality.
-    Raises InputError for another block.
+
+    Raises:
+        InputError: for another block.
     """
     _, handles = _hook(model, modules)
     try:
@@ -75,7 +77,11 @@ def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
 def insert(model: TwoStream, modules: Modules) -> TwoStream:
     """Make the modules a part of a network and return it: they train, move and save with it as `model.attention`.
 
-    modules: as for `inserted`. Raises InputError for another block, and where modules were inserted already.
+    Args:
+        modules: as for `inserted`.
+
+    Raises:
+        InputError: for another block, and where modules were inserted already.
     """
     if hasattr(model, "attention"):
         raise InputError("attention: this network has attention modules already; build a fresh one")
@@ -97,10 +103,13 @@ class Tap(nn.Module):
 def staged(model: TwoStream, attention: str, blocks: Sequence[int], sfm: bool) -> tuple[dict[int, list], Tap]:
     """Return the paper's modules by block, freshly drawn, and the tap that reads stage 1.
 
-    attention: what stands after each of `blocks`, "fsam", "se", "eca" or "none". Stage 1 is the map after block 4 and
-    its module, stage 2 what SFM makes of it. What is left out is the identity, so without SFM both stages are one.
+    Stage 1 is the map after block 4 and its module, stage 2 what SFM makes of it. What is left out is the identity, so
+    without SFM both stages are one.
     Source: section 3.2 and table 4, blocks 0 and 4. No projection fits in the parameter count the paper reports, so a
     map of 64 channels cannot meet one of 2,048 in a distance; both stages are therefore read after block 4.
+
+    Args:
+        attention: what stands after each of `blocks`, "fsam", "se", "eca" or "none".
     """
     channels, tap = block_channels(model), Tap()
     kept = () if attention == "none" else blocks

@@ -34,8 +34,10 @@ def load_official(path: str | Path) -> tuple[AGW, dict]:
     have its place and every place its weight.
 
     Card keys: key (of the file's bytes), official (its name), dataset (the crops' size alone), model.
-    Raises InputError where the file is missing, holds anything but weights and numbers, or does not fit (naming the
-    first weight that does not). torch's random generator is left as it was.
+
+    Raises:
+        InputError: where the file is missing, holds anything but weights and numbers, or does not fit (naming the first
+            weight that does not). torch's random generator is left as it was.
     """
     path = existing(path)
     state = _official_state(path)

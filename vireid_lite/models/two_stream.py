@@ -19,14 +19,16 @@ from vireid_lite.errors import InputError, check_choice
 
 BACKBONES = ("resnet50", "resnet18", "lite")
 
-LITE_WIDTHS = (32, 64, 128, 256)  # channels of the lite trunk's layers; its stem has the first one's
+LITE_WIDTHS = (32, 64, 128, 256)  #: channels of the lite trunk's layers; its stem has the first one's
 
 
 class ModelOutput(NamedTuple):
     """What a forward pass returns for N images.
 
-    pooled: (N, D) pooled features, not normalised; the triplet losses read these. embedding: (N, D) BNNeck output, not
-    normalised. logits: (N, num_identities).
+    Attributes:
+        pooled: (N, D) pooled features, not normalised; the triplet losses read these.
+        embedding: (N, D) BNNeck output, not normalised.
+        logits: (N, num_identities).
     """
 
     pooled: Tensor
@@ -37,10 +39,14 @@ class ModelOutput(NamedTuple):
 class Batch(NamedTuple):
     """What an objective is computed from.
 
-    images: (N, 3, H, W) float in [0, 1], augmented, visible ones first. modality: int64 (N,) on the CPU. labels: int64
-    (N,), contiguous, on the images' device. smoothing: of the identity loss. triplet: the loss chosen among
-    `losses.TRIPLETS`; None for none, and in a network that takes none. history: one dict for each finished epoch.
-    generator: on the CPU; every draw of an objective comes from it, so that a killed training resumes.
+    Attributes:
+        images: (N, 3, H, W) float in [0, 1], augmented, visible ones first.
+        modality: int64 (N,) on the CPU.
+        labels: int64 (N,), contiguous, on the images' device.
+        smoothing: of the identity loss.
+        triplet: the loss chosen among `losses.TRIPLETS`; None for none, and in a network that takes none.
+        history: one dict for each finished epoch.
+        generator: on the CPU; every draw of an objective comes from it, so that a killed training resumes.
     """
 
     images: Tensor
@@ -55,8 +61,10 @@ class Batch(NamedTuple):
 class Objective(NamedTuple):
     """What an objective returns for a batch.
 
-    losses: name to scalar, weighted already; their sum is minimised. logits, labels: (M, num_identities) and (M,), of
-    which the accuracy is noted. noted: name to scalar, what a history keeps beside. Names are those of every step.
+    Attributes:
+        losses: name to scalar, weighted already; their sum is minimised.
+        logits, labels: (M, num_identities) and (M,), of which the accuracy is noted.
+        noted: name to scalar, what a history keeps beside. Names are those of every step.
     """
 
     losses: dict[str, Tensor]
@@ -68,11 +76,12 @@ class Objective(NamedTuple):
 class TwoStream(nn.Module):
     """A network with one stem per modality and a shared trunk; each says in `objective(batch)` how it is trained.
 
-    stages: five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4 take and
-    return feature maps, so a forward hook on any of the five sees that block's feature map.
-    gem_p: exponent of the pooling; 1 is average pooling. triplet: the one it is trained with unless told, a name of
-    `losses.TRIPLETS`; None in a network that takes none.
-    arguments: the arguments `models.build` made the network from; a checkpoint's card keeps them.
+    Attributes:
+        stages: five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4 take
+            and return feature maps, so a forward hook on any of the five sees that block's feature map.
+        gem_p: exponent of the pooling; 1 is average pooling.
+        triplet: the one it is trained with unless told, a name of `losses.TRIPLETS`; None in a network that takes none.
+        arguments: the arguments `models.build` made the network from; a checkpoint's card keeps them.
     """
 
     arguments: dict
@@ -106,7 +115,9 @@ class TwoStream(nn.Module):
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
         """Return pooled (N, D), embedding (N, D) and logits (N, num_identities).
 
-        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
+        Args:
+            images: (N, 3, H, W) float in [0, 1], not checked.
+            modality: one Modality for the batch, or int64 (N,).
         """
         pooled = generalised_mean(self.feature_map(images, modality), self.gem_p)
         embedding = self.bottleneck(pooled)
@@ -117,7 +128,9 @@ class TwoStream(nn.Module):
 
         Always computed as in eval mode, from running statistics; every module's train/eval mode is put back. Gradient
         flows to the images unless the caller switches it off. Arguments are those of `forward`.
-        Raises InputError for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
+
+        Raises:
+            InputError: for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
         """
         check_images(images)
         with evaluating(self):
@@ -166,8 +179,13 @@ class Stems(nn.Module):
     def forward(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return stem features in the order of `images`; each stem's BatchNorm sees its own images only.
 
-        images: (N, 3, H, W) in [0, 1]. modality: one Modality for the batch, or int64 (N,) of 0 and 1; keep it on the
-        CPU, as splitting by a tensor on the GPU makes the host wait. Raises InputError for anything else.
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            modality: one Modality for the batch, or int64 (N,) of 0 and 1; keep it on the CPU, as splitting by a tensor
+                on the GPU makes the host wait.
+
+        Raises:
+            InputError: for anything else.
         """
         images = (images - self.mean) / self.std
         stems = (self.visible, self.infrared)
@@ -267,9 +285,12 @@ def identity_classifier(channels: int, num_identities: int) -> nn.Linear:
 def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[nn.Sequential]]:
     """Return a stem (conv1, bn1, relu, maxpool) and layers 1 to 4; layer4 of a ResNet keeps its resolution (stride 1).
 
-    backbone: "resnet50", "resnet18" (torchvision's) or "lite" (narrow, one BasicBlock per layer, no max-pooling).
-    pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
-    Raises InputError for an unknown backbone, for a pretrained lite trunk, and where the download fails.
+    Args:
+        backbone: "resnet50", "resnet18" (torchvision's) or "lite" (narrow, one BasicBlock per layer, no max-pooling).
+        pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
+
+    Raises:
+        InputError: for an unknown backbone, for a pretrained lite trunk, and where the download fails.
     """
     check_choice("models", "backbone", backbone, BACKBONES)
     if backbone == "lite":

@@ -33,7 +33,7 @@ from vireid_lite.victims import Recipe, tier_dataset, tier_recipe
 
 TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
 
-SURROGATE_SEED = 100  # how far a surrogate's seed lies from its target's, where it is not given
+SURROGATE_SEED = 100  #: how far a surrogate's seed lies from its target's, where it is not given
 
 VICTIM = {"model": str, "backbone": str, "pretrained": bool, "options": dict}
 
@@ -43,15 +43,19 @@ RUN = {"name": str, "tier": str, "seeds": list, "split": str, "anatomy": bool}
 
 RUN |= {"grid": dict, "each": dict, **dict.fromkeys(TABLES, dict)}
 
-Root = Path | dict[str, Path] | None  # one folder, or one for each data set by name
+Root = Path | dict[str, Path] | None  #: one folder, or one for each data set by name
 
 
 @dataclass(frozen=True)
 class Run:
     """One run: what its card says of it, and nothing that only its data or its results tell.
 
-    kind: the name of its cards. dataset: as cards hold it. identities: how many a universal attack learns from, None
-    for all. surrogate: the victim the attack is made on instead. split: "test" or "val".
+    Attributes:
+        kind: the name of its cards.
+        dataset: as cards hold it.
+        identities: how many a universal attack learns from, None for all.
+        surrogate: the victim the attack is made on instead.
+        split: "test" or "val".
     """
 
     kind: str
@@ -182,7 +186,9 @@ def parse(tables: dict) -> list[Run]:
     """Return the runs that a run's merged tables describe, for every cell of their grid one a seed.
 
     A surrogate's seed "next" is the seed after the run's own among its seeds, or in number where that is the only one.
-    Raises InputError for what is no run.
+
+    Raises:
+        InputError: for what is no run.
     """
     check("it", tables, RUN)
     tables = {**{table: {} for table in TABLES}, **mapped(tables, _number)}

@@ -29,11 +29,12 @@ from vireid_lite.victims import Recipe, tier_named
 
 SCHEMA = 2
 
-CARDS = "*-s*-*.json"  # the file names of `card_name`
+CARDS = "*-s*-*.json"  #: the file names of `card_name`
 
 REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "made_with")
 
 CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modification", "surrogate", "compute")
+
 
 def described(recipe: Recipe) -> dict:
     """Return a recipe as cards hold it."""
@@ -103,7 +104,9 @@ def card_name(configuration: dict) -> str:
 def write_card(folder: Path, configuration: dict, results: dict) -> Path:
     """Write a card whole or not at all, and return its path.
 
-    configuration: kind, tier, dataset, victim, attack, seed ..., all plain values. results: scores and the rest.
+    Args:
+        configuration: kind, tier, dataset, victim, attack, seed ..., all plain values.
+        results: scores and the rest.
     """
     card = {"schema": SCHEMA, "key": card_key(configuration), **shortened(configuration, defaults(configuration))}
     card |= {"made_with": made_with(configuration), "date": datetime.now(UTC).strftime("%Y-%m-%d")}

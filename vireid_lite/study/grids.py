@@ -48,7 +48,7 @@ ENTRY = dict.fromkeys(("dataset", "victim", "train", "attack", "modified", "each
 
 SETTABLE = ("dataset", "victim", "train", "attack", "modified")
 
-OFFICIAL = {"sysu": "infrared", "llcm": "infrared", "regdb": "visible"}  # query modality
+OFFICIAL = {"sysu": "infrared", "llcm": "infrared", "regdb": "visible"}  #: query modality
 
 QUERIES = {modality.name.lower(): direction_name(modality) for modality in Modality}
 
@@ -57,8 +57,11 @@ QUERIES = {modality.name.lower(): direction_name(modality) for modality in Modal
 class Row:
     """One line of a table: a direction of a setting, and the runs (a seed or a split each) it is the mean of.
 
-    table, dataset, setting, query, victim, attack: as the paper prints them (`reported.csv`). data: what the runs use.
-    surrogate, learned_on: where the attack is made on another network. reason: why no run is built, or "".
+    Attributes:
+        table, dataset, setting, query, victim, attack: as the paper prints them (`reported.csv`).
+        data: what the runs use.
+        surrogate, learned_on: where the attack is made on another network.
+        reason: why no run is built, or "".
     """
 
     table: str
@@ -201,7 +204,8 @@ def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
 class Results:
     """The run cards of a folder, found by what a run asks for; read once.
 
-    Raises InputError for a card that cannot be read, naming it.
+    Raises:
+        InputError: for a card that cannot be read, naming it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -221,7 +225,8 @@ class Results:
     def card(self, run: Run, root: Root = None, data: bool = False) -> dict | None:
         """Return the newest card of a run that is not stale, else the newest, or None.
 
-        data: whether the run's licensed data are at hand, so that a card of other images can be told apart.
+        Args:
+            data: whether the run's licensed data are at hand, so that a card of other images can be told apart.
         """
         found = self._found.get(run.key, [])
         if found and (data or run.dataset["name"] == "synthetic"):
@@ -234,8 +239,9 @@ class Results:
 class Plan:
     """What a grid still has to run. todo: runs without a card, done: card names, stale: cards of code that changed.
 
-    seconds: an estimate for `todo` from cards of the same kind, on whatever machine made those; unknown: how many of
-    `todo` no card tells anything about.
+    Attributes:
+        seconds: an estimate for `todo` from cards of the same kind, on whatever machine made those.
+        unknown: how many of `todo` no card tells anything about.
     """
 
     todo: list[Run]
@@ -275,9 +281,15 @@ def run_grid(
 ) -> dict[str, list[str]]:
     """Run what a grid has no card for in `out`; return card names under "done", "ran" and "stale".
 
-    threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a cluster
-    of this machine. options: workers, scheduler, device and progress, as `workers.run_all` takes them. A killed grid
-    resumes. Raises InputError as a campaign does.
+    A killed grid resumes.
+
+    Args:
+        threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a
+            cluster of this machine.
+        options: workers, scheduler, device and progress, as `workers.run_all` takes them.
+
+    Raises:
+        InputError: as a campaign does.
     """
     found = plan(grid, Results(out), root, data=True, rerun_stale=rerun_stale)
     written = run_all(found.todo, out, cluster=True, threads=threads, root=root, title=grid.name, **options)

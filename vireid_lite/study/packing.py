@@ -3,7 +3,7 @@
 Without this package a file reads so. Where a table has a number a row and all are equal, it stands once; rows of
 `scores*`, `clean` and `within` are the directions, those of `anatomy` clean and attacked of each. What `scores_8_bit`,
 `scores_query` and `scores_clean` do not say is as in `scores`. A short decimal within 5e-7 of n / `trials` is that.
-"20/360" is a list of 20 numbers in 360ths, rounded to six places; its numerators are next in the card's `lists`:
+"20/360" is a list of 20 numbers in 360ths, rounded to six places; its numerators are next in the card's `lists`::
 
     raw = lzma.decompress(base64.b85decode(card["lists"]), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA1}])
     numerators = np.frombuffer(raw, "u1").reshape(4, -1).T.copy().view("<i4")  # set by set, direction by direction
@@ -37,7 +37,7 @@ LISTS = ("cmc", "chance_cmc", "identity_rank1", "identity_AP", "identity_queries
 
 FIELDS = ("rank1", "mAP", "mINP", "cmc", "trials", *CHANCE, *LISTS[2:], "difference", "broken")
 
-STATES = ("clean", "attacked")  # of an anatomy
+STATES = ("clean", "attacked")  #: of an anatomy
 
 MEASURED = ("craft_seconds", "train_seconds", "wall_seconds", "peak_memory_mib")
 

@@ -124,9 +124,12 @@ def score_modified(modified: ModifiedVictim, dataset: Dataset, device: torch.dev
 class Attacked(NamedTuple):
     """What one attack did to one victim: `made`, the perturbation of a universal attack or None, and its scores.
 
-    clean, exact, rounded: the scores of both directions without the attack, with attacked images as floats, and after
-    rounding these to 8 bits. anatomies: of the rounded images, or None. seconds: of crafting, without scoring.
-    transferred: whether another network than the one scored was attacked.
+    Attributes:
+        clean, exact, rounded: the scores of both directions without the attack, with attacked images as floats, and
+            after rounding these to 8 bits.
+        anatomies: of the rounded images, or None.
+        seconds: of crafting, without scoring.
+        transferred: whether another network than the one scored was attacked.
     """
 
     made: object
@@ -298,8 +301,9 @@ def victim_and_data(
 ) -> tuple[nn.Module, dict, Dataset]:
     """Return the victim on its device, its card, and the data at the size it was trained on.
 
-    checkpoint, official: where both are None, it is the tier's victim of the synthetic set. open_data: called with the
-    size it needs.
+    Args:
+        checkpoint, official: where both are None, it is the tier's victim of the synthetic set.
+        open_data: called with the size it needs.
     """
     # Crops of another size than the victim was trained on would be scored without a word.
     model, card = load_checkpoint(checkpoint) if checkpoint else load_official(official) if official else (None, {})
@@ -343,7 +347,8 @@ def attack_victim(
 ) -> Attacked:
     """Attack a victim, or resume a killed attack; write out/scores.json and what a universal attack made beside it.
 
-    options: seed, identities and device, as `run_attack` takes them.
+    Args:
+        options: seed, identities and device, as `run_attack` takes them.
     """
     model, card, dataset = victim
     # Named by the data too: a note of other pixels must not be taken over.

@@ -60,9 +60,12 @@ def knows(attack: dict) -> str:
 def seed_rows(cards: Iterable[dict], precision: str = "8-bit") -> pd.DataFrame:
     """Return one row for each card and direction, scores in percent.
 
-    precision: "8-bit" (attacked images as a file holds them) or "float". Columns: difficulty, attack, knows, infrared
-    ("free" or "tied"), seed, direction; for rank-1 and mAP the clean score, the attacked one, and their difference with
-    the ends of its 95 % paired interval over identities; chance (the upper end of rank-1) and minimum (of mAP).
+    Columns: difficulty, attack, knows, infrared ("free" or "tied"), seed, direction; for rank-1 and mAP the clean
+    score, the attacked one, and their difference with the ends of its 95 % paired interval over identities; chance (the
+    upper end of rank-1) and minimum (of mAP).
+
+    Args:
+        precision: "8-bit" (attacked images as a file holds them) or "float".
     """
     if precision not in ("8-bit", "float"):
         raise InputError(f"tables: precision {precision!r} is unknown; choose 8-bit or float")
@@ -89,7 +92,12 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
 
     A cell holds the mean over seeds, the lowest and highest seed, and in how many seeds the paired interval of the
     difference from clean lies below zero. Rows keep the order of `ATTACKS`; the clean row comes first.
-    score: "rank1" or "mAP". Raises InputError where two cards would share a line and a seed, such as two difficulties.
+
+    Args:
+        score: "rank1" or "mAP".
+
+    Raises:
+        InputError: where two cards would share a line and a seed, such as two difficulties.
     """
     rows = seed_rows(cards, precision)
     if rows.empty:
@@ -125,8 +133,12 @@ def spread(values: Iterable[float]) -> str:
 def paired(before: Sequence[dict], after: Sequence[dict], score: str = "rank1") -> metrics.Difference:
     """Return after minus before, fractions, with its 95 % interval over people.
 
-    before, after: scores of one direction as cards hold them, such as `card["scores_8_bit"][direction]`, one a seed and
-    in the same order. All seeds of a person stay together when people are resampled. score: "rank1" or "mAP".
+    All seeds of a person stay together when people are resampled.
+
+    Args:
+        before, after: scores of one direction as cards hold them, such as `card["scores_8_bit"][direction]`, one a seed
+            and in the same order.
+        score: "rank1" or "mAP".
     """
     field = {"rank1": "identity_rank1", "mAP": "identity_AP"}[score]
     values = (np.concatenate([scores[field] for scores in side]) for side in (before, after))
@@ -149,7 +161,9 @@ def compare(first: dict, second: dict, direction: str, score: str = "rank1", pre
     """Return second minus first, two cards of the same victim, paired over identities: `metrics.Difference`, fractions.
 
     Two attacks differ in strength only where the interval excludes zero. Cards without an attack hold a victim each.
-    Raises InputError where the cards are of different victims, data or seeds, or attack two trainings of one victim.
+
+    Raises:
+        InputError: where the cards are of different victims, data or seeds, or attack two trainings of one victim.
     """
     for part in ("tier", "dataset", "victim", "seed"):
         if first[part] != second[part]:
@@ -163,7 +177,12 @@ def compare(first: dict, second: dict, direction: str, score: str = "rank1", pre
 def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     """Return one Markdown sentence on the runs of a campaign that have no card yet, with the command; "" if none.
 
-    campaign: a file of `book/campaigns`. kind: only the runs of this name. Raises InputError where it is missing.
+    Args:
+        campaign: a file of `book/campaigns`.
+        kind: only the runs of this name.
+
+    Raises:
+        InputError: where it is missing.
     """
     runs = [run for run in read_campaign(campaign) if kind in (None, run.kind)]
     missing = [run for run in runs if not (folder / run.card_name()).exists()]

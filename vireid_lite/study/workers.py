@@ -30,9 +30,9 @@ from vireid_lite.study.campaign import Root, Run, read_campaign
 from vireid_lite.study.cards import is_stale, read_card
 from vireid_lite.study.run import run_one
 
-ANSWER = 10.0  # seconds a scheduler has to answer
+ANSWER = 10.0  #: seconds a scheduler has to answer
 
-NO_WORKER = 60.0  # seconds to wait for a first worker, or for the next when all died; starting again takes some
+NO_WORKER = 60.0  #: seconds to wait for a first worker, or for the next when all died; starting again takes some
 
 # One run at a time in a process, also where two campaigns share a cluster whose workers have several threads.
 _ALONE = threading.Lock()
@@ -43,8 +43,12 @@ def run_campaign(
 ) -> dict[str, list[str]]:
     """Run every run of the file whose card is not in `out` yet; return card names under "done", "ran" and "stale".
 
-    rerun_stale: make cards again that are stale; otherwise they are kept and named. options: workers, device and
-    progress, as `run_all` takes them. Raises InputError where a run cannot be made; the cards of the others are kept.
+    Args:
+        rerun_stale: make cards again that are stale; otherwise they are kept and named.
+        options: workers, device and progress, as `run_all` takes them.
+
+    Raises:
+        InputError: where a run cannot be made; the cards of the others are kept.
     """
     todo, report = [], {"done": [], "ran": [], "stale": []}
     for run in read_campaign(path):
