@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vireid_lite.data.records import Modality
@@ -17,19 +18,19 @@ from vireid_lite.errors import InputError
 ERASED = (0.485 + 0.229 * 0.4914, 0.456 + 0.224 * 0.4822, 0.406 + 0.225 * 0.4465)
 
 
-def _some(changed: torch.Tensor, images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+def _some(changed: Tensor, images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Return each image changed with the given probability."""
     chosen = torch.rand(len(images), generator=generator) < probability
     return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), changed, images)
 
 
-def _channel(images: torch.Tensor, channel: torch.Tensor) -> torch.Tensor:
+def _channel(images: Tensor, channel: Tensor) -> Tensor:
     """Return one channel of each image, (N,), as all three."""
     device = images.device
     return images[torch.arange(len(images), device=device), channel.to(device)][:, None].expand_as(images)
 
 
-def pad_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> torch.Tensor:
+def pad_crop(images: Tensor, pad: int, generator: Generator) -> Tensor:
     """Pad with black on every side and crop back to size at a random place (AGW: pad 10)."""
     count, _, height, width = images.shape
     padded = F.pad(images, [pad])
@@ -40,12 +41,12 @@ def pad_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> torc
     return padded.permute(0, 2, 3, 1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def flip(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+def flip(images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Mirror each image left to right with the given probability."""
     return _some(F.horizontal_flip(images), images, probability, generator)
 
 
-def erase(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Blank a rectangle of 2 to 40 % of the area, aspect ratio 0.3 to 1/0.3, with the given probability (CAJ)."""
     count, _, height, width = images.shape
     area = (0.02 + 0.38 * torch.rand(count, generator=generator)) * height * width
@@ -62,17 +63,17 @@ def erase(images: torch.Tensor, probability: float, generator: torch.Generator) 
     return _some(torch.where(inside, fill, images), images, probability, generator)
 
 
-def random_grey(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+def random_grey(images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Replace each image by its luma (.299 R + .587 G + .114 B) in three channels with the given probability."""
     return _some(F.rgb_to_grayscale(images, num_output_channels=3), images, probability, generator)
 
 
-def channel_exchange(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def channel_exchange(images: Tensor, generator: Generator) -> Tensor:
     """Replace every image by one of its channels, R, G or B at random, copied three times (CAJ, ChannelExchange)."""
     return _channel(images, torch.randint(0, 3, (len(images),), generator=generator)).contiguous()
 
 
-def channel_or_grey(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def channel_or_grey(images: Tensor, generator: Generator) -> Tensor:
     """Copy R, G or B to all channels, a quarter each; else grey with probability one half (CAJ, ChannelAdapGray)."""
     draw = torch.randint(0, 4, (len(images),), generator=generator)
     copied = (draw < 3).view(-1, 1, 1, 1).to(images.device)
@@ -81,19 +82,13 @@ def channel_or_grey(images: torch.Tensor, generator: torch.Generator) -> torch.T
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which augmentations a training run draws; the default is AGW's: pad, crop and flip.
+    """Which augmentations a training run draws, most by a probability; the default is AGW's: pad, crop and flip."""
 
-    Attributes:
-        pad: pixels of black border before the random crop.
-        flip, erasing, grey: probabilities; grey turns a visible image into its luma.
-        channels: CAJ's random channel or grey on the infrared image and channel exchange on half of the visible ones.
-    """
-
-    pad: int = 10
+    pad: int = 10  #: pixels of black border before the random crop
     flip: float = 0.5
     erasing: float = 0.0
-    grey: float = 0.0
-    channels: bool = False
+    grey: float = 0.0  #: of turning a visible image into its luma
+    channels: bool = False  #: CAJ's random channel or grey on infrared images, channel exchange on half of the visible
 
     def __post_init__(self) -> None:
         numbers = all(isinstance(each, int | float) and 0 <= each <= 1 for each in (self.flip, self.erasing, self.grey))
@@ -101,7 +96,7 @@ class Augmentation:
             form = "pad is whole pixels; flip, erasing, grey are probabilities; channels is true or false"
             raise InputError(f"augmentation: {form}; got {self}")
 
-    def __call__(self, images: torch.Tensor, modality: Modality, generator: torch.Generator) -> torch.Tensor:
+    def __call__(self, images: Tensor, modality: Modality, generator: Generator) -> Tensor:
         """Return the augmented batch; images are all of one modality."""
         if self.pad:
             images = pad_crop(images, self.pad, generator)

@@ -12,9 +12,7 @@ from vireid_lite.errors import InputError
 
 
 class Batches:
-    """Batches of rows, epoch after epoch; the batch of a step depends on (seed, step) alone, so a fit can resume.
-
-    Each epoch leaves out the rest that fills no batch.
+    """Batches of rows, epoch after epoch, without the rest that fills none; a step's depends on (seed, step) alone.
 
     Args:
         rows: (N,) what to draw from.
@@ -60,8 +58,6 @@ def rows_of(records: Sequence[Record]) -> dict[int, tuple[np.ndarray, np.ndarray
 class IdentityBatches:
     """Rows by step: as many identities as fit, up to `instances` images of each from both modalities, visible first.
 
-    Both are cut to what there is.
-
     Attributes:
         identities: (N,) the place of each row's identity among all of them.
 
@@ -85,19 +81,14 @@ class IdentityBatches:
         """Return the rows of a step, visible first."""
         generator = np.random.default_rng([self.seed, step])
         chosen = generator.choice(len(self.rows), self.count, replace=False)
-        drawn = [
-            generator.permutation(self.rows[index][modality])[:share]
-            for modality, share in self.shares.items()
-            for index in chosen
-        ]
-        return np.concatenate(drawn)
+        drawn = ((self.rows[index][modality], share) for modality, share in self.shares.items() for index in chosen)
+        return np.concatenate([generator.permutation(rows)[:share] for rows, share in drawn])
 
 
 class PKSampler:
     """P identities a batch, K images of each in each modality, as AGW samples (utils.py:68-89).
 
-    Every draw derives from (seed, epoch), so a run that resumes at an epoch sees the same batches.
-    An identity that lacks a modality is left out.
+    Every draw derives from (seed, epoch). An identity that lacks a modality is left out.
 
     Raises:
         InputError: where fewer than two are left.

@@ -51,9 +51,7 @@ class ImageStore:
 
 
 def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -> ImageStore:
-    """Return the records' crops as an ImageStore, decoding only what no earlier run has decoded.
-
-    The files live in `files.cache_folder()`; a killed run resumes where it stopped.
+    """Return the records' crops, decoding only what no earlier run, killed or not, left in `files.cache_folder()`.
 
     Raises:
         InputError: where a file cannot be read or the disk is full; what was decoded before is kept.
@@ -61,14 +59,13 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
     records = list(records)
     if not records:
         raise InputError(f"{dataset.name}: no images to load; check the split and its options")
-    shape = (len(records), *dataset.size, 3)
     folder = cache_folder() / "crops" / f"{dataset.name}-{_cache_key(dataset, records)}"
     whole = folder / "images.u8"
     if not whole.exists():  # a cache that is whole needs no lock, so it may be read-only
         with exclusive(folder), clear_no_space(f"cache of {dataset.name}", folder.parent):
             if not whole.exists():
                 _decode(dataset, records, folder, progress)
-    return ImageStore(np.memmap(whole, dtype=np.uint8, mode="r", shape=shape), records)
+    return ImageStore(np.memmap(whole, np.uint8, "r", shape=(len(records), *dataset.size, 3)), records)
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:

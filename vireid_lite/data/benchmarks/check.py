@@ -63,11 +63,14 @@ class CheckReport:
 
     def part(self, part: str, records: list[Record], known: Iterable[int | None]) -> None:
         """Count the identities and the visible and infrared images of a split."""
-        counts = [sum(record.modality == modality for record in records) for modality in Modality]
-        found = {"identities": len({record.identity for record in records})}
-        found |= dict(zip(("visible images", "infrared images"), counts, strict=True))
-        for (what, count), expected in zip(found.items(), known, strict=True):
-            self.count(f"{part} {what}", count, expected)
+        visible, infrared = (sum(record.modality == modality for record in records) for modality in Modality)
+        found = {
+            "identities": len({r.identity for r in records}),
+            "visible images": visible,
+            "infrared images": infrared,
+        }
+        for what, expected in zip(found, known, strict=True):
+            self.count(f"{part} {what}", found[what], expected)
 
     def files(self, problem: str, names: list[str]) -> None:
         """Note files with a problem as errors: the first twenty by name, then how many more."""
@@ -86,8 +89,6 @@ def check(name: str, root: str | Path | None, partial: bool = False, progress: b
     """Verify a copy of "sysu", "regdb", "llcm" or "paired_folder": counts, listed files, and every image decoded.
 
     Args:
-        root: the folder that `load_dataset` takes.
-        progress: show a bar on stderr.
         partial: accept a subset: counts that do not fit are warnings that say "partial copy". Lists have to fit the
             subset, as the readers refuse a listed file that is absent, and unreadable files fail in any case.
 

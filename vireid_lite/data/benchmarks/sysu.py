@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import ClassVar
@@ -52,11 +53,11 @@ class SYSU(Benchmark):
         super().__init__("sysu", root, size, options)
         if self.options["draw"] == "agw" and self.options["shot"] != 1:
             raise InputError("SYSU-MM01: AGW's draw is defined for shot=1 only; pass draw='official' for shot=10")
-        listings = {split: f"exp/{split}_id.txt" for split in ("train", "val", "test")}
-        self.identities = {split: read_identities("SYSU-MM01", self.root, path) for split, path in listings.items()}
-        for one, other in combinations(listings, 2):
+        lists = {split: f"exp/{split}_id.txt" for split in ("train", "val", "test")}
+        self.identities = {split: read_identities("SYSU-MM01", self.root, path) for split, path in lists.items()}
+        for one, other in combinations(lists, 2):
             if shared := set(self.identities[one]) & set(self.identities[other]):
-                both = f"{listings[one]} and {listings[other]} both list identity {min(shared)}"
+                both = f"{lists[one]} and {lists[other]} both list identity {min(shared)}"
                 raise InputError(f"SYSU-MM01: {both}; fetch the lists again")
         self.train, self.val = ([r for group in self._groups(split) for r in group] for split in ("train", "val"))
         if not self.options["validation"]:
@@ -64,7 +65,6 @@ class SYSU(Benchmark):
         if not self.train:
             raise InputError(f"SYSU-MM01: {root} has no image of a training identity; check --root or the download")
         self.test_groups = self._groups("test")
-        self._permutations: np.ndarray | None = None
 
     def _groups(self, split: str) -> list[list[Record]]:
         """Return the images of each (identity, camera) that has any: identities ascending, then cameras, then names."""
@@ -92,14 +92,27 @@ class SYSU(Benchmark):
         draw = draw_gallery if self.options["draw"] == "agw" else self._official_gallery
         return [Trial(query, draw(groups, trial)) for trial in range(self.options["num_trials"])]
 
+    @cached_property
+    def _permutations(self) -> np.ndarray:
+        """`rand_perm_cam` by camera, an object array: [camera - 1].ravel()[identity - 1] is (10, n), 1-based."""
+        from scipy.io import loadmat  # nothing else here needs it
+
+        try:
+            with (self.root / PERMUTATIONS).open("rb") as file:
+                return loadmat(file)["rand_perm_cam"].ravel()
+        except FileNotFoundError:
+            where = f"{PERMUTATIONS} is not under {self.root}"
+            raise InputError(f"SYSU-MM01: {where}; fetch it, or pass draw='agw'") from None
+        except Exception as error:  # scipy's reader raises whatever a broken file makes it stumble over
+            problem = f"{PERMUTATIONS} under {self.root} is not readable ({type(error).__name__})"
+            raise InputError(f"SYSU-MM01: {problem}; fetch it again") from None
+
     def _official_gallery(self, groups: Sequence[Sequence[Record]], trial: int) -> list[Record]:
-        if self._permutations is None:
-            self._permutations = read_permutations(self.root)
-        shot, gallery = self.options["shot"], []
+        cells, shot, gallery = self._permutations, self.options["shot"], []
         for group in groups:
             camera, identity = group[0].camera, group[0].identity
             try:
-                places = [int(place) - 1 for place in self._permutations[camera - 1].ravel()[identity - 1][trial]]
+                places = [int(place) - 1 for place in cells[camera - 1].ravel()[identity - 1][trial]]
             except (AttributeError, IndexError, TypeError, ValueError):
                 places = []
             if sorted(places) != list(range(len(group))) or len(group) < shot:
@@ -108,19 +121,3 @@ class SYSU(Benchmark):
                 raise InputError(f"SYSU-MM01: {PERMUTATIONS} permutes {found}; {remedy}")
             gallery += [group[place] for place in places[:shot]]
         return gallery
-
-
-def read_permutations(root: Path) -> np.ndarray:
-    """Return `rand_perm_cam` by camera, an object array: [camera - 1].ravel()[identity - 1] is (10, n), 1-based."""
-    try:
-        from scipy.io import loadmat  # comes with scikit-learn; nothing else here needs it
-
-        with (root / PERMUTATIONS).open("rb") as file:
-            return loadmat(file)["rand_perm_cam"].ravel()
-    except ImportError:
-        raise InputError("SYSU-MM01: draw='official' needs scipy; run pip install scipy, or pass draw='agw'") from None
-    except FileNotFoundError:
-        raise InputError(f"SYSU-MM01: {PERMUTATIONS} is not under {root}; fetch it, or pass draw='agw'") from None
-    except Exception as error:  # scipy's reader raises whatever a broken file makes it stumble over
-        problem = f"{PERMUTATIONS} under {root} is not readable ({type(error).__name__})"
-        raise InputError(f"SYSU-MM01: {problem}; fetch it again") from None
