@@ -16,16 +16,6 @@ from filelock import FileLock, Timeout
 
 from vireid_lite.errors import InputError
 
-
-def results_folder() -> Path:
-    """Return the folder of the book's run cards and measured costs: the one installed with the package, if it is, else
-    `book/results` of the checkout it runs from. The campaigns' files lie beside it, in `campaigns`.
-    """
-    package = Path(__file__).parent
-    installed = package / "results"
-    return installed if installed.is_dir() else package.parent / "book" / "results"
-
-
 PACKAGE = Path(__file__).parent
 
 # What a victim and an attack are made by: folders and files, as `source_hash` takes them.
@@ -33,30 +23,44 @@ VICTIM_CODE = ("data", "models", "losses", "training", "victims")
 
 ATTACK_CODE = (*VICTIM_CODE, "attacks", "frequency")
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+def results_folder() -> Path:
+    """Return the folder of run cards and measured costs: the package's own, if installed with it, else the book's."""
+    installed = PACKAGE / "results"
+    return installed if installed.is_dir() else PACKAGE.parent / "book" / "results"
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: VIREID_CACHE if set, else the checkout's `_build/cache`, else
+    ~/.cache/vireid_lite.
+    """
+    if given := os.environ.get("VIREID_CACHE"):
+        return Path(given)
+    checkout = PACKAGE.parent
+    return checkout / "_build" / "cache" if (checkout / "_toc.yml").exists() else Path.home() / ".cache" / "vireid_lite"
 
 
 @cache
 def source_hash(*places: str) -> str:
     """Return 12 hex digits of the code at some places of the package, or of all of it, without docstrings and comments.
 
+    For keys of what is cached on this machine only, as another Python may give another hash of the same code.
+
     Args:
-        places: folders, of which every file counts, or files without their suffix. The keys of what is cached on this
-            machine hold it; nothing committed does, as another version of Python may give another hash of the same
-            code.
+        places: folders, of which every file counts, or files without their suffix.
     """
-    files: set[Path] = set()
-    for place in (PACKAGE / name for name in places or ("",)):
-        files |= set(place.rglob("*.py")) if place.is_dir() else {place.with_suffix(".py")}
     digest = hashlib.sha256()
-    for file in sorted(files):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            if documented and ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:]
-        digest.update(f"{file.relative_to(PACKAGE).as_posix()}:{ast.dump(tree)}\n".encode())
+    for file in sorted(PACKAGE.rglob("*.py")):
+        path = file.relative_to(PACKAGE)
+        if not places or path.parts[0].removesuffix(".py") in places:
+            tree = _Undocumented().visit(ast.parse(file.read_text(encoding="utf-8")))
+            digest.update(f"{path.as_posix()}:{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:12]
+
+
+class _Undocumented(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 def stable_hash(value: object) -> str:
@@ -70,7 +74,7 @@ def clear_no_space(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in NO_SPACE:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InputError(f"{what}: no space left in {folder}; free some, or choose another folder") from None
         raise InputError(f"{what}: {folder} cannot be written ({error.strerror}); choose another folder") from None
 
@@ -79,9 +83,6 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: a kill at any moment leaves the old file or the new one.
 
     What a kill leaves beside it, `.NAME.part`, is overwritten by the next write; one writer at a time (`exclusive`).
-
-    Raises:
-        InputError: where the disk is full or the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     with clear_no_space(path.name, path.parent):
@@ -99,8 +100,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a folder, made if need be, against other processes and threads; the lock goes with the process, however that
-    ends. Its file, `.lock`, stays.
+    """Hold a folder, made if need be, against other processes and threads; the lock ends with the process.
 
     Raises:
         InputError: where another process holds it and `wait` is false, or where it cannot be made.
@@ -109,20 +109,8 @@ def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
     with clear_no_space(folder.name, folder.parent):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(blocking=wait)
+            held = lock.acquire(blocking=wait)
         except Timeout:
             raise InputError(f"{folder}: another run is writing there; wait for it, or choose another folder") from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
-
-
-def cache_folder() -> Path:
-    """Return the folder for everything that can be made again: VIREID_CACHE if set; else `_build/cache` of the checkout
-    this package runs from, which the book uses too; else, where it is installed, ~/.cache/vireid_lite.
-    """
-    if given := os.environ.get("VIREID_CACHE"):
-        return Path(given)
-    checkout = PACKAGE.parent
-    return checkout / "_build" / "cache" if (checkout / "_toc.yml").exists() else Path.home() / ".cache" / "vireid_lite"

@@ -16,21 +16,19 @@ from vireid_lite.errors import InputError
 
 
 def decompose(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return amplitude and phase, each (..., H, W), in fft2's order.
+    """Return amplitude and phase, each (..., H, W), in fft2's order; it can be differentiated once.
 
-    The amplitude is at least 0; the phase is an atan2 in (-pi, pi], 0 where the amplitude is 0. The gradient is finite,
-    and 0 where the amplitude is 0 (or below the smallest normal number); the phase's grows as 1 / amplitude before
-    that. It can be differentiated once.
+    The phase is an atan2 in (-pi, pi], 0 where the amplitude is 0. The gradient is finite, and 0 where the amplitude
+    is 0 (or below the smallest normal number); the phase's grows as 1 / amplitude before that.
     """
     return _Polar.apply(_spectrum(maps))
 
 
 def recombine(amplitude: Tensor, phase: Tensor) -> Tensor:
     """Return maps (..., H, W): the real part of the orthonormal inverse transform of amplitude * exp(1j * phase)."""
-    _check_maps(amplitude)
-    _check_maps(phase)
+    _check_maps(amplitude, phase)
     # Not torch.polar, whose gradient by an amplitude of 0 is 0.
-    return torch.fft.ifft2(torch.complex(amplitude * phase.cos(), amplitude * phase.sin()), norm="ortho").real
+    return _maps(torch.complex(amplitude * phase.cos(), amplitude * phase.sin()))
 
 
 def amplitude_only(images: Tensor) -> Tensor:
@@ -40,10 +38,7 @@ def amplitude_only(images: Tensor) -> Tensor:
 
 
 def phase_only(images: Tensor) -> Tensor:
-    """Return (..., H, W) images whose amplitude is replaced by one constant, each map's root mean square amplitude.
-
-    So every map keeps its energy. Not clipped.
-    """
+    """Return (..., H, W) images whose amplitude is its root mean square, so a map keeps its energy. Not clipped."""
     amplitude, phase = decompose(images)
     return recombine(amplitude.square().mean((-2, -1), keepdim=True).sqrt(), phase)
 
@@ -62,10 +57,7 @@ def for_show(images: Tensor) -> Tensor:
 
 
 def radial_frequency(height: int, width: int) -> Tensor:
-    """Return (H, W) float64: each bin's distance from DC, in fft2's order.
-
-    The unit is half a cycle per pixel, the Nyquist frequency: 0 at DC, 1 at Nyquist along an axis, sqrt(2) at most.
-    """
+    """Return (H, W) float64, distances from DC in fft2's order: 1 at Nyquist along an axis, sqrt(2) at most."""
     # Whole numbers over the size, so that a bin on the edge of a ring lies exactly there.
     down, across = (
         ((torch.arange(size) + size // 2) % size - size // 2) * 2 / torch.tensor(size, dtype=torch.float64)
@@ -75,10 +67,9 @@ def radial_frequency(height: int, width: int) -> Tensor:
 
 
 def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
-    """Return (..., bands), each map's share of energy in rings of equal width in radius; they sum to 1.
+    """Return (..., bands), each map's share of energy in rings of equal width in radius; they sum to 1, or are all 0.
 
-    Ring b holds b / bands <= radius < (b + 1) / bands; the last also holds the corners, up to radius sqrt(2). The mean
-    of a map is in the first. Maps without energy give zeros.
+    Ring b holds b / bands <= radius < (b + 1) / bands; the last also holds the corners, the first a map's mean.
     """
     energy = _spectrum(maps).abs().square()
     # Rounded, so that a bin on an edge falls to the ring above it however its radius was computed.
@@ -91,25 +82,26 @@ def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
 def band_pass(maps: Tensor, low: float, high: float) -> Tensor:
     """Return (..., H, W) maps with only the bins low <= radius < high, so that disjoint bands sum to the whole.
 
-    Args:
-        low, high: in the unit of `radial_frequency`; 0 takes the mean in, anything above sqrt(2) the last corner. A bin
-            that lies on an edge but for rounding falls where float64 puts it.
+    A `low` of 0 takes the mean in, a `high` above sqrt(2) the last corner; float64 decides for a bin on an edge.
     """
     spectrum, radius = _spectrum(maps), radial_frequency(*maps.shape[-2:])
-    kept = ((low <= radius) & (radius < high)).to(maps.device)
-    return torch.fft.ifft2(spectrum * kept, norm="ortho").real
+    return _maps(spectrum * ((low <= radius) & (radius < high)).to(maps.device))
 
 
-def _check_maps(maps: Tensor) -> None:
-    """Raise InputError unless `maps` are float32 or float64, of at least two dimensions."""
-    if maps.dtype not in (torch.float32, torch.float64) or maps.ndim < 2:
-        found = f"{str(maps.dtype).removeprefix('torch.')} of shape {tuple(maps.shape)}"
-        raise InputError(f"frequency: maps must be float32 or float64 of shape (..., H, W), got {found}")
+def _check_maps(*several: Tensor) -> None:
+    for maps in several:
+        if maps.dtype not in (torch.float32, torch.float64) or maps.ndim < 2:
+            found = f"{str(maps.dtype).removeprefix('torch.')} of shape {tuple(maps.shape)}"
+            raise InputError(f"frequency: maps must be float32 or float64 of shape (..., H, W), got {found}")
 
 
 def _spectrum(maps: Tensor) -> Tensor:
     _check_maps(maps)
     return torch.fft.fft2(maps, norm="ortho")
+
+
+def _maps(spectrum: Tensor) -> Tensor:
+    return torch.fft.ifft2(spectrum, norm="ortho").real
 
 
 class _Polar(torch.autograd.Function):

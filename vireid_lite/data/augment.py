@@ -8,24 +8,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 
 # CAJ fills erased boxes with (.4914, .4822, .4465) after ImageNet normalisation; this is that value as a pixel.
-ERASED = tuple(
-    mean + std * value
-    for mean, std, value in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.4914, 0.4822, 0.4465), strict=True)
-)
+ERASED = (0.485 + 0.229 * 0.4914, 0.456 + 0.224 * 0.4822, 0.406 + 0.225 * 0.4465)
 
 
-def _choose(count: int, probability: float, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Return a (N, 1, 1, 1) mask, true with the given probability."""
-    return (torch.rand(count, generator=generator) < probability).view(-1, 1, 1, 1).to(device)
+def _some(changed: Tensor, images: Tensor, probability: float, generator: Generator) -> Tensor:
+    """Return each image changed with the given probability."""
+    chosen = torch.rand(len(images), generator=generator) < probability
+    return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), changed, images)
 
 
-def pad_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> torch.Tensor:
+def _channel(images: Tensor, channel: Tensor) -> Tensor:
+    """Return one channel of each image, (N,), as all three."""
+    device = images.device
+    return images[torch.arange(len(images), device=device), channel.to(device)][:, None].expand_as(images)
+
+
+def pad_crop(images: Tensor, pad: int, generator: Generator) -> Tensor:
     """Pad with black on every side and crop back to size at a random place (AGW: pad 10)."""
     count, _, height, width = images.shape
     padded = F.pad(images, [pad])
@@ -36,12 +41,12 @@ def pad_crop(images: torch.Tensor, pad: int, generator: torch.Generator) -> torc
     return padded.permute(0, 2, 3, 1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def flip(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+def flip(images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Mirror each image left to right with the given probability."""
-    return torch.where(_choose(len(images), probability, generator, images.device), F.horizontal_flip(images), images)
+    return _some(F.horizontal_flip(images), images, probability, generator)
 
 
-def erase(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Blank a rectangle of 2 to 40 % of the area, aspect ratio 0.3 to 1/0.3, with the given probability (CAJ)."""
     count, _, height, width = images.shape
     area = (0.02 + 0.38 * torch.rand(count, generator=generator)) * height * width
@@ -55,55 +60,43 @@ def erase(images: torch.Tensor, probability: float, generator: torch.Generator) 
     inside_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])
     inside = (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(images.device)
     fill = torch.tensor(ERASED, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    return torch.where(inside & _choose(count, probability, generator, images.device), fill, images)
+    return _some(torch.where(inside, fill, images), images, probability, generator)
 
 
-def random_grey(images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+def random_grey(images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Replace each image by its luma (.299 R + .587 G + .114 B) in three channels with the given probability."""
-    grey = F.rgb_to_grayscale(images, num_output_channels=3)
-    return torch.where(_choose(len(images), probability, generator, images.device), grey, images)
+    return _some(F.rgb_to_grayscale(images, num_output_channels=3), images, probability, generator)
 
 
-def channel_exchange(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def channel_exchange(images: Tensor, generator: Generator) -> Tensor:
     """Replace every image by one of its channels, R, G or B at random, copied three times (CAJ, ChannelExchange)."""
-    channel = torch.randint(0, 3, (len(images),), generator=generator).to(images.device)
-    return images[torch.arange(len(images), device=images.device), channel][:, None].expand_as(images).contiguous()
+    return _channel(images, torch.randint(0, 3, (len(images),), generator=generator)).contiguous()
 
 
-def channel_or_grey(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def channel_or_grey(images: Tensor, generator: Generator) -> Tensor:
     """Copy R, G or B to all channels, a quarter each; else grey with probability one half (CAJ, ChannelAdapGray)."""
-    device = images.device
-    draw = torch.randint(0, 4, (len(images),), generator=generator).view(-1, 1, 1, 1).to(device)
-    exchanged = images[torch.arange(len(images), device=device), draw.flatten().clamp(max=2)][:, None].expand_as(images)
-    return torch.where(draw < 3, exchanged, random_grey(images, 0.5, generator))
+    draw = torch.randint(0, 4, (len(images),), generator=generator)
+    copied = (draw < 3).view(-1, 1, 1, 1).to(images.device)
+    return torch.where(copied, _channel(images, draw.clamp(max=2)), random_grey(images, 0.5, generator))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which augmentations a training run draws; the default is AGW's: pad, crop and flip.
+    """Which augmentations a training run draws, most by a probability; the default is AGW's: pad, crop and flip."""
 
-    Attributes:
-        pad: pixels of black border before the random crop.
-        flip, erasing, grey: probabilities; grey turns a visible image into its luma.
-        channels: CAJ's random channel or grey on the infrared image and channel exchange on half of the visible ones.
-    """
-
-    pad: int = 10
+    pad: int = 10  #: pixels of black border before the random crop
     flip: float = 0.5
     erasing: float = 0.0
-    grey: float = 0.0
-    channels: bool = False
+    grey: float = 0.0  #: of turning a visible image into its luma
+    channels: bool = False  #: CAJ's random channel or grey on infrared images, channel exchange on half of the visible
 
     def __post_init__(self) -> None:
-        probabilities = (self.flip, self.erasing, self.grey)
-        numbers = all(isinstance(value, int | float) and 0 <= value <= 1 for value in probabilities)
+        numbers = all(isinstance(each, int | float) and 0 <= each <= 1 for each in (self.flip, self.erasing, self.grey))
         if not numbers or type(self.pad) is not int or self.pad < 0 or type(self.channels) is not bool:
-            raise InputError(
-                "augmentation: pad is whole pixels; flip, erasing, grey are probabilities; channels is true or false; "
-                f"got {self}"
-            )
+            form = "pad is whole pixels; flip, erasing, grey are probabilities; channels is true or false"
+            raise InputError(f"augmentation: {form}; got {self}")
 
-    def __call__(self, images: torch.Tensor, modality: Modality, generator: torch.Generator) -> torch.Tensor:
+    def __call__(self, images: Tensor, modality: Modality, generator: Generator) -> Tensor:
         """Return the augmented batch; images are all of one modality."""
         if self.pad:
             images = pad_crop(images, self.pad, generator)
@@ -113,9 +106,8 @@ class Augmentation:
             images = erase(images, self.erasing, generator)
         if modality == Modality.VISIBLE and self.grey:
             images = random_grey(images, self.grey, generator)
-        if self.channels and modality == Modality.VISIBLE:
-            exchanged = channel_exchange(images, generator)
-            images = torch.where(_choose(len(images), 0.5, generator, images.device), exchanged, images)
-        elif self.channels:
-            images = channel_or_grey(images, generator)
-        return images
+        if not self.channels:
+            return images
+        if modality == Modality.INFRARED:
+            return channel_or_grey(images, generator)
+        return _some(channel_exchange(images, generator), images, 0.5, generator)

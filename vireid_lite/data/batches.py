@@ -12,9 +12,7 @@ from vireid_lite.errors import InputError
 
 
 class Batches:
-    """Batches of rows, epoch after epoch; the batch of a step depends on (seed, step) alone, so a fit can resume.
-
-    Each epoch leaves out the rest that fills no batch.
+    """Batches of rows, epoch after epoch, without the rest that fills none; a step's depends on (seed, step) alone.
 
     Args:
         rows: (N,) what to draw from.
@@ -29,9 +27,7 @@ class Batches:
     def at(self, step: int) -> np.ndarray:
         """Return the rows of a step, (size,)."""
         epoch, place = divmod(step, self.per_epoch)
-        rows = self.rows
-        if self.shuffle:
-            rows = np.random.default_rng([self.seed, epoch]).permutation(rows)
+        rows = np.random.default_rng([self.seed, epoch]).permutation(self.rows) if self.shuffle else self.rows
         return rows[place * self.size : (place + 1) * self.size]
 
 
@@ -39,10 +35,10 @@ class MixedBatches:
     """Rows of both modalities by step: half visible, then half infrared, each in its own seeded order."""
 
     def __init__(self, store: ImageStore, size: int, seed: int) -> None:
-        modalities = store.modalities.numpy()
+        shares = {Modality.VISIBLE: size - size // 2, Modality.INFRARED: size // 2}
         self.each = {
-            modality: Batches(np.flatnonzero(modalities == modality), share, seed + modality)
-            for modality, share in ((Modality.VISIBLE, size - size // 2), (Modality.INFRARED, size // 2))
+            modality: Batches(np.flatnonzero(store.modalities.numpy() == modality), share, seed + modality)
+            for modality, share in shares.items()
         }
         self.per_epoch = max(batches.per_epoch for batches in self.each.values())
 
@@ -51,72 +47,59 @@ class MixedBatches:
         return np.concatenate([batches.at(step) for batches in self.each.values()])
 
 
+def rows_of(records: Sequence[Record]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return, by identity in ascending order, the rows of the visible and of the infrared images."""
+    found: dict[int, tuple[list[int], list[int]]] = {}
+    for row, record in enumerate(records):
+        found.setdefault(record.identity, ([], []))[record.modality].append(row)
+    return {identity: tuple(np.array(rows, int) for rows in both) for identity, both in sorted(found.items())}
+
+
 class IdentityBatches:
     """Rows by step: as many identities as fit, up to `instances` images of each from both modalities, visible first.
 
-    Both are cut to what there is.
+    Attributes:
+        identities: (N,) the place of each row's identity among all of them.
 
     Raises:
         InputError: for fewer than two identities, or a batch too small for them.
     """
 
     def __init__(self, store: ImageStore, size: int, seed: int, instances: int = 8) -> None:
-        identities, modalities = np.array([record.identity for record in store.records]), store.modalities.numpy()
-        self.modalities, self.seed = modalities, seed
-        self.names, self.identities = np.unique(identities, return_inverse=True)
-        if len(self.names) < 2:
+        self.seed, self.rows = seed, list(rows_of(store.records).values())
+        self.identities = np.unique([record.identity for record in store.records], return_inverse=True)[1]
+        if len(self.rows) < 2:
             raise InputError("attack: images of at least 2 training identities are needed, as others are pulled to")
         if size < 4:
             raise InputError(f"attack: batch_size must be at least 4, for 2 images of 2 identities; got {size}")
         instances = min(instances, size // 2)
-        self.count = min(size // instances, len(self.names))
+        self.count = min(size // instances, len(self.rows))
         self.shares = {Modality.VISIBLE: instances - instances // 2, Modality.INFRARED: instances // 2}
-        self.rows = [
-            [np.flatnonzero((self.identities == index) & (modalities == modality)) for modality in Modality]
-            for index in range(len(self.names))
-        ]
         self.per_epoch = max(1, len(store) // size)
 
     def at(self, step: int) -> np.ndarray:
         """Return the rows of a step, visible first."""
         generator = np.random.default_rng([self.seed, step])
-        chosen = generator.choice(len(self.names), self.count, replace=False)
-        drawn = [
-            generator.permutation(self.rows[index][modality])[:share]
-            for modality, share in self.shares.items()
-            for index in chosen
-        ]
-        return np.concatenate(drawn)
+        chosen = generator.choice(len(self.rows), self.count, replace=False)
+        drawn = ((self.rows[index][modality], share) for modality, share in self.shares.items() for index in chosen)
+        return np.concatenate([generator.permutation(rows)[:share] for rows, share in drawn])
 
 
 class PKSampler:
     """P identities a batch, K images of each in each modality, as AGW samples (utils.py:68-89).
 
-    Every draw derives from (seed, epoch), so a run that resumes at an epoch sees the same batches.
-    An identity that lacks a modality is left out.
+    Every draw derives from (seed, epoch). An identity that lacks a modality is left out.
 
     Raises:
         InputError: where fewer than two are left.
     """
 
     def __init__(self, records: Sequence[Record], identities: int = 8, images: int = 4, seed: int = 0) -> None:
-        self.images = images
-        self.seed = seed
-        self.rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        found: dict[int, tuple[list[int], list[int]]] = {}
-        for row, record in enumerate(records):
-            found.setdefault(record.identity, ([], []))[record.modality].append(row)
-        self.rows = {
-            identity: (np.array(visible), np.array(infrared))
-            for identity, (visible, infrared) in sorted(found.items())
-            if visible and infrared
-        }
-        if len(self.rows) < 2:
-            raise InputError(
-                f"training needs at least 2 identities with images in both modalities; got {len(self.rows)}"
-            )
-        self.identities = min(identities, len(self.rows))
-        larger = max(sum(len(rows[modality]) for rows in self.rows.values()) for modality in Modality)
+        self.rows = {identity: both for identity, both in rows_of(records).items() if all(map(len, both))}
+        if (found := len(self.rows)) < 2:
+            raise InputError(f"training needs at least 2 identities with images in both modalities; got {found}")
+        self.identities, self.images, self.seed = min(identities, found), images, seed
+        larger = max(sum(len(both[modality]) for both in self.rows.values()) for modality in Modality)
         self.steps = larger // (self.identities * images) + 1
 
     def __len__(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -15,6 +16,10 @@ import numpy as np
 from PIL import Image
 
 from vireid_lite.errors import InputError
+
+Size = tuple[int, int]  #: (height, width) in pixels
+
+Box = tuple[int, int, int, int]  #: (x, y, width, height) in pixels
 
 
 class Modality(IntEnum):
@@ -44,7 +49,7 @@ class Record:
     identity: int
     camera: int
     modality: Modality
-    box: tuple[int, int, int, int] | None = None
+    box: Box | None = None
 
 
 class Trial(NamedTuple):
@@ -57,7 +62,7 @@ class Trial(NamedTuple):
 class Dataset:
     """Records split into `train`, `val` and test `trials()`, identities disjoint between the three, and their reader.
 
-    A subclass fills `train` and `val`, and implements `trials` and, where pixels are not files, `read`.
+    A subclass fills `train`, `val` and `test`, or has `trials` of its own and, where pixels are not files, `read`.
 
     Args:
         name: the data set's name as `load_dataset` takes it.
@@ -73,30 +78,49 @@ class Dataset:
     protocol = "regdb"
     default_query = Modality.VISIBLE
 
-    def __init__(self, name: str, root: Path | None, size: tuple[int, int], options: dict) -> None:
+    def __init__(self, name: str, root: Path | None, size: Size, options: dict) -> None:
         height, width = size
         if not (isinstance(height, int) and isinstance(width, int) and height >= 16 and width >= 8):
             raise InputError(f"{name}: size must be (height, width) in whole pixels, at least (16, 8); got {size}")
-        self.name = name
-        self.root = root
-        self.size = (height, width)
-        self.options = options
+        self.name, self.root, self.size, self.options = name, root, (height, width), options
         self.train: list[Record] = []
         self.val: list[Record] = []
+        self.test: list[Record] = []
 
     def trials(self, query_modality: Modality | None = None) -> list[Trial]:
-        """Return the test trials for one direction; None stands for the data set's official direction."""
-        raise NotImplementedError
+        """Return the test trials of one direction: unless said otherwise one, all of a modality against the other."""
+        return [all_against_all(self.test, self.direction(query_modality))]
 
     def val_trial(self, query_modality: Modality | None = None) -> Trial:
-        """Return one trial over the validation identities: all images of one modality against all of the other."""
+        """Return the trial of the validation identities."""
         if not self.val:
             raise InputError(f"{self.name}: no validation identities are held out; load it with validation=True")
-        return all_against_all(self.val, self.default_query if query_modality is None else query_modality)
+        return all_against_all(self.val, self.direction(query_modality))
+
+    def direction(self, query_modality: Modality | int | None) -> Modality:
+        """Return the modality of the queries; None stands for the data set's official direction."""
+        try:
+            return self.default_query if query_modality is None else Modality(query_modality)
+        except ValueError:
+            known = "Modality.VISIBLE or Modality.INFRARED"
+            raise InputError(f"{self.name}: query_modality must be {known}; got {query_modality!r}") from None
 
     def read(self, record: Record) -> np.ndarray:
-        """Return one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
-        return read_crop(Path(self.root, record.source), self.size, record.modality, record.box, self.name)
+        """Return one crop (Lanczos, as AGW's), uint8 (height, width, 3); infrared is the luma in three equal channels.
+
+        Raises:
+            InputError: where the file is absent, truncated, not an image, or of more than 8 bits a channel.
+        """
+        path = Path(self.root, record.source)
+        with opened(path, self.name) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                found = f"{path} has more than 8 bits a channel ({image.mode})"
+                raise InputError(f"{self.name}: {found}; convert it to 8 bits")
+            pixels = image.convert("RGB" if record.modality == Modality.VISIBLE else "L")
+        if record.box is not None:
+            x, y, width, height = record.box
+            pixels = pixels.crop((x, y, x + width, y + height))
+        return np.asarray(pixels.resize(self.size[::-1], Image.Resampling.LANCZOS).convert("RGB"))
 
     def describe(self) -> dict:
         """Return what identifies these data in a run card: name, size and options, without any path."""
@@ -111,42 +135,20 @@ def all_against_all(records: Sequence[Record], query_modality: Modality) -> Tria
 
 def fingerprint(records: Iterable[Record]) -> str:
     """Return 16 hex digits that change with any of the records or their order; no path can be read from them."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(repr((record.source, record.identity, record.camera, int(record.modality), record.box)).encode())
-    return digest.hexdigest()[:16]
+    lines = (repr((each.source, each.identity, each.camera, int(each.modality), each.box)) for each in records)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
-def read_crop(
-    path: Path, size: tuple[int, int], modality: Modality, box: tuple[int, int, int, int] | None, name: str
-) -> np.ndarray:
-    """Decode, crop and resize one image file (Lanczos, as AGW's pre-processing).
-
-    Args:
-        size: (height, width) in pixels.
-        box: (x, y, width, height) in pixels of the frame, or None for the whole file.
-
-    Returns:
-        uint8 (height, width, 3); infrared as three equal channels (luma of the file).
-
-    Raises:
-        InputError: where the file is absent, truncated, not an image, or of more than 8 bits a channel.
-    """
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[Image.Image]:
+    """Open an image file; one that is absent or does not decode is an InputError that begins with `name`."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                # Pillow would clip these to white.
-                raise InputError(f"{name}: {path} has more than 8 bits a channel ({image.mode}); convert it to 8 bits")
-            pixels = image.convert("RGB" if modality == Modality.VISIBLE else "L")
-    except FileNotFoundError:
-        raise InputError(f"{name}: {path} does not exist; check --root or the download") from None
+            yield image
     except InputError:
         raise
+    except FileNotFoundError:
+        raise InputError(f"{name}: {path} does not exist; check --root or the download") from None
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         # Pillow's decoders raise any of these on broken files.
         raise InputError(f"{name}: {path} is not a readable image ({error}); fetch the file again") from None
-    if box is not None:
-        x, y, width, height = box
-        pixels = pixels.crop((x, y, x + width, y + height))
-    pixels = pixels.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.asarray(pixels.convert("RGB"))

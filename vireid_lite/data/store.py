@@ -22,17 +22,14 @@ ROWS_PER_STEP = 256  #: crops written between two notes of progress
 
 
 class ImageStore:
-    """Decoded crops of a list of records, on disk, in the records' order.
-
-    A batch is read when it is asked for, so memory does not grow with the set.
+    """Decoded crops of a list of records in their order, read from disk when asked for.
 
     Args:
         images: (N, H, W, 3) uint8 memory map.
     """
 
     def __init__(self, images: np.ndarray, records: Sequence[Record]) -> None:
-        self.images = images
-        self.records = list(records)
+        self.images, self.records = images, list(records)
         self.modalities = torch.tensor([int(record.modality) for record in self.records], dtype=torch.int64)
         self.row = {record: index for index, record in enumerate(self.records)}
 
@@ -42,8 +39,7 @@ class ImageStore:
     def batch(self, indices: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return crops as float (n, 3, H, W) in [0, 1] on the device; they travel as uint8."""
         crops = torch.from_numpy(self.images[indices])
-        device = torch.device(device)
-        if device.type == "cuda":
+        if torch.device(device).type == "cuda":
             crops = crops.pin_memory().to(device, non_blocking=True)
         return crops.permute(0, 3, 1, 2).float().div_(255)
 
@@ -55,9 +51,7 @@ class ImageStore:
 
 
 def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -> ImageStore:
-    """Return the records' crops as an ImageStore, decoding only what no earlier run has decoded.
-
-    The files live in `files.cache_folder()`; a killed run resumes where it stopped.
+    """Return the records' crops, decoding only what no earlier run, killed or not, left in `files.cache_folder()`.
 
     Raises:
         InputError: where a file cannot be read or the disk is full; what was decoded before is kept.
@@ -65,29 +59,26 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
     records = list(records)
     if not records:
         raise InputError(f"{dataset.name}: no images to load; check the split and its options")
-    shape = (len(records), *dataset.size, 3)
     folder = cache_folder() / "crops" / f"{dataset.name}-{_cache_key(dataset, records)}"
     whole = folder / "images.u8"
     if not whole.exists():  # a cache that is whole needs no lock, so it may be read-only
         with exclusive(folder), clear_no_space(f"cache of {dataset.name}", folder.parent):
             if not whole.exists():
                 _decode(dataset, records, folder, progress)
-    return ImageStore(np.memmap(whole, dtype=np.uint8, mode="r", shape=shape), records)
+    return ImageStore(np.memmap(whole, np.uint8, "r", shape=(len(records), *dataset.size, 3)), records)
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
     """Return a key that changes when the pixels may: the records, the code of `data`, the files' sizes and times."""
-    key = [dataset.name, dataset.size, fingerprint(records)]
+    key = [dataset.name, dataset.size, fingerprint(records), source_hash("data")]
     if dataset.root is None:
-        return stable_hash([*key, dataset.describe(), source_hash("data")])
-    stats = []
-    for source in sorted({str(record.source) for record in records}):
-        try:
-            stat = os.stat(dataset.root / source)
-        except OSError as error:
-            raise InputError(f"{dataset.name}: {dataset.root / source} cannot be read ({error.strerror})") from None
-        stats.append([source, stat.st_size, stat.st_mtime_ns])
-    return stable_hash([*key, str(dataset.root.resolve()), source_hash("data"), stats])
+        return stable_hash([*key, dataset.describe()])
+    try:
+        files = {source: os.stat(dataset.root / source) for source in sorted({str(each.source) for each in records})}
+    except OSError as error:
+        raise InputError(f"{dataset.name}: {error.filename} cannot be read ({error.strerror})") from None
+    stats = [[source, stat.st_size, stat.st_mtime_ns] for source, stat in files.items()]
+    return stable_hash([*key, str(dataset.root.resolve()), stats])
 
 
 def _decode(dataset: Dataset, records: list[Record], folder: Path, progress: bool) -> None:

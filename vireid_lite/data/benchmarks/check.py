@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 from tqdm import tqdm
 
+from vireid_lite.data.benchmarks import llcm, regdb
 from vireid_lite.data.benchmarks.lists import TEST_IDENTITY_OFFSET, open_root, read_list
-from vireid_lite.data.benchmarks.llcm import LLCM, read_test_groups
-from vireid_lite.data.benchmarks.llcm import SPECTRA as LLCM_SPECTRA
 from vireid_lite.data.benchmarks.paired_folder import PairedFolder
-from vireid_lite.data.benchmarks.regdb import SPECTRA as REGDB_SPECTRA
-from vireid_lite.data.benchmarks.regdb import RegDB
 from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Modality, Record
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 
 NAMED = 20  #: files named one by one in a report
 
 # What a complete copy holds (identities, visible images, infrared images).
 SYSU_KNOWN = {"train": (296, 20_284, 9_929), "val": (99, 1_974, 1_980), "test": (96, 6_775, 3_803)}
 
-# The data set's page counts every image of its six camera folders, the lists name fewer people.
-SYSU_IMAGES = 30_071 + 15_792
+SYSU_IMAGES = 30_071 + 15_792  #: in all six camera folders, as its page counts; the lists name fewer people
 
 REGDB_KNOWN = (206, 2_060)  #: identities and images that each of the forty lists names
 
@@ -47,6 +44,7 @@ class CheckReport:
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  #: listed files that are absent, and where they are listed
 
     @property
     def ok(self) -> bool:
@@ -55,22 +53,29 @@ class CheckReport:
 
     def misfit(self, what: str) -> None:
         """Note what does not fit a complete copy: an error, or a warning where a partial copy was announced."""
-        if self.partial:
-            self.warnings.append(f"partial copy: {what}")
-        else:
-            self.errors.append(what)
+        (self.warnings if self.partial else self.errors).append("partial copy: " * self.partial + what)
 
-    def count(self, what: str, found: int, known: int) -> None:
-        """Keep a count and compare it with the known one."""
+    def count(self, what: str, found: int, known: int | None = None) -> None:
+        """Keep a count and compare it with the known one, if a source says what it should be."""
         self.counts[what] = found
-        if found != known:
+        if known not in (None, found):
             self.misfit(f"{what}: {found:,} found, a complete copy has {known:,}")
+
+    def part(self, part: str, records: list[Record], known: Iterable[int | None]) -> None:
+        """Count the identities and the visible and infrared images of a split."""
+        visible, infrared = (sum(record.modality == modality for record in records) for modality in Modality)
+        found = {
+            "identities": len({r.identity for r in records}),
+            "visible images": visible,
+            "infrared images": infrared,
+        }
+        for what, expected in zip(found, known, strict=True):
+            self.count(f"{part} {what}", found[what], expected)
 
     def files(self, problem: str, names: list[str]) -> None:
         """Note files with a problem as errors: the first twenty by name, then how many more."""
         self.errors += [f"{problem}: {name}" for name in names[:NAMED]]
-        if len(names) > NAMED:
-            self.errors.append(f"{problem}: and {len(names) - NAMED:,} more")
+        self.errors += [f"{problem}: and {len(names) - NAMED:,} more"] * (len(names) > NAMED)
 
     def __str__(self) -> str:
         verdict = "ok" if self.ok else f"{len(self.errors)} problem{'s' * (len(self.errors) > 1)}"
@@ -84,27 +89,22 @@ def check(name: str, root: str | Path | None, partial: bool = False, progress: b
     """Verify a copy of "sysu", "regdb", "llcm" or "paired_folder": counts, listed files, and every image decoded.
 
     Args:
-        root: the folder that `load_dataset` takes.
-        progress: show a bar on stderr.
         partial: accept a subset: counts that do not fit are warnings that say "partial copy". Lists have to fit the
             subset, as the readers refuse a listed file that is absent, and unreadable files fail in any case.
 
     Raises:
         InputError: for an unknown name or a root that is no folder; all else is in the report.
     """
-    if name not in SURVEYS:
-        raise InputError(f"data check: name must be one of {', '.join(SURVEYS)}; got {name!r}")
+    check_choice("data check", "name", name, SURVEYS)
     folder = open_root(name, root)
     report = CheckReport(name, str(root), partial)
-    missing: list[str] = []
     try:
-        sources = SURVEYS[name](folder, report, missing)
+        sources = SURVEYS[name](folder, report)
     except InputError as error:
         report.errors.append(str(error))
         return report
-    report.files("missing", missing)
-    gone = {line.split(" (")[0] for line in missing}
-    report.files("unreadable", unreadable(folder, sorted(set(sources) - gone), progress))
+    report.files("missing", [f"{source} ({where})" for source, where in sorted(report.missing.items())])
+    report.files("unreadable", unreadable(folder, sorted(set(sources) - report.missing.keys()), progress))
     return report
 
 
@@ -119,100 +119,75 @@ def unreadable(root: Path, sources: list[str], progress: bool = True) -> list[st
 def _problem(path: Path) -> str | None:
     """Say in a few words why a file is no whole image, or nothing."""
     try:
-        if path.stat().st_size == 0:
-            return "empty file"
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError:
-        return "absent"
-    except Image.UnidentifiedImageError:
         with path.open("rb") as file:
             start = file.read(64).lstrip().lower()
-        return "an HTML page, not an image" if start.startswith((b"<!doctype", b"<html")) else "not an image"
+        if not start:
+            return "empty file"
+        if start.startswith((b"<!doctype", b"<html")):
+            return "an HTML page, not an image"
+        with Image.open(path) as image:
+            image.load()
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         return f"{error or type(error).__name__}".split("\n")[0]
     return None
 
 
-def _per_modality(records: Iterable[Record]) -> tuple[int, int]:
-    modalities = [record.modality for record in records]
-    return modalities.count(Modality.VISIBLE), modalities.count(Modality.INFRARED)
-
-
-def _survey_sysu(root: Path, report: CheckReport, missing: list[str]) -> list[str]:
+def _survey_sysu(root: Path, report: CheckReport) -> Iterable[str]:
     data = SYSU(root)
     splits = {"train": data.train, "val": data.val, "test": [r for group in data.test_groups for r in group]}
     for split, records in splits.items():
-        identities = {record.identity for record in records}
-        visible, infrared = _per_modality(records)
-        known = SYSU_KNOWN[split]
-        report.count(f"{split} identities", len(identities), known[0])
-        report.count(f"{split} visible images", visible, known[1])
-        report.count(f"{split} infrared images", infrared, known[2])
-        for identity in [i for i in data.identities[split] if i not in identities][:NAMED]:
+        report.part(split, records, SYSU_KNOWN[split])
+        for identity in sorted(set(data.identities[split]) - {record.identity for record in records})[:NAMED]:
             report.misfit(f"exp/{split}_id.txt lists identity {identity}: no image in any cam*/{identity:04d}")
     every = sum(1 for path in root.glob("cam[1-6]/*/*.jpg") if not path.name.startswith("."))
-    report.counts["images in the camera folders"] = every
+    report.count("images in the camera folders", every)
     if every != SYSU_IMAGES:
         report.warnings.append(f"images in the camera folders: {every:,} found, its page counts {SYSU_IMAGES:,}")
     return [record.source for records in splits.values() for record in records]
 
 
-def _survey_regdb(root: Path, report: CheckReport, missing: list[str]) -> list[str]:
-    sources: dict[str, set[str]] = {spectrum: set() for spectrum in REGDB_SPECTRA}
-    absent: dict[str, None] = {}
-    for split in range(1, 11):
-        for part in ("train", "test"):
-            for spectrum in REGDB_SPECTRA:
-                listing, found = f"idx/{part}_{spectrum}_{split}.txt", []
-                entries = read_list("RegDB", root, listing, found)
-                absent |= dict.fromkeys(line.split(" (")[0] for line in found)
-                sources[spectrum] |= {entry.path for entry in entries}
-                names = len({entry.label for entry in entries}), len({entry.path for entry in entries})
-                if names != REGDB_KNOWN:
-                    report.misfit(
-                        f"{listing} lists {names[1]:,} images of {names[0]} identities, "
-                        f"a complete copy {REGDB_KNOWN[1]:,} of {REGDB_KNOWN[0]}"
-                    )
-    missing += sorted(absent)
-    for spectrum, modality in REGDB_SPECTRA.items():
-        report.count(f"{modality.name.lower()} images", len(sources[spectrum]), REGDB_IMAGES)
-    if not missing:
+def _survey_regdb(root: Path, report: CheckReport) -> Iterable[str]:
+    sources: dict[Modality, set[str]] = {modality: set() for modality in Modality}
+    for split, part, (spectrum, modality) in product(range(1, 11), ("train", "test"), regdb.SPECTRA.items()):
+        listing = f"idx/{part}_{spectrum}_{split}.txt"
+        entries = read_list("RegDB", root, listing, report.missing)
+        paths = {entry.path for entry in entries}
+        sources[modality] |= paths
+        if (people := len({entry.label for entry in entries}), len(paths)) != REGDB_KNOWN:
+            known = f"a complete copy {REGDB_KNOWN[1]:,} of {REGDB_KNOWN[0]}"
+            report.misfit(f"{listing} lists {len(paths):,} images of {people} identities, {known}")
+    for modality, found in sources.items():
+        report.count(f"{modality.name.lower()} images", len(found), REGDB_IMAGES)
+    if not report.missing:
         for split in range(1, 11):
-            RegDB(root, split=split)  # refuses what else is wrong with a split
-    return sorted(set().union(*sources.values()))
+            regdb.RegDB(root, split=split)  # refuses what else is wrong with a split
+    return set().union(*sources.values())
 
 
-def _survey_llcm(root: Path, report: CheckReport, missing: list[str]) -> list[str]:
-    train = {spectrum: read_list("LLCM", root, f"idx/train_{spectrum}.txt", missing) for spectrum in LLCM_SPECTRA}
-    if not missing:
-        LLCM(root)  # refuses what else is wrong
-    test = [record for groups in read_test_groups(root).values() for group in groups for record in group]
-    labels = {entry.label for entries in train.values() for entry in entries}
+def _survey_llcm(root: Path, report: CheckReport) -> Iterable[str]:
+    train = [
+        Record(entry.path, entry.label, 0, modality)
+        for spectrum, modality in llcm.SPECTRA.items()
+        for entry in read_list("LLCM", root, f"idx/train_{spectrum}.txt", report.missing)
+    ]
+    if not report.missing:
+        llcm.LLCM(root)  # refuses what else is wrong
+    test = [record for groups in llcm.read_test_groups(root).values() for group in groups for record in group]
+    for part, records in (("train", train), ("test", test)):
+        report.part(part, records, (LLCM_IDENTITIES[part], None, None))
+    report.count("images", len(train) + len(test), LLCM_IMAGES)
     people = {record.identity for record in test}
-    report.count("train identities", len(labels), LLCM_IDENTITIES["train"])
-    report.count("test identities", len(people), LLCM_IDENTITIES["test"])
-    images = {"train": tuple(len(entries) for entries in train.values()), "test": _per_modality(test)}
-    for split, found in images.items():  # no source says how many these should be
-        report.counts |= {f"{split} visible images": found[0], f"{split} infrared images": found[1]}
-    report.count("images", sum(map(sum, images.values())), LLCM_IMAGES)
-    sources = [entry.path for entries in train.values() for entry in entries]
-    folders = {PurePosixPath(source).parent.name for source in sources}
+    folders = {PurePosixPath(record.source).parent.name for record in train}
     if leaked := sorted(f for f in folders if f.isdigit() and int(f) + TEST_IDENTITY_OFFSET in people):
         report.warnings.append(f"training lists name {len(leaked)} folders of test identities, first {leaked[0]}")
-    return sources + [record.source for record in test]
+    return [record.source for record in train + test]
 
 
-def _survey_pairs(root: Path, report: CheckReport, missing: list[str]) -> list[str]:
+def _survey_pairs(root: Path, report: CheckReport) -> Iterable[str]:
     records = PairedFolder(root, one_frame_per_sequence=False).test
-    sources = sorted({record.source for record in records})
+    sources = {record.source for record in records}
     report.counts |= {"pairs with a crop": len(sources) // 2, "crops of each modality": len(records) // 2}
     return sources
 
 
-SURVEYS: dict[str, Callable[[Path, CheckReport, list[str]], list[str]]] = {
-    "sysu": _survey_sysu,
-    "regdb": _survey_regdb,
-    "llcm": _survey_llcm,
-    "paired_folder": _survey_pairs,
-}
+SURVEYS = {"sysu": _survey_sysu, "regdb": _survey_regdb, "llcm": _survey_llcm, "paired_folder": _survey_pairs}

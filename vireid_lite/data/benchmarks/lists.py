@@ -1,4 +1,4 @@
-"""What the file readers share: roots and lists, held-out identities, the direction of a trial, the gallery draw."""
+"""What the file readers share: a data set in a folder, its lists, held-out identities, the draw of a gallery."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import random
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from vireid_lite.data.records import Dataset, Modality, Record
-from vireid_lite.errors import InputError
+from vireid_lite.data.records import Dataset, Modality, Record, Size
+from vireid_lite.errors import InputError, check_choice
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
 
@@ -17,45 +17,67 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
 # Test identities are moved by this much, so that one number never means two people.
 TEST_IDENTITY_OFFSET = 10_000
 
+# Options that several have: each one's usual value, and what it may be.
+NO, YES = (False, (False, True)), (True, (False, True))
 
-class Entry(NamedTuple):
-    """One line of a file list: its number, the POSIX path relative to the root, the label."""
-
-    line: int
-    path: str
-    label: int
-
-
-def require(name: str, option: str, value: object, allowed: Collection) -> None:
-    """Raise InputError unless `value` is one of `allowed`, type included (True is not 1)."""
-    if not any(type(value) is type(choice) and value == choice for choice in allowed):
-        raise InputError(f"{name}: {option} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+NUM_TRIALS = (10, range(1, 11))
 
 
 def open_root(name: str, root: str | Path | None) -> Path:
-    """Return the data set's folder, or raise InputError where it is not given or not a folder."""
+    """Return a data set's folder, or raise InputError where it is not given or not a folder."""
     if root is None:
-        raise InputError(f"{name}: no root given; pass the folder of your own copy with --root")
-    path = Path(root)
-    if not path.is_dir():
+        raise InputError(f"{name}: give the folder of your own copy with --root (DATA_ROOT in a chapter)")
+    if not Path(root).is_dir():
         raise InputError(f"{name}: {root} is not a folder; check --root or the download")
-    return path
+    return Path(root)
 
 
-def require_folders(name: str, root: Path, folders: Iterable[str]) -> None:
-    """Raise InputError where one of the folders of the official layout is absent."""
-    for folder in folders:
-        if not (root / folder).is_dir():
-            raise InputError(f"{name}: the folder {folder} is not under {root}; check --root or the download")
+class Benchmark(Dataset):
+    """A data set in the reader's own folder.
+
+    Raises:
+        InputError: for an unknown option, a missing root, folder or list, a malformed line, or a listed file that is
+            absent or climbs out of the root.
+    """
+
+    title: str  #: what messages call it
+    folders: Sequence[str] = ()  #: what `root` must hold
+    #: each option's usual value, and what it may be, type included (True is not 1)
+    choices: ClassVar[dict[str, tuple[object, Collection]]]
+
+    def __init__(self, name: str, root: str | Path | None, size: Size, options: dict[str, object]) -> None:
+        for option, value in options.items():
+            check_choice(self.title, "option", option, self.choices)
+            known = self.choices[option][1]
+            if not any(type(value) is type(choice) and value == choice for choice in known):
+                known = ", ".join(map(repr, known))
+                raise InputError(f"{self.title}: {option} must be one of {known}; got {value!r}")
+        usual = {option: first for option, (first, _) in self.choices.items()}
+        super().__init__(name, open_root(name, root), size, usual | options)
+        for folder in self.folders:
+            if not (self.root / folder).is_dir():
+                raise InputError(f"{self.title}: the folder {folder} is not under {root}; check --root or the download")
+
+    def hold_out(self, seed: int) -> None:
+        """Move a tenth of the training identities, at least one, drawn from `seed`, from `train` to `val`."""
+        identities = sorted({record.identity for record in self.train})
+        if len(identities) < 2:
+            raise InputError(f"{self.title}: validation=True needs two training identities or more; this copy has one")
+        held = set(random.Random(seed).sample(identities, max(1, len(identities) // 10)))
+        self.val = [record for record in self.train if record.identity in held]
+        self.train = [record for record in self.train if record.identity not in held]
+        self.options["seed"] = seed
 
 
 def image_names(folder: Path) -> list[str]:
     """Return the sorted names of the images in a folder; empty where the folder is absent."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("."))
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+
+
+def records_in(root: Path, folder: str, identity: int, camera: int, modality: Modality) -> list[Record]:
+    """Return the records of the images in one person's folder, by name."""
+    return [Record(f"{folder}/{name}", identity, camera, modality) for name in image_names(root / folder)]
 
 
 def _read_text(name: str, root: Path, listing: str) -> str:
@@ -68,11 +90,7 @@ def _read_text(name: str, root: Path, listing: str) -> str:
 
 
 def read_identities(name: str, root: Path, listing: str) -> list[int]:
-    """Return the sorted identities on the first line of a list, comma-separated whole numbers (AGW, data_manager.py).
-
-    Raises:
-        InputError: with file and line, where the list is absent, malformed, or names an identity twice.
-    """
+    """Return the sorted identities on a list's first line, comma-separated whole numbers (AGW, data_manager.py)."""
     line = _read_text(name, root, listing).split("\n")[0].strip()
     words = [word.strip() for word in line.split(",")]
     if not all(word.isascii() and word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
@@ -80,6 +98,44 @@ def read_identities(name: str, root: Path, listing: str) -> list[int]:
             f"{name}: {listing} line 1 is not a list of different identities like 1,2,3: {line[:60]!r}; fetch it again"
         )
     return sorted(map(int, words))
+
+
+class Entry(NamedTuple):
+    """One line of a file list: where it stands, the POSIX path relative to the root, the label."""
+
+    where: str
+    path: str
+    label: int
+
+
+def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | None = None) -> list[Entry]:
+    """Return the entries of a list of files under `root`, one `relative/path label` a line.
+
+    Args:
+        missing: where given, a listed file that is absent is noted there with its line instead of being raised.
+
+    Raises:
+        InputError: with file and line; a path climbs out of the root if it is absolute, or by `..`, or through a link.
+    """
+    base, entries = root.resolve(), []
+    for number, line in enumerate(_read_text(name, root, listing).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{listing} line {number}"
+        path, _, label = (part.strip() for part in line.strip().rpartition(" "))
+        if not (path and label.isascii() and label.isdigit()):
+            raise InputError(f"{name}: {where} is not 'relative/path label': {line[:60]!r}; fetch the list again")
+        state, path = _state(base, PurePosixPath(path)), str(PurePosixPath(path))
+        if state == "outside":
+            raise InputError(f"{name}: {where} lists {path!r}, which climbs out of {root}; remove that line")
+        if state == "absent" and missing is None:
+            raise InputError(f"{name}: {where} lists {path}, which is not under {root}; check --root or the download")
+        if state == "absent":
+            missing.setdefault(path, where)
+        entries.append(Entry(where, path, int(label)))
+    if not entries:
+        raise InputError(f"{name}: the list {listing} under {root} is empty; fetch it again")
+    return entries
 
 
 def _state(base: Path, path: PurePosixPath) -> str:
@@ -93,72 +149,13 @@ def _state(base: Path, path: PurePosixPath) -> str:
         return "absent"
 
 
-def read_list(name: str, root: Path, listing: str, missing: list[str] | None = None) -> list[Entry]:
-    """Return the entries of a list of `relative/path label` lines (AGW, data_loader.py:133-140), blank lines skipped.
-
-    Args:
-        missing: where given, listed files that are absent are appended to it instead of being raised.
-
-    Raises:
-        InputError: with file and line, where the list is absent, a line is malformed, a path climbs out of the root
-            (absolute, `..`, or through a link), or a listed file is absent.
-    """
-    base, entries = root.resolve(), []
-    for number, line in enumerate(_read_text(name, root, listing).split("\n"), 1):
-        path, _, label = line.strip().rpartition(" ")
-        if not line.strip():
-            continue
-        if not (path.strip() and label.isascii() and label.isdigit()):
-            raise InputError(
-                f"{name}: {listing} line {number} is not 'relative/path label': {line[:60]!r}; fetch the list again"
-            )
-        relative = PurePosixPath(path.strip())
-        state = _state(base, relative)
-        if state == "outside":
-            raise InputError(
-                f"{name}: {listing} line {number} lists {path!r}, which climbs out of {root}; remove that line"
-            )
-        if state == "absent" and missing is None:
-            raise InputError(
-                f"{name}: {listing} line {number} lists {path}, which is not under {root}; check --root or the download"
-            )
-        if state == "absent":
-            missing.append(f"{relative} ({listing} line {number})")
-        entries.append(Entry(number, str(relative), int(label)))
-    if not entries:
-        raise InputError(f"{name}: the list {listing} under {root} is empty; fetch it again")
-    return entries
-
-
-def hold_out(name: str, records: Sequence[Record], seed: int) -> tuple[list[Record], list[Record]]:
-    """Split training records into (train, val): a tenth of the identities, at least one, drawn from `seed`, is val."""
-    identities = sorted({record.identity for record in records})
-    if len(identities) < 2:
-        raise InputError(f"{name}: validation=True needs two training identities or more; this copy has one")
-    held = set(random.Random(seed).sample(identities, max(1, len(identities) // 10)))
-    return [r for r in records if r.identity not in held], [r for r in records if r.identity in held]
-
-
-def query_direction(dataset: Dataset, query_modality: Modality | int | None) -> Modality:
-    """Return the modality of the queries; None stands for the data set's official direction."""
-    if query_modality is None:
-        return dataset.default_query
-    try:
-        return Modality(query_modality)
-    except ValueError:
-        raise InputError(
-            f"{dataset.name}: query_modality must be Modality.VISIBLE or Modality.INFRARED; got {query_modality!r}"
-        ) from None
-
-
 def draw_gallery(groups: Iterable[Sequence[Record]], trial: int) -> list[Record]:
     """Return one record of every group, drawn as AGW draws the gallery of a trial (data_manager.py:39-58; LLCM alike).
 
     The same images as `random.seed(trial)` and one `random.choice` per group, without touching the global generator.
 
     Args:
-        groups: the sorted images of one (identity, camera) each, identities ascending, then cameras; empty ones
-            skipped.
+        groups: the sorted images of one (identity, camera) each, identities ascending, then cameras.
     """
     generator = random.Random(trial)
-    return [generator.choice(group) for group in groups if group]
+    return [generator.choice(group) for group in groups]

@@ -6,11 +6,10 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import ClassVar
 
-from PIL import Image
-
-from vireid_lite.data.benchmarks.lists import image_names, open_root, query_direction, require, require_folders
-from vireid_lite.data.records import Dataset, Modality, Record, Trial, all_against_all
+from vireid_lite.data.benchmarks.lists import YES, Benchmark, image_names
+from vireid_lite.data.records import Box, Modality, Record, Size, opened
 from vireid_lite.errors import InputError
 
 FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
@@ -18,7 +17,7 @@ FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
 MARGIN = 0.03  #: a box is widened by this share of its height on every side
 
 
-class PairedFolder(Dataset):
+class PairedFolder(Benchmark):
     """Aligned-pair matching: find the infrared crop that was taken at the same instant as a visible one.
 
     It is no re-identification: both crops of a pair show the same instant and pose, and every box (or every whole
@@ -30,56 +29,39 @@ class PairedFolder(Dataset):
 
     Args:
         root: the folder that holds `visible` and `infrared`.
-        size: (height, width) in pixels of a crop.
         seed: not used.
+
+    Keyword Args:
         one_frame_per_sequence: keep the first frame (with a box) of each sequence only, as the same people recur in
             neighbouring frames. A sequence is the stem without its last `_` and frame number: `set06_V001` for
             `set06_V001_I00459`; a stem without one is a sequence of its own.
 
     Raises:
-        InputError: for a missing folder, a frame without its partner, a malformed `boxes.json`, a frame in it that is
+        InputError: as `Benchmark`, or for a frame without its partner, a malformed `boxes.json`, a frame in it that is
             absent, a pair of frames of unequal size, or fewer than two crops.
     """
 
-    def __init__(
-        self,
-        root: str | Path | None,
-        *,
-        size: tuple[int, int] = (128, 64),
-        seed: int = 0,
-        one_frame_per_sequence: bool = True,
-    ) -> None:
-        require("paired_folder", "one_frame_per_sequence", one_frame_per_sequence, (False, True))
-        folder = open_root("paired_folder", root)
-        super().__init__("paired_folder", folder, size, {"one_frame_per_sequence": one_frame_per_sequence})
-        require_folders("paired_folder", folder, FOLDERS.values())
-        pairs = _find_pairs(folder)
-        boxes = _read_boxes(folder, pairs)
+    title, folders = "paired_folder", tuple(FOLDERS.values())
+    choices: ClassVar = {"one_frame_per_sequence": YES}
+
+    def __init__(self, root: str | Path | None, *, size: Size = (128, 64), seed: int = 0, **options: object) -> None:
+        super().__init__("paired_folder", root, size, options)
+        alone = self.options["one_frame_per_sequence"]
+        pairs = _find_pairs(self.root)
+        boxes = _read_boxes(self.root, pairs)
         stems = sorted(pairs) if boxes is None else [stem for stem in sorted(pairs) if boxes.get(stem)]
-        if one_frame_per_sequence:
-            first = {_sequence(stem): stem for stem in reversed(stems)}
-            stems = sorted(first.values())
+        if alone:
+            stems = sorted({re.sub(r"(?<=.)_[^_\d]*\d+$", "", stem): stem for stem in reversed(stems)}.values())
         self.test: list[Record] = []
         for stem in stems:
-            for box in [None] if boxes is None else _clip(folder, pairs[stem], boxes[stem]):
+            for box in [None] if boxes is None else _clip(self.root, pairs[stem], boxes[stem]):
                 identity = len(self.test) // 2
                 for modality, source in pairs[stem].items():
                     self.test.append(Record(source, identity, 1 + modality, modality, box))
         if len(self.test) < 4:
-            remedy = "pass one_frame_per_sequence=False" if one_frame_per_sequence else "add pairs"
-            raise InputError(
-                f"paired_folder: {root} gives {len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs, "
-                f"and two are needed; {remedy}"
-            )
-
-    def trials(self, query_modality: Modality | None = None) -> list[Trial]:
-        """Return the single trial of one direction: every crop of one modality against every crop of the other."""
-        return [all_against_all(self.test, query_direction(self, query_modality))]
-
-
-def _sequence(stem: str) -> str:
-    match = re.fullmatch(r"(.+)_[^_\d]*\d+", stem)
-    return match[1] if match else stem
+            remedy = "pass one_frame_per_sequence=False" if alone else "add pairs"
+            found = f"{len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs"
+            raise InputError(f"paired_folder: {root} gives {found}, and two are needed; {remedy}")
 
 
 def _find_pairs(root: Path) -> dict[str, dict[Modality, str]]:
@@ -92,10 +74,10 @@ def _find_pairs(root: Path) -> dict[str, dict[Modality, str]]:
                 raise InputError(f"paired_folder: {root / folder} has two images named {stem}; keep one of them")
             pairs[stem][modality] = f"{folder}/{name}"
     for stem, pair in pairs.items():
-        for modality, folder in FOLDERS.items():
-            if modality not in pair:
-                have = pair[modality.other]
-                raise InputError(f"paired_folder: {have} has no partner in {root / folder}; add it, or remove {stem}")
+        if len(pair) == 1:
+            ((modality, have),) = pair.items()
+            lacking = root / FOLDERS[modality.other]
+            raise InputError(f"paired_folder: {have} has no partner in {lacking}; add it, or remove {stem}")
     return pairs
 
 
@@ -110,46 +92,35 @@ def _read_boxes(root: Path, pairs: dict) -> dict[str, list[list[float]]] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"paired_folder: {path} is not readable JSON ({error}); mend or remove it") from None
     except (AttributeError, KeyError, TypeError):
-        raise InputError(
-            f'paired_folder: {path} must map frame names to lists of {{"box": [x, y, width, height]}}; mend it'
-        ) from None
+        form = 'lists of {"box": [x, y, width, height]}'
+        raise InputError(f"paired_folder: {path} must map frame names to {form}; mend it") from None
     for stem, frame in boxes.items():
         if stem not in pairs:
             raise InputError(f"paired_folder: {path} lists {stem!r}, which is not under {root / 'visible'}; remove it")
         for box in frame:
             numbers = isinstance(box, list) and len(box) == 4 and all(type(n) in (int, float) for n in box)
-            if not (numbers and all(math.isfinite(n) and abs(n) < 1e6 for n in box) and box[2] > 0 and box[3] > 0):
-                raise InputError(
-                    f"paired_folder: {path}: {stem} has {str(box)[:60]}, not [x, y, width, height] in pixels; mend it"
-                )
+            if not (numbers and all(math.isfinite(n) and abs(n) < 1e6 for n in box) and min(box[2:]) > 0):
+                found = f"{stem} has {str(box)[:60]}, not [x, y, width, height] in pixels"
+                raise InputError(f"paired_folder: {path}: {found}; mend it")
     return boxes
 
 
-def _clip(root: Path, pair: dict[Modality, str], boxes: list[list[float]]) -> list[tuple[int, int, int, int]]:
+def _clip(root: Path, pair: dict[Modality, str], boxes: list[list[float]]) -> list[Box]:
     """Return the boxes widened by the margin and clipped to the frame, from the headers of the pair's files alone."""
     sizes = []
     for source in pair.values():
-        try:
-            with Image.open(root / source) as image:
-                sizes.append(image.size)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"paired_folder: {root / source} is not a readable image ({error}); fetch the file again"
-            ) from None
-    (width, height), other = sizes
-    if other != (width, height):
-        raise InputError(
-            f"paired_folder: {pair[Modality.VISIBLE]} is {width}x{height} and {pair[Modality.INFRARED]} is "
-            f"{other[0]}x{other[1]} pixels; boxes need aligned frames of one size"
-        )
-    clipped = []
+        with opened(root / source, "paired_folder") as image:
+            sizes.append(image.size)
+    if sizes[0] != sizes[1]:
+        found = (f"{source} is {wide}x{high}" for source, (wide, high) in zip(pair.values(), sizes, strict=True))
+        remedy = "boxes need aligned frames of one size"
+        raise InputError(f"paired_folder: {' and '.join(found)} pixels; {remedy}")
+    (width, height), clipped = sizes[0], []
     for x, y, w, h in boxes:
         left, right = max(0, round(x - MARGIN * h)), min(width, round(x + w + MARGIN * h))
         top, bottom = max(0, round(y - MARGIN * h)), min(height, round(y + h + MARGIN * h))
         if right - left < 2 or bottom - top < 2:
-            raise InputError(
-                f"paired_folder: boxes.json: {[x, y, w, h]} lies outside {pair[Modality.VISIBLE]} "
-                f"({width}x{height} pixels); mend it"
-            )
+            frame = f"{pair[Modality.VISIBLE]} ({width}x{height} pixels)"
+            raise InputError(f"paired_folder: boxes.json: {[x, y, w, h]} lies outside {frame}; mend it")
         clipped.append((left, top, right - left, bottom - top))
     return clipped

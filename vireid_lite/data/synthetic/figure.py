@@ -8,9 +8,10 @@ the image in units of its height. Light is linear until the camera's square-root
 
 from __future__ import annotations
 
+import colorsys
 import math
+from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,53 +23,27 @@ MATERIALS = ("nothing", "skin", "hair", "upper", "inner", "lower", "shoes", "bag
 SKIN, HAIR, UPPER, INNER, LOWER, SHOES, BAG, HAT, DARK, SCARF = range(2, 2 * len(MATERIALS), 2)
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+PERSON = (
+    "stature shoulder waist hip depth arm leg crotch head hair beard glasses hat upper hem sleeve sleeve_dye opening "
+    "pattern repeats phase pattern_back trim lower lower_hem leg_pattern cut boots bag bag_side bag_size scarf "
+    "visible infrared heat"
+)
+
+SHOT = (
+    "yaw phase stride swing elbow arm_pose spread lean head_turn scale stretch shift foot pan mirror exposure "
+    "scene_exposure light ambient hotspot folds blur noise noise_seed occluder"
+)
+
+
+class Person(namedtuple("Person", PERSON)):
     """What one identity carries from image to image, in both spectra.
 
     Lengths are in units of the stature; `visible` is (22, 3) linear RGB, `infrared` (22,) near-infrared reflectance and
     `heat` (22,) temperature from 0 (ambient) to 1 (skin), one row for each dye of each material.
     """
 
-    stature: float
-    shoulder: float
-    waist: float
-    hip: float
-    depth: float
-    arm: float
-    leg: float
-    crotch: float
-    head: float
-    hair: str
-    beard: bool
-    glasses: bool
-    hat: str
-    upper: str
-    hem: float
-    sleeve: float
-    sleeve_dye: int
-    opening: float
-    pattern: str
-    repeats: float
-    phase: float
-    pattern_back: bool
-    trim: bool
-    lower: str
-    lower_hem: float
-    leg_pattern: str
-    cut: float
-    boots: float
-    bag: str
-    bag_side: int
-    bag_size: float
-    scarf: bool
-    visible: np.ndarray
-    infrared: np.ndarray
-    heat: np.ndarray
 
-
-@dataclass(frozen=True, slots=True)
-class Shot:
+class Shot(namedtuple("Shot", SHOT)):
     """What one image draws for itself: pose, view, framing, light and the camera's faults.
 
     yaw in radians (0 faces the camera, pi/2 walks to the right); stride, swing, elbow, spread, lean in radians; scale,
@@ -77,31 +52,67 @@ class Shot:
     hotspot (y, x, steepness), occluder (x, top, half width; level; raggedness) or None: x from the image's middle.
     """
 
-    yaw: float
-    phase: float
-    stride: float
-    swing: float
-    elbow: tuple[float, float]
-    arm_pose: tuple[str, str]
-    spread: float
-    lean: float
-    head_turn: float
-    scale: float
-    stretch: float
-    shift: float
-    foot: float
-    pan: tuple[float, float]
-    mirror: bool
-    exposure: float
-    scene_exposure: float
-    light: tuple[float, float, float]
-    ambient: float
-    hotspot: tuple[float, float, float]
-    folds: tuple[float, float]
-    blur: float
-    noise: float
-    noise_seed: int
-    occluder: tuple[float, float, float, float, float] | None
+
+# Colour, near-infrared reflectance, share.
+HAIR_COLOURS = (
+    *(((0.07, 0.06, 0.05), 0.03, 0.38), ((0.22, 0.14, 0.09), 0.1, 0.24), ((0.45, 0.28, 0.15), 0.2, 0.14)),
+    *(((0.8, 0.66, 0.42), 0.35, 0.1), ((0.62, 0.62, 0.62), 0.4, 0.08), ((0.5, 0.2, 0.1), 0.25, 0.06)),
+)
+
+
+def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift: float, upper: str) -> tuple:
+    """Draw colour (22, 3), near-infrared reflectance (22,) and heat (22,) of every dye of every material."""
+    count = 2 * len(MATERIALS)
+    visible, infrared, heat = np.zeros((count, 3)), np.zeros(count), np.zeros(count)
+
+    def colour() -> np.ndarray:
+        # Street clothes: greys, navy and denim, earth tones, and now and then a strong colour.
+        kind = rng.random()
+        if kind < 0.35:
+            grey = rng.choice((0.14, 0.3, 0.55, 0.9)) + rng.uniform(-0.06, 0.06)
+            return grey * rng.uniform(0.95, 1.05, 3)
+        hue, saturation, value = rng.random(), rng.uniform(0.5, 0.9), rng.uniform(0.35, 0.95)
+        if kind < 0.6:
+            hue, saturation, value = rng.normal(0.61, 0.03), rng.uniform(0.3, 0.75), rng.uniform(0.2, 0.65)
+        elif kind < 0.78:
+            hue, saturation, value = rng.normal(0.08, 0.03) % 1, rng.uniform(0.2, 0.55), rng.uniform(0.3, 0.85)
+        return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+
+    for material in (UPPER, INNER, LOWER, SHOES, BAG, HAT, SCARF):
+        first = colour()
+        second = colour()
+        if abs(first.mean() - second.mean()) < 0.2:
+            second = np.clip(second + (0.4 if first.mean() < 0.5 else -0.35), 0.05, 0.95)
+        # Dyes absorb in the visible and are mostly clear beyond 700 nm, so reflectance there is the fibre's own.
+        fibre = rng.uniform(0.12, 0.95, 2)
+        if abs(fibre[0] - fibre[1]) < 0.25:
+            fibre[1] = (fibre[0] + rng.uniform(0.3, 0.55)) % 0.9 + 0.06
+        if rng.random() < pattern_loss:
+            fibre[1] = fibre[0]
+        for dye, rgb in enumerate((first, second)):
+            middle = np.array([0.45, 0.45, 0.5])
+            rgb = middle + (rgb - middle) * (1 - 0.7 * similarity)
+            visible[material + dye] = np.clip(rgb, 0.03, 0.97) ** 2
+            level = (1 - shift) * rgb.mean() + shift * fibre[dye]
+            infrared[material + dye] = np.clip(0.5 + (level - 0.5) * (1 - 0.6 * similarity), 0.1, 0.95) ** 1.6
+        heat[material : material + 2] = rng.uniform(0.32, 0.72)
+    tan = rng.beta(1.3, 1.8)
+    visible[SKIN] = (np.array([0.92, 0.74, 0.62]) * (1 - tan) + np.array([0.36, 0.22, 0.15]) * tan) ** 2
+    visible[SKIN + 1] = visible[SKIN] * (0.75, 0.45, 0.45)
+    infrared[SKIN], infrared[SKIN + 1] = rng.uniform(0.42, 0.55), 0.38
+    rgb, level, _ = HAIR_COLOURS[rng.choice(len(HAIR_COLOURS), p=[share for *_, share in HAIR_COLOURS])]
+    visible[HAIR] = visible[HAIR + 1] = np.array(rgb) ** 2
+    infrared[HAIR] = infrared[HAIR + 1] = level + rng.uniform(0, 0.1)
+    visible[DARK] = visible[DARK + 1] = 0.01
+    infrared[DARK] = infrared[DARK + 1] = 0.05
+    heat[SKIN] = heat[SKIN + 1] = 0.95
+    heat[HAIR] = heat[HAIR + 1] = 0.62
+    heat[DARK] = heat[DARK + 1] = 0.85
+    heat[BAG : BAG + 2] = rng.uniform(0.15, 0.3)
+    heat[SHOES : SHOES + 2] *= 0.75
+    # A coat keeps its warmth inside.
+    heat[UPPER : UPPER + 2] *= {"coat": 0.7, "jacket": 0.8, "hoodie": 0.85}.get(upper, 1.0)
+    return visible.astype(np.float32), infrared.astype(np.float32), (heat**1.5).astype(np.float32)
 
 
 Point = tuple[float, float]
@@ -119,11 +130,8 @@ class Canvas:
         self.y = np.arange(height, dtype=np.float32)[:, None] + 0.5
         self.light, self.ambient = light, ambient
 
-    def _window(self, x0: float, x1: float, y0: float, y1: float) -> tuple[slice, slice] | None:
-        height, width = self.index.shape
-        rows = slice(max(0, int(y0)), min(height, int(y1) + 2))
-        columns = slice(max(0, int(x0)), min(width, int(x1) + 2))
-        return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
+    def _window(self, x0: float, x1: float, y0: float, y1: float) -> tuple[slice, slice]:
+        return tuple(slice(max(0, int(low)), max(0, int(high) + 2)) for low, high in ((y0, y1), (x0, x1)))
 
     def _put(self, window, inside, u, v, slope: tuple[float, float], paint: Paint, gain) -> None:
         toward = np.sqrt(np.maximum(1.0 - u * u, 0.0))
@@ -142,8 +150,6 @@ class Canvas:
         dx, dy = (bx - ax) / length, (by - ay) / length
         reach = max(start, end) * reach + 1
         window = self._window(min(ax, bx) - reach, max(ax, bx) + reach, min(ay, by) - reach, max(ay, by) + reach)
-        if window is None:
-            return None, None, None, None, None
         x, y = self.x[window[1]] - ax, self.y[window[0]] - ay
         along = x * dx + y * dy
         clipped = np.minimum(np.maximum(along, 0.0), length)
@@ -155,25 +161,20 @@ class Canvas:
     def tube(self, a: Point, b: Point, start: float, end: float, paint: Paint, gain: float = 1.0) -> None:
         """Paint a round-ended limb from a to b (x, y in pixels) whose radius goes from `start` to `end` pixels."""
         window, u, square, v, slope = self._limb(a, b, start, end, 1.0)
-        if window is not None:
-            self._put(window, square < 1.0, u, v, slope, paint, gain)
+        self._put(window, square < 1.0, u, v, slope, paint, gain)
 
     def contact(self, a: Point, b: Point, start: float, end: float, strength: float) -> None:
         """Darken what lies behind a limb that is about to be painted, most at its outline."""
         window, _, square, _, _ = self._limb(a, b, start, end, 1.5)
-        if window is not None:
-            self.shade[window] *= np.clip(square * (strength / 1.25) + (1 - 1.8 * strength), 1 - strength, 1.0)
+        self.shade[window] *= np.clip(square * (strength / 1.25) + (1 - 1.8 * strength), 1 - strength, 1.0)
 
     def column(self, y, centre, half, paint: Paint, gain: float = 1.0, contact: float = 0.0, tilt: float = 0.0) -> None:
         """Paint an upright solid given by knots: rows y, centre line and half widths, all in pixels.
 
-        Args:
-            tilt: how much brighter its top is than its foot, as a fraction.
+        `tilt` is how much brighter its top is than its foot, as a fraction.
         """
         reach = max(half) * 1.3 + 1
         window = self._window(min(centre) - reach, max(centre) + reach, y[0], y[-1])
-        if window is None:
-            return
         rows = self.y[window[0], 0]
         self._rows(window, rows, np.interp(rows, y, centre), np.interp(rows, y, half), y, paint, gain, contact, tilt)
 
@@ -182,8 +183,6 @@ class Canvas:
     ):
         """Paint a superellipse about (x, y) in pixels: a power over 2 is a rounded box; taper narrows its foot."""
         window = self._window(x - half_width * 1.3 - 1, x + half_width * 1.3 + 1, y - half_height, y + half_height)
-        if window is None:
-            return
         rows = self.y[window[0], 0]
         height = np.minimum(np.abs(rows - y) / half_height, 1.0)
         half = half_width * (1.0 - height**power) ** (1 / power) * (1 - taper * np.clip((rows - y) / half_height, 0, 1))
@@ -290,11 +289,8 @@ class Figure:
         x, y = self.at(0.0, 0.15)
         self.canvas.ellipse(x, y, 0.031 * self.wide, 0.05 * self.unit, SKIN, 0.8, power=4)
         self.torso()
-        if not facing:
-            for part in back[:-1]:
-                part()
-        self.head()
-        for part in back[-1:] * (not facing) + side * bag_near:
+        behind = [] if facing else back
+        for part in [*behind[:-1], self.head, *behind[-1:], *side * bag_near]:
             part()
         for limb in arms:
             if limb[0] >= -0.03:
@@ -376,11 +372,8 @@ class Figure:
         drop = 0.155 * math.cos(spread) * math.cos(swing)
         elbow = (shoulder[0] + out * 0.155, shoulder[1] + drop, 0.155 * math.sin(swing))
         inward = 0.06 * out if pose == "swing" else -0.05 * out - 0.02 * side
-        wrist = (
-            elbow[0] + inward,
-            elbow[1] + 0.145 * math.cos(swing + bend),
-            elbow[2] + 0.145 * math.sin(swing + bend),
-        )
+        down, ahead = 0.145 * math.cos(swing + bend), 0.145 * math.sin(swing + bend)
+        wrist = (elbow[0] + inward, elbow[1] + down, elbow[2] + ahead)
         return self.near(elbow[0], (elbow[2] + wrist[2]) / 2), side, shoulder, elbow, wrist
 
     def paint_arm(self, side: int, shoulder: tuple, elbow: tuple, wrist: tuple) -> None:
@@ -473,9 +466,8 @@ class Figure:
         if p.hat == "hood":
             c.ellipse(x - 0.2 * wide * turn, y, wide * 1.25, tall * 1.16, UPPER, contact=0.2, tilt=0.3)
             if look > -0.2:
-                c.ellipse(
-                    x + 0.35 * wide * turn, y + 0.08 * tall, wide * (0.45 + 0.4 * look), tall * 0.8, self.face_dye, 0.9
-                )
+                across = wide * (0.45 + 0.4 * look)
+                c.ellipse(x + 0.35 * wide * turn, y + 0.08 * tall, across, tall * 0.8, self.face_dye, 0.9)
         else:
             for side in (-1, 1):
                 if abs(look) > 0.3 and p.hair not in ("bob", "long", "afro"):
@@ -525,9 +517,8 @@ class Figure:
         p, c = self.p, self.canvas
         if p.hair == "long":
             x, y = self.at(0.0, 0.135, -0.025)
-            c.ellipse(
-                x, y, self.half(0.06, 0.042) * p.head, 0.115 * self.unit, HAIR, 0.9, contact=0.2, tilt=0.3, power=3
-            )
+            half = self.half(0.06, 0.042) * p.head
+            c.ellipse(x, y, half, 0.115 * self.unit, HAIR, 0.9, contact=0.2, tilt=0.3, power=3)
         elif p.hair == "bob":
             x, y = self.at(0.0, 0.09, -0.012)
             c.ellipse(x, y, self.half(0.062, 0.058) * p.head, 0.072 * self.unit, HAIR, 0.9, tilt=0.3, power=3)

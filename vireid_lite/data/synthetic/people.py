@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
 
-from vireid_lite.data.records import Dataset, Modality, Record, Trial, all_against_all
-from vireid_lite.data.synthetic.figure import (
-    BAG,
-    DARK,
-    HAIR,
-    HAT,
-    INNER,
-    LOWER,
-    MATERIALS,
-    SCARF,
-    SHOES,
-    SKIN,
-    SPECTRA,
-    UPPER,
-    Person,
-    Shot,
-)
+from vireid_lite.data.records import Dataset, Modality, Record
+from vireid_lite.data.synthetic.figure import SPECTRA, Person, Shot, dyes
 from vireid_lite.data.synthetic.render import render
 from vireid_lite.data.synthetic.scene import draw_scene
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
@@ -51,73 +35,39 @@ WARDROBE = {
     "leg pattern": {"plain": 60, "side stripe": 13, "knees": 8, "checks": 4, "cuffs": 9, "stripes": 6},
 }
 
-# Colour, near-infrared reflectance, share.
-HAIR_COLOURS = (
-    *(((0.07, 0.06, 0.05), 0.03, 0.38), ((0.22, 0.14, 0.09), 0.1, 0.24), ((0.45, 0.28, 0.15), 0.2, 0.14)),
-    *(((0.8, 0.66, 0.42), 0.35, 0.1), ((0.62, 0.62, 0.62), 0.4, 0.08), ((0.5, 0.2, 0.1), 0.25, 0.06)),
-)
-
 # One independent stream of random numbers for each kind of draw.
 PERSON, CAMERA, SHOT, SCENE = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """How hard the data are; every knob is a number from 0 up to its limit in KNOB_LIMITS.
+    """How hard the data are: numbers from 0 up to a limit in KNOB_LIMITS; the defaults are those of "easy"."""
 
-    Attributes:
-        similarity: how alike people are: 0 everyone dresses and is built apart, 1 everyone is the same person.
-        pattern_loss: share of patterns whose two dyes look the same in the infrared.
-        reflectance_shift: how little infrared reflectance follows visible brightness: 0 follows it, 1 independent of
-            it.
-        pose_spread: width of stride, arm swing, gestures and lean.
-        view_spread: how far the view strays from straight front or back: 0 not at all, 1 to either side.
-        back_views: share of images taken from behind.
-        crop_jitter: how badly the box fits: shift and scale, 1 is a fifth of the height.
-        clutter: how busy the cameras' scenes are.
-        illumination: half range of exposure, in stops.
-        colour_cast: how far apart the visible cameras' white balances are.
-        blur: largest blur, as a standard deviation in pixels at 128 rows.
-        noise: largest sensor noise, as a standard deviation on a scale of 1.
-        occlusion: share of images in which something stands before the person.
-    """
-
-    similarity: float
-    pattern_loss: float
-    reflectance_shift: float
-    pose_spread: float
-    view_spread: float
-    back_views: float
-    crop_jitter: float
-    clutter: float
-    illumination: float
-    colour_cast: float
-    blur: float
-    noise: float
-    occlusion: float
+    similarity: float = 0.0  #: how alike people are: 0 all dress and are built apart, 1 all are the same person
+    pattern_loss: float = 0.1  #: share of patterns whose two dyes look the same in the infrared
+    reflectance_shift: float = 0.6  #: 0: infrared reflectance follows visible brightness, 1: independent of it
+    pose_spread: float = 0.5  #: width of stride, arm swing, gestures and lean
+    view_spread: float = 0.5  #: how far the view strays from straight front or back: 0 not at all, 1 to either side
+    back_views: float = 0.3  #: share of images taken from behind
+    crop_jitter: float = 0.2  #: how badly the box fits: shift and scale, 1 is a fifth of the height
+    clutter: float = 0.4  #: how busy the cameras' scenes are
+    illumination: float = 0.4  #: half range of exposure, in stops
+    colour_cast: float = 0.15  #: how far apart the visible cameras' white balances are
+    blur: float = 0.8  #: largest blur, as a standard deviation in pixels at 128 rows
+    noise: float = 0.03  #: largest sensor noise, as a standard deviation on a scale of 1
+    occlusion: float = 0.05  #: share of images in which something stands before the person
 
 
 KNOB_LIMITS = {field.name: 1.0 for field in fields(Knobs)} | {"illumination": 3.0, "blur": 4.0, "noise": 0.3}
 
-# Chosen on clean validation accuracy alone (lite victim, 60 people), never on how an attack fares.
-LEVELS = {  # easy, hard
-    "similarity": (0.0, 0.1),
-    "pattern_loss": (0.1, 0.2),
-    "reflectance_shift": (0.6, 0.75),
-    "pose_spread": (0.5, 0.7),
-    "view_spread": (0.5, 0.7),
-    "back_views": (0.3, 0.4),
-    "crop_jitter": (0.2, 0.3),
-    "clutter": (0.4, 0.7),
-    "illumination": (0.4, 0.6),
-    "colour_cast": (0.15, 0.2),
-    "blur": (0.8, 1.0),
-    "noise": (0.03, 0.04),
-    "occlusion": (0.05, 0.1),
-}
-
+# Both chosen on clean validation accuracy alone (lite victim, 60 people), never on how an attack fares.
 DIFFICULTIES = {
-    name: Knobs(**{knob: level[place] for knob, level in LEVELS.items()}) for place, name in enumerate(("easy", "hard"))
+    "easy": Knobs(),
+    "hard": Knobs(
+        **{"similarity": 0.1, "pattern_loss": 0.2, "reflectance_shift": 0.75, "pose_spread": 0.7, "view_spread": 0.7},
+        **{"back_views": 0.4, "crop_jitter": 0.3, "clutter": 0.7, "illumination": 0.6, "colour_cast": 0.2},
+        **{"blur": 1.0, "noise": 0.04, "occlusion": 0.1},
+    ),
 }
 
 
@@ -152,7 +102,7 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
     hem = {"tee": 0.5, "vest": 0.49, "shirt": 0.5, "hoodie": 0.52, "jacket": 0.5}.get(upper, 0.0)
     hem = vary(hem, 0.025) if hem else vary(0.69, 0.07)
 
-    visible, infrared, heat = dyes(rng, similarity, pattern_loss, reflectance_shift, upper)
+    colours = dyes(rng, similarity, pattern_loss, reflectance_shift, upper)
     return Person(
         stature=vary(1.0, 0.04),
         shoulder=vary(0.112, 0.012) + 0.012 * build,
@@ -186,65 +136,8 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
         bag_side=1 if rng.random() < 0.5 else -1,
         bag_size=vary(0.062, 0.016),
         scarf=maybe(0.15),
-        visible=visible,
-        infrared=infrared,
-        heat=heat,
+        **dict(zip(("visible", "infrared", "heat"), colours, strict=True)),
     )
-
-
-def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift: float, upper: str) -> tuple:
-    """Draw colour (22, 3), near-infrared reflectance (22,) and heat (22,) of every dye of every material."""
-    count = 2 * len(MATERIALS)
-    visible, infrared, heat = np.zeros((count, 3)), np.zeros(count), np.zeros(count)
-
-    def colour() -> np.ndarray:
-        # Street clothes: greys, navy and denim, earth tones, and now and then a strong colour.
-        kind = rng.random()
-        if kind < 0.35:
-            grey = rng.choice((0.14, 0.3, 0.55, 0.9)) + rng.uniform(-0.06, 0.06)
-            return grey * rng.uniform(0.95, 1.05, 3)
-        hue, saturation, value = rng.random(), rng.uniform(0.5, 0.9), rng.uniform(0.35, 0.95)
-        if kind < 0.6:
-            hue, saturation, value = rng.normal(0.61, 0.03), rng.uniform(0.3, 0.75), rng.uniform(0.2, 0.65)
-        elif kind < 0.78:
-            hue, saturation, value = rng.normal(0.08, 0.03) % 1, rng.uniform(0.2, 0.55), rng.uniform(0.3, 0.85)
-        return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
-
-    for material in (UPPER, INNER, LOWER, SHOES, BAG, HAT, SCARF):
-        first = colour()
-        second = colour()
-        if abs(first.mean() - second.mean()) < 0.2:
-            second = np.clip(second + (0.4 if first.mean() < 0.5 else -0.35), 0.05, 0.95)
-        # Dyes absorb in the visible and are mostly clear beyond 700 nm, so reflectance there is the fibre's own.
-        fibre = rng.uniform(0.12, 0.95, 2)
-        if abs(fibre[0] - fibre[1]) < 0.25:
-            fibre[1] = (fibre[0] + rng.uniform(0.3, 0.55)) % 0.9 + 0.06
-        if rng.random() < pattern_loss:
-            fibre[1] = fibre[0]
-        for dye, rgb in enumerate((first, second)):
-            middle = np.array([0.45, 0.45, 0.5])
-            rgb = middle + (rgb - middle) * (1 - 0.7 * similarity)
-            visible[material + dye] = np.clip(rgb, 0.03, 0.97) ** 2
-            level = (1 - shift) * rgb.mean() + shift * fibre[dye]
-            infrared[material + dye] = np.clip(0.5 + (level - 0.5) * (1 - 0.6 * similarity), 0.1, 0.95) ** 1.6
-        heat[material : material + 2] = rng.uniform(0.32, 0.72)
-    tan = rng.beta(1.3, 1.8)
-    visible[SKIN] = (np.array([0.92, 0.74, 0.62]) * (1 - tan) + np.array([0.36, 0.22, 0.15]) * tan) ** 2
-    visible[SKIN + 1] = visible[SKIN] * (0.75, 0.45, 0.45)
-    infrared[SKIN], infrared[SKIN + 1] = rng.uniform(0.42, 0.55), 0.38
-    rgb, level, _ = HAIR_COLOURS[rng.choice(len(HAIR_COLOURS), p=[share for *_, share in HAIR_COLOURS])]
-    visible[HAIR] = visible[HAIR + 1] = np.array(rgb) ** 2
-    infrared[HAIR] = infrared[HAIR + 1] = level + rng.uniform(0, 0.1)
-    visible[DARK] = visible[DARK + 1] = 0.01
-    infrared[DARK] = infrared[DARK + 1] = 0.05
-    heat[SKIN] = heat[SKIN + 1] = 0.95
-    heat[HAIR] = heat[HAIR + 1] = 0.62
-    heat[DARK] = heat[DARK + 1] = 0.85
-    heat[BAG : BAG + 2] = rng.uniform(0.15, 0.3)
-    heat[SHOES : SHOES + 2] *= 0.75
-    # A coat keeps its warmth inside.
-    heat[UPPER : UPPER + 2] *= {"coat": 0.7, "jacket": 0.8, "hoodie": 0.85}.get(upper, 1.0)
-    return visible.astype(np.float32), infrared.astype(np.float32), (heat**1.5).astype(np.float32)
 
 
 def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> Shot:
@@ -340,45 +233,36 @@ class SyntheticVI(Dataset):
         **knobs: float,
     ) -> None:
         counts = {"train": num_identities, "val": val_identities, "test": test_identities}
-        for name, count in (*counts.items(), ("images_per_modality", images_per_modality)):
-            least = 1 if name == "images_per_modality" else 2
-            if type(count) is not int or not least <= count <= 1_000_000:
-                what = name if name == "images_per_modality" else f"{name} identities"
-                raise InputError(f"synthetic: {what} must be a whole number from {least} to 1000000; got {count!r}")
+        for split, count in counts.items():
+            check_whole("synthetic", f"{split} identities", count, 2)
+            check_number("synthetic", f"{split} identities", count, 2, 1_000_000)
+        check_whole("synthetic", "images_per_modality", images_per_modality, 1)
         if size[1] > 4 * size[0]:
             raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
         check_whole("synthetic", "seed", seed)
         check_flag("synthetic", "thermal", thermal)
         check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
+        options = {f"{split}_identities".replace("train", "num"): count for split, count in counts.items()}
+        options |= {"images_per_modality": images_per_modality, "seed": seed, "difficulty": difficulty}
+        options["thermal"] = thermal
         for name, value in knobs.items():
-            check_choice("synthetic", "knob", name, KNOB_LIMITS)
+            check_choice("synthetic", "option", name, {**options, **KNOB_LIMITS})
             check_number("synthetic", name, value, 0, KNOB_LIMITS[name])
         self.knobs = replace(DIFFICULTIES[difficulty], **{name: float(value) for name, value in knobs.items()})
         self.seed, self.thermal, self.images_per_modality = seed, thermal, images_per_modality
-        options = {
-            **{"num_identities": num_identities, "val_identities": val_identities, "test_identities": test_identities},
-            **{"images_per_modality": images_per_modality, "seed": seed, "difficulty": difficulty},
-            **{"thermal": thermal, "knobs": asdict(self.knobs)},
-        }
-        super().__init__("synthetic", None, size, options)
-        start = 0
-        for split, count in counts.items():
-            records = self._records(FIRST_IDENTITY[split], count, start)
-            setattr(self, split, records)
-            start += len(records)
+        super().__init__("synthetic", None, size, {**options, "knobs": asdict(self.knobs)})
+        self.train = self._records("train", num_identities, 0)
+        self.val = self._records("val", val_identities, len(self.train))
+        self.test = self._records("test", test_identities, len(self.train) + len(self.val))
 
-    def _records(self, first: int, count: int, start: int) -> list[Record]:
-        records = []
+    def _records(self, split: str, count: int, start: int) -> list[Record]:
+        records, first = [], FIRST_IDENTITY[split]
         for identity in range(first, first + count):
             for modality, cameras in CAMERAS.items():
                 for draw in stream(self.seed, CAMERA, identity, modality).random(self.images_per_modality):
                     camera = cameras[int(draw * len(cameras))]
                     records.append(Record(start + len(records), identity, camera, modality))
         return records
-
-    def trials(self, query_modality: Modality | None = None) -> list[Trial]:
-        """Return one trial: every test image of one modality (default visible) against all of the other."""
-        return [all_against_all(self.test, self.default_query if query_modality is None else query_modality)]
 
     def shot(self, record: Record) -> Shot:
         """Return the pose, view, framing, light and faults of one record's image."""
@@ -388,8 +272,8 @@ class SyntheticVI(Dataset):
 
     def person(self, identity: int) -> Person:
         """Return the attributes of one identity."""
-        knobs = self.knobs
-        return draw_person(self.seed, identity, knobs.similarity, knobs.pattern_loss, knobs.reflectance_shift)
+        alike, lost, shift = self.knobs.similarity, self.knobs.pattern_loss, self.knobs.reflectance_shift
+        return draw_person(self.seed, identity, alike, lost, shift)
 
     def read(self, record: Record) -> np.ndarray:
         """Render one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
