@@ -101,11 +101,13 @@ def check_resumes(attack, model, store, folder, monkeypatch, after=2, every=1):
 def check_training_sees_what_apply_makes(attack, model, store, problem, state, rows):
     """Assert that a step's network sees what the perturbation of its state makes of the clean crops, tied as it is."""
     seen, found = [], attack.finish(state, [], 0)
-    hook = model.stages[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    hook = model.stages[0].register_forward_pre_hook(lambda _, given: seen.append(given))
     attack.step(model, problem, state, 0, 0)
     hook.remove()
-    assert torch.allclose(seen[0], found.apply(store.batch(rows), store.modalities[rows]), rtol=0, atol=1e-6)
-    assert torch.equal(seen[-1][8:, 0], seen[-1][8:, 2])
+    (images, modality), (last, _) = seen[0], seen[-1]
+    assert torch.equal(torch.as_tensor(modality).expand(len(rows)), store.modalities[rows])
+    assert torch.allclose(images.detach(), found.apply(store.batch(rows), modality), rtol=0, atol=1e-6)
+    assert torch.equal(last[8:, 0], last[8:, 2])
 
 
 def attack_and_check(model, store, name, **options):

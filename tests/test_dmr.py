@@ -132,12 +132,3 @@ def test_other_files_and_sizes_are_refused_in_one_line(store, victim, found, tmp
         GeneratorPerturbation.load(damaged)
     with pytest.raises(InputError, match="32x16"):
         found.apply(torch.rand(1, 3, 64, 32), Modality.VISIBLE)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"width": 12}, "multiple of 8"), ({"learning_rate": 0}, "learning_rate"), ({"instances": 1}, "instances")],
-)
-def test_bad_values_are_refused(options, words):
-    with pytest.raises(InputError, match=words):
-        DMR(**options)

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vireid_lite import models
-from vireid_lite.attacks import frozen
+from vireid_lite.attacks import ATTACKS, frozen
+from vireid_lite.attacks.cmps_switches import SWITCHES
 from vireid_lite.attacks.dmr import DMR
 from vireid_lite.attacks.features import batch_mates
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
@@ -28,14 +29,14 @@ from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.errors import InputError
 
-ATTACKS = {**UNIVERSAL, "dmr": DMR}
+FITTED = {**UNIVERSAL, "dmr": DMR}
 GRADIENT = [name for name, attack in UNIVERSAL.items() if attack.gradients_per_step]
 LEARNING = pytest.mark.parametrize("name", [*GRADIENT, "dmr"])
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(sorted(ATTACKS)),
+    name=st.sampled_from(sorted(FITTED)),
     levels=st.integers(1, 32),
     seed=st.integers(0, 2**31),
     size=st.integers(4, 24),
@@ -269,21 +270,40 @@ def test_batch_mates_by_hand():
     assert nearest.tolist() == [1, 0, 1, 4, 3, 5]
 
 
+REFUSED = {
+    "col-del": [{"budget": "triple"}, {"levels": 1}],
+    "uap": [{"step_share": 0}, {"rescale": 1}],
+    "uap-retrieval": [{"grey_probability": 1.5}, {"clusters": -1}],
+    "meta-attack": [{"margin": "0.5"}],
+    "dmr": [{"learning_rate": 0}, {"instances": 1}],
+    "sma": [{"eps": 0}, {"eps": 2}, {"steps": 0}, {"steps": 1.5}, {"step_size": 0}, {"step_size": True}, {"tied": 1}],
+    "cmps": [
+        *({"mode": "both"}, {"eps": 0}, {"eps": 8}, {"steps": 0}, {"grey_probability": 2}, {"clusters": -1}),
+        *({"momentum": "1"}, {"tied": 1}, {"modalities": "visible", "update": "joint"}),
+        *({"grey_anchor": True, "bank": "same"}, *({switch: "neither"} for switch in SWITCHES)),
+    ],
+    "feature-level": [
+        *({"attention": "sfm"}, {"identity": True}, {"heads": "none"}, {"initial": "gauss"}, {"blocks": 4}),
+        *({"blocks": [5]}, {"blocks": [True]}, {"alpha": -0.1}, {"alpha": math.nan}, {"head_rate": "fast"}),
+        *({"instances": 1}, {"eps": 0}, {"step_share": 0}),
+    ],
+}
+SAID = [
+    ("dmr", {"width": 12}, "multiple of 8"),
+    ("feature-level", {"form": "huber"}, "form 'huber' is unknown; choose from hinge, linear"),
+    ("feature-level", {"sfm": 1}, "sfm must be true or false"),
+    ("feature-level", {"learn_delta": "no"}, "learn_delta must be true or false"),
+    ("feature-level", {"blocks": [4, 4]}, "one block twice"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
-    [
-        ("col-del", {"budget": "triple"}, "budget"),
-        ("col-del", {"levels": 1}, "levels"),
-        ("uap", {"step_share": 0}, "step_share"),
-        ("uap", {"rescale": 1}, "rescale"),
-        ("uap-retrieval", {"grey_probability": 1.5}, "grey_probability"),
-        ("uap-retrieval", {"clusters": -1}, "clusters"),
-        ("meta-attack", {"margin": "0.5"}, "margin"),
-    ],
+    [*SAID, *((name, options, list(options)[-1]) for name, all_of in REFUSED.items() for options in all_of)],
 )
 def test_bad_values_are_refused_in_one_line(name, options, words):
     with pytest.raises(InputError, match=words) as refusal:
-        UNIVERSAL[name](**options)
+        ATTACKS[name](**options)
     assert "\n" not in str(refusal.value)
 
 

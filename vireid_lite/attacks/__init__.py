@@ -17,23 +17,10 @@ from vireid_lite.attacks.universal import UNIVERSAL
 from vireid_lite.errors import InputError, check_whole
 
 __all__ = [
-    "ATTACKS",
-    "CMPS",
-    "EPS",
-    "IMAGE_SPECIFIC",
-    "AdversarialStore",
-    "FeatureLevelAttack",
-    "GeneratorPerturbation",
-    "ImageAttack",
-    "Modification",
-    "ModifiedVictim",
-    "UniversalAttack",
-    "UniversalPerturbation",
-    "build_attack",
-    "craft",
-    "load_perturbation",
-    "train_modified_victim",
-]
+    "ATTACKS", "CMPS", "EPS", "IMAGE_SPECIFIC", "AdversarialStore", "FeatureLevelAttack", "GeneratorPerturbation",
+    "ImageAttack", "Modification", "ModifiedVictim", "UniversalAttack", "UniversalPerturbation", "build_attack",
+    "craft", "load_perturbation", "train_modified_victim",
+]  # fmt: skip
 
 ATTACKS = {**UNIVERSAL, "dmr": DMR, "cmps": CMPS, "feature-level": FeatureLevelAttack, **IMAGE_SPECIFIC}
 

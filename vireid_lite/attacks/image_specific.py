@@ -275,20 +275,18 @@ class GuideBank:
             raise InputError(f"guides: no {modality.name.lower()} image in the guide store; guides share the modality")
         with frozen(model):
             self.features = over_crops(lambda x, *_: model.embed(x, modality), model, store, rows, batch_size)
-        members: dict[int, list[int]] = {}
-        for place, row in enumerate(rows):
-            members.setdefault(store.records[row].identity, []).append(place)
-        most = max(map(len, members.values()))
-        self.number = {identity: number for number, identity in enumerate(members)}
+        identities = np.array([store.records[row].identity for row in rows])
+        self.number = {identity: number for number, identity in enumerate(dict.fromkeys(identities.tolist()))}
+        members = [np.flatnonzero(identities == identity) for identity in self.number]
+        most = max(map(len, members))
         # Those of an identity with fewer images come again in turn.
-        self.places = torch.tensor([[places[i % len(places)] for i in range(most)] for places in members.values()])
-        self.means = torch.stack([self.features[places].mean(0) for places in members.values()])
+        self.places = torch.from_numpy(np.stack([np.resize(places, most) for places in members]))
+        self.means = torch.stack([self.features[places].mean(0) for places in members])
 
     def guides(self, features: Tensor, identities: Sequence[int]) -> Guides:
         """Return the guides of N images with these clean features (N, D) and identities, all of which the bank has."""
-        lacking = sorted(set(identities) - set(self.number))
-        if lacking:
-            raise InputError(f"guides: no image of identity {lacking[0]} in this modality of the guide store")
+        for lacking in sorted(set(identities) - set(self.number)):
+            raise InputError(f"guides: no image of identity {lacking} in this modality of the guide store")
         own = torch.tensor([self.number[identity] for identity in identities])
         same = self.features[self.places[own].to(self.features.device)]
         if len(self.means) < 2:
@@ -325,14 +323,14 @@ def craft(
     Raises:
         InputError: for bad images, and for guides that the guide store lacks.
     """
+    guide_store = store if guide_store is None else guide_store
     images, clean = (torch.empty(len(store), 3, *store.images.shape[1:3]) for _ in range(2))
     with tqdm(total=len(store), unit="crop", desc=attack.name, disable=not progress) as bar:
         for modality in Modality:
-            rows, bank = np.flatnonzero(store.modalities.numpy() == modality), None
+            rows = np.flatnonzero(store.modalities.numpy() == modality)
             if not len(rows):
                 continue
-            if attack.needs:
-                bank = GuideBank(model, store if guide_store is None else guide_store, modality, batch_size)
+            bank = GuideBank(model, guide_store, modality, batch_size) if attack.needs else None
             for number, chunk in enumerate(np.split(rows, range(batch_size, len(rows), batch_size))):
                 batch, guides = images_of(store, chunk, model), None
                 if bank is not None:
