@@ -15,10 +15,10 @@ from vireid_lite import models
 from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, UniversalPerturbation, budget, build_attack, frozen
 from vireid_lite.attacks.cmps_switches import NUMBERS, SWITCHES, SwitchedCMPS
 from vireid_lite.attacks.features import extremes
-from vireid_lite.cards import read_cards
 from vireid_lite.chapters.costs import COSTS
 from vireid_lite.data import ImageStore, Modality
 from vireid_lite.errors import InputError
+from vireid_lite.study.cards import read_cards
 
 SEED = 5
 

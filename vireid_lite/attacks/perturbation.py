@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -145,3 +145,25 @@ def lattice_shift(lattice: Tensor, images: Tensor) -> Tensor:
     grid = images.permute(0, 2, 3, 1).flip(-1)[:, None] * 2 - 1
     volume = lattice[None].expand(len(images), -1, -1, -1, -1)
     return F.grid_sample(volume, grid, padding_mode="border", align_corners=True)[:, :, 0]
+
+
+def resized(made: UniversalPerturbation, size: tuple[int, int]) -> UniversalPerturbation:
+    """Return a universal perturbation for crops of another size, (height, width), projected to its own budget again.
+
+    Each delta is interpolated bilinearly (corners not aligned, no antialiasing), then clipped to [-eps, eps]; a colour
+    lattice has no size and stays. Interpolation only averages, so a delta of +-eps everywhere loses strength.
+
+    Raises:
+        InputError: for what is no perturbation of fixed pixels (a generator).
+    """
+    if not isinstance(made, UniversalPerturbation):
+        raise InputError(f"transfer: {type(made).__name__} has no delta to resize; use crops of one size for both")
+    if tuple(made.size) == tuple(size):
+        return made
+
+    def fit(delta: Tensor) -> Tensor:
+        found = F.interpolate(delta[None], size=tuple(size), mode="bilinear", align_corners=False)
+        return found[0].clamp(-made.eps, made.eps)
+
+    many = isinstance(made.delta, dict)
+    return replace(made, delta={m: fit(delta) for m, delta in made.delta.items()} if many else fit(made.delta))
