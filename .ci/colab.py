@@ -30,7 +30,7 @@ VERSIONS = (
     "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions() if d.name}))"
 )
 CARDS = """
-from vireid_lite.cards import read_cards
+from vireid_lite.study.cards import read_cards
 from vireid_lite.chapters.parameters import COSTS
 assert COSTS.exists() and read_cards(COSTS.parent), f"{COSTS.parent}: no run cards"
 """

@@ -10,7 +10,7 @@ row and gpu-sSEED.json: the steps with seconds and peak memory, and these ratios
   precision, batch, optimiser and shape, that is with layer 4 at its input's resolution as AGW has it; and stock;
 - a crafting step of CMPS (two gradients) and of the feature-level attack (one) against bare forward and backward passes
   to the input, of that ResNet-50 and of the victim itself;
-- what each choice of `Compute` costs: float32, TF32, bf16, deterministic, and compiling with its warm-up.
+- what each precision of `Compute` costs: float32, TF32 and bf16.
 
 `--toy` runs the same code at toy size on whatever device there is, to see that it works; its numbers mean nothing.
 """
@@ -35,6 +35,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,19 +44,22 @@ import torchvision
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-from vireid_lite import losses, models
-from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, FeatureLevelAttack
+from vireid_lite import models
+from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, FeatureLevelAttack, UniversalAttack
 from vireid_lite.attacks.frozen import frozen, images_of, training_store
-from vireid_lite.campaign import prepare, read_campaign, run_one
-from vireid_lite.cards import card_name, is_stale, read_card
 from vireid_lite.data import Dataset, ImageStore, Modality, PKSampler, Record, cached
 from vireid_lite.errors import InputError
 from vireid_lite.files import cache_folder, exclusive, write_atomically
 from vireid_lite.losses import TRIPLETS
 from vireid_lite.machine import PRECISIONS, Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.metrics.evaluation import distinct
-from vireid_lite.tables import seed_rows
+from vireid_lite.models.two_stream import Batch
+from vireid_lite.study.campaign import Run, read_campaign
+from vireid_lite.study.cards import is_stale, read_card
+from vireid_lite.study.run import run_one
+from vireid_lite.study.tables import seed_rows
 from vireid_lite.training import _batch, contiguous_labels, optimiser_for
+from vireid_lite.victims import tier_recipe
 
 CAMPAIGN = Path(__file__).resolve().parents[1] / "book" / "campaigns" / "standard.toml"
 AT_LEAST, AT_MOST = {"training step over bare": 0.85}, {"crafting step over bare": 1.15}
@@ -68,32 +72,34 @@ class OutOfTime(BaseException):
     """The budget is used up; no `except Exception` on the way may take it for a failure."""
 
 
-def runs_of(seed: int, toy: bool, compiled: bool) -> list[dict]:
+def runs_of(seed: int, toy: bool) -> list[Run]:
     """Return the campaign's runs of one seed, those of a difficulty together, shrunk for a toy run."""
     runs = read_campaign(CAMPAIGN)
-    runs = [{**run, "seed": seed} for run in runs if run["seed"] == runs[0]["seed"]]
-    for run in runs:
-        if compiled:
-            run["compute"] = {**run["compute"], "compile": True}
-        if toy:
-            run["name"], run["dataset"] = "toy", {**run["dataset"], **TOY}
-            run["victim"], run["train"] = {"backbone": "lite"}, {"epochs": 1, "identities": 4}
-            if not torch.cuda.is_available():  # which few CPUs compute bf16 with
-                run["compute"] = {"precision": "float32"}
-            if "gradients" in run["attack"]:
-                run["attack"] |= {"gradients": 2, "identities": 8}
-            elif run["attack"].get("name") in set(IMAGE_SPECIFIC) - {"fgsm"}:
-                run["attack"]["steps"] = 2
+    runs = [replace(run, seed=seed) for run in runs if run.seed == runs[0].seed]
     if toy:
-        runs = [run for run in runs if not run["attack"].get("tied") or run["attack"]["name"] == "sign-noise"]
-    return sorted(runs, key=lambda run: ("easy", "hard").index(run["dataset"]["difficulty"]))
+        runs = [_toy(run) for run in runs if not run.attack or not run.attack.tied or run.attack.name == "sign-noise"]
+    return sorted(runs, key=lambda run: ("easy", "hard").index(run.dataset["difficulty"]))
 
 
-def label(run: dict) -> str:
+def _toy(run: Run) -> Run:
+    """Return a run shrunk to seconds."""
+    attack = run.attack
+    if isinstance(attack, UniversalAttack):
+        attack = replace(attack, steps=max(1, 2 // (attack.gradients_per_step or 1)))
+    elif attack and attack.name != "fgsm":
+        attack = replace(attack, steps=2)
+    # bf16 is what few CPUs compute with.
+    compute = run.compute if torch.cuda.is_available() else Compute()
+    recipe = tier_recipe(run.tier, backbone="lite", epochs=1, identities=4)
+    more = {"identities": run.identities and 8, "recipe": recipe, "compute": compute}
+    return replace(run, kind="toy", dataset={**run.dataset, **TOY}, attack=attack, **more)
+
+
+def label(run: Run) -> str:
     """Return a run as the list of steps names it."""
-    attack = run["attack"]
+    attack = run.configuration["attack"] or {}
     parts = [attack.get(key) for key in ("name", "mode", "form")] + ["tied" if attack.get("tied") else None]
-    return " ".join(part for part in (run["dataset"]["difficulty"], *parts, None if attack else "victim") if part)
+    return " ".join(part for part in (run.dataset["difficulty"], *parts, None if attack else "victim") if part)
 
 
 def read_notes(path: Path) -> dict:
@@ -203,13 +209,13 @@ def one_thread():
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def render(run: dict, workers: int) -> int:
+def render(run: Run, workers: int) -> int:
     """Put every crop that a difficulty's runs ask for into the cache; return how many were rendered for it.
 
     `data.cached` decodes on threads, of which a renderer in Python uses one at a time; so each thread hands its crop to
     a process.
     """
-    dataset = prepare(run)[0]
+    dataset = run.open()
     tests = [distinct(dataset.trials(modality), "query") for modality in Modality]
     reader = copy.copy(dataset)
     reader.train, reader.val, reader.test = [], [], []  # it travels with every record
@@ -224,16 +230,15 @@ def render(run: dict, workers: int) -> int:
     return len(dataset.train) + sum(map(len, tests))
 
 
-def identities_of(run: dict) -> int:
+def identities_of(run: Run) -> int:
     """Return how many training identities the universal attacks of the campaign learn from."""
-    return 8 if run["name"] == "toy" else 200
+    return 8 if run.kind == "toy" else 200
 
 
 def measure(variants: dict[str, Callable[[int], None]], steps: int, rounds: int, device: torch.device) -> dict:
     """Return for each variant its median milliseconds a step, the quarters, and its peak memory above what was held.
 
-    A variant is called with a number of steps; a round calls each once, between two waits for the device. One that
-    fails is left out, with the reason under "failed".
+    A variant is called with a number of steps; a round calls each once, between two waits for the device.
     """
 
     def wait() -> None:
@@ -245,13 +250,10 @@ def measure(variants: dict[str, Callable[[int], None]], steps: int, rounds: int,
         held = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        try:
-            run(steps // 2 + 1)  # warms up
-            wait()
-            found[name] = {"peak_memory_mib": round(peak_memory_mib(device) - held)}
-        except RuntimeError as error:  # an operation without a deterministic form, say: the others still count
-            found[name] = {"failed": str(error).splitlines()[0]}
-    seconds: dict[str, list[float]] = {name: [] for name in variants if "failed" not in found[name]}
+        run(steps // 2 + 1)  # warms up
+        wait()
+        found[name] = {"peak_memory_mib": round(peak_memory_mib(device) - held)}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name in seconds:
             run = variants[name]
@@ -283,17 +285,16 @@ def bare_network(toy: bool, classes: int, same_shape: bool, device: torch.device
 class Bench:
     """What the throughput of a run is measured on: its data, its recipe, and one batch."""
 
-    def __init__(self, run: dict, device: torch.device) -> None:
-        self.dataset, self.recipe, _ = prepare(run)
-        self.run, self.device, self.toy = run, device, run["name"] == "toy"
-        self.compute, self.settings = Compute(**run["compute"]), self.recipe.settings
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self.dataset, self.recipe = run.open(), run.recipe
+        self.run, self.device, self.toy = run, device, run.kind == "toy"
+        self.compute, self.settings = run.compute, self.recipe.settings
         self.store = cached(self.dataset, self.dataset.train, False)
         self.labels = contiguous_labels(self.store.records)
         self.classes = int(self.labels.max()) + 1
         named = zip(self.store.records, self.labels, strict=True)
         records = [Record(r.source, int(label), r.camera, r.modality) for r, label in named]
         sampler = PKSampler(records, self.settings.identities, self.settings.images)
-        self.steps_per_epoch = len(sampler)
         self.rows = itertools.chain.from_iterable(sampler.epoch(epoch) for epoch in itertools.count())
         self.generator = torch.Generator().manual_seed(0)
         self.batch = self.load()
@@ -311,17 +312,16 @@ class Bench:
     def trained(self, compute: Compute, loading: bool = False) -> Callable[[int], None]:
         """Return steps of `training.train`, with their images loaded or with the same ones each time."""
         model = self.victim().train()
-        optimiser, triplet = optimiser_for(model, self.settings), TRIPLETS[self.settings.triplet]
+        optimiser, smoothing = optimiser_for(model, self.settings), self.settings.label_smoothing
+        triplet = TRIPLETS[self.recipe.triplet] if self.recipe.triplet else None
 
         def steps(count: int) -> None:
             with compute.on(model, self.device):
                 for _ in range(count):
-                    images, modality, target = self.load() if loading else self.batch
-                    output = model(images, modality)
-                    loss = losses.identity_loss(output.logits, target, self.settings.label_smoothing)
-                    loss = loss + (triplet(output.pooled, target) if triplet else 0)
+                    batch = self.load() if loading else self.batch
+                    found = model.objective(Batch(*batch, smoothing, triplet, [], self.generator))
                     optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
+                    sum(found.losses.values()).backward()
                     optimiser.step()
 
         return steps
@@ -347,7 +347,7 @@ class Bench:
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def training(self, steps: int, rounds: int) -> dict:
-        """Return training against the bare step, the share of loading, and the price of each choice of Compute."""
+        """Return training against the bare step, the share of loading, and the price of each precision."""
 
         def load(count: int) -> None:
             for _ in range(count):
@@ -355,7 +355,6 @@ class Bench:
 
         gpu, own = self.device.type == "cuda", self.compute.precision
         choices = {name: Compute(name) for name in PRECISIONS if name != own and (gpu or name != "tf32")}
-        choices["deterministic"] = Compute(own, deterministic=True)
         variants = {
             "bare step, same shape": self.bare(True),
             "bare step, stock": self.bare(False),
@@ -365,7 +364,7 @@ class Bench:
             **{f"step without loading, {name}": self.trained(choice) for name, choice in choices.items()},
         }
         found = measure(variants, steps, rounds, self.device)
-        ms = {name: value["ms"] for name, value in found.items() if "ms" in value}
+        ms = {name: value["ms"] for name, value in found.items()}
         ratios = {
             # Throughputs: the bare step's time over ours.
             "training step over bare": ms["bare step, same shape"] / ms["training step"],
@@ -376,7 +375,7 @@ class Bench:
         # Times: each choice's step over that of the run's own.
         own_step = "step without loading"
         costs = {name: f"{own_step}, {name}" for name in choices}
-        ratios |= {f"cost of {name}": ms[step] / ms[own_step] for name, step in costs.items() if step in ms}
+        ratios |= {f"cost of {name}": ms[step] / ms[own_step] for name, step in costs.items()}
         batch = len(self.batch[0])
         return {"batch": batch, "images_per_second": batch / ms["training step"] * 1e3, **rounded(ratios, found)}
 
@@ -435,25 +434,6 @@ class Bench:
         rate = len(many) / ms["embedding"] * 1e3
         return {"batch": len(batches[Modality.VISIBLE]), "embedded_per_second": rate, **rounded(ratios, found)}
 
-    def compiling(self, steps: int, rounds: int) -> dict:
-        """Return what compiling saves a step, what its warm-up takes, and whether one training repays it."""
-        compute = Compute(self.compute.precision, compile=True)
-        compiled, started = self.trained(compute), time.perf_counter()
-        compiled(3)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        warm_up = time.perf_counter() - started
-        variants = {"step without loading": self.trained(self.compute), "step without loading, compiled": compiled}
-        found = measure(variants, steps, rounds, self.device)
-        before, after = (value["ms"] for value in found.values())
-        saved = (before - after) / 1e3 * self.steps_per_epoch * self.settings.epochs
-        ratios = {
-            "cost of compile": after / before,
-            "seconds to compile": warm_up,
-            "seconds saved by a training": saved,
-        }
-        return {"pays": saved > warm_up, **rounded(ratios, found)}
-
 
 def rounded(ratios: dict[str, float], found: dict) -> dict:
     """Return ratios with whether each that has a target keeps it, beside what was measured."""
@@ -462,7 +442,7 @@ def rounded(ratios: dict[str, float], found: dict) -> dict:
     return {"ratios": {name: round(value, 3) for name, value in ratios.items()}, "kept": kept, "measured": found}
 
 
-def seconds_of(run: dict, throughput: dict) -> tuple[float, str]:
+def seconds_of(run: Run, throughput: dict) -> tuple[float, str]:
     """Return an estimate of a run's seconds from the measured throughput, and the kind of run that learns from it.
 
     A victim's is that of one epoch, of no kind: a training that is stopped goes on at its last epoch.
@@ -470,18 +450,19 @@ def seconds_of(run: dict, throughput: dict) -> tuple[float, str]:
     training, crafting = throughput.get("training"), throughput.get("crafting")
     if not training or not crafting:
         return 0.0, ""
-    dataset = prepare(run)[0]
+    dataset = run.open()
     tests = [len(distinct(dataset.trials(modality), "query")) for modality in Modality]
     scoring = 4 * max(tests) / crafting["embedded_per_second"] + AROUND
-    if not run["attack"]:
+    if not run.attack:
         images = 2 * max(sum(r.modality == m for r in dataset.train) for m in Modality)
         return images / training["images_per_second"] + scoring, ""
     gradient = crafting["measured"]["two passes of the victim"]["ms"] / 2e3  # of one batch
-    if run["attack"]["name"] in IMAGE_SPECIFIC:
-        steps = 1 if run["attack"]["name"] == "fgsm" else run["attack"].get("steps", 10)
+    if run.attack.name in IMAGE_SPECIFIC:
+        steps = 1 if run.attack.name == "fgsm" else run.attack.steps
         return steps * sum(tests) / crafting["batch"] * gradient + scoring + AROUND, "image-specific"
     learned = len(dataset.train) * identities_of(run) / len({r.identity for r in dataset.train})
-    return run["attack"]["gradients"] * gradient + 4 * learned / crafting["embedded_per_second"] + scoring, "universal"
+    passes = run.attack.steps * run.attack.gradients_per_step
+    return passes * gradient + 4 * learned / crafting["embedded_per_second"] + scoring, "universal"
 
 
 def machine(device: torch.device) -> dict:
@@ -541,7 +522,7 @@ def kept_victims() -> set[str]:
     return {path.parent.name for path in (cache_folder() / "victims").glob("*/victim.safetensors")}
 
 
-def everything(session: Session, runs: list[dict], out: Path, toy: bool) -> None:
+def everything(session: Session, runs: list[Run], out: Path, toy: bool) -> None:
     """Do every step there is time for."""
     workers = 1 if toy else os.cpu_count() or 1
     steps, rounds = (1, 2) if toy else (6, 6)
@@ -555,33 +536,33 @@ def everything(session: Session, runs: list[dict], out: Path, toy: bool) -> None
             session.step(f"throughput of {part}", work, estimate)
             gc.collect()  # a dozen networks, which the rows that follow need not share the memory with
 
-    def crafted_and_scored(run: dict) -> None:
+    def crafted_and_scored(run: Run) -> None:
         before = kept_victims()
         run_one(run, out, str(session.device))
-        if not run["attack"] and len(new := kept_victims() - before) == 1:
-            victims[run["dataset"]["difficulty"]] = new.pop()
+        if not run.attack and len(new := kept_victims() - before) == 1:
+            victims[run.dataset["difficulty"]] = new.pop()
 
-    def hindrance(run: dict, victim: dict) -> str | None:
+    def hindrance(run: Run, victim: Run) -> str | None:
         """Say why an attack cannot be made: one victim is trained once, as two trainings on a GPU differ."""
-        if not run["attack"]:
+        if not run.attack:
             return None
-        if not (out / card_name(prepare(victim)[2])).exists():
+        if not (out / victim.card_name()).exists():
             return "its victim is not there"
-        if victims.get(run["dataset"]["difficulty"], "") in {"", *kept_victims()}:
+        if victims.get(run.dataset["difficulty"], "") in {"", *kept_victims()}:
             return None
         return "its victim is not in VIREID_CACHE any more, and a new training would differ; choose another OUT"
 
-    for number, (difficulty, group) in enumerate(itertools.groupby(runs, lambda run: run["dataset"]["difficulty"])):
+    for number, (difficulty, group) in enumerate(itertools.groupby(runs, lambda run: run.dataset["difficulty"])):
         victim, *attacked = group
         todo = []
         for run in (victim, *attacked):
-            card = out / card_name(prepare(run)[2])
+            card = out / run.card_name()
             if not card.exists() or is_stale(read_card(card)):
                 todo.append(run)
         if not todo and (number or {"training", "crafting"} <= set(throughput)):
             print(f"{difficulty}: every card is there")
             continue
-        dataset = prepare(victim)[0]
+        dataset = victim.open()
         crops = len(dataset.train) + sum(len(dataset.trials(modality)[0].query) for modality in Modality)
         rendered = functools.partial(render, victim, workers)
         if not session.step(f"{difficulty} render", rendered, crops / RENDERED / workers, "render"):
@@ -594,8 +575,6 @@ def everything(session: Session, runs: list[dict], out: Path, toy: bool) -> None
                 session.leave_out(f"{label(run)}: {reason}")
                 continue
             session.step(label(run), functools.partial(crafted_and_scored, run), *seconds_of(run, throughput))
-        if number == 0 and not toy:  # compiling for a CPU says nothing about a GPU
-            bench("compiling", 120)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -604,7 +583,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("_build/gpu"), help="folder for cards and gpu-sSEED.json")
     parser.add_argument("--minutes", type=float, default=9.5, help="budget of this call")
     parser.add_argument("--only", choices=["easy", "hard"], help="one difficulty alone")
-    parser.add_argument("--compile", action="store_true", help="compile the victim's blocks while it trains")
     parser.add_argument("--toy", action="store_true", help="toy size, on any device")
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)  # when gpu.sh began, seconds since 1970
     given = parser.parse_args(arguments)
@@ -615,9 +593,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError("gpu.py: no GPU is here; --toy runs the same code at toy size on a CPU")
         if not 0 < given.minutes < math.inf or given.seed < 0:
             raise InputError("gpu.py: --minutes must be above 0, and --seed a whole number from 0 up")
-        runs = runs_of(given.seed, given.toy, given.compile)
-        runs = [run for run in runs if given.only in (None, run["dataset"]["difficulty"])]
-        facts = {"machine": machine(device), "seed": given.seed, "toy": given.toy, "compute": runs[0]["compute"]}
+        runs = runs_of(given.seed, given.toy)
+        runs = [run for run in runs if given.only in (None, run.dataset["difficulty"])]
+        compute = runs[0].compute.describe()
+        facts = {"machine": machine(device), "seed": given.seed, "toy": given.toy, "compute": compute}
         session = Session(given.out / f"gpu-s{given.seed}.json", device, begun + 60 * given.minutes, facts)
         print(", ".join(f"{name} {value}" for name, value in facts["machine"].items() if name != "versions"))
         print(f"torch {torch.__version__}, seed {given.seed}, {len(runs)} runs, compute {facts['compute']}")
@@ -628,7 +607,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    cards = [given.out / card_name(prepare(run)[2]) for run in runs]
+    cards = [given.out / run.card_name() for run in runs]
     missing = [label(run) for run, card in zip(runs, cards, strict=True) if not card.exists()]
     cards = [card for card in cards if card.exists()]
     print_tables(map(read_card, cards))

@@ -12,7 +12,5 @@ out=${1:-_build/gpu}
 case $out in /*) ;; *) out=$PWD/$out ;; esac
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-# cuBLAS reads this when it starts; only the deterministic mode asks for it.
-export CUBLAS_WORKSPACE_CONFIG="${CUBLAS_WORKSPACE_CONFIG:-:4096:8}"
 # Not as a file: each of the rendering processes would import it whole.
 exec "${PYTHON:-python3}" -c "import sys, gpu; sys.exit(gpu.main())" --seed "$seed" --out "$out" --started "$started" "$@"

@@ -90,7 +90,8 @@ from torch.nn import functional
 from vireid_lite import metrics, models
 from vireid_lite.chapters import plots
 from vireid_lite.data import Modality, SyntheticVI, Trial, cached
-from vireid_lite.data.synthetic.people import figure, render
+from vireid_lite.data.synthetic.figure import LOWER, SPECTRA, UPPER, Figure
+from vireid_lite.data.synthetic.render import render
 from vireid_lite.metrics.evaluation import direction_name, identities_and_cameras
 from vireid_lite.victims import tier_dataset
 
@@ -549,7 +550,7 @@ for world, dataset in worlds.items():
 # cards' seeds.
 
 # %%
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.chapters.costs import COSTS
 
 learned = {"shuffled labels": "shuffled-labels", "trained victim": "victim"}

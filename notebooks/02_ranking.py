@@ -719,7 +719,7 @@ Markdown(
 # synthetic set, retrained from several seeds.
 
 # %%
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.chapters.costs import COSTS
 

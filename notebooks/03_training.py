@@ -776,7 +776,7 @@ Markdown(
 # spread over seeds. They are different uncertainties, and neither stands for the other.
 
 # %% tags=["hide-input"]
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.chapters.costs import COSTS
 
 lite = tier_recipe("lite").describe()

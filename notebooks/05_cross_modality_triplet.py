@@ -107,7 +107,7 @@ from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of, training_store
 from vireid_lite.data.batches import Batches
 from vireid_lite.attacks.features import Problem, identity_centroids, kmeans_centroids
-from vireid_lite.campaign import difference
+from vireid_lite.study.run import difference
 from vireid_lite.data import ImageStore, Modality, cached
 from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
@@ -1042,8 +1042,8 @@ Markdown(
 # {term}`run cards <run card>`; steps and step size are the same on both sides. Above zero the control is weaker.
 
 # %% tags=["hide-input"]
-from vireid_lite import tables
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study import tables
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.chapters.costs import COSTS
 
 CONTROLS = {

@@ -94,15 +94,16 @@ import numpy as np
 import torch
 from IPython.display import Markdown
 
-from vireid_lite import metrics, tables
+from vireid_lite import metrics
 from vireid_lite.chapters import plots
 from vireid_lite.chapters.words import moved
+from vireid_lite.study import tables
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import CMPS, build_attack
 from vireid_lite.attacks.budget import clip, l1_normalised, luma, tie
 from vireid_lite.attacks.frozen import Stream, frozen, generator_for, images_of, training_store
-from vireid_lite.campaign import difference
+from vireid_lite.study.run import difference
 from vireid_lite.data import ImageStore, Modality, all_against_all, cached
 from vireid_lite.metrics.evaluation import direction_name, evaluate, ranked
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
@@ -622,7 +623,7 @@ Markdown(
 
 # %% tags=["hide-input"]
 from vireid_lite.attacks import ATTACKS, UniversalAttack
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.chapters.costs import COSTS
 
 CAMPAIGN = COSTS.parents[1] / "campaigns" / "attacks.toml"

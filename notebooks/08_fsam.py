@@ -84,8 +84,9 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional as F
 
-from vireid_lite import metrics, models, tables
+from vireid_lite import metrics, models
 from vireid_lite.chapters import plots
+from vireid_lite.study import tables
 from vireid_lite.models.attention import FSAM, SFM, SpatialAttention, build_attention
 from vireid_lite.models.insertion import block_channels, inserted
 from vireid_lite.data import Modality, PKSampler, Trial, cached
@@ -733,7 +734,7 @@ Markdown("\n".join(lines))
 # the networks were trained.
 
 # %% tags=["hide-input"]
-from vireid_lite.cards import read_cards, stale_note
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.chapters.costs import COSTS
 
 COMMAND = "vireid-lite campaign book/campaigns/feature_level.toml"

@@ -89,18 +89,19 @@ import torch
 from IPython.display import Markdown
 from torch.nn import functional as F
 
-from vireid_lite import metrics, models, tables
+from vireid_lite import metrics, models
 from vireid_lite.chapters import plots
 from vireid_lite.chapters.words import table
 from vireid_lite.models import attention, insertion
+from vireid_lite.study import tables
 from vireid_lite.metrics.anatomy import anatomy
 from vireid_lite.metrics.likeness import psnr, ssim
 from vireid_lite.attacks import ATTACKS, FeatureLevelAttack, UniversalPerturbation, build_attack
 from vireid_lite.attacks.budget import tie
 from vireid_lite.attacks.frozen import training_store, weights_hash
-from vireid_lite.campaign import difference
-from vireid_lite.cards import read_cards, stale_note
 from vireid_lite.chapters.uninformed import LAYOUTS, one_order_a_person
+from vireid_lite.study.run import difference
+from vireid_lite.study.cards import read_cards, stale_note
 from vireid_lite.data import Modality, cached
 from vireid_lite.metrics.evaluation import direction_name, evaluate, ranked
 from vireid_lite.chapters.costs import COSTS

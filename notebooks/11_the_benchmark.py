@@ -96,24 +96,25 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from vireid_lite import benchmark, metrics, tables
+from vireid_lite import metrics
 from vireid_lite.chapters import plots
 from vireid_lite.chapters.words import table
+from vireid_lite.study import grids, tables
 from vireid_lite.attacks import UniversalPerturbation, build_attack
 from vireid_lite.attacks.frozen import training_store
-from vireid_lite.campaign import cell_key, clean_scores, prepare, surrogate_of
-from vireid_lite.cards import card_key, card_name, is_stale, read_card, stale_note
+from vireid_lite.study.run import broken, clean_scores
+from vireid_lite.study.cards import card_key, card_name, is_stale, read_card, stale_note
 from vireid_lite.metrics.evaluation import direction_name, evaluate, identities_and_cameras
 from vireid_lite.chapters.costs import COSTS
-from vireid_lite.transfer import broken, resized
+from vireid_lite.attacks.perturbation import resized
 from vireid_lite.victims import load_or_train
 
 plots.set_style()
-results = benchmark.Results(Path(settings.cards or COSTS.parent))
+results = grids.Results(Path(settings.cards or COSTS.parent))
 with_cards = {card["tier"] for card in results.cards}
 arrow = {"visible": "V→I", "infrared": "I→V"}
 direction_of = {"visible": "visible to infrared", "infrared": "infrared to visible"}
-grid_at = cache(benchmark.read_grid)
+grid_at = cache(grids.read_grid)
 
 
 def number(count, thing):
@@ -160,7 +161,7 @@ Markdown(
 # %% tags=["hide-input"]
 line = next(
     line
-    for line in benchmark.table(grid_at("cmps-tables", "lite"), results).to_dict("records")
+    for line in grids.table(grid_at("cmps-tables", "lite"), results).to_dict("records")
     if (line["table"], line["victim"], line["attack"], line["query"]) == ("Table 2", "AGW", "CMPS", "visible")
 )
 if line["done"]:
@@ -191,9 +192,9 @@ Markdown(text)
 
 # %% tags=["hide-input"]
 rows = []
-for name in benchmark.GRIDS:
+for name in grids.GRIDS:
     grid = grid_at(name, settings.tier)
-    found = benchmark.plan(grid, results)
+    found = grids.plan(grid, results)
     guess = f"{found.seconds / 60:.0f} min" if len(found.todo) > found.unknown else "–"
     unknown = f" + {found.unknown} unknown" if found.unknown else ""
     rows.append([f"`{name}`", len(grid.rows), len(found.done) + len(found.todo), len(found.done), f"{guess}{unknown}"])
@@ -209,19 +210,19 @@ Markdown(
 # two networks of different make and seed, learns a perturbation on the first, and ranks with the second.
 
 # %%
-smoke = benchmark.read_grid("smoke", seeds=[settings.seed])
+smoke = grids.read_grid("smoke", seeds=[settings.seed])
 cell = replace(smoke, rows=tuple(row for row in smoke.rows if row.table == "transfer"))
 folder = settings.out_dir / "benchmark"
 
-before = benchmark.plan(cell, benchmark.Results(folder), rerun_stale=True)
+before = grids.plan(cell, grids.Results(folder), rerun_stale=True)
 options = {"device": str(settings.device), "rerun_stale": True, "progress": False}
-report = benchmark.run_grid(cell, folder, **options)
-after = benchmark.plan(cell, benchmark.Results(folder))
-again = benchmark.run_grid(cell, folder, **options)
+report = grids.run_grid(cell, folder, **options)
+after = grids.plan(cell, grids.Results(folder))
+again = grids.run_grid(cell, folder, **options)
 assert not after.todo
 assert not again["ran"]  # what is done is never run twice
 
-live = benchmark.Results(folder)
+live = grids.Results(folder)
 run = cell.runs[0]
 live_card = live.card(run)
 
@@ -230,7 +231,7 @@ Markdown(
     f"To do before: {number(len(before.todo), 'run')}; after: {len(after.todo)}. A second call runs"
     f" {len(again['ran'])}: a killed grid resumes where it was. This card took {live_card['wall_seconds']:.1f} s on"
     f" {live_card['device']}, surrogate and target included. As `vireid-lite bench` prints it:\n\n```text\n"
-    + benchmark.describe(cell, live)
+    + grids.describe(cell, live)
     + "\n```"
 )
 
@@ -249,7 +250,7 @@ def distinct(rows):
     """Return the rows that stand on runs of their own, with the tables that each of them stands in for."""
     found = {}
     for row in rows:
-        key = (row.victim, row.attack, row.eps, row.query, *map(cell_key, row.runs), row.reason)
+        key = (row.victim, row.attack, row.eps, row.query, *(run.key for run in row.runs), row.reason)
         found.setdefault(key, (row, []))[1].append(f"{row.table}, {row.dataset}".strip(", "))
     return list(found.values())
 
@@ -300,7 +301,7 @@ def command(name, tier):
 
 def what_waits(name, tier, rows):
     """Say how many of the rows' runs have no card, and which command makes them."""
-    runs = {cell_key(run): run for row in rows for run in row.runs}.values()
+    runs = {run.key: run for row in rows for run in row.runs}.values()
     missing = sum(results.card(run) is None for run in runs)
     said = f"**Pending**: {missing} of {len(runs)} runs. `{command(name, tier)}` makes them." if missing else ""
     return " ".join(filter(None, [said, stale_note([card for row in rows for card in cards_of(row).values()])]))
@@ -337,7 +338,7 @@ def at_other_tiers(name, *numbers, full=False):
             on = f"on {row.learned_on}" if row.learned_on else ""
             made_on = f"from {row.surrogate} {on}".strip() if row.surrogate else ""
             what = ", ".join(filter(None, [row.victim, row.attack, row.eps and f"ε {row.eps}", made_on]))
-            lines.setdefault((what, *map(cell_key, row.runs)), {})[row.query] = row
+            lines.setdefault((what, *(run.key for run in row.runs)), {})[row.query] = row
             cards += cards_of(row).values()
         body = [
             [what, *(cells(ways[query])[0] for query in arrow), f"{len(cards_of(ways['visible']))} of {len(runs)}"]
@@ -353,7 +354,7 @@ def at_other_tiers(name, *numbers, full=False):
 
 def reading(row):
     """Return whether a row attacks a frozen victim, trains one, or leaves it as it is."""
-    return "literal" if any(run["modified"] for run in row.runs) else "frozen"
+    return "literal" if any(run.modification for run in row.runs) else "frozen"
 
 
 main_tables = ("Table 1", "Table 2", "Table 3")
@@ -457,7 +458,7 @@ Markdown("\n\n".join(said) or "What the rows say is written here once cards are 
 # %% tags=["hide-cell"]
 def printed(source, *numbers):
     """Write the reported rank-1 and mAP of some tables, one table each."""
-    known = benchmark.reported()
+    known = grids.reported()
     parts = []
     for number_ in numbers:
         part = known[(known.source == source) & (known.table == number_) & known.metric.isin(["r1", "mAP"])]
@@ -498,7 +499,7 @@ Markdown(printed("cmps", *main_tables))
 def at_full(name, *numbers):
     """Write a grid's rows at tier full, ours and the paper's, as far as cards are there."""
     rows = of_tables(name, "full", *numbers)
-    runs = {cell_key(run): run for row in rows for run in row.runs}
+    runs = {run.key: run for row in rows for run in row.runs}
     waits = what_waits(name, "full", rows)
     if "full" not in with_cards:
         return (
@@ -506,7 +507,7 @@ def at_full(name, *numbers):
         )
     grid = replace(grid_at(name, "full"), rows=tuple(rows))
     groups = {}
-    for row, line in zip(rows, benchmark.table(grid, results).to_dict("records"), strict=True):
+    for row, line in zip(rows, grids.table(grid, results).to_dict("records"), strict=True):
         setting = "" if row.setting.startswith("eps=") else row.setting
         kind = "retrained" if reading(row) == "literal" else ""
         title = ", ".join(filter(None, [row.table, row.dataset, setting, row.victim, arrow[row.query], kind]))
@@ -667,7 +668,7 @@ Markdown(" ".join([trend(budget), what_waits("cmps-figures", shown_tier, rows)])
 # Table 6 of the paper has the same curve on RegDB:
 
 # %% tags=["hide-input"]
-known = benchmark.reported()
+known = grids.reported()
 known = known[(known.table == "Table 6") & (known.source == "cmps") & (known.metric == "r1")]
 lines = []
 for setting, group in known.groupby("setting", sort=False):
@@ -804,7 +805,7 @@ def literal_table(rows):
     """Write retrained victims: both sides perturbed, then nothing perturbed on the same network."""
     lines, cards, seen = [], [], {}
     for row, _ in distinct(rows):
-        same = seen.setdefault((row.victim, *map(cell_key, row.runs)), {"names": [], "ways": {}})
+        same = seen.setdefault((row.victim, *(run.key for run in row.runs)), {"names": [], "ways": {}})
         if row.attack not in ("none", *same["names"]):
             same["names"].append(row.attack)
         same["ways"][row.query] = row
@@ -879,7 +880,7 @@ Markdown(at_full("feature-level-tables", *numbers_))
 # ### Where the crops differ in size
 #
 # $\delta$ belongs to pixels. For a target with other crops it is interpolated bilinearly (corners not aligned, no
-# antialiasing) and clipped to $[-\varepsilon, \varepsilon]$ again; that is `transfer.resized`. Interpolation averages,
+# antialiasing) and clipped to $[-\varepsilon, \varepsilon]$ again; that is `attacks.perturbation.resized`. Interpolation averages,
 # so a $\delta$ that sits at its bound everywhere becomes weaker, and no budget is broken:
 
 # %%
@@ -918,7 +919,7 @@ transfer = grid_at("transfer", shown_tier)
 networks = list(dict.fromkeys(row.victim for row in transfer.rows))
 transferred = list(dict.fromkeys(row.attack for row in transfer.rows if row.surrogate))
 whom = {"people": "same people", "others": "other people"}
-seeds_of_grid = sorted({run["seed"] for run in transfer.runs})
+seeds_of_grid = sorted({run.seed for run in transfer.runs})
 beside = {(row.victim, row.attack, row.query): row for row in transfer.rows if not row.surrogate}
 carried = {
     (row.surrogate, row.victim, row.attack, row.learned_on, row.query): row
@@ -1059,7 +1060,7 @@ Markdown(
 # ### What a "transfer success rate" may mean
 #
 # Table 4 of the CMPS paper prints a *transfer success rate* between three networks. Neither the measure nor the data
-# set is stated. One reading, `transfer.broken`: of the queries that are ranked right before the attack, the share that
+# set is stated. One reading, `study.run.broken`: of the queries that are ranked right before the attack, the share that
 # is ranked wrong after it,
 #
 # $$
@@ -1075,12 +1076,11 @@ Markdown(
 # The live cell has both networks at hand, so the measure can be taken apart on them:
 
 # %%
-dataset, recipe, _ = prepare(run)
-source_tables = surrogate_of(run)
-target_net, _ = load_or_train(recipe, dataset, seed=run["seed"], device=settings.device, progress=False)
+dataset = run.open()
+target_net, _ = load_or_train(run.recipe, dataset, seed=run.seed, device=settings.device, progress=False)
 clean = clean_scores(target_net, dataset, device=settings.device)
 store = training_store(dataset, None, False)
-noise = build_attack("sign-noise", eps=live_card["attack"]["eps"]).fit(target_net, store, run["seed"], progress=False)
+noise = build_attack("sign-noise", eps=live_card["attack"]["eps"]).fit(target_net, store, run.seed, progress=False)
 generator = np.random.default_rng(settings.seed)
 lines = []
 for before in clean:
@@ -1180,7 +1180,7 @@ Markdown(
 # The paper's table 4, on data it does not name, by a measure it does not define:
 
 # %% tags=["hide-input"]
-rates = benchmark.reported()
+rates = grids.reported()
 rates = rates[rates.metric == "transfer_success"]
 lines = []
 for attack in dict.fromkeys(rates.attack):
@@ -1198,7 +1198,7 @@ own = [
 Markdown(
     table(["*other data*, %", *networks], lines)
     + "\n\nNo clean score, no noise, no chance and no number of seeds stands beside it. Our rows of this name, by"
-    f" `transfer.broken`, tier `{shown_tier}`, surrogates of the same people, V→I / I→V:\n\n"
+    f" `study.run.broken`, tier `{shown_tier}`, surrogates of the same people, V→I / I→V:\n\n"
     + table(["broken, %", *networks], own)
     + "\n\n"
     + what_waits("cmps-tables", shown_tier, table4)
@@ -1222,20 +1222,20 @@ Markdown(
 # about the number itself.
 
 # %% tags=["hide-input"]
-fates = benchmark.status(results)
+fates = grids.status(results)
 paper_names = {"cmps": "CMPS", "feature_level": "feature-level"}
 lines = [
-    [paper_names[source], *(int((part.status == status).sum()) for status in benchmark.STATUS), len(part)]
+    [paper_names[source], *(int((part.status == status).sum()) for status in grids.STATUS), len(part)]
     for source, part in fates.groupby("source", sort=False)
 ]
 total = [sum(line[place] for line in lines) for place in range(1, len(lines[0]))]
-Markdown(table(["", *benchmark.STATUS, "all"], [*lines, ["**both**", *(f"**{value}**" for value in total)]]))
+Markdown(table(["", *grids.STATUS, "all"], [*lines, ["**both**", *(f"**{value}**" for value in total)]]))
 
 # %% mystnb={"figure": {"caption": "The fate of each reported number, by table. A bar's parts add up to the numbers its table prints.", "name": "fig-benchmark-fates"}, "image": {"alt": "Horizontal stacked bars, one for each table of the two papers, with up to four parts told apart by colour and hatching and the count written inside the larger ones."}} tags=["hide-input"]
 counts = {}
 for (source, name), part in fates.groupby(["source", "table"], sort=False):
     label = f"{paper_names[source]}, {name.split(' (')[0]}"
-    counts[label] = {status: int((part.status == status).sum()) for status in benchmark.STATUS}
+    counts[label] = {status: int((part.status == status).sum()) for status in grids.STATUS}
 plots.stacked_counts(counts)
 plt.show()
 
@@ -1298,8 +1298,8 @@ victims = ["AGW"]
 attacks = ["CMPS"]
 """
 )
-one_row = benchmark.read_grid(grid_file)
-print(benchmark.describe_plan(one_row, benchmark.plan(one_row, results)))
+one_row = grids.read_grid(grid_file)
+print(grids.describe_plan(one_row, grids.plan(one_row, results)))
 
 # %% [markdown]
 # What a grid asks for decides which card answers, not its name or file: a run that a campaign or another grid has made
@@ -1323,7 +1323,7 @@ def texts(value):
     return [value] if isinstance(value, str) else []
 
 
-path = folder / card_name(prepare(run)[2])
+path = folder / run.card_name()
 print(f"{path.stat().st_size / 1024:.0f} KiB; fields: {', '.join(live_card)}")
 print("texts:", ", ".join(sorted(set(texts(live_card)))))
 
@@ -1340,14 +1340,14 @@ print("texts:", ", ".join(sorted(set(texts(live_card)))))
 def problems(path, run, root=None):
     """Return what speaks against a card that somebody else made of a run."""
     card = read_card(path)  # refuses what is not a whole card of this version
-    configuration = prepare(run, root)[2]
+    configuration = run.with_images(root)
     kept = {name: card.get(name) for name in configuration}
     found = []
     if is_stale(card):
         found.append("stale: made by other code than this")
     if card["key"] != card_key(kept) or path.name != card_name(kept):
         found.append("its key or file name is not that of its configuration")
-    if card.get("cell") != cell_key(run):
+    if card["key"] != run.key:
         found.append("it answers another run")
     if card["dataset"]["records"] != configuration["dataset"]["records"]:
         found.append("the fingerprint of its records is another: other images, split or trials")
@@ -1362,7 +1362,7 @@ def problems(path, run, root=None):
     return found
 
 
-edited = json.loads(path.read_text())
+edited = read_card(path)
 way = next(iter(direction_of.values()))
 edited["scores_8_bit"][way]["trials"][0]["rank1"] += 0.1
 edited["dataset"]["records"] = "0" * 16
@@ -1529,8 +1529,8 @@ self_check(None, "ex-benchmark-row", "2e0aaefc")  # your letter in place of None
 # %% tags=["solution"]
 own = grid_file.read_text().replace('attacks = ["CMPS"]', 'attacks = ["CMPS"]\neps = ["4/255", "6/255", "8/255"]')
 (settings.out_dir / "benchmark" / "own.toml").write_text(own)
-grid = benchmark.read_grid(settings.out_dir / "benchmark" / "own.toml")
-print(benchmark.describe_plan(grid, benchmark.plan(grid, results)))
+grid = grids.read_grid(settings.out_dir / "benchmark" / "own.toml")
+print(grids.describe_plan(grid, grids.plan(grid, results)))
 
 # %% [markdown] tags=["solution"]
 # ```{solution-end}

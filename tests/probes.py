@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
 
-from vireid_lite import behaviour, metrics, models, transfer
+from vireid_lite import behaviour, metrics, models
 from vireid_lite.attacks import ATTACKS, IMAGE_SPECIFIC, build_attack, craft, train_modified_victim
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.attacks.modified_victim import Modification
+from vireid_lite.attacks.perturbation import resized
 from vireid_lite.behaviour import Found, Painted, aside, blocks, crops, features, history, named, plain
-from vireid_lite.campaign import run_attack, score_modified
 from vireid_lite.data import Dataset, Modality, cached, load_dataset
 from vireid_lite.metrics import likeness
+from vireid_lite.study.run import run_attack, score_modified
 from vireid_lite.victims import tier_recipe
 
 SHARE = {"step_share": 0.4}
@@ -247,7 +248,7 @@ def scores() -> Found:
         attacked = build_attack("uap", steps=2, batch_size=8)
         result = run_attack(attacked, model, data, split="val", identities=4, surrogate=(other, data), progress=False)
         found |= named("transfer", told(result.describe()))
-        larger = transfer.resized(result.made, (48, 20))
+        larger = resized(result.made, (48, 20))
         found["resized"] = plain(blocks(larger.delta))
     found |= ranked()
     images = np.random.default_rng(5).random((2, 4, 3, 24, 16))

@@ -14,9 +14,9 @@ from vireid_lite.data import Augmentation, Modality
 from vireid_lite.errors import InputError
 from vireid_lite.models.baselines import STRIPES
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
-from vireid_lite.models.insertion import block_channels, insert, remove, staged
+from vireid_lite.models.insertion import block_channels, inserted, staged
 from vireid_lite.models.two_stream import Batch, horizontal_stripes
-from vireid_lite.training import TrainSettings, optimiser_for, train_by_objective
+from vireid_lite.training import TrainSettings, optimiser_for, train
 
 NETWORKS = ("ide", "pcb")
 IDENTITIES = 5
@@ -56,7 +56,7 @@ def images(count=8, size=(32, 16), seed=1):
 
 
 def batch():
-    return Batch(images(), MODALITY, LABELS, QUICK, [], torch.Generator().manual_seed(0))
+    return Batch(images(), MODALITY, LABELS, QUICK.label_smoothing, None, [], torch.Generator().manual_seed(0))
 
 
 def last_map(model, image, spectrum):
@@ -221,9 +221,9 @@ def test_small_crops_give_one_row_an_image_in_both_modes(name, backbone):
         assert output.logits.shape == (8, IDENTITIES)
     heads, tap = staged(model, "fsam", (0, 4), sfm=True)
     plain = model(images().float(), MODALITY).logits
-    assert not torch.allclose(insert(model, heads)(images().float(), MODALITY).logits, plain)
+    with inserted(model, heads):
+        assert not torch.allclose(model(images().float(), MODALITY).logits, plain)
     assert tap.maps.shape[:2] == (8, block_channels(model)[-1])
-    remove(model)
     assert torch.equal(model(images().float(), MODALITY).logits, plain)
 
 
@@ -232,7 +232,7 @@ def trained(request, tiny):
     """Two epochs on `tiny`, then modes and requires_grad mixed on purpose."""
     name, weight = request.param
     model = build(name, num_identities=12, hetero_centre=weight)
-    history = train_by_objective(model, tiny, QUICK, progress=False)
+    history = train(model, tiny, QUICK, progress=False)
     model.train()
     model.stages[0].eval()
     next(model.parameters()).requires_grad_(False)
@@ -253,7 +253,7 @@ def test_the_hetero_centre_loss_draws_the_modalities_together(tiny, store):
     ends = []
     for weight in (0.0, 5.0):
         model = build("ide", num_identities=12, hetero_centre=weight)
-        train_by_objective(model, tiny, QUICK, progress=False)
+        train(model, tiny, QUICK, progress=False)
         identities = torch.tensor([record.identity for record in store.records])
         features = clean_features(model, store)
         ends.append(hetero_centre_by_loops(features, identities, store.modalities))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from probes import PROBES
 
-from vireid_lite import attacks, behaviour, cards, data, models
+from vireid_lite import attacks, behaviour, data, models
 from vireid_lite.files import PACKAGE
+from vireid_lite.study import cards
 
 TESTS = Path(__file__).parent
 RESULTS = PACKAGE.parent / "book" / "results"
@@ -91,7 +92,8 @@ REAL = {
 }
 ASKED = """
 import json, sys, probes
-from vireid_lite import behaviour, cards
+from vireid_lite import behaviour
+from vireid_lite.study import cards
 folder, *parts = sys.argv[1:]
 stale = [card["key"] for card in cards.read_cards(folder) if cards.is_stale(card)]
 print(json.dumps([stale, {part: behaviour.differs(part, probes.PROBES[part]()) for part in parts}]))

@@ -2,15 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from miniatures import make_llcm, make_regdb, make_sysu
 
-from vireid_lite import benchmark, campaign, cards
 from vireid_lite.cli import app
 from vireid_lite.errors import InputError
+from vireid_lite.study import cards, grids, run, workers
 
 DATA = "size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4"
 TRAIN = "train = { epochs = 1, identities = 4, images = 2 }"
@@ -65,63 +66,56 @@ def done(tmp_path_factory):
     """The grid above, run, and the folder of its cards."""
     folder = tmp_path_factory.mktemp("grid")
     (folder / "grid.toml").write_text(GRID + TABLES)
-    grid = benchmark.read_grid(folder / "grid.toml")
-    report = benchmark.run_grid(grid, folder / "cards", progress=False)
+    grid = grids.read_grid(folder / "grid.toml")
+    report = grids.run_grid(grid, folder / "cards", progress=False)
     return grid, folder / "cards", report
 
 
 @pytest.mark.parametrize("tier", ["lite", "standard", "full"])
-@pytest.mark.parametrize("name", benchmark.GRIDS)
+@pytest.mark.parametrize("name", grids.GRIDS)
 def test_shipped_grids_are_readable_at_every_tier_without_data(name, tier):
-    grid = benchmark.read_grid(name, tier, seeds=[0])
+    grid = grids.read_grid(name, tier, seeds=[0])
     assert grid.runs
     for row in grid.rows:
         assert bool(row.runs) != bool(row.reason), row
-        assert {run["seed"] for run in row.runs} <= {0}
-        for run in row.runs:
-            assert run["tier"] == tier
-            if run["surrogate"]:
-                assert campaign.surrogate_of(run)["seed"] != run["seed"]
+        assert {(one.seed, one.tier) for one in row.runs} <= {(0, tier)}
+        assert all(one.surrogate.seed != 0 for one in row.runs if one.surrogate)
 
 
 def test_a_row_for_each_direction_budget_and_surrogate_and_each_run_once(file):
-    grid = benchmark.read_grid(file)
+    grid = grids.read_grid(file)
     white = [row for row in grid.rows if row.table == "white box"]
     assert len(white) == 2 * 2 * 2 * 2
     assert {row.query for row in white} == {"visible", "infrared"}
     assert {row.query for row in grid.rows if row.table == "transfer"} == {"infrared"}
     assert all(row.reason == "no such victim here" and not row.runs for row in white if row.victim == "MMN")
-    budgets = {run["attack"]["eps"] for row in white for run in row.runs if run["attack"]}
+    budgets = {one.attack.eps for row in white for one in row.runs if one.attack}
     assert budgets == {4 / 255, 0.03}
-    keys = [campaign.cell_key(run) for run in grid.runs]
+    keys = [one.key for one in grid.runs]
     assert len(keys) == len(set(keys)) == 2 + 2 * 2 + 2 * 4
     # The first seed of every row comes before the second of any.
-    assert [run["seed"] for run in grid.runs] == sorted(run["seed"] for run in grid.runs)
+    assert [one.seed for one in grid.runs] == sorted(one.seed for one in grid.runs)
 
 
 def test_a_surrogate_is_of_another_seed_and_of_the_people_asked_for(file):
-    rows = [row for row in benchmark.read_grid(file).rows if row.surrogate]
+    rows = [row for row in grids.read_grid(file).rows if row.surrogate]
     for row in rows:
-        for run in row.runs:
-            source = campaign.surrogate_of(run)
-            assert {run["seed"], source["seed"]} == {0, 1}
-            assert source["dataset"].get("seed", 0) == (1 if row.learned_on == "others" else 0)
-            assert source["victim"]["model"] == row.surrogate.lower()
-    (alone,) = benchmark.read_grid(file, seeds=[7]).rows[-1].runs
-    assert campaign.surrogate_of(alone)["seed"] == 8
+        for one in row.runs:
+            assert {one.seed, one.surrogate.seed} == {0, 1}
+            assert one.surrogate.dataset["seed"] == (1 if row.learned_on == "others" else 0)
+            assert one.surrogate.recipe.model == row.surrogate.lower()
+    (alone,) = grids.read_grid(file, seeds=[7]).rows[-1].runs
+    assert alone.surrogate.seed == 8
 
 
 def test_seeds_and_settings_replace_the_grids_own(file):
     settings = {"train.epochs": 2, "attack.tied": True, "dataset.size": [48, 24]}
-    grid = benchmark.read_grid(file, seeds=[4], settings=settings)
-    for run in grid.runs:
-        assert run["seed"] == 4
-        assert run["train"]["epochs"] == 2
-        assert run["dataset"]["size"] == [48, 24]
-        assert run["attack"] == {} or run["attack"]["tied"]
-        if run["surrogate"]:
-            source = campaign.surrogate_of(run)
-            assert (source["train"]["epochs"], source["dataset"]["size"]) == (2, [48, 24])
+    grid = grids.read_grid(file, seeds=[4], settings=settings)
+    for one in grid.runs:
+        assert one.seed == 4
+        assert one.attack is None or one.attack.tied
+        for network in filter(None, (one, one.surrogate)):
+            assert (network.recipe.settings.epochs, network.dataset["size"]) == (2, [48, 24])
 
 
 X = "[[table]]\nname = 'x'\n"
@@ -130,8 +124,8 @@ TINY_X = X + "data = ['tiny']\nvictims = ['X']\n"
 
 
 def test_rows_are_picked_by_what_their_line_says(file):
-    whole = benchmark.read_grid(file)
-    some = benchmark.read_grid(file, only="agw, NOISE, eps 4/255, visible")
+    whole = grids.read_grid(file)
+    some = grids.read_grid(file, only="agw, NOISE, eps 4/255, visible")
     assert [(row.attack, row.eps, row.query) for row in some.rows] == [("noise", "4/255", "visible")]
     assert some.rows[0] in whole.rows
 
@@ -149,7 +143,7 @@ def test_rows_are_picked_by_what_their_line_says(file):
         (X + "data = ['tny']\nvictims = ['AGW']", "data 'tny' is unknown"),
         (TINY_AGW + "attacks = ['CMSP']", "attacks 'CMSP' is unknown"),
         (TINY_AGW + "query = ['thermal']", "query 'thermal' is unknown"),
-        (TINY_AGW + "attacks = ['CMPS']\neps = ['8/']", "eps '8/'"),
+        (TINY_AGW + "attacks = ['CMPS']\neps = ['8/']", "'8/': a fraction"),
         (TINY_AGW + "seeds = ['a']", "a seed must be a whole number"),
         ("[victims.X]\nany = { victim = { model = 'agx' } }\n" + TINY_X, "'agx'"),
         ("[victims.X]\nlight = { }\n" + TINY_X, "unknown key 'light'"),
@@ -160,17 +154,17 @@ def test_a_grid_with_a_typo_is_one_line(tmp_path, text, said):
     path = tmp_path / "grid.toml"
     path.write_text(GRID + text)
     with pytest.raises(InputError, match=said) as error:
-        benchmark.read_grid(path)
+        grids.read_grid(path)
     assert "\n" not in str(error.value)
 
 
 def test_names_settings_and_missing_files_are_one_line(file, tmp_path):
     for call, said in (
-        (lambda: benchmark.read_grid("cmps-table"), "grid 'cmps-table' is unknown; choose from smoke"),
-        (lambda: benchmark.read_grid(tmp_path / "none.toml"), "does not exist"),
-        (lambda: benchmark.read_grid(file, "huge"), "TIER 'huge' is unknown"),
-        (lambda: benchmark.read_grid(file, settings={"epochs": 2}), "--set epochs"),
-        (lambda: benchmark.read_grid(file, settings={"train.epoch": 2}), "'epoch' is unknown"),
+        (lambda: grids.read_grid("cmps-table"), "grid 'cmps-table' is unknown; choose from smoke"),
+        (lambda: grids.read_grid(tmp_path / "none.toml"), "does not exist"),
+        (lambda: grids.read_grid(file, "huge"), "TIER 'huge' is unknown"),
+        (lambda: grids.read_grid(file, settings={"epochs": 2}), "--set epochs"),
+        (lambda: grids.read_grid(file, settings={"train.epoch": 2}), "'epoch' is unknown"),
     ):
         with pytest.raises(InputError, match=said):
             call()
@@ -179,10 +173,10 @@ def test_names_settings_and_missing_files_are_one_line(file, tmp_path):
 def test_a_finished_grid_is_done_and_every_row_filled(done):
     grid, folder, report = done
     assert len(report["ran"]) == len(grid.runs)
-    again = benchmark.run_grid(grid, folder, progress=False)
+    again = grids.run_grid(grid, folder, progress=False)
     assert again["ran"] == []
     assert sorted(again["done"]) == sorted(report["ran"])
-    lines = benchmark.table(grid, benchmark.Results(folder))
+    lines = grids.table(grid, grids.Results(folder))
     assert list(lines[lines.reason == ""].done) == list(lines[lines.reason == ""].runs)
     built = lines[lines.reason == ""]
     assert built[["mean", "chance low", "chance high", "minimum", "seconds"]].notna().all(axis=None)
@@ -198,12 +192,13 @@ def test_runs_have_the_threads_asked_for_and_the_caller_gets_its_own_back(done, 
     grid, _, _ = done
     seen, before = [], torch.get_num_threads()
 
-    def counted(run, out, *_):
+    def counted(one, out, *_):
         seen.append(torch.get_num_threads())
-        return out / "x"
+        (out / f"{len(seen)}.json").touch()
+        return out / f"{len(seen)}.json"
 
-    monkeypatch.setattr(campaign, "run_one", counted)
-    benchmark.run_grid(grid, tmp_path, threads=before + 1, progress=False)
+    monkeypatch.setattr(workers.run_all, "__kwdefaults__", {**workers.run_all.__kwdefaults__, "task": counted})
+    grids.run_grid(grid, tmp_path, threads=before + 1, progress=False)
     assert seen == [before + 1] * len(grid.runs)
     assert torch.get_num_threads() == before
 
@@ -212,20 +207,19 @@ def test_a_lost_card_alone_is_made_again(done, tmp_path):
     grid, folder, report = done
     for name in report["ran"][1:]:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    assert benchmark.run_grid(grid, tmp_path, progress=False)["ran"] == report["ran"][:1]
+    assert grids.run_grid(grid, tmp_path, progress=False)["ran"] == report["ran"][:1]
     first, second = (json.loads((place / report["ran"][0]).read_text()) for place in (folder, tmp_path))
     assert first["scores"] == second["scores"]
 
 
 def test_a_campaigns_card_of_the_same_configuration_counts(done, tmp_path):
     grid, _, _ = done
-    run = next(run for run in grid.runs if run["attack"] and not run["surrogate"] and run["attack"]["eps"] == 4 / 255)
-    rounded = {**run, "name": "somewhere-else", "attack": {**run["attack"], "eps": 0.0156862745}}
-    campaign.run_one(rounded, tmp_path, "cpu")
-    plan = benchmark.plan(grid, benchmark.Results(tmp_path))
+    one = next(one for one in grid.runs if one.attack and not one.surrogate and one.attack.eps == 4 / 255)
+    run.run_one(replace(one, kind="somewhere-else", attack=replace(one.attack, eps=0.0156862745)), tmp_path, "cpu")
+    plan = grids.plan(grid, grids.Results(tmp_path))
     assert len(plan.done) == 1
     assert plan.done[0].startswith("somewhere-else")
-    assert campaign.cell_key(run) not in {campaign.cell_key(other) for other in plan.todo}
+    assert one.key not in {other.key for other in plan.todo}
 
 
 def test_a_stale_card_is_named_and_a_fresh_one_preferred(done, tmp_path):
@@ -234,20 +228,20 @@ def test_a_stale_card_is_named_and_a_fresh_one_preferred(done, tmp_path):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     path = tmp_path / report["ran"][0]
     path.write_text(json.dumps({**json.loads(path.read_text()), "made_with": {}}))
-    plan = benchmark.plan(grid, benchmark.Results(tmp_path))
+    plan = grids.plan(grid, grids.Results(tmp_path))
     assert (plan.stale, plan.todo) == ([path.name], [])
-    assert len(benchmark.plan(grid, benchmark.Results(tmp_path), rerun_stale=True).todo) == 1
-    assert benchmark.table(grid, benchmark.Results(tmp_path)).stale.sum() > 0
-    fresh = {**json.loads((folder / path.name).read_text()), "kind": "other"}
+    assert len(grids.plan(grid, grids.Results(tmp_path), rerun_stale=True).todo) == 1
+    assert grids.table(grid, grids.Results(tmp_path)).stale.sum() > 0
+    fresh = {**cards.read_card(folder / path.name), "kind": "other"}
     (tmp_path / cards.card_name(fresh)).write_text(json.dumps(fresh))
-    assert benchmark.plan(grid, benchmark.Results(tmp_path)).stale == []
+    assert grids.plan(grid, grids.Results(tmp_path)).stale == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', "\0"])
 def test_a_corrupt_or_foreign_card_is_one_line_and_nothing_is_lost(done, tmp_path, text):
     grid, _, _ = done
     (tmp_path / "x-s0-y.json").write_text(text)
-    for call in (lambda: benchmark.Results(tmp_path), lambda: benchmark.run_grid(grid, tmp_path, progress=False)):
+    for call in (lambda: grids.Results(tmp_path), lambda: grids.run_grid(grid, tmp_path, progress=False)):
         with pytest.raises(InputError, match=r"x-s0-y\.json") as error:
             call()
         assert "\n" not in str(error.value)
@@ -256,24 +250,24 @@ def test_a_corrupt_or_foreign_card_is_one_line_and_nothing_is_lost(done, tmp_pat
 
 def test_the_estimate_is_of_cards_of_its_kind(done):
     _, folder, _ = done
-    results = benchmark.Results(folder)
-    more = benchmark.read_grid(folder.parent / "grid.toml", seeds=[5])
-    plan = benchmark.plan(more, results)
+    results = grids.Results(folder)
+    more = grids.read_grid(folder.parent / "grid.toml", seeds=[5])
+    plan = grids.plan(more, results)
     assert (len(plan.todo), plan.unknown) == (len(more.runs), 0)
     assert plan.seconds > 0
-    said = benchmark.describe_plan(more, plan)
+    said = grids.describe_plan(more, plan)
     assert "0 done" in said
     assert "not built: no such victim here" in said
 
 
 def test_every_reported_number_has_a_status(tmp_path):
-    found = benchmark.status(benchmark.Results(tmp_path))
+    found = grids.status(grids.Results(tmp_path))
     assert len(found) == 500
-    assert set(found.status) <= set(benchmark.STATUS)
+    assert set(found.status) <= set(grids.STATUS)
     assert (found.reason != "").equals(found.status == "not built")
     assert not found.reason.str.contains("no shipped grid").any(), "a reported line that no grid names"
     assert set(found[found.status == "not built"].victim) == {"MRCN", "CAJ + FSAM", "DEEN + FSAM"}
-    pd.testing.assert_frame_equal(found[benchmark.reported().columns], benchmark.reported())
+    pd.testing.assert_frame_equal(found[grids.reported().columns], grids.reported())
 
 
 def test_a_number_is_rerun_where_a_card_of_its_line_is_and_shown_where_a_synthetic_one_is(done, tmp_path):
@@ -281,19 +275,19 @@ def test_a_number_is_rerun_where_a_card_of_its_line_is_and_shown_where_a_synthet
     card = json.loads((folder / report["ran"][0]).read_text())
 
     def statuses():
-        found = benchmark.status(benchmark.Results(tmp_path), ["cmps-tables"])
+        found = grids.status(grids.Results(tmp_path), ["cmps-tables"])
         line = (found.table == "Table 3") & (found.attack == "none")
         return set(found[line].status), set(found[(found.table == "Table 3") & ~line].status)
 
     assert statuses() == ({"open without licensed data"}, {"open without licensed data"})
-    row = next(row for row in benchmark.read_grid("cmps-tables", "full").rows if row.table == "Table 3")
-    full = {**card, "tier": "full", "cell": campaign.cell_key(row.runs[0]), "dataset": {"name": "llcm"}}
+    row = next(row for row in grids.read_grid("cmps-tables", "full").rows if row.table == "Table 3")
+    full = {**card, **row.runs[0].configuration, "key": row.runs[0].key}
     (tmp_path / "full-s0-1.json").write_text(json.dumps(full))
     assert statuses() == ({"rerun on the same data"}, {"open without licensed data"})
 
 
 def test_a_paper_number_stands_with_its_own_direction(tmp_path):
-    lines = benchmark.table(benchmark.read_grid("feature-level-tables", "full"), benchmark.Results(tmp_path))
+    lines = grids.table(grids.read_grid("feature-level-tables", "full"), grids.Results(tmp_path))
     final = lines[(lines.table == "Table 1") & (lines.attack == "FSAM+AQAL")]
     # The paper names no direction on SYSU-MM01: the official one has infrared queries.
     assert list(final[final.dataset == "sysu"].set_index("query")["paper r1"].dropna().index) == ["infrared"]
@@ -306,7 +300,10 @@ def test_the_command_line_needs_no_data_for_a_dry_run(tmp_path):
     arguments = ["bench", "cmps-tables", "--tier", "full", "--dry-run", "--out-dir", str(tmp_path), "--seeds", "0"]
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 0, found.output
-    assert "Table 3, llcm, [llcm], DEEN, CMPS, visible to infrared: 0 of 1 done" in found.output
+    assert len(found.output.splitlines()) <= 24, "it fits a screen"
+    assert re.search("Table 3 +DEEN +0 of 8 done", found.output)
+    every = CliRunner().invoke(app, [*arguments, "--verbose"]).output
+    assert "Table 3, llcm, [llcm], DEEN, CMPS, visible to infrared: 0 of 1 done" in every
     assert not list(tmp_path.iterdir())
 
 
@@ -351,15 +348,14 @@ TINY = {
 @pytest.mark.parametrize("name", ["cmps-tables", "feature-level-tables"])
 def test_miniature_benchmarks_fill_every_row_at_tier_full(name, roots, tmp_path):
     """Both directions, SYSU's and LLCM's ten trials, and all ten splits of RegDB for the first victim's first row."""
-    grid = benchmark.read_grid(name, "full", seeds=[0], settings=TINY)
+    grid = grids.read_grid(name, "full", seeds=[0], settings=TINY)
     whole = next(row.runs for row in grid.rows if row.data == "regdb")
-    assert [run["dataset"]["split"] for run in whole] == list(range(1, 11))
-    thin = [row.runs if row.runs == whole else row.runs[:1] for row in grid.rows]
-    rows = tuple(benchmark.Row(**{**row.__dict__, "runs": runs}) for row, runs in zip(grid.rows, thin, strict=True))
-    grid = benchmark.Grid(grid.name, grid.title, grid.source, grid.tier, rows)
-    benchmark.run_grid(grid, tmp_path, root=roots, device="cpu", progress=False)
-    results = benchmark.Results(tmp_path)
-    lines = benchmark.table(grid, results)
+    assert [one.dataset["split"] for one in whole] == list(range(1, 11))
+    rows = (row if row.runs == whole else replace(row, runs=row.runs[:1]) for row in grid.rows)
+    grid = replace(grid, rows=tuple(rows))
+    grids.run_grid(grid, tmp_path, root=roots, device="cpu", progress=False)
+    results = grids.Results(tmp_path)
+    lines = grids.table(grid, results)
     built = lines[lines.reason == ""]
     assert list(built.done) == list(built.runs)
     assert built[["mean", "chance low", "minimum"]].notna().all(axis=None)
@@ -370,5 +366,19 @@ def test_miniature_benchmarks_fill_every_row_at_tier_full(name, roots, tmp_path)
         for scores in card["scores"].values():
             assert len(scores["trials"]) == trials
     # Runs of other settings than the grid's own are no rerun of the paper's.
-    assert "rerun on the same data" not in set(benchmark.status(results, [name]).status)
-    assert len(benchmark.plan(grid, results).done) == len(grid.runs), "what is done is known without the data as well"
+    assert "rerun on the same data" not in set(grids.status(results, [name]).status)
+    assert len(grids.plan(grid, results).done) == len(grid.runs), "what is done is known without the data as well"
+
+
+def test_a_card_of_another_persons_copy_does_not_count_where_the_own_is_at_hand(roots, tmp_path):
+    one = replace(grids.read_grid("cmps-tables", "full", settings=TINY, only="llcm").rows[0].runs[0], attack=None)
+    run.run_one(one, tmp_path, "cpu", roots)
+    assert grids.Results(tmp_path).card(one) is not None, "without data a card counts for what it says"
+    assert grids.Results(tmp_path).card(one, roots, data=True) is not None
+    (path,) = tmp_path.iterdir()
+    theirs = cards.read_card(path)
+    theirs["dataset"]["records"] = "0" * 16
+    path.write_text(json.dumps(theirs))
+    assert grids.Results(tmp_path).card(one) is not None
+    assert grids.Results(tmp_path).card(one, roots, data=True) is None
+    assert one.card_name(roots) != cards.card_name(theirs), "and the two stand side by side in a folder"

@@ -169,8 +169,8 @@ def test_key_follows_the_package_and_cards_only_where_they_are_read(tmp_path, mo
     monkeypatch.setattr(execute, "package_key", lambda: "fixed")
     source = tmp_path / "notebooks" / "01_one.py"
     for chapter in (
-        "from vireid_lite.cards import x",
-        "from vireid_lite import tables",
+        "from vireid_lite.study.cards import x",
+        "from vireid_lite.study import tables",
         "import vireid_lite.study.x",
         "",
     ):

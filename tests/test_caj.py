@@ -7,7 +7,7 @@ import pytest
 import torch
 from contract import attack_and_check
 
-from vireid_lite import models
+from vireid_lite import losses, models
 from vireid_lite.data import Augmentation, Modality
 from vireid_lite.data.augment import channel_or_grey
 from vireid_lite.errors import InputError
@@ -15,7 +15,7 @@ from vireid_lite.losses import adp_triplet, weighted_regularised_triplet
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
 from vireid_lite.models.insertion import block_channels, staged
 from vireid_lite.models.two_stream import Batch
-from vireid_lite.training import TrainSettings, train_by_objective
+from vireid_lite.training import TrainSettings, train
 
 MODALITY = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 LABELS = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
@@ -45,7 +45,7 @@ def batch(triplet="adp", seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(8, 3, 32, 16, generator=generator, dtype=torch.float64)
     images[4:] = images[4:, :1]
-    return Batch(images.to(dtype), MODALITY, LABELS, settings(triplet), [], generator)
+    return Batch(images.to(dtype), MODALITY, LABELS, 0.1, losses.TRIPLETS[triplet], [], generator)
 
 
 def test_it_is_agws_network():
@@ -170,7 +170,7 @@ def test_infrared_channel_choice_changes_erased_boxes_alone():
 def trained(request, tiny):
     """Two epochs on `tiny`, then modes and requires_grad mixed on purpose."""
     model = build(num_identities=12)
-    history = train_by_objective(model, tiny, settings(request.param), progress=False)
+    history = train(model, tiny, settings(request.param), progress=False)
     model.train()
     model.stages[0].eval()
     next(model.parameters()).requires_grad_(False)

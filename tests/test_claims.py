@@ -15,10 +15,10 @@ import pytest
 from _make import claims
 from _make.build import sync
 from _make.claims import CONTRADICTS, HOLDS, NOT, OPEN, PARTLY, VERDICTS
-from vireid_lite import tables
-from vireid_lite.cards import read_cards
 from vireid_lite.errors import InputError
 from vireid_lite.files import PACKAGE
+from vireid_lite.study import tables
+from vireid_lite.study.cards import read_cards
 
 ROOT = Path(__file__).parents[1]
 ONE = """
@@ -378,7 +378,7 @@ def test_a_stale_card_is_told(ledger, cards):
 
 def test_printed_numbers_are_the_reported_ones(ledger):
     reported, printed, pairs = defaultdict(list), ledger.printed, []
-    with (PACKAGE / "grids" / "reported.csv").open(newline="", encoding="utf-8") as stream:
+    with (PACKAGE / "study" / "grids" / "reported.csv").open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             for place in ((row["source"], row["table"]), row["setting"]):
                 reported[place, row["victim"], row["attack"], row["metric"]].append(float(row["percent"]))

@@ -75,6 +75,36 @@ def test_a_miniature_copy_goes_through_check_train_and_evaluate(vireid, copies, 
         assert (tmp_path / "scores" / f"rankings_{direction.replace(' ', '_')}.png").stat().st_size > 2000
 
 
+def test_every_network_can_be_trained_and_refuses_what_does_not_fit(vireid, tmp_path):
+    for name in ("ddag", "deen", "caj", "ide", "pcb"):
+        code, _, said = vireid("train", *TINY, "--model", name, "--epochs", 1, "--out-dir", tmp_path / name)
+        assert code == 0, said
+        card = json.loads((tmp_path / name / "victim.json").read_text())
+        assert card["recipe"]["model"] == card["model"]["name"] == name
+        assert ("triplet" in card["recipe"]["settings"]) == (name == "caj")
+    for arguments, words in (
+        (["--model", "resnet"], "network 'resnet' is unknown; choose from agw, caj"),
+        (["--model", "ddag", "--triplet", "hard"], "DDAG has its own losses and takes no triplet; leave 'hard' out"),
+        (["--model", "ide", "--set", "parts=6"], "ide has no option 'parts'; it has hetero_centre"),
+        (["--model", "pcb", "--pretrained"], "no ImageNet weights"),
+    ):
+        one_line(vireid("train", *TINY, *arguments, "--out-dir", tmp_path / "wrong"), words)
+
+
+def test_an_official_checkpoint_is_evaluated_and_attacked(vireid, copies, tmp_path):
+    from test_checkpoints import OfficialLayout
+
+    path, data = tmp_path / "agw.t", ["--dataset", "regdb", "--root", copies("regdb"), "--size", "32x16"]
+    torch.save({"net": OfficialLayout("resnet18", (0, 1, 1, 0)).state_dict()}, path)
+    for command in (["evaluate"], ["attack", "sign-noise"]):
+        code, out, said = vireid(*command, *data, "--official", path, "--out-dir", tmp_path / command[0])
+        assert code == 0, said
+        assert "regdb, visible to infrared: rank-1" in out
+        assert json.loads((tmp_path / command[0] / "scores.json").read_text())["victim"]
+    one_line(vireid("evaluate", *data, "--official", path, "--checkpoint", path), "leave out --checkpoint")
+    one_line(vireid("evaluate", *data, "--official", tmp_path / "none.t"), "no such checkpoint")
+
+
 def paired_roots():
     real = os.environ.get("VIREID_PAIRED_ROOT")
     missing = pytest.mark.skip(reason="VIREID_PAIRED_ROOT names no folder of real pairs: nothing real was read")

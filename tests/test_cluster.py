@@ -1,4 +1,4 @@
-"""Runs on Dask workers: the same cards as without them, a dead worker costs its run only, and one line for the rest."""
+"""Runs on workers: the same cards as without them, a dead worker costs its run only, and one line for the rest."""
 
 import itertools
 import json
@@ -16,16 +16,16 @@ import pytest
 import torch
 from test_kills import CAMPAIGN, SPAWN
 
-from vireid_lite import cluster
-from vireid_lite.campaign import prepare, read_campaign, run_one
-from vireid_lite.cards import card_name
-from vireid_lite.cluster import run_on_cluster
 from vireid_lite.errors import InputError
 from vireid_lite.files import cache_folder, write_atomically
+from vireid_lite.study import workers
+from vireid_lite.study.campaign import read_campaign
+from vireid_lite.study.run import run_one
+from vireid_lite.study.workers import run_all
 
-OPTIONS = {"workers": 2, "device": "cpu", "root": None, "progress": False}
+OPTIONS = {"device": "cpu", "progress": False, "cluster": True}
 # What a card says of the machine and the moment, not of the run.
-MEASURED = {"seconds", "train_seconds", "wall_seconds", "peak_memory_mib", "date"}
+MEASURED = ('"train_seconds"', '"wall_seconds"', '"peak_memory_mib"', '"date"', '"history"')
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def _workers_from_one_import():
 
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         get_mp_context()  # names what Dask would preload; then comes what is needed here
-        SPAWN.set_forkserver_preload(["vireid_lite.campaign", "vireid_lite.cluster", "test_kills", "test_cluster"])
+        SPAWN.set_forkserver_preload(["vireid_lite.study.workers", "test_kills", "test_cluster"])
         yield
 
 
@@ -57,66 +57,46 @@ def scheduler():
         yield started.scheduler_address
 
 
-def of_run(card: object) -> object:
-    """Return a card without its measurements."""
-    if isinstance(card, dict):
-        return {key: of_run(value) for key, value in card.items() if key not in MEASURED}
-    return [of_run(value) for value in card] if isinstance(card, list) else card
+def of_run(path: Path) -> list[str]:
+    """Return a card's lines without its measurements."""
+    return [line for line in path.read_text().splitlines() if not line.lstrip("{").startswith(MEASURED)]
 
 
-def serial(runs: list[dict], tmp_path: Path, threads: int) -> dict[str, dict]:
-    """Return the cards of a process that does one run after the other, from a cache of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("VIREID_CACHE", str(tmp_path / "serial"))
-            paths = [run_one(run, tmp_path, "cpu") for run in runs]
-    finally:
-        torch.set_num_threads(before)
-    return {path.name: of_run(json.loads(path.read_bytes())) for path in paths}
-
-
-def cards(finished: list[tuple[str, bytes]]) -> dict[str, dict]:
-    """Return cards by name; none may come twice."""
-    assert len(dict(finished)) == len(finished)
-    return {name: of_run(json.loads(data)) for name, data in finished}
-
-
-def dies_once(run, out, device, root):
+def dies_once(run, out, *how):
     """Run, but be killed in the middle of seed 1 when it is run for the first time."""
     note = cache_folder() / "died"
-    if run["seed"] == 1 and not note.exists():
+    if run.seed == 1 and not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
         note.touch()
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    return run_one(run, out, device, root)
+    return run_one(run, out, *how)
 
 
-def kills(run, out, device, root):
+def kills(run, out, *_):
     """Write a card, except for seed 0, which ends whoever runs it."""
-    if run["seed"] == 0:
+    if run.seed == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return writes(run, out)
 
 
-def refuses(run, out, device, root):
+def refuses(run, out, *_):
     """Write a card, except for seed 1, which cannot be made."""
-    if run["seed"] == 1:
+    if run.seed == 1:
         raise InputError("RegDB: idx/train.txt is missing; check DATA_ROOT")
     return writes(run, out)
 
 
 def writes(run, out):
-    (out / f"{run['seed']}.json").write_text("{}")
-    return out / f"{run['seed']}.json"
+    (out / f"{run.seed}.json").write_text("{}")
+    return out / f"{run.seed}.json"
 
 
-def notes_times(run, out, device, root):
+def notes_times(run, out, *_):
     """Note when a run began and ended, and with how many threads."""
     began = time.time()
     time.sleep(0.3)
-    (out / "card.json").write_text(json.dumps([began, time.time(), torch.get_num_threads()]))
-    return out / "card.json"
+    (out / f"{began}.json").write_text(json.dumps([began, time.time(), torch.get_num_threads()]))
+    return out / f"{began}.json"
 
 
 def holds_a_worker(note: Path) -> None:
@@ -124,7 +104,7 @@ def holds_a_worker(note: Path) -> None:
     os.setpgrp()
     # What a job in the background inherits is to ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with cluster._connected(None, 1) as client:
+    with workers._connected(None, 1) as client:
         client.submit(time.sleep, 600)
         write_atomically(note, str(next(iter(client.run(os.getpid).values()))).encode())
         time.sleep(600)
@@ -143,57 +123,56 @@ def until(condition, seconds: float = 60) -> bool:
     return found
 
 
-def test_a_killed_worker_costs_its_run_only_and_the_cards_are_those_of_one_process(todo, tmp_path, capsys):
-    options = OPTIONS | {"scheduler": None, "progress": True}
-    found = cards(list(run_on_cluster(todo, **options, _run_one=dies_once)))
-    assert capsys.readouterr().err.count("died with run 2 of 3") == 1
-    assert found == serial(todo, tmp_path, threads=max(1, os.cpu_count() // 2))
+@pytest.mark.parametrize("cluster", [True, False])
+def test_cards_are_those_of_one_process_though_a_dask_worker_was_killed(cluster, todo, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))
+    options = OPTIONS | {"cluster": cluster, "threads": 1, "task": dies_once if cluster else run_one}
+    found = {path.name: of_run(path) for path in run_all(todo, tmp_path / "many", workers=2, **options)}
+    assert (tmp_path / "cache" / "died").exists() == cluster
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "serial"))
+    assert found == {p.name: of_run(p) for p in run_all(todo, tmp_path / "one", **OPTIONS | {"threads": 1})}
+    assert len(found) == 3
     assert not multiprocessing.active_children()
 
 
-def test_two_campaigns_never_share_a_worker(scheduler):
+def test_two_campaigns_never_share_a_worker(todo, scheduler, tmp_path):
     finished = []
-    options = OPTIONS | {"scheduler": scheduler, "_run_one": notes_times}
+    options = OPTIONS | {"scheduler": scheduler, "task": notes_times}
 
-    def campaign():
-        finished.extend(run_on_cluster([{}, {}], **options))
+    def campaign(folder):
+        finished.extend(run_all(todo[:2], folder, **options))
 
-    both = [threading.Thread(target=campaign) for _ in range(2)]
+    both = [threading.Thread(target=campaign, args=[tmp_path / name]) for name in "ab"]
     for thread in both:
         thread.start()
     for thread in both:
         thread.join()
-    times = sorted(json.loads(data) for _, data in finished)
+    times = sorted(json.loads(path.read_text()) for path in finished)
     assert [threads for _, _, threads in times] == [2] * 4
     assert all(ended <= began for (_, ended, _), (began, _, _) in itertools.pairwise(times))
 
 
-def test_a_run_that_cannot_be_made_says_so_and_the_others_are_kept(todo, scheduler):
-    finished = run_on_cluster(todo, **OPTIONS, scheduler=scheduler, _run_one=refuses)
-    assert next(finished) == ("0.json", b"{}")
+def test_a_run_that_cannot_be_made_says_so_and_the_others_are_kept(todo, scheduler, tmp_path):
+    finished = run_all(todo, tmp_path, **OPTIONS, scheduler=scheduler, task=refuses)
     with pytest.raises(InputError, match=r"^RegDB: idx/train.txt is missing; check DATA_ROOT$"):
-        next(finished)
+        list(finished)
+    assert "1.json" not in {path.name for path in tmp_path.iterdir()}
 
 
-def test_other_code_is_refused_before_anything_runs(todo, scheduler, monkeypatch):
-    cluster._code.cache_clear()
-    monkeypatch.setattr(cluster, "source_hash", lambda: "0" * 12)
-    with pytest.raises(
-        InputError, match=r"worker tcp://127.0.0.1:\d+ does not run this machine's vireid_lite"
-    ) as error:
-        next(run_on_cluster(todo, **OPTIONS, scheduler=scheduler, _run_one=kills))
+def test_other_code_is_refused_before_anything_runs(todo, scheduler, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "source_hash", lambda: "0" * 12)
+    with pytest.raises(InputError, match="a worker does not run this machine's vireid_lite") as error:
+        list(run_all(todo, tmp_path, **OPTIONS, scheduler=scheduler, task=kills))
     assert len(str(error.value).splitlines()) == 1
-    cluster._code.cache_clear()
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_always_kills_its_worker_is_named_after_all_others(todo, scheduler, monkeypatch):
-    monkeypatch.setattr(cluster, "DEATHS", 2)
-    finished = []
+def test_a_run_that_always_kills_its_worker_is_named_after_all_others(todo, scheduler, tmp_path):
     with pytest.raises(InputError) as error:
-        finished.extend(run_on_cluster(todo, **OPTIONS, scheduler=scheduler, _run_one=kills))
-    assert f"{card_name(prepare(todo[0])[2])} ended 2 workers" in str(error.value)
+        list(run_all(todo, tmp_path, **OPTIONS, scheduler=scheduler, task=kills))
+    assert f"{todo[0].card_name()} ended one worker after the other" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-    assert sorted(name for name, _ in finished) == ["1.json", "2.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.json", "2.json"]
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
@@ -213,36 +192,36 @@ def test_local_workers_end_with_the_client(ending, tmp_path):
     assert until(lambda: gone(worker))
 
 
-def test_a_scheduler_that_does_not_answer_is_named(todo, monkeypatch):
-    monkeypatch.setattr(cluster, "ANSWER", 0.5)
+def test_a_scheduler_that_does_not_answer_is_named(todo, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "ANSWER", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         for address in (f"tcp://127.0.0.1:{port}", "nonsense://here", "tcp://127.0.0.1"):
             with pytest.raises(InputError, match=f"no Dask scheduler answers at {address};") as error:
-                next(run_on_cluster(todo, **OPTIONS, scheduler=address))
+                list(run_all(todo, tmp_path, **OPTIONS, scheduler=address))
             assert len(str(error.value).splitlines()) == 1
     with pytest.raises(InputError, match=f"no Dask scheduler answers at tcp://127.0.0.1:{port}"):
-        next(run_on_cluster(todo, **OPTIONS, scheduler=f"tcp://127.0.0.1:{port}"))
+        list(run_all(todo, tmp_path, **OPTIONS, scheduler=f"tcp://127.0.0.1:{port}"))
 
 
-def test_a_scheduler_without_workers_is_not_waited_for_for_ever(todo, monkeypatch):
+def test_a_scheduler_without_workers_is_not_waited_for_for_ever(todo, tmp_path, monkeypatch):
     from distributed import LocalCluster
 
-    monkeypatch.setattr(cluster, "NO_WORKER", 0.5)
+    monkeypatch.setattr(workers, "NO_WORKER", 0.5)
     options = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
     with (
         LocalCluster(n_workers=0, **options) as empty,
         pytest.raises(InputError, match=r"no worker for .* dask worker tcp"),
     ):
-        next(run_on_cluster(todo, **OPTIONS, scheduler=empty.scheduler_address))
+        list(run_all(todo, tmp_path, **OPTIONS, scheduler=empty.scheduler_address))
 
 
-def test_without_dask_the_extra_to_install_is_named(todo, monkeypatch):
+def test_without_dask_the_extra_to_install_is_named(todo, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"pip install 'vireid-lite\[cluster\]'"):
-        next(run_on_cluster(todo, **OPTIONS, scheduler=None))
+        list(run_all(todo, tmp_path, workers=2, **OPTIONS))
 
 
-def test_nothing_to_do_starts_nothing(monkeypatch):
-    monkeypatch.setattr(cluster, "_connected", lambda *_: pytest.fail("a cluster was started"))
-    assert list(run_on_cluster([], **OPTIONS, scheduler=None)) == []
+def test_nothing_to_do_starts_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_connected", lambda *_: pytest.fail("a cluster was started"))
+    assert list(run_all([], tmp_path, workers=2, **OPTIONS)) == []

@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 
 from _make import notebooks
-from vireid_lite.cards import read_cards
 from vireid_lite.chapters.costs import COSTS, Costs
 from vireid_lite.files import results_folder
+from vireid_lite.study.cards import read_cards
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = notebooks.find_chapters(ROOT)
@@ -111,7 +111,8 @@ def test_a_checkout_reads_its_own_cards():
 READ = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from vireid_lite import cards, parameters, tables
+from vireid_lite import parameters
+from vireid_lite.study import cards, tables
 folder = parameters.COSTS.parent
 print(json.dumps({
     "folder": str(folder),

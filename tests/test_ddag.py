@@ -14,7 +14,7 @@ from vireid_lite.errors import InputError
 from vireid_lite.metrics.evaluation import embed_store
 from vireid_lite.models.insertion import block_channels, insert, staged
 from vireid_lite.models.two_stream import Batch
-from vireid_lite.training import TrainSettings, optimiser_for, train_by_objective
+from vireid_lite.training import TrainSettings, optimiser_for, train
 
 LABELS = torch.tensor([0, 1, 4, 1, 4, 0, 0, 1])  # in no order; visible first, then infrared
 MODALITY = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
@@ -41,9 +41,8 @@ def scattered(model, seed=5):
 
 
 def batch_of(model, history=(), smoothing=0.0, seed=3):
-    settings = TrainSettings(label_smoothing=smoothing)
     generator = torch.Generator().manual_seed(seed)
-    return Batch(images().to(next(model.parameters())), MODALITY, LABELS, settings, list(history), generator)
+    return Batch(images().to(next(model.parameters())), MODALITY, LABELS, smoothing, None, list(history), generator)
 
 
 # The naive reference: numpy float64, one loop an index
@@ -249,9 +248,9 @@ def test_resnet50_has_the_documented_size_and_heads_at_the_full_rate():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"parts": 0}, "parts must be a whole number from 1 up, got 0"),
+        ({"parts": 0}, "parts must be a whole number of at least 1, got 0"),
         ({"parts": 2.0}, "parts must be a whole number"),
-        ({"dropout": 1.0}, "dropout must be a number from 0 to below 1, got 1.0"),
+        ({"dropout": 1.0}, "dropout must be a number from 0 to 0.99, got 1.0"),
         ({"dropout": True}, "dropout must be a number"),
         ({"heads": 4}, "ddag has no option 'heads'; it has parts, dropout"),
     ],
@@ -271,7 +270,7 @@ def trained(tiny):
     model = models.build("ddag", 12, "lite")
     lite = {"optimiser": "adamw", "learning_rate": 2e-3, "backbone_factor": 1.0, "schedule": "cosine"}
     settings = TrainSettings(epochs=2, identities=4, images=2, **lite)
-    history = train_by_objective(model, tiny, settings, progress=False)
+    history = train(model, tiny, settings, progress=False)
     return model, history
 
 

@@ -15,7 +15,7 @@ from vireid_lite.metrics.evaluation import embed_store
 from vireid_lite.models.deen import Expansion, Fusion, SideBySide, Stacked, centre_pair_mining
 from vireid_lite.models.insertion import block_channels, insert, staged
 from vireid_lite.models.two_stream import Batch
-from vireid_lite.training import TrainSettings, train_by_objective
+from vireid_lite.training import TrainSettings, train
 
 LABELS = torch.tensor([0, 1, 4, 1, 4, 0, 0, 1])  # in no order; visible first, then infrared
 MODALITY = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
@@ -299,7 +299,7 @@ def test_every_trunk_delivers_one_row_an_image(backbone, layer4):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_every_loss_is_the_naive_one(smoothing):
     model = scattered(build()).train()
-    batch = Batch(images().double(), MODALITY, LABELS, TrainSettings(label_smoothing=smoothing), [], torch.Generator())
+    batch = Batch(images().double(), MODALITY, LABELS, smoothing, None, [], torch.Generator())
     with torch.no_grad():
         maps = array(copy.deepcopy(model).feature_map(batch.images, MODALITY))
         found = model.objective(batch)
@@ -377,7 +377,7 @@ def trained(tiny):
     model = models.build("deen", 12, "lite")
     lite = {"optimiser": "adamw", "learning_rate": 2e-3, "backbone_factor": 1.0, "schedule": "cosine"}
     settings = TrainSettings(epochs=2, identities=4, images=2, **lite)
-    history = train_by_objective(model, tiny, settings, progress=False)
+    history = train(model, tiny, settings, progress=False)
     return model, history
 
 

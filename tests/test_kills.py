@@ -16,10 +16,10 @@ from safetensors.torch import load
 
 from vireid_lite import models
 from vireid_lite.attacks import CMPS, load_perturbation
-from vireid_lite.benchmark import read_grid, run_grid
-from vireid_lite.campaign import run_campaign
-from vireid_lite.cards import read_cards
 from vireid_lite.data import Dataset, Modality, Record, cached, load_dataset
+from vireid_lite.study.cards import read_cards
+from vireid_lite.study.grids import read_grid, run_grid
+from vireid_lite.study.workers import run_campaign
 from vireid_lite.training import TrainSettings
 from vireid_lite.victims import Recipe, load_or_train
 
@@ -67,7 +67,7 @@ attacks = ["CMPS"]
 """
 # A server that has imported torch forks each victim of a kill in milliseconds.
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["vireid_lite.victims", "vireid_lite.benchmark", "vireid_lite.models.agw", "test_kills"])
+SPAWN.set_forkserver_preload(["vireid_lite.victims", "vireid_lite.study.grids", "vireid_lite.models.agw", "test_kills"])
 
 
 class SlowFrames(Dataset):

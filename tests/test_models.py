@@ -236,8 +236,8 @@ def test_embed_refuses_what_is_no_image(batch, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "awg"}, "unknown network 'awg'; choose one of agw"),
-        ({"backbone": "resnet34"}, "unknown backbone 'resnet34'"),
+        ({"name": "awg"}, "network 'awg' is unknown; choose from agw"),
+        ({"backbone": "resnet34"}, "backbone 'resnet34' is unknown"),
         ({"gemp": 3}, "no option 'gemp'; it has non_local_channels, gem_p"),
         ({"num_identities": 0}, "num_identities"),
         ({"num_identities": 3.0}, "num_identities"),

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from vireid_lite import models
+from vireid_lite import models, training
 from vireid_lite.attacks import Modification, modified_victim, train_modified_victim
 from vireid_lite.data import Augmentation, Modality, SyntheticVI
 from vireid_lite.errors import InputError
 from vireid_lite.metrics.evaluation import evaluate
-from vireid_lite.models.insertion import remove
+from vireid_lite.models.insertion import insert, staged
+from vireid_lite.models.two_stream import Batch
 from vireid_lite.training import TrainSettings
 from vireid_lite.victims import Recipe, load_or_train
 
@@ -61,7 +62,7 @@ def test_with_nothing_modified_training_is_the_usual_one(small, tmp_path, settin
 def test_a_killed_training_ends_with_the_same_bits(small, tmp_path, monkeypatch):
     modification = Modification(start="scratch", form="linear", normalise=True)
     whole = train_modified_victim(RECIPE, small, modification, folder=tmp_path / "whole", **QUIET)
-    real, notes = modified_victim._note, []
+    real, notes = training._note, []
 
     def note_then_die(*arguments):
         real(*arguments)
@@ -69,7 +70,7 @@ def test_a_killed_training_ends_with_the_same_bits(small, tmp_path, monkeypatch)
         if len(notes) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(modified_victim, "_note", note_then_die)
+    monkeypatch.setattr(training, "_note", note_then_die)
     killed = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         train_modified_victim(RECIPE, small, modification, folder=killed, **QUIET)
@@ -88,7 +89,7 @@ def test_a_second_call_loads(small, monkeypatch):
     modification = Modification(epochs=1)
     first = train_modified_victim(RECIPE, small, modification, seed=2, **QUIET)
     assert torch.equal(torch.get_rng_state(), drawn)
-    monkeypatch.setattr(modified_victim, "_train", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(modified_victim, "train", lambda *_, **options: pytest.fail("it was trained again"))
     again = train_modified_victim(RECIPE, small, modification, seed=2, **QUIET)
     assert same(weights(first.model), weights(again.model))
     assert again.card == first.card
@@ -103,11 +104,11 @@ def test_a_second_call_loads(small, monkeypatch):
 def test_it_starts_from_the_victim_or_from_nothing(small, monkeypatch):
     started = {}
 
-    def keep(model, *arguments):
+    def keep(model, *arguments, **options):
         started[len(started)] = weights(model)
         return []
 
-    monkeypatch.setattr(modified_victim, "_train", keep)
+    monkeypatch.setattr(modified_victim, "train", keep)
     usual, _ = load_or_train(RECIPE, small, seed=2, **QUIET)
     for start in ("victim", "scratch"):
         train_modified_victim(RECIPE, small, Modification(start=start, alpha=0.3), seed=2, **QUIET)
@@ -134,24 +135,22 @@ def test_each_modality_carries_noise_of_its_own_within_the_budget(noise):
     assert Modification(noise="none").perturbation((32, 16), 0) is None
 
 
-def test_training_sees_the_noise_that_the_scores_are_of(small, tmp_path, monkeypatch):
+def test_training_sees_the_noise_that_the_scores_are_of(small, monkeypatch):
     batches, seen = [], []
-    real = modified_victim._batch
+    real = training._batch
 
     def batch(*arguments):
         batches.append(real(*arguments))
         return batches[-1]
 
-    monkeypatch.setattr(modified_victim, "_batch", batch)
-    modification = Modification(epochs=1, start="scratch", loss="identity")
+    monkeypatch.setattr(training, "_batch", batch)
+    modification = Modification(start="scratch", loss="identity")
     torch.manual_seed(0)
     model = models.build("agw", 8, "lite")
-    tap, perturbation = modification.change(model), modification.perturbation(small.size, 0)
+    perturbation = modification.perturbation(small.size, 0)
+    objective = modification.objective(model, perturbation)
     model.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args))
-    settings, device = replace(RECIPE.settings, epochs=1), torch.device("cpu")
-    modified_victim._train(
-        model, tap, perturbation, small, settings, modification, 0, tmp_path / "note.pt", "key", device, False
-    )
+    training.train(model, small, replace(RECIPE.settings, epochs=1), objective=objective, progress=False)
     assert len(seen) == len(batches) > 1
     for (images, modality), (clean, given, _) in zip(seen, batches, strict=True):
         assert torch.equal(modality, given)
@@ -165,7 +164,8 @@ def test_the_tap_reads_stage_1_and_the_output_is_stage_2():
     images, modality = torch.rand(6, 3, 32, 16), torch.tensor([0, 0, 0, 1, 1, 1])
     for sfm in (True, False):
         model = models.build("agw", 8, "lite").eval()
-        tap = Modification(sfm=sfm).change(model)
+        modules, tap = staged(model, "fsam", (0, 4), sfm)
+        insert(model, modules)
         pooled = model(images, modality).pooled
         stage1 = (tap.maps.clamp(min=0) ** 3).mean((2, 3)).pow(1 / 3)
         assert torch.allclose(stage1, pooled, atol=1e-4) != sfm
@@ -177,10 +177,12 @@ def test_the_quadruple_loss_is_of_the_centres_of_both_stages(form):
     target, modality = torch.tensor([4, 4, 1, 1, 1, 4]), torch.tensor([0, 0, 0, 1, 1, 1])
     modification = Modification(form=form, alpha=0.9)
     model = models.build("agw", 8, "lite")
-    tap = modification.change(model)
-    tap.maps = torch.rand(6, 5, 3, 2, generator=generator)
-    pooled = torch.rand(6, 5, generator=generator)
-    stages = [(tap.maps.double() ** 3).mean((2, 3)) ** (1 / 3), pooled.double()]
+    objective = modification.objective(model, None)
+    *_, tap, sfm = model.double().attention["4"]
+    images = torch.rand(6, 3, 32, 16, generator=generator, dtype=torch.float64)
+    found = objective(Batch(images, modality, target, 0.0, None, [], generator))
+    maps = tap.maps.detach(), sfm(tap.maps, modality).detach()
+    stages = [((each.clamp(min=0) ** 3).mean((2, 3)) + 1e-12) ** (1 / 3) for each in maps]
 
     def centre(stage, identity, kind):
         return stages[stage][(target == identity) & (modality == kind)].mean(0)
@@ -194,9 +196,8 @@ def test_the_quadruple_loss_is_of_the_centres_of_both_stages(form):
         for j, k in ((1, 4), (4, 1))
     ]
     expected = sum(max(0, float(value)) if form == "hinge" else float(value) for value in arguments)
-    loss, active = modified_victim._quadruple(model, tap, pooled, target, modality, modification)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert active.item() == sum(value > 0 for value in arguments) / 4
+    assert found.losses["other"].item() == pytest.approx(expected, rel=1e-5)
+    assert found.noted["active"].item() == sum(value > 0 for value in arguments) / 4
 
 
 def test_each_loss_is_what_its_name_says(small):
@@ -213,14 +214,14 @@ def test_each_loss_is_what_its_name_says(small):
 
 
 @pytest.mark.parametrize("attention", ["fsam", "se", "eca"])
-def test_the_modules_train_and_come_out_again(small, attention, tmp_path, monkeypatch):
-    real, drawn = modified_victim._train, {}
+def test_the_modules_train(small, attention, tmp_path, monkeypatch):
+    real, drawn = modified_victim.train, {}
 
-    def watched(model, *arguments):
+    def watched(model, *arguments, **options):
         drawn.update(weights(model))
-        return real(model, *arguments)
+        return real(model, *arguments, **options)
 
-    monkeypatch.setattr(modified_victim, "_train", watched)
+    monkeypatch.setattr(modified_victim, "train", watched)
     modification = Modification(attention=attention, epochs=1)
     found = train_modified_victim(RECIPE, small, modification, seed=2, folder=tmp_path, **QUIET)
     trained = weights(found.model)
@@ -228,14 +229,8 @@ def test_the_modules_train_and_come_out_again(small, attention, tmp_path, monkey
     assert modules
     assert trained.keys() == drawn.keys()
     assert not any(torch.equal(trained[name], drawn[name]) for name in modules)
-    taken = remove(found.model)
-    assert set(taken) == {0, 4}
-    usual = models.build("agw", 8, "lite")
-    assert list(found.model.state_dict()) == list(usual.state_dict())
-    usual.load_state_dict(found.model.state_dict())
-    images = torch.rand(2, 3, 32, 16)
-    with torch.no_grad():
-        assert torch.equal(found.model(images, Modality.VISIBLE).pooled, usual.eval()(images, Modality.VISIBLE).pooled)
+    assert set(found.model.attention) == {"0", "4"}
+    assert set(trained) - set(modules) == set(models.build("agw", 8, "lite").state_dict())
 
 
 def test_what_is_not_its_own_is_refused_in_one_line(small, tmp_path):
@@ -264,7 +259,7 @@ def test_a_loss_that_explodes_is_one_line(small):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"attention": "sfm"}, "attention 'sfm' is unknown; choose fsam, se, eca, none"),
+        ({"attention": "sfm"}, "attention 'sfm' is unknown; choose from fsam, se, eca, none"),
         ({"loss": "triplet"}, "loss"),
         ({"form": "huber"}, "form"),
         ({"noise": "gauss"}, "noise"),

@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vireid_lite import metrics, tables
+from vireid_lite import metrics
 from vireid_lite.attacks import ATTACKS
 from vireid_lite.errors import InputError
+from vireid_lite.study import tables
+from vireid_lite.study.campaign import read_campaign
 
 CAMPAIGN = """
 seeds = [0, 1]
@@ -151,10 +153,7 @@ def test_pending_counts_what_has_no_card_and_names_the_command(tmp_path):
     assert "2 of 2 runs" in said
     assert "vireid-lite campaign book/campaigns/some.toml" in said
     assert str(tmp_path) not in said, "a page shows no path of this machine"
-    from vireid_lite.campaign import prepare, read_campaign
-    from vireid_lite.cards import card_name
-
-    names = [card_name(prepare(run)[2]) for run in read_campaign(path)]
+    names = [run.card_name() for run in read_campaign(path)]
     (tmp_path / names[0]).touch()
     assert "1 of 2 runs" in tables.pending(path, tmp_path)
     (tmp_path / names[1]).touch()

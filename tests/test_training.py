@@ -7,6 +7,7 @@ from vireid_lite import models
 from vireid_lite.data import Augmentation
 from vireid_lite.errors import InputError
 from vireid_lite.training import TrainSettings, contiguous_labels, learning_rate_factor, optimiser_for, train
+from vireid_lite.victims import Recipe
 
 QUICK = TrainSettings(
     epochs=3,
@@ -33,29 +34,37 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_interrupted_training_ends_with_the_same_bits(tiny, tmp_path, monkeypatch):
-    whole = fresh()
+class Watched(models.AGW):
+    """AGW that counts its steps and can be told how to end."""
+
+    steps, ends = 0, None
+
+    def objective(self, batch):
+        self.steps += 1
+        found = super().objective(batch)
+        if self.ends == "infinite":
+            return found._replace(losses={"identity": found.losses["identity"] * torch.inf})
+        if self.ends and len(batch.history) == 2:
+            raise self.ends
+        return found
+
+
+def watched(ends=None):
+    torch.manual_seed(0)
+    model = Watched(12, "lite")
+    model.ends = ends
+    return model
+
+
+def test_interrupted_training_ends_with_the_same_bits(tiny, tmp_path):
+    whole, resumed, path = watched(), watched(), tmp_path / "state.pt"
     expected = train(whole, tiny, QUICK, progress=False)
-
-    import vireid_lite.training as module
-
-    real, calls = module._note, []
-
-    def note_then_die(*arguments):
-        real(*arguments)
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "_note", note_then_die)
-    path = tmp_path / "state.pt"
     with pytest.raises(KeyboardInterrupt):
-        train(fresh(), tiny, QUICK, state_path=path, progress=False)
-    monkeypatch.setattr(module, "_note", real)
-    resumed = fresh()
+        train(watched(KeyboardInterrupt), tiny, QUICK, state_path=path, progress=False)
     history = train(resumed, tiny, QUICK, state_path=path, progress=False)
     assert same(weights(whole), weights(resumed))
-    assert [e["identity_loss"] for e in history] == [e["identity_loss"] for e in expected]
+    assert [{**epoch, "seconds": 0} for epoch in history] == [{**epoch, "seconds": 0} for epoch in expected]
+    assert resumed.steps == whole.steps // 3
 
 
 def test_training_lowers_the_loss_and_the_seed_decides(tiny):
@@ -118,6 +127,27 @@ def test_settings_that_make_no_run_are_refused(wrong):
         TrainSettings(**wrong)
 
 
+@pytest.mark.parametrize("name", ["ddag", "deen", "ide", "pcb"])
+def test_a_network_with_losses_of_its_own_takes_no_triplet(tiny, name):
+    settings = replace(QUICK, triplet="hard")
+    with pytest.raises(InputError, match="takes no triplet; leave 'hard' out") as refusal:
+        Recipe(name, settings=settings)
+    assert "\n" not in str(refusal.value)
+    assert "triplet" not in Recipe(name, settings=QUICK).describe()["settings"]
+    with pytest.raises(InputError, match="takes no triplet"):
+        train(models.build(name, 12, "lite"), tiny, settings, progress=False)
+
+
+@pytest.mark.parametrize("name", ["agw", "caj"])
+def test_unless_told_the_triplet_is_wrt_and_keys_say_so(name):
+    told, untold = (Recipe(name, settings=replace(QUICK, triplet=triplet)) for triplet in ("wrt", None))
+    assert told.describe() == untold.describe()
+    assert list(untold.describe()["settings"]) == list(TrainSettings.__dataclass_fields__)
+    assert Recipe(name, settings=replace(QUICK, triplet="adp")).describe()["settings"]["triplet"] == "adp"
+
+
 def test_a_loss_that_explodes_is_one_line(tiny):
+    with pytest.raises(InputError, match="not finite in epoch 0; lower"):
+        train(watched("infinite"), tiny, QUICK, progress=False)
     with pytest.raises(InputError, match="not finite"):
         train(fresh(), tiny, replace(QUICK, optimiser="sgd", learning_rate=1e12), progress=False)

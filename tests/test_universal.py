@@ -5,12 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from contract import facts, same_facts
+from contract import (
+    check_applied,
+    check_resumes,
+    check_training_sees_what_apply_makes,
+    facts,
+    only,
+    rows_of,
+    same_facts,
+    stem_counts,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vireid_lite import models
-from vireid_lite.attacks import descent, frozen
+from vireid_lite.attacks import ATTACKS, frozen
+from vireid_lite.attacks.cmps_switches import SWITCHES
+from vireid_lite.attacks.dmr import DMR
 from vireid_lite.attacks.features import batch_mates
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
 from vireid_lite.attacks.universal import UNIVERSAL, ColDel, MetaAttack, SignNoise, UAPRetrieval, UniformNoise
@@ -18,12 +29,14 @@ from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.errors import InputError
 
+FITTED = {**UNIVERSAL, "dmr": DMR}
 GRADIENT = [name for name, attack in UNIVERSAL.items() if attack.gradients_per_step]
+LEARNING = pytest.mark.parametrize("name", [*GRADIENT, "dmr"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(sorted(UNIVERSAL)),
+    name=st.sampled_from(sorted(FITTED)),
     levels=st.integers(1, 32),
     seed=st.integers(0, 2**31),
     size=st.integers(4, 24),
@@ -34,60 +47,29 @@ GRADIENT = [name for name, attack in UNIVERSAL.items() if attack.gradients_per_s
 def test_contract(store, saturated, victim, name, levels, seed, size, tied, black_and_white, double):
     chosen = saturated if black_and_white else store
     options = {"budget": "double" if double else "total"} if name == "col-del" else {}
-    steps = {"steps": 2} if UNIVERSAL[name].gradients_per_step else {}
-    attack = UNIVERSAL[name](eps=levels / 255, batch_size=size, tied=tied, **steps, **options)
+    steps = {"steps": 2} if ATTACKS[name].gradients_per_step else {}
+    attack = ATTACKS[name](eps=levels / 255, batch_size=size, tied=tied, **steps, **options)
     before = facts(victim)
     found = attack.fit(victim, chosen, seed)
     assert same_facts(before, facts(victim))
     assert len(found.history) == attack.steps
-    assert attack.describe()["name"] == name == found.made_by["name"]
+    assert found.made_by == {**attack.describe(), "seed": seed}
+    assert found.made_by["name"] == name
     again = attack.fit(victim, chosen, seed)
-    deltas = list(found.delta.values()) if isinstance(found.delta, dict) else [found.delta]
-    for delta in deltas:
-        assert delta.abs().max() <= attack.eps + 1e-6
-        assert delta.any()  # a black or white image still has a gradient
-    for modality in Modality:
-        rows = np.flatnonzero(chosen.modalities == modality)
-        images = chosen.batch(rows)
-        kept = images.clone()
-        budget = attack.eps * (2 if found.double else 1) + 1e-6
-        rounded = found.apply_rounded(images, modality)
-        for attacked in (found.apply(images, modality), rounded):
-            assert (attacked - images).abs().max() <= budget
-            assert attacked.min() >= 0
-            assert attacked.max() <= 1
-            if tied and modality == Modality.INFRARED:
-                assert torch.equal(attacked[:, 0], attacked[:, 1])
-                assert torch.equal(attacked[:, 0], attacked[:, 2])
-        assert torch.equal((rounded * 255).round() / 255, rounded)
-        assert torch.equal(images, kept)
-        assert torch.equal(found.apply(images, modality), again.apply(images, modality))
-        with pytest.raises(InputError, match=r"\[0, 1\]"):
-            found.apply(images + 2, modality)
+    with frozen.frozen(victim):
+        drawn = attack.finish(attack.begin(victim, chosen, seed)[1], [], seed)
+    for what, tensor in found.tensors().items():  # a black or white image still has a gradient
+        assert torch.equal(tensor, again.tensors()[what])
+        assert torch.equal(tensor, drawn.tensors()[what]) != (attack.gradients_per_step > 0)
+        if name != "dmr":
+            assert tensor.abs().max() <= attack.eps + 1e-6
+            assert tensor.any()
+    check_applied(found, again, chosen)
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@LEARNING
 def test_a_killed_fit_resumes_to_the_same_bits(store, victim, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(descent, "NOTE_EVERY", 1)
-    attack = UNIVERSAL[name](steps=4, batch_size=8)
-    whole = attack.fit(victim, store, 3)
-
-    def kill(step, _):
-        if step == 2:
-            raise KeyboardInterrupt
-
-    path = tmp_path / "note.pt"
-    before = facts(victim)
-    with pytest.raises(KeyboardInterrupt):
-        attack.fit(victim, store, 3, state_path=path, watch=kill)
-    assert same_facts(before, facts(victim))
-    resumed = []
-    found = attack.fit(victim, store, 3, state_path=path, watch=lambda step, _: resumed.append(step))
-    assert resumed == [2, 3]
-    assert torch.equal(found.delta, whole.delta)
-    assert found.history == whole.history
-    if name == "col-del":
-        assert torch.equal(found.lattice, whole.lattice)
+    check_resumes(ATTACKS[name](steps=4, batch_size=8), victim, store, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", GRADIENT)
@@ -107,42 +89,23 @@ def test_the_loss_falls(store, victim, name):
 @pytest.mark.parametrize("name", ["uap", "uap-retrieval", "meta-attack", "col-del"])
 def test_training_sees_what_apply_makes(store, victim, name):
     # A full delta and a full lattice together: the sum is within eps, and tied on infrared images, in training too.
-    attack, seen = UNIVERSAL[name](batch_size=16, tied=True), []
+    attack = UNIVERSAL[name](batch_size=16, tied=True)
     with frozen.frozen(victim):
-        problem = attack.prepare(victim, store, 0)
-        state = attack.start((3, 32, 16), 0)
+        problem, state = attack.begin(victim, store, 0)
         for what in {"delta", "lattice"} & state.keys():
             state[what] = attack.eps * (2 * torch.rand_like(state[what]) - 1)
-        found = attack.finish(state, [], 0)
         rows = problem.batches.each[Modality.VISIBLE].at(0) if name == "meta-attack" else problem.batches.at(0)
-        hook = victim.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-        attack.step(victim, problem, state, 0, 0)
-        hook.remove()
-    images = store.batch(rows)
-    assert torch.allclose(seen[0], found.apply(images, store.modalities[rows]), rtol=0, atol=1e-6)
-    infrared = seen[-1][8:]
-    assert torch.equal(infrared[:, 0], infrared[:, 2])
+        check_training_sees_what_apply_makes(attack, victim, store, problem, state, rows)
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@LEARNING
 def test_each_image_passes_its_own_stem(store, victim, name):
-    attack = UNIVERSAL[name](batch_size=16, steps=1)
-    counts = {}
-    stems = {Modality.VISIBLE: victim.stages[0].visible, Modality.INFRARED: victim.stages[0].infrared}
+    attack = ATTACKS[name](batch_size=16, steps=1)
     with frozen.frozen(victim):
-        problem = attack.prepare(victim, store, 0)
-        state = attack.start((3, 32, 16), 0)
-        hooks = [
-            stem.register_forward_hook(
-                lambda _, args, __, modality=modality: counts.update({modality: counts.get(modality, 0) + len(args[0])})
-            )
-            for modality, stem in stems.items()
-        ]
-        attack.step(victim, problem, state, 0, 0)
-        for hook in hooks:
-            hook.remove()
-    each = 8 * attack.gradients_per_step
-    assert counts == {Modality.VISIBLE: each, Modality.INFRARED: each}
+        problem, state = attack.begin(victim, store, 0)
+        with stem_counts(victim) as counts:
+            attack.step(victim, problem, state, 0, 0)
+    assert counts == dict.fromkeys(Modality, 8 * attack.gradients_per_step)
 
 
 def test_noise_keeps_its_size_when_tied(store, victim):
@@ -192,7 +155,7 @@ def test_a_zero_lattice_changes_nothing(store):
 
 
 def test_col_del_budgets(store, victim):
-    images = store.batch(np.flatnonzero(store.modalities == Modality.VISIBLE))
+    images = store.batch(rows_of(store, Modality.VISIBLE))
     reached = {}
     for budget in ("total", "double"):
         found = ColDel(steps=15, batch_size=16, budget=budget).fit(victim, store)
@@ -307,27 +270,45 @@ def test_batch_mates_by_hand():
     assert nearest.tolist() == [1, 0, 1, 4, 3, 5]
 
 
+REFUSED = {
+    "col-del": [{"budget": "triple"}, {"levels": 1}],
+    "uap": [{"step_share": 0}, {"rescale": 1}],
+    "uap-retrieval": [{"grey_probability": 1.5}, {"clusters": -1}],
+    "meta-attack": [{"margin": "0.5"}],
+    "dmr": [{"learning_rate": 0}, {"instances": 1}],
+    "sma": [{"eps": 0}, {"eps": 2}, {"steps": 0}, {"steps": 1.5}, {"step_size": 0}, {"step_size": True}, {"tied": 1}],
+    "cmps": [
+        *({"mode": "both"}, {"eps": 0}, {"eps": 8}, {"steps": 0}, {"grey_probability": 2}, {"clusters": -1}),
+        *({"momentum": "1"}, {"tied": 1}, {"modalities": "visible", "update": "joint"}),
+        *({"grey_anchor": True, "bank": "same"}, *({switch: "neither"} for switch in SWITCHES)),
+    ],
+    "feature-level": [
+        *({"attention": "sfm"}, {"identity": True}, {"heads": "none"}, {"initial": "gauss"}, {"blocks": 4}),
+        *({"blocks": [5]}, {"blocks": [True]}, {"alpha": -0.1}, {"alpha": math.nan}, {"head_rate": "fast"}),
+        *({"instances": 1}, {"eps": 0}, {"step_share": 0}),
+    ],
+}
+SAID = [
+    ("dmr", {"width": 12}, "multiple of 8"),
+    ("feature-level", {"form": "huber"}, "form 'huber' is unknown; choose from hinge, linear"),
+    ("feature-level", {"sfm": 1}, "sfm must be true or false"),
+    ("feature-level", {"learn_delta": "no"}, "learn_delta must be true or false"),
+    ("feature-level", {"blocks": [4, 4]}, "one block twice"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
-    [
-        ("col-del", {"budget": "triple"}, "budget"),
-        ("col-del", {"levels": 1}, "levels"),
-        ("uap", {"step_share": 0}, "step_share"),
-        ("uap", {"rescale": 1}, "rescale"),
-        ("uap-retrieval", {"grey_probability": 1.5}, "grey_probability"),
-        ("uap-retrieval", {"clusters": -1}, "clusters"),
-        ("meta-attack", {"margin": "0.5"}, "margin"),
-    ],
+    [*SAID, *((name, options, list(options)[-1]) for name, all_of in REFUSED.items() for options in all_of)],
 )
 def test_bad_values_are_refused_in_one_line(name, options, words):
     with pytest.raises(InputError, match=words) as refusal:
-        UNIVERSAL[name](**options)
+        ATTACKS[name](**options)
     assert "\n" not in str(refusal.value)
 
 
 def test_too_few_identities_are_refused(store, victim):
-    rows = [row for row, record in enumerate(store.records) if record.identity == store.records[0].identity]
-    one = ImageStore(store.images[rows], [store.records[row] for row in rows])
+    one = only(store, lambda record: record.identity == store.records[0].identity)
     for name in ("uap-retrieval", "meta-attack", "col-del"):
         with pytest.raises(InputError, match="2"):
             UNIVERSAL[name](steps=1, batch_size=4).fit(victim, one)

@@ -107,7 +107,7 @@ def data_check(
     ] = False,
 ) -> None:
     """Verify a copy of a data set: its counts, and every image decoded once."""
-    from vireid_lite.data.check import check
+    from vireid_lite.data.benchmarks.check import check
 
     report = check(name, root, partial=partial)
     print(report)
@@ -122,6 +122,13 @@ def train(
     data_root: DataRoot = None,
     option: Options = None,
     size: Size = None,
+    model: Annotated[str | None, typer.Option(help="agw, caj, ddag, deen, ide or pcb; default: the tier's")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE for the network, such as hetero_centre=0.5")
+    ] = None,
+    triplet: Annotated[
+        str | None, typer.Option(help="wrt, hard, adp or none, in agw and caj; the others have losses of their own")
+    ] = None,
     backbone: Backbone = None,
     pretrained: Pretrained = None,
     epochs: Epochs = None,
@@ -133,7 +140,16 @@ def train(
     """Train a victim, or resume a killed training; write OUT_DIR/victim.safetensors and its card."""
     from vireid_lite.victims import load_or_train, tier_recipe
 
-    recipe = tier_recipe(tier, backbone=backbone, pretrained=pretrained, epochs=epochs, learning_rate=learning_rate)
+    recipe = tier_recipe(
+        tier,
+        model=model,
+        options=_parse_pairs("--set", set_, "hetero_centre=0.5"),
+        backbone=backbone,
+        pretrained=pretrained,
+        triplet=triplet,
+        epochs=epochs,
+        learning_rate=learning_rate,
+    )
     _, card = load_or_train(
         recipe, _dataset(tier, dataset, data_root, size, option), seed=seed, device=device, folder=out_dir
     )
@@ -148,27 +164,28 @@ Checkpoint = Annotated[
     Path | None, typer.Option(help="victim.safetensors; default: the tier's synthetic victim, trained if need be")
 ]
 
+Official = Annotated[
+    Path | None, typer.Option(help="checkpoint of the published AGW code (.t or .pth), instead of --checkpoint")
+]
+
 Split = Annotated[str, typer.Option(help="test, or val where a choice is made")]
 
 
-def _victim_and_data(tier, dataset, root, option, size, checkpoint, split, seed, device):
+def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, split, seed, device):
     """Return the victim on its device, its card, and the data set at the size the victim was trained on."""
-    from vireid_lite.models.checkpoints import load_checkpoint
-    from vireid_lite.victims import load_or_train, tier_dataset, tier_named
+    from vireid_lite.study.run import victim_and_data
 
     if split not in ("test", "val"):
         raise InputError(f"--split {split!r}: give test or val")
-    if checkpoint is None and dataset not in (None, "synthetic", "paired_folder"):
+    if checkpoint and official:
+        raise InputError("--official names a victim already; leave out --checkpoint")
+    if checkpoint is None and official is None and dataset not in (None, "synthetic", "paired_folder"):
         raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
-    # Crops of another size than the victim was trained on would be scored without a word.
-    model, card = load_checkpoint(checkpoint) if checkpoint else (None, {})
-    trained = card.get("dataset", {}).get("size")
-    data = _dataset(tier, dataset, root, size or (f"{trained[0]}x{trained[1]}" if trained else None), option)
-    if model is None:
-        print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
-        victim = tier_named(tier).recipe, tier_dataset(tier, "synthetic")
-        model, card = load_or_train(*victim, seed=seed, device=device)
-    return model.to(device).eval(), card, data
+
+    def open_data(trained: list | None):
+        return _dataset(tier, dataset, root, size or (f"{trained[0]}x{trained[1]}" if trained else None), option)
+
+    return victim_and_data(tier, checkpoint, official, open_data, seed, device)
 
 
 def _scores_line(data, direction: str, result, what: str = "") -> str:
@@ -182,7 +199,7 @@ def _scores_line(data, direction: str, result, what: str = "") -> str:
 def _save_figure(figure, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    from vireid_lite.provenance import write_atomically
+    from vireid_lite.files import write_atomically
 
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150)
@@ -198,6 +215,7 @@ def evaluate(
     option: Options = None,
     size: Size = None,
     checkpoint: Checkpoint = None,
+    official: Official = None,
     perturbation: Annotated[
         Path | None, typer.Option(help="what `vireid-lite attack` saved; applied to the queries, in 8 bits")
     ] = None,
@@ -212,46 +230,33 @@ def evaluate(
     With --perturbation the scores are those of attacked queries, beside the clean ones, and the figures show both.
     """
     from vireid_lite.attacks import load_perturbation
-    from vireid_lite.campaign import difference, scores_for_card, trials_of
-    from vireid_lite.cards import plain
+    from vireid_lite.chapters.plots import ranking_strips, set_style
     from vireid_lite.data import Modality
-    from vireid_lite.evaluation import direction_name, ranked
-    from vireid_lite.evaluation import evaluate as score
-    from vireid_lite.plots import ranking_strips, set_style
-    from vireid_lite.provenance import exclusive, pick_device, write_atomically
+    from vireid_lite.files import exclusive
+    from vireid_lite.machine import pick_device
+    from vireid_lite.metrics.evaluation import direction_name, ranked
+    from vireid_lite.study.run import evaluate_victim, trials_of
 
     named = {modality.name.lower(): [modality] for modality in Modality} | {"both": list(Modality)}
     if query_modality not in named:
         raise InputError(f"--query-modality {query_modality!r}: give visible, infrared or both")
     chosen = pick_device(device)
     made = load_perturbation(perturbation) if perturbation else None
-    model, card, data = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, split, seed, chosen)
+    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, split, seed, chosen)
+    model, _, data = victim
     set_style()
-    written = {"dataset": data.describe(), "split": split, "victim": card.get("key"), "scores": {}}
-    if made is not None:
-        written |= {"perturbation": made.made_by, "clean": {}}
     with exclusive(out_dir):
-        for modality in named[query_modality]:
-            trials = trials_of(data, modality, split)
-            direction = direction_name(modality)
-            result = score(model, data, modality, trials=trials, device=chosen)
-            written["scores"][direction] = scores_for_card(result)
-            strips = ranked(model, data, trials[0], queries=6, device=chosen)
-            print(_scores_line(data, direction, result))
+        found = evaluate_victim(victim, named[query_modality], out_dir, split, made, chosen)
+        for modality, (clean, attacked, moved) in zip(named[query_modality], found, strict=True):
+            direction, trial = direction_name(modality), trials_of(data, modality, split)[0]
+            print(_scores_line(data, direction, clean))
+            strips = ranked(model, data, trial, queries=6, device=chosen)
             name = direction.replace(" ", "_")
             _save_figure(ranking_strips(data, *strips), out_dir / f"rankings_{name}.png")
-            if made is not None:
-                clean, result = (
-                    result,
-                    score(model, data, modality, trials=trials, perturb=made.apply_rounded, device=chosen),
-                )
-                written["clean"][direction] = written["scores"][direction]
-                moved = difference(clean, result)
-                written["scores"][direction] = {**scores_for_card(result), "difference": moved}
+            if attacked is not None:
                 low, high = 100 * moved["rank1"]["low"], 100 * moved["rank1"]["high"]
-                print(_scores_line(data, direction, result, ", attacked") + f"; change {low:+.1f} to {high:+.1f}")
-                _attacked_figures(made, model, data, trials[0], strips[0], chosen, out_dir, name)
-        write_atomically(out_dir / "scores.json", json.dumps(written, indent=1, default=plain).encode())
+                print(_scores_line(data, direction, attacked, ", attacked") + f"; change {low:+.1f} to {high:+.1f}")
+                _attacked_figures(made, model, data, trial, strips[0], chosen, out_dir, name)
     print(f"scores and rankings: {out_dir}")
 
 
@@ -259,9 +264,9 @@ def _attacked_figures(made, model, data, trial, queries, device, out_dir: Path, 
     """Write the rankings of attacked queries, and the queries before and after at true scale and magnified."""
     import numpy as np
 
+    from vireid_lite.chapters.plots import attack_sheet, picture, ranking_strips
     from vireid_lite.data import cached
-    from vireid_lite.evaluation import ranked
-    from vireid_lite.plots import attack_sheet, picture, ranking_strips
+    from vireid_lite.metrics.evaluation import ranked
 
     store = cached(data, trial.query, False)
     clean = store.batch(np.array([store.row[query] for query in queries]))
@@ -295,6 +300,7 @@ def attack(
     option: Options = None,
     size: Size = None,
     checkpoint: Checkpoint = None,
+    official: Official = None,
     split: Split = "test",
     seed: Seed = 0,
     device: Device = "auto",
@@ -306,54 +312,43 @@ def attack(
     `vireid-lite evaluate --perturbation` applies to other data or another victim.
     """
     from vireid_lite.attacks import UniversalAttack, build_attack
-    from vireid_lite.campaign import run_attack, trials_of
-    from vireid_lite.cards import plain
-    from vireid_lite.evaluation import direction_name
-    from vireid_lite.parameters import fraction
-    from vireid_lite.plots import set_style
-    from vireid_lite.provenance import exclusive, pick_device, stable_hash, write_atomically
+    from vireid_lite.chapters.plots import set_style
+    from vireid_lite.errors import fraction
+    from vireid_lite.files import exclusive
+    from vireid_lite.machine import pick_device
+    from vireid_lite.metrics.evaluation import direction_name
+    from vireid_lite.study.run import attack_victim, trials_of
 
     try:
         budget = fraction(eps)
     except ValueError as error:
         raise InputError(f"--eps {eps!r}: {error} is needed") from None
-    options = _parse_pairs("--set", set_, "mode=released")
-    if repeated := sorted({"eps", "tied", "gradients", "identities", "name"} & set(options)):
+    given = _parse_pairs("--set", set_, "mode=released")
+    if repeated := sorted({"eps", "tied", "gradients", "identities", "name"} & set(given)):
         raise InputError(f"--set {repeated[0]}: give it as an option of its own, --{repeated[0]}")
-    chosen_attack = build_attack(name, gradients=gradients, eps=budget, tied=tied, **options)
-    universal = isinstance(chosen_attack, UniversalAttack)
-    for option_name, given, taken in (
-        ("gradients", gradients, universal and chosen_attack.gradients_per_step),
+    made = build_attack(name, gradients=gradients, eps=budget, tied=tied, **given)
+    universal = isinstance(made, UniversalAttack)
+    for option_name, asked, taken in (
+        ("gradients", gradients, universal and made.gradients_per_step),
         ("identities", identities, universal),
     ):
-        if given is not None and not taken:
+        if asked is not None and not taken:
             raise InputError(f"{name} takes no --{option_name}: it learns nothing from training images; leave it out")
     chosen = pick_device(device)
-    model, card, data = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, split, seed, chosen)
+    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, split, seed, chosen)
+    model, _, data = victim
     set_style()
     with exclusive(out_dir):
-        # Named by the data too: a note of other pixels must not be taken over.
-        state = out_dir / f"state-{stable_hash([data.describe(), split])}.pt"
-        result = run_attack(
-            chosen_attack, model, data, seed=seed, identities=identities, split=split, state_path=state, device=chosen
-        )
-        for before, exact, rounded in zip(result.clean, result.exact, result.rounded, strict=True):
+        found = attack_victim(made, victim, out_dir, split, seed=seed, identities=identities, device=chosen)
+        for before, exact, rounded in zip(found.clean, found.exact, found.rounded, strict=True):
             direction = direction_name(before.query_modality)
             for what, scores in (("", before), (", attacked", exact), (", attacked, 8 bits", rounded)):
                 print(_scores_line(data, direction, scores, what))
-        facts = {"attack": {**chosen_attack.describe(), "seed": seed, "identities": identities}}
-        facts |= {"dataset": data.describe(), "split": split, "victim": card.get("key"), **result.describe()}
-        write_atomically(out_dir / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
-        if universal:
-            result.made.save(out_dir / "perturbation.safetensors")
-            for before in result.clean:
-                modality = before.query_modality
-                trial = trials_of(data, modality, split)[0]
+            if found.made is not None:
+                trial = trials_of(data, before.query_modality, split)[0]
                 queries = trial.query[:: max(1, len(trial.query) // 6)][:6]
-                direction = direction_name(modality).replace(" ", "_")
-                _attacked_figures(result.made, model, data, trial, queries, chosen, out_dir, direction)
-        state.unlink(missing_ok=True)
-    print(f"{'scores and perturbation' if universal else 'scores'}: {out_dir}")
+                _attacked_figures(found.made, model, data, trial, queries, chosen, out_dir, direction.replace(" ", "_"))
+    print(f"{'scores and perturbation' if found.made is not None else 'scores'}: {out_dir}")
 
 
 @app.command()
@@ -366,7 +361,7 @@ def campaign(
     rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="make cards again whose code has changed")] = False,
 ) -> None:
     """Run every run of FILE that has no card yet, one card each."""
-    from vireid_lite.campaign import run_campaign
+    from vireid_lite.study.workers import run_campaign
 
     report = run_campaign(file, out_dir, workers=workers, device=device, root=data_root, rerun_stale=rerun_stale)
     for state, names in report.items():
@@ -380,8 +375,9 @@ def bench(
     ],
     tier: Tier = "lite",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print what is done and what is to do; no data needed")
+        bool, typer.Option("--dry-run", help="print what is done and what is to do, a line a table and victim")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="with --dry-run: every row")] = False,
     out_dir: OutDir = Path("book/results"),
     data_root: Annotated[
         list[str] | None,
@@ -403,7 +399,7 @@ def bench(
     rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="make cards again whose code has changed")] = False,
 ) -> None:
     """Run what a grid of the papers' tables has no card for yet, and print its tables."""
-    from vireid_lite import benchmark
+    from vireid_lite.study import grids
 
     wanted = seeds.split(",") if seeds else None
     if wanted and not all(map(_is_number, wanted)):
@@ -413,22 +409,14 @@ def bench(
         dataset, folder = _split_pair("--data-root", pair, "sysu=/data/SYSU-MM01")
         roots[dataset] = Path(folder)
     settings = _parse_pairs("--set", set_, "train.epochs=2")
-    chosen = [int(seed) for seed in wanted] if wanted else None
-    grid = benchmark.read_grid(name, tier, seeds=chosen, settings=settings, only=only)
+    grid = grids.read_grid(name, tier, seeds=[int(seed) for seed in wanted or []] or None, settings=settings, only=only)
     if dry_run:
-        print(benchmark.describe_plan(grid, benchmark.plan(grid, benchmark.Results(out_dir), rerun_stale=rerun_stale)))
+        found = grids.plan(grid, grids.Results(out_dir), rerun_stale=rerun_stale)
+        print(grids.describe_plan(grid, found, verbose=verbose or only is not None))
         return
-    report = benchmark.run_grid(
-        grid,
-        out_dir,
-        workers=workers,
-        scheduler=scheduler,
-        threads=threads,
-        device=device,
-        root=roots or None,
-        rerun_stale=rerun_stale,
-    )
-    print(benchmark.describe(grid, benchmark.Results(out_dir)))
+    options = {"workers": workers, "scheduler": scheduler, "threads": threads, "device": device, "root": roots or None}
+    report = grids.run_grid(grid, out_dir, rerun_stale=rerun_stale, **options)
+    print(grids.describe(grid, grids.Results(out_dir)))
     print("; ".join(f"{state}: {len(names)}" for state, names in report.items()))
 
 

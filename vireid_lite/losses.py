@@ -1,4 +1,4 @@
-"""The losses a victim is trained with: identity classification and triplets over a batch of both modalities."""
+"""The losses of victims and attacks: identity, triplets, hetero-centre and quadruple, of a batch of both modalities."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vireid_lite import losses
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError, check_choice
 
 
 def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
-    """Return the sum over a batch's identities of |c_visible - c_infrared|^2, c the mean feature of one modality.
+    """Return the sum over a batch's identities of `|c_visible - c_infrared|^2`, c the mean feature of one modality.
 
     Summed over identities and dimensions, as published, so it grows with the number of identities in a batch. Of
     features side by side (PCB's stripes) it is the sum of the losses of each. The published training gives it features
     of length 1, no threshold, and weight 0.5 beside an identity loss, with 4 identities in a batch.
-
-    features: (N, D) float. labels: (N,) int64, on the features' device. modality: (N,), 0 visible and 1 infrared; keep
-    it on the CPU. Every identity needs both modalities, otherwise the loss is NaN (checking would make the GPU wait).
-    Raises InputError for other shapes.
     Source: Zhu et al., "Hetero-center loss for cross-modality person re-identification", Neurocomputing 2020, and its
     code (heterogeneity_loss.py, train.py).
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int64, on the features' device.
+        modality: (N,), 0 visible and 1 infrared; keep it on the CPU. Every identity needs both modalities, otherwise
+            the loss is NaN (checking would make the GPU wait).
+
+    Raises:
+        InputError: for other shapes.
     """
-    if features.ndim != 2 or labels.shape != features.shape[:1] or modality.shape != labels.shape:
-        shapes = ", ".join(str(tuple(each.shape)) for each in (features, labels, modality))
-        raise InputError(f"hetero_centre_loss: features must be (N, D), labels and modality (N,); got {shapes}")
+    _check("hetero_centre_loss", features, labels, modality)
     of_infrared = (modality == Modality.INFRARED).to(features.device, non_blocking=True)
     same = labels[:, None] == labels
     # A row of centres for each image, as counting the identities would make the GPU wait; a product, as scattered sums
@@ -42,7 +44,8 @@ def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Te
 def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the mean cross-entropy of `logits` (N, num_identities) against contiguous int64 `labels` (N,).
 
-    smoothing: share of each target spread evenly over all identities; 0 as published.
+    Args:
+        smoothing: share of each target spread evenly over all identities; 0 as published.
     """
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
@@ -55,10 +58,12 @@ def weighted_regularised_triplet(features: Tensor, labels: Tensor) -> Tensor:
     computes exp(-d) without a shift and adds 1e-6 to the sum, so beyond d of about 15 its negatives attract; the masked
     softmax here does not underflow. A negative more than 1 farther than d_n still has a (small) attracting gradient,
     which is the loss as defined; all negatives together always repel.
-
-    features: (N, D) float, pooled and not normalised. labels: (N,) int64; every label needs another one in the batch,
-    otherwise the loss is NaN (checking would make the GPU wait).
     Source: Ye et al., "Deep Learning for Person Re-identification", section 4, AGW loss.py:61-106.
+
+    Args:
+        features: (N, D) float, pooled and not normalised.
+        labels: (N,) int64; every label needs another one in the batch, otherwise the loss is NaN (checking would make
+            the GPU wait).
     """
     furthest_positive, closest_negative = _soft_extremes(*_distances(features, labels))
     return F.softplus(furthest_positive - closest_negative).mean()
@@ -68,7 +73,7 @@ def adp_triplet(features: Tensor, labels: Tensor) -> Tensor:
     """Return CAJ's squared-difference triplet: mean log(1 + exp(s min(delta^2, 88))), s the sign of delta = d_p - d_n.
 
     d_p and d_n are those of `weighted_regularised_triplet`, and so are the arguments. Its slope is zero at delta = 0
-    and where |delta| > 9.38.
+    and where `|delta| > 9.38`.
     Source: Ye et al., "Channel Augmented Joint Learning", ICCV 2021, CAJ loss.py (the `square` branch).
     """
     furthest_positive, closest_negative = _soft_extremes(*_distances(features, labels))
@@ -80,8 +85,11 @@ def adp_triplet(features: Tensor, labels: Tensor) -> Tensor:
 def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tensor:
     """Return the batch-hard triplet: mean max(0, margin + farthest positive - nearest negative), Euclidean.
 
-    features: (N, D) float. labels: (N,) int64; an anchor without a negative adds nothing.
     Source: Hermans et al., "In Defense of the Triplet Loss", 2017, equation 5.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int64; an anchor without a negative adds nothing.
     """
     distance, positive = _distances(features, labels)
     furthest_positive = distance.masked_fill(~positive, 0).amax(1)
@@ -89,12 +97,16 @@ def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
     return F.relu(margin + furthest_positive - closest_negative).mean()
 
 
+def _check(where: str, features: Tensor, labels: Tensor, modality: Tensor) -> None:
+    """Raise InputError for other shapes than (N, D) and twice (N,)."""
+    if features.ndim != 2 or labels.shape != features.shape[:1] or modality.shape != labels.shape:
+        shapes = ", ".join(str(tuple(each.shape)) for each in (features, labels, modality))
+        raise InputError(f"{where}: features must be (N, D), labels and modality (N,); got {shapes}")
+
+
 def _distances(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return (N, N) Euclidean distances and the mask of same-label pairs."""
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        raise InputError(
-            f"losses: features must be (N, D) and labels (N,); got {tuple(features.shape)}, {tuple(labels.shape)}"
-        )
+    _check("losses", features, labels, labels)
     # Differences, not the matrix product: exact zeros for equal rows, and no gradient there instead of 1/0.
     distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     return distance, labels[:, None] == labels[None, :]
@@ -117,7 +129,10 @@ class QuadrupleLoss(NamedTuple):
 class QuadrupleTerms(NamedTuple):
     """The three distances, visible direction first.
 
-    own: (2, J) D(v2_j, v1_j). other: (2, J) D(i2_j, v1_j). between: (2, J, J) D(v2_j, v2_k).
+    Attributes:
+        own: (2, J) D(v2_j, v1_j).
+        other: (2, J) D(i2_j, v1_j).
+        between: (2, J, J) D(v2_j, v2_k).
     """
 
     own: Tensor
@@ -128,12 +143,15 @@ class QuadrupleTerms(NamedTuple):
 def class_centres(features: Tensor, labels: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
     """Return the visible and the infrared mean feature of each identity, (J, D) each, identities in sorted order.
 
-    features: (N, D) float. labels: (N,) int64. modality: (N,), 0 visible and 1 infrared.
-    Raises InputError for other shapes, and unless every identity has an image of both modalities.
+    Args:
+        features: (N, D) float.
+        labels: (N,) int64.
+        modality: (N,), 0 visible and 1 infrared.
+
+    Raises:
+        InputError: for other shapes, and unless every identity has an image of both modalities.
     """
-    if features.ndim != 2 or labels.shape != features.shape[:1] or modality.shape != labels.shape:
-        shapes = ", ".join(str(tuple(each.shape)) for each in (features, labels, modality))
-        raise InputError(f"class_centres: features must be (N, D), labels and modality (N,); got {shapes}")
+    _check("class_centres", features, labels, modality)
     identities, member = labels.unique(return_inverse=True)
     cell = member + len(identities) * modality.to(member)  # the visible cells come first
     counts = cell.bincount(minlength=2 * len(identities))
@@ -152,7 +170,10 @@ def quadruple_terms(
 ) -> QuadrupleTerms:
     """Return the loss's distances between centres, (J, D) each; normalise: of the centres divided by their length.
 
-    The gradient of a distance of 0 is 0. Raises InputError for unlike shapes.
+    The gradient of a distance of 0 is 0.
+
+    Raises:
+        InputError: for unlike shapes.
     """
     shapes = [tuple(each.shape) for each in (visible1, infrared1, visible2, infrared2)]
     if len(set(shapes)) > 1 or visible1.ndim != 2:
@@ -216,9 +237,4 @@ def pairwise_quadruple_loss(
     return quadruple_loss(visible1, infrared1, visible2, infrared2, labels, **options)
 
 
-TRIPLETS = {
-    "wrt": losses.weighted_regularised_triplet,
-    "hard": losses.hard_triplet,
-    "adp": losses.adp_triplet,
-    "none": None,
-}
+TRIPLETS = {"wrt": weighted_regularised_triplet, "hard": hard_triplet, "adp": adp_triplet, "none": None}

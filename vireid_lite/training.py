@@ -1,4 +1,4 @@
-"""Training a victim: identity loss plus a triplet, resumable after a kill, the same weights bit for bit on CPU."""
+"""Training a victim by its own objective: resumable after a kill, the same weights bit for bit on CPU."""
 
 from __future__ import annotations
 
@@ -6,93 +6,36 @@ import io
 import math
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from vireid_lite import losses
-from vireid_lite.data import Augmentation, Dataset, Modality, PKSampler, Record, cached, fingerprint
-from vireid_lite.errors import InputError
+from vireid_lite.data import Augmentation, Dataset, ImageStore, Modality, PKSampler, Record, cached, fingerprint
+from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.losses import TRIPLETS
-from vireid_lite.models.two_stream import Batch
-
-
-def train_by_objective(
-    model: nn.Module,
-    dataset: Dataset,
-    settings: TrainSettings,
-    *,
-    seed: int = 0,
-    state_path: Path | None = None,
-    key: str | None = None,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-) -> list[dict]:
-    """Train the model in place by its `objective(batch: Batch) -> Objective`; return one dict an epoch.
-
-    Draws, schedule, notes and errors are those of `training.train`: an objective of identity loss and triplet gives
-    the same weights, bit for bit. History keys: epoch, NAME_loss for each loss, accuracy, seconds.
-    """
-    device = torch.device(device)
-    store = cached(dataset, dataset.train, progress)
-    labels = contiguous_labels(store.records)
-    if settings.shuffle_labels:
-        labels = _shuffled_within_modality(labels, store.modalities.numpy(), seed)
-    named = [Record(r.source, int(label), r.camera, r.modality) for r, label in zip(store.records, labels, strict=True)]
-    sampler = PKSampler(named, settings.identities, settings.images, seed)
-    model.to(device, memory_format=torch.channels_last)
-    optimiser = optimiser_for(model, settings)
-    key = stable_hash([asdict(settings), dataset.describe(), fingerprint(store.records), seed, key])
-    history, first = _resume(state_path, key, model, optimiser, device)
-    model.train()
-    steps = len(sampler)
-    bar = tqdm(total=settings.epochs * steps, initial=first * steps, unit="step", desc="train", disable=not progress)
-    with bar:
-        for epoch in range(first, settings.epochs):
-            started, sums = time.perf_counter(), None
-            generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
-            for step, rows in enumerate(sampler.epoch(epoch)):
-                factor = learning_rate_factor(settings, epoch + step / steps)
-                for group in optimiser.param_groups:
-                    group["lr"] = group["base_lr"] * factor
-                images, modality, target = _batch(store, labels, rows, settings.augmentation, generator, device)
-                found = model.objective(Batch(images, modality, target, settings, history, generator))
-                optimiser.zero_grad(set_to_none=True)
-                sum(found.losses.values()).backward()
-                optimiser.step()
-                right = (found.logits.argmax(1) == found.labels).float().mean()
-                row = torch.stack([*(loss.detach() for loss in found.losses.values()), right])
-                sums = row if sums is None else sums + row
-                bar.update()
-            *means, accuracy = (sums / steps).tolist()
-            if not math.isfinite(sum(means)):
-                raise InputError(f"the loss is not finite in epoch {epoch}; lower --learning-rate")
-            noted = {f"{name}_loss": mean for name, mean in zip(found.losses, means, strict=True)}
-            took = time.perf_counter() - started
-            history.append({"epoch": epoch, **noted, "accuracy": accuracy, "seconds": took})
-            shown = {name.removesuffix("_loss"): f"{mean:.2f}" for name, mean in noted.items()}
-            bar.set_postfix(shown, refresh=False)
-            if state_path is not None:
-                _note(state_path, key, model, optimiser, history)
-    model.eval()
-    return history
+from vireid_lite.models.two_stream import Batch, Objective, TwoStream
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """How a victim is trained; the defaults are AGW's published recipe (train.py:205-233, utils.py:68-89).
 
-    epochs: passes over the larger modality. identities, images: P and K of a batch, K in each modality.
-    optimiser: "sgd" (momentum 0.9, Nesterov) or "adamw". learning_rate: of the BNNeck and the classifier; everything
-    else trains at backbone_factor times it. schedule: "agw" (warm-up over 10 epochs, then steps at 20 and 50) or
-    "cosine" (warm-up over the first tenth, then down to zero). triplet: "wrt", "hard", "adp" or "none".
-    label_smoothing: of the identity loss. shuffle_labels: train on identities permuted over the images, a control
-    that must end at chance.
+    Attributes:
+        epochs: passes over the larger modality.
+        identities, images: P and K of a batch, K in each modality.
+        optimiser: "sgd" (momentum 0.9, Nesterov) or "adamw".
+        learning_rate: of the BNNeck and the classifier; everything else trains at backbone_factor times it.
+        schedule: "agw" (warm-up over 10 epochs, then steps at 20 and 50) or "cosine" (warm-up over the first tenth,
+            then down to zero).
+        triplet: "wrt", "hard", "adp" or "none"; None is the network's own ("wrt" of AGW), and a network that takes none
+            refuses the others.
+        label_smoothing: of the identity loss.
+        shuffle_labels: train on identities permuted over the images, a control that must end at chance.
     """
 
     epochs: int = 81
@@ -103,30 +46,22 @@ class TrainSettings:
     backbone_factor: float = 0.1
     weight_decay: float = 5e-4
     schedule: str = "agw"
-    triplet: str = "wrt"
+    triplet: str | None = None
     label_smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
     shuffle_labels: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("optimiser", ("sgd", "adamw")),
-            ("schedule", ("agw", "cosine")),
-            ("triplet", tuple(TRIPLETS)),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
+        values = vars(self)
+        for name, known in (("optimiser", ["sgd", "adamw"]), ("schedule", ["agw", "cosine"])):
+            check_choice("training", name, values[name], known)
+        check_choice("training", "triplet", self.triplet or "none", TRIPLETS)
         for name, least in (("epochs", 1), ("identities", 2), ("images", 2)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise InputError(f"{name}: a whole number of at least {least} is needed, got {value!r}")
-        for name in ("learning_rate", "backbone_factor", "weight_decay", "label_smoothing"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < math.inf or (name == "learning_rate" and not value):
-                raise InputError(f"{name}: a finite number above 0 (0 switches a part off) is needed, got {value!r}")
-        if type(self.shuffle_labels) is not bool or not isinstance(self.augmentation, Augmentation):
-            raise InputError("shuffle_labels must be true or false, and augmentation an Augmentation")
+            check_whole("training", name, values[name], least)
+        limits = {"learning_rate": 1e12, "backbone_factor": 1e6, "weight_decay": 1e6, "label_smoothing": 1}
+        for name, high in limits.items():
+            check_number("training", name, values[name], 1e-12 if name == "learning_rate" else 0, high)
+        check_flag("training", "shuffle_labels", self.shuffle_labels)
 
 
 def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
@@ -148,29 +83,25 @@ def contiguous_labels(records: list[Record]) -> np.ndarray:
     return np.unique([record.identity for record in records], return_inverse=True)[1].astype(np.int64)
 
 
-def optimiser_for(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def optimiser_for(model: TwoStream, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimiser with two groups: the backbone at the reduced rate, BNNeck and classifier at the full one."""
-    head = [
-        p for name, p in model.named_parameters() if name.startswith(("bottleneck", "classifier")) and p.requires_grad
-    ]
-    kept = {id(p) for p in head}
-    body = [p for p in model.parameters() if id(p) not in kept and p.requires_grad]
-    groups = [
-        {"params": body, "base_lr": settings.learning_rate * settings.backbone_factor},
-        {"params": head, "base_lr": settings.learning_rate},
-    ]
+    body, head = [], []
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            (head if name.startswith(("bottleneck", "classifier")) else body).append(weight)
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups = [{"params": body, "base_lr": rate * settings.backbone_factor}, {"params": head, "base_lr": rate}]
     if settings.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        groups, lr=settings.learning_rate, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
-    )
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
 
 
 def train(
-    model: nn.Module,
+    model: TwoStream,
     dataset: Dataset,
     settings: TrainSettings,
     *,
+    objective: Callable[[Batch], Objective] | None = None,
     seed: int = 0,
     state_path: Path | None = None,
     key: str | None = None,
@@ -183,62 +114,56 @@ def train(
     finds a note of the same key resumes after it: on CPU the final weights equal an uninterrupted run's bit for bit at
     the same thread count. The model of the last epoch is kept; test identities play no part.
 
-    key: what decides the run beside settings, data and seed: the initial weights and the code.
+    Args:
+        objective: what is minimised; None for the model's own.
+        key: what decides the run beside settings, data and seed: the initial weights and the code. History keys: epoch,
+            NAME_loss for each loss of the objective, what it notes beside them, accuracy (share of the batch classified
+            right), seconds.
 
-    History keys: epoch, identity_loss, triplet_loss, accuracy (share of the batch classified right), seconds.
-    Raises InputError where the note belongs to another run.
+    Raises:
+        InputError: where the note is another run's, the network takes no triplet, or the loss is not finite.
     """
     device = torch.device(device)
+    objective = objective or model.objective
+    chosen = model.chosen_triplet(settings.triplet)
+    triplet = TRIPLETS[chosen] if chosen else None
     store = cached(dataset, dataset.train, progress)
     labels = contiguous_labels(store.records)
     if settings.shuffle_labels:
         labels = _shuffled_within_modality(labels, store.modalities.numpy(), seed)
-    sampler = PKSampler(
-        [Record(r.source, int(label), r.camera, r.modality) for r, label in zip(store.records, labels, strict=True)],
-        settings.identities,
-        settings.images,
-        seed,
-    )
+    named = [Record(r.source, int(label), r.camera, r.modality) for r, label in zip(store.records, labels, strict=True)]
+    sampler = PKSampler(named, settings.identities, settings.images, seed)
     model.to(device, memory_format=torch.channels_last)
     optimiser = optimiser_for(model, settings)
     key = stable_hash([asdict(settings), dataset.describe(), fingerprint(store.records), seed, key])
     history, first = _resume(state_path, key, model, optimiser, device)
-    triplet = TRIPLETS[settings.triplet]
     model.train()
-    bar = tqdm(
-        total=settings.epochs * len(sampler),
-        initial=first * len(sampler),
-        unit="step",
-        desc="train",
-        disable=not progress,
-    )
+    steps = len(sampler)
+    bar = tqdm(total=settings.epochs * steps, initial=first * steps, unit="step", desc="train", disable=not progress)
     with bar:
         for epoch in range(first, settings.epochs):
-            started = time.perf_counter()
+            started, sums = time.perf_counter(), None
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
-            sums = torch.zeros(3, device=device)
             for step, rows in enumerate(sampler.epoch(epoch)):
-                factor = learning_rate_factor(settings, epoch + step / len(sampler))
+                factor = learning_rate_factor(settings, epoch + step / steps)
                 for group in optimiser.param_groups:
                     group["lr"] = group["base_lr"] * factor
-                images, modality, target = _batch(store, labels, rows, settings.augmentation, generator, device)
-                output = model(images, modality)
-                identity = losses.identity_loss(output.logits, target, settings.label_smoothing)
-                pull = triplet(output.pooled, target) if triplet else torch.zeros((), device=device)
+                batch = _batch(store, labels, rows, settings.augmentation, generator, device)
+                found = objective(Batch(*batch, settings.label_smoothing, triplet, history, generator))
                 optimiser.zero_grad(set_to_none=True)
-                (identity + pull).backward()
+                sum(found.losses.values()).backward()
                 optimiser.step()
-                right = (output.logits.argmax(1) == target).float().mean()
-                sums += torch.stack([identity.detach(), pull.detach(), right])
+                right = (found.logits.argmax(1) == found.labels).float().mean()
+                row = {f"{name}_loss": loss.detach() for name, loss in found.losses.items()} | (found.noted or {})
+                values = torch.stack([*row.values(), right])
+                sums = values if sums is None else sums + values
                 bar.update()
-            means = (sums / len(sampler)).tolist()
-            if not math.isfinite(means[0] + means[1]):
-                raise InputError(f"the loss is not finite in epoch {epoch}; lower --learning-rate")
-            names = ("identity_loss", "triplet_loss", "accuracy")
-            history.append(
-                {"epoch": epoch, **dict(zip(names, means, strict=True)), "seconds": time.perf_counter() - started}
-            )
-            bar.set_postfix(identity=f"{means[0]:.2f}", triplet=f"{means[1]:.2f}", refresh=False)
+            *means, accuracy = (sums / steps).tolist()
+            if not math.isfinite(sum(means)):
+                raise InputError(f"the loss is not finite in epoch {epoch}; lower the learning rate (--learning-rate)")
+            noted = dict(zip(row, means, strict=True))
+            history.append({"epoch": epoch, **noted, "accuracy": accuracy, "seconds": time.perf_counter() - started})
+            bar.set_postfix({name.removesuffix("_loss"): f"{mean:.2f}" for name, mean in noted.items()}, refresh=False)
             if state_path is not None:
                 _note(state_path, key, model, optimiser, history)
     model.eval()
@@ -247,15 +172,14 @@ def train(
 
 def _shuffled_within_modality(labels: np.ndarray, modalities: np.ndarray, seed: int) -> np.ndarray:
     """Return the labels permuted over the images of each modality, so that no label fits any one person."""
-    generator = np.random.default_rng([seed, 1])
-    shuffled = labels.copy()
+    generator, shuffled = np.random.default_rng([seed, 1]), labels.copy()
     for modality in Modality:
         rows = np.flatnonzero(modalities == modality)
         shuffled[rows] = labels[generator.permutation(rows)]
     return shuffled
 
 
-def _batch(store, labels, rows, augmentation, generator, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _batch(store: ImageStore, labels, rows, augmentation, generator, device) -> tuple:
     """Return (images, modality, labels) of one step: augmented visible crops, then augmented infrared ones."""
     parts = [augmentation(store.batch(rows[modality], device), modality, generator) for modality in Modality]
     images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
@@ -264,17 +188,14 @@ def _batch(store, labels, rows, augmentation, generator, device) -> tuple[torch.
     return images, store.modalities[chosen], torch.from_numpy(labels[chosen]).to(device, non_blocking=True)
 
 
-def _note(path: Path, key: str, model: nn.Module, optimiser: torch.optim.Optimizer, history: list[dict]) -> None:
+def _note(path: Path, key: str, model: TwoStream, optimiser: torch.optim.Optimizer, history: list[dict]) -> None:
     """Write everything the next epoch depends on, whole or not at all."""
-    buffer = io.BytesIO()
     state = {"key": key, "model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
-    torch.save(state, buffer)
+    torch.save(state, buffer := io.BytesIO())
     write_atomically(path, buffer.getvalue())
 
 
-def _resume(
-    path: Path | None, key: str, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
-) -> tuple[list[dict], int]:
+def _resume(path: Path | None, key: str, model: TwoStream, optimiser: torch.optim.Optimizer, device) -> tuple:
     """Load a note of the same run, if there is one; return its history and the first epoch still to train."""
     if path is None or not path.exists():
         return [], 0

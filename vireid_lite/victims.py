@@ -12,11 +12,11 @@ from torch import nn
 from vireid_lite import models
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.files import VICTIM_CODE, cache_folder, exclusive, source_hash, stable_hash
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
-from vireid_lite.training import TrainSettings, train, train_by_objective
+from vireid_lite.training import TrainSettings, train
 
 # Options of the licensed data sets that decide the test alone: victims are shared over them.
 TEST_ONLY = ("search", "shot", "draw", "num_trials", "official_vis2ir")
@@ -35,17 +35,32 @@ class Recipe:
     settings: TrainSettings = field(default_factory=TrainSettings)
     options: dict = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_choice("models", "network", self.model, models.NETWORKS)
+        _ = self.triplet
+
+    @property
+    def triplet(self) -> str | None:
+        """The name of the triplet it is trained with; None for a network that takes none, and refuses one."""
+        return models.NETWORKS[self.model].chosen_triplet(self.settings.triplet)
+
     def describe(self) -> dict:
-        """Return the recipe as plain values, for run cards and keys; options only where there are any."""
+        """Return the recipe as plain values, for run cards and keys; triplet and options only where there are any."""
         described = asdict(self)
-        return described if self.options else {name: v for name, v in described.items() if name != "options"}
+        described["settings"]["triplet"] = self.triplet
+        if self.triplet is None:
+            del described["settings"]["triplet"]
+        if not self.options:
+            del described["options"]
+        return described
 
 
 @dataclass(frozen=True)
 class Tier:
     """One size of every chapter: the crops' size, the options of the tier's data set, and the victim's recipe.
 
-    size: (height, width) in pixels; None stands for the data set's own, which `parameters.TIERS` names.
+    Attributes:
+        size: (height, width) in pixels; None stands for the data set's own, which `parameters.TIERS` names.
     """
 
     size: tuple[int, int] | None
@@ -53,44 +68,27 @@ class Tier:
     recipe: Recipe
 
 
+# Without ImageNet weights, at `lite` and `standard`.
+FROM_SCRATCH = TrainSettings(
+    identities=16,
+    images=2,
+    optimiser="adamw",
+    backbone_factor=1.0,
+    weight_decay=5e-2,
+    schedule="cosine",
+    label_smoothing=0.1,
+)
+LITE = replace(
+    FROM_SCRATCH, epochs=10, learning_rate=2e-3, augmentation=Augmentation(pad=4, erasing=0.2, channels=True)
+)
+STANDARD = replace(FROM_SCRATCH, epochs=24, learning_rate=5e-4, augmentation=Augmentation(erasing=0.5, channels=True))
+
 TIERS = {
-    "lite": Tier(
-        (96, 48),
-        {"num_identities": 1000, "images_per_modality": 6},
-        Recipe(
-            backbone="lite",
-            settings=TrainSettings(
-                epochs=10,
-                identities=16,
-                images=2,
-                optimiser="adamw",
-                learning_rate=2e-3,
-                backbone_factor=1.0,
-                weight_decay=5e-2,
-                schedule="cosine",
-                label_smoothing=0.1,
-                augmentation=Augmentation(pad=4, erasing=0.2, channels=True),
-            ),
-        ),
-    ),
+    "lite": Tier((96, 48), {"num_identities": 1000, "images_per_modality": 6}, Recipe(backbone="lite", settings=LITE)),
     "standard": Tier(
         (256, 128),
         {"num_identities": 2000, "images_per_modality": 10, "test_identities": 200},
-        Recipe(
-            backbone="resnet50",
-            settings=TrainSettings(
-                epochs=24,
-                identities=16,
-                images=2,
-                optimiser="adamw",
-                learning_rate=5e-4,
-                backbone_factor=1.0,
-                weight_decay=5e-2,
-                schedule="cosine",
-                label_smoothing=0.1,
-                augmentation=Augmentation(erasing=0.5, channels=True),
-            ),
-        ),
+        Recipe(backbone="resnet50", settings=STANDARD),
     ),
     "full": Tier(None, {"validation": False}, Recipe(backbone="resnet50", pretrained=True)),
 }
@@ -130,15 +128,13 @@ def tier_recipe(
 ) -> Recipe:
     """Return a tier's recipe with named fields of its TrainSettings replaced; None keeps the tier's value.
 
-    model, options: another network than the tier's, and its own options.
+    Args:
+        model, options: another network than the tier's, and its own options.
     """
     recipe = tier_named(tier).recipe
     given = {name: value for name, value in settings.items() if value is not None}
-    unknown = sorted(set(given) - set(TrainSettings.__dataclass_fields__))
-    if unknown:
-        raise InputError(
-            f"training setting {unknown[0]!r} is unknown; it takes {', '.join(TrainSettings.__dataclass_fields__)}"
-        )
+    for name in given:
+        check_choice("training", "setting", name, TrainSettings.__dataclass_fields__)
     return replace(
         recipe,
         model=model or recipe.model,
@@ -164,27 +160,18 @@ def load_or_train(
     The victim is keyed by recipe, training data, seed, the code of all training and `compute`, the precision it is
     trained in (None: float32), and kept in `folder`, or among everything that can be made again
     (`provenance.cache_folder`). A killed training resumes at its last epoch.
-    Card keys beside the builder's own: recipe, dataset, seed, history, wall_seconds, peak_memory_mib, device, code.
+    Card keys beside the builder's own: recipe, dataset, seed, history, wall_seconds, peak_memory_mib, device.
     """
     device = pick_device(device) if isinstance(device, str) else device
     code = source_hash(*VICTIM_CODE)
     trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
-    key = stable_hash(
-        [
-            recipe.describe(),
-            trained_on,
-            fingerprint(dataset.train),
-            seed,
-            code,
-            *([compute.describe()] if compute else []),
-        ]
-    )
-    folder = folder or cache_folder() / "victims" / key
-    path = folder / "victim.safetensors"
-    with exclusive(folder):
+    described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, code]
+    key = stable_hash([*described, *([compute.describe()] if compute else [])])
+    path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
+    with exclusive(path.parent):
         existed = path.exists()
         if not existed:
-            _train_and_save(recipe, dataset, seed, device, folder, key, code, compute or Compute(), progress)
+            _train_and_save(path, key, recipe, dataset, seed, device, compute or Compute(), progress)
     model, card = load_checkpoint(path)
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
@@ -193,30 +180,17 @@ def load_or_train(
     return model.to(device).eval(), card
 
 
-def _train_and_save(
-    recipe: Recipe,
-    dataset: Dataset,
-    seed: int,
-    device: torch.device,
-    folder: Path,
-    key: str,
-    code: str,
-    compute: Compute,
-    progress: bool,
-) -> None:
+def _train_and_save(path, key, recipe, dataset, seed, device, compute, progress) -> None:
     if not dataset.train:
         raise InputError(f"{dataset.name} has no training images; train on another data set")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         num_identities = len({record.identity for record in dataset.train})
         model = models.build(recipe.model, num_identities, recipe.backbone, recipe.pretrained, **recipe.options)
-    started = time.perf_counter()
-    state_path = folder / "state.pt"
-    learn = train_by_objective if hasattr(model, "objective") else train
+    started, state_path = time.perf_counter(), path.with_name("state.pt")
+    options = {"seed": seed, "state_path": state_path, "key": key, "device": device, "progress": progress}
     with compute.on(model, device):
-        history = learn(
-            model, dataset, recipe.settings, seed=seed, state_path=state_path, key=key, device=device, progress=progress
-        )
+        history = train(model, dataset, recipe.settings, **options)
     card = {
         "key": key,
         "recipe": recipe.describe(),
@@ -230,7 +204,6 @@ def _train_and_save(
         "compute": compute.describe(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "code": code,
     }
-    save_checkpoint(folder / "victim.safetensors", model.cpu(), card)
+    save_checkpoint(path, model.cpu(), card)
     state_path.unlink(missing_ok=True)

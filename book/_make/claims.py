@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vireid_lite import frequency, losses, metrics, models, tables
+from vireid_lite import frequency, losses, metrics, models
 from vireid_lite.attacks.budget import luma, tie
-from vireid_lite.cards import is_stale, read_cards
 from vireid_lite.chapters.uninformed import LAYOUTS, one_order_a_person
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
 from vireid_lite.models import attention, insertion
-from vireid_lite.tables import DIRECTIONS
+from vireid_lite.study import tables
+from vireid_lite.study.cards import is_stale, read_cards
+from vireid_lite.study.packing import DIRECTIONS
 
 HOLDS, PARTLY, NOT = "holds", "holds partly", "does not"
 OPEN, CONTRADICTS = "open without licensed data", "contradicts itself"

@@ -1,4 +1,4 @@
-"""Attacks on a frozen victim: one file an idea, all under the contract of `base`."""
+"""Attacks on a frozen victim: one file an idea, all under the contract of `budget`."""
 
 from __future__ import annotations
 
@@ -10,33 +10,17 @@ from vireid_lite.attacks.cmps import CMPS
 from vireid_lite.attacks.descent import UniversalAttack
 from vireid_lite.attacks.dmr import DMR, GeneratorPerturbation
 from vireid_lite.attacks.feature_level import FeatureLevelAttack
-from vireid_lite.attacks.image_specific import IMAGE_SPECIFIC, AdversarialStore, Guides, ImageAttack, craft
+from vireid_lite.attacks.image_specific import IMAGE_SPECIFIC, AdversarialStore, ImageAttack, craft
 from vireid_lite.attacks.modified_victim import Modification, ModifiedVictim, train_modified_victim
-from vireid_lite.attacks.perturbation import UniversalPerturbation
+from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
 from vireid_lite.attacks.universal import UNIVERSAL
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_whole
 
 __all__ = [
-    "ATTACKS",
-    "CMPS",
-    "DMR",
-    "EPS",
-    "IMAGE_SPECIFIC",
-    "UNIVERSAL",
-    "AdversarialStore",
-    "FeatureLevelAttack",
-    "GeneratorPerturbation",
-    "Guides",
-    "ImageAttack",
-    "Modification",
-    "ModifiedVictim",
-    "UniversalAttack",
-    "UniversalPerturbation",
-    "build_attack",
-    "craft",
-    "load_perturbation",
-    "train_modified_victim",
-]
+    "ATTACKS", "CMPS", "EPS", "IMAGE_SPECIFIC", "AdversarialStore", "FeatureLevelAttack", "GeneratorPerturbation",
+    "ImageAttack", "Modification", "ModifiedVictim", "UniversalAttack", "UniversalPerturbation", "build_attack",
+    "craft", "load_perturbation", "train_modified_victim",
+]  # fmt: skip
 
 ATTACKS = {**UNIVERSAL, "dmr": DMR, "cmps": CMPS, "feature-level": FeatureLevelAttack, **IMAGE_SPECIFIC}
 
@@ -55,15 +39,13 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
         raise InputError(f"attack {name!r} is unknown; choose from {', '.join(ATTACKS)}")
     kind = ATTACKS[name]
     known = [*(field.name for field in fields(kind) if field.init), *getattr(kind, "switches", ())]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise InputError(f"{name}: option {unknown[0]!r} is unknown; it takes {', '.join(known)}")
+    for option in sorted(set(options) - set(known)):
+        raise InputError(f"{name}: option {option!r} is unknown; it takes {', '.join(known)}")
     per_step = getattr(kind, "gradients_per_step", 0)
     if gradients is not None and per_step:
         if "steps" in options:
             raise InputError(f"{name}: steps and gradients say the same twice; give one of them")
-        if type(gradients) is not int or gradients < per_step:
-            raise InputError(f"{name}: gradients must be a whole number of at least {per_step}, got {gradients!r}")
+        check_whole(name, "gradients", gradients, per_step)
         options["steps"] = gradients // per_step
     try:
         return kind(**options)
@@ -71,14 +53,6 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
         raise InputError(f"{name}: {str(error).splitlines()[0]}; check the options' types") from None
 
 
-def load_perturbation(path: str | Path) -> UniversalPerturbation | GeneratorPerturbation:
+def load_perturbation(path: str | Path) -> Perturbation:
     """Return what `save` of either kind wrote. Raises InputError where the file is missing, damaged or neither."""
-    try:
-        return UniversalPerturbation.load(path)
-    except InputError as error:
-        if not Path(path).is_file():
-            raise
-        try:
-            return GeneratorPerturbation.load(path)
-        except InputError:
-            raise error from None
+    return Perturbation.load(path)

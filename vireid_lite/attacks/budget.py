@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vireid_lite.data.records import Modality
+from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
 
 EPS = 8 / 255  #: the papers' budget, of pixels in [0, 1]
@@ -13,32 +13,19 @@ EPS = 8 / 255  #: the papers' budget, of pixels in [0, 1]
 ModalityLike = Modality | Tensor  #: one modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared)
 
 
-class _Clip(torch.autograd.Function):
-    @staticmethod
-    def forward(context, values: Tensor, low: float, high: float, masked: bool) -> Tensor:
-        context.mask = (values >= low) & (values <= high) if masked else None
-        return values.clamp(low, high)
-
-    @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (gradient if context.mask is None else gradient * context.mask), None, None, None
-
-
 def clip(values: Tensor, low: float = 0.0, high: float = 1.0, *, masked: bool = False) -> Tensor:
     """Clip to [low, high]; the gradient passes straight through, as torch versions differ at the boundary.
 
-    Args:
-        masked: the gradient of what lies outside is 0 and on the boundary 1, as in the torch that CMPS was published
-            with.
+    Masked, that of what lies outside is 0 and on the boundary 1, as in the torch that CMPS was published with.
     """
-    return _Clip.apply(values, low, high, masked)
+    passing = values * ((values >= low) & (values <= high)) if masked else values
+    return values.detach().clamp(low, high) + (passing - passing.detach())
 
 
-def check_eps(eps: float) -> float:
-    """Return eps, or raise InputError unless it is a number in (0, 1], a share of the pixel range."""
+def check_eps(eps: float) -> None:
+    """Raise InputError unless eps is a number in (0, 1], a share of the pixel range."""
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps <= 1:
         raise InputError(f"eps {eps!r}: a number above 0 and at most 1 is needed, as pixels lie in [0, 1]; try 8/255")
-    return float(eps)
 
 
 def tie(delta: Tensor) -> Tensor:
@@ -46,12 +33,12 @@ def tie(delta: Tensor) -> Tensor:
     return delta.mean(-3, keepdim=True).expand_as(delta)
 
 
-def tie_infrared(delta: Tensor, modality: ModalityLike) -> Tensor:
-    """Return delta, (3, H, W) or (N, 3, H, W), tied where it falls on infrared images."""
-    if isinstance(modality, Tensor):
+def tie_infrared(delta: Tensor, modality: ModalityLike, tied: bool = True) -> Tensor:
+    """Return delta, (3, H, W) or (N, 3, H, W), tied where it falls on infrared images; as it is where `tied` is not."""
+    if tied and isinstance(modality, Tensor):
         infrared = (modality == Modality.INFRARED).view(-1, 1, 1, 1).to(delta.device)
         return torch.where(infrared, tie(delta), delta)
-    return tie(delta) if modality == Modality.INFRARED else delta
+    return tie(delta) if tied and modality == Modality.INFRARED else delta
 
 
 def project(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
@@ -62,7 +49,7 @@ def project(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
 def to_8_bits(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
     """Return the adversarial images as a file holds them: the nearest of 256 levels that keeps the budget.
 
-    The clean images are themselves of 8 bits. Equal channels stay equal; the budget is kept to a thousandth of a level.
+    The clean images are themselves of 8 bits. The budget is kept to a thousandth of a level.
     """
     # A level may lie on the budget itself; the slack absorbs float32's rounding of 255 * eps, never a whole level.
     low, high = ((images - eps) * 255 - 1e-3).ceil(), ((images + eps) * 255 + 1e-3).floor()
@@ -70,10 +57,7 @@ def to_8_bits(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
 
 
 def luma(images: Tensor, chosen: Tensor | None = None) -> Tensor:
-    """Return images (N, 3, H, W), those chosen, (N,) bool, or all as their luma in three channels.
-
-    .299 R + .587 G + .114 B, equations 2 and 3 of CMPS; a grey image stays what it is, up to float rounding.
-    """
+    """Return images (N, 3, H, W), those chosen, (N,) bool, or all as their luma, equations 2 and 3 of CMPS."""
     red, green, blue = images.unbind(1)
     grey = (0.299 * red + 0.587 * green + 0.114 * blue).clamp(0, 1)[:, None].expand_as(images)
     return grey if chosen is None else torch.where(chosen.view(-1, 1, 1, 1).to(images.device), grey, images)

@@ -20,17 +20,16 @@ from vireid_lite.attacks.cmps_switches import SWITCHES, Found, SwitchedCMPS, not
 from vireid_lite.attacks.descent import SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, images_of
+from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import Batches
-from vireid_lite.data.records import Modality
-from vireid_lite.data.store import ImageStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class CMPS(SignDescent):
     """Algorithm 1: a visible step, then an infrared step, over and over, on one delta for both spectra.
 
-    The published batch order, seed and epochs are unknown, so `steps` and `batch_size` are the caller's. Given a switch
-    too, such as `CMPS(bank="same")`, it is a `SwitchedCMPS`.
+    The published batch order, seed and epochs are unknown. Given a switch too, such as `CMPS(bank="same")`, it is a
+    `SwitchedCMPS`.
 
     Args:
         mode: "paper", or "released" for a `ReleasedCMPS`, whose step size, decay, rescaling and clusters are others.
@@ -44,7 +43,6 @@ class CMPS(SignDescent):
     gradients_per_step: ClassVar[int] = 2
     switches: ClassVar[dict] = SWITCHES
     choices: ClassVar[dict[str, tuple]] = {"mode": ("paper", "released")}
-
     mode: str = "paper"
     step_share: float = 1 / 12
     margin: float = 0.5
@@ -52,26 +50,22 @@ class CMPS(SignDescent):
     clusters: int = 0
 
     def __new__(cls, *, mode: str = "paper", **options: object) -> CMPS | SwitchedCMPS:
-        """Return an attack of the class that mode and switches stand for."""
         if SWITCHES.keys() & options.keys():
             return SwitchedCMPS(mode=mode, **options)
         return super().__new__(ReleasedCMPS if mode == "released" else cls)
 
     def describe(self) -> dict:
-        """Return name and parameters, and where the switches stand in this mode."""
         return {**super().describe(), **{name: position[self.mode] for name, position in SWITCHES.items()}}
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        """Return batches by modality, and C^n and C^p of each crop.
+        """Return batches by modality, and C^n and C^p of each crop, which the paper leaves open.
 
-        The paper leaves open which centroids these are. As in UAP-Retrieval, C^n is the one that is least similar to
-        the crop's clean feature, C^p the most similar one.
+        As in UAP-Retrieval, C^n is the one least similar to the crop's clean feature, C^p the most similar one.
         """
         rows = [np.flatnonzero(store.modalities.numpy() == modality) for modality in Modality]
         features = over_crops(lambda images, modality, _: model.embed(images, modality), model, store)
         grey = over_crops(lambda images, modality, _: model.embed(luma(images), modality), model, store, rows[0])
-        each_set = features[rows[0]], features[rows[1]], grey
-        banks = [centroids_for(each, store, self.clusters, seed) for each in each_set]
+        banks = [centroids_for(f, store, self.clusters, seed) for f in (features[rows[0]], features[rows[1]], grey)]
         first = np.cumsum([0, *map(len, banks)]).tolist()
         pull, push = torch.zeros(2, 2, len(store), dtype=torch.int64, device=features.device)
         # Equation 1: visible is pulled to grey and pushed from infrared, infrared pulled to visible, pushed from grey.
@@ -82,19 +76,16 @@ class CMPS(SignDescent):
         batches = {m: Batches(rows[m], self.batch_size, seed + 1 + m) for m in Modality}
         return Problem(store, batches, torch.cat(banks), pull, push)
 
-    def objective(
-        self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, modality: int, grey=None
-    ) -> Found:
+    def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, modality: int, grey=None) -> Found:
         """Return equation 1's term for crops of one modality under delta, and the share of them where it is above zero.
 
-        Args:
-            grey: (n,) bool, crops replaced by their luma.
+        The crops that `grey` chooses, (n,) bool, are replaced by their luma.
         """
         images, modality = images_of(problem.store, rows, model), Modality(modality)
         if grey is not None:
             images = luma(images, grey)  # equations 2 and 3
-        f = model.embed(clip(images + (tie_infrared(delta, modality) if self.tied else delta)), modality)
-        c_n, c_p = (problem.centroids[each[modality, torch.from_numpy(rows)]] for each in (problem.pull, problem.push))
+        f = model.embed(clip(images + tie_infrared(delta, modality, self.tied)), modality)
+        c_n, c_p = problem.picked(rows, modality)
         # Equation 1: [|C^n - f| - |C^p - f| + rho]_+
         terms = torch.linalg.vector_norm(f - c_n, dim=1) - torch.linalg.vector_norm(f - c_p, dim=1) + self.margin
         return terms.clamp(min=0).mean(), (terms.detach() > 0).float().mean()
@@ -115,8 +106,8 @@ class CMPS(SignDescent):
 class ReleasedCMPS(CMPS):
     """The released step: a gradient at delta, one at the delta that would follow, and an update along their sum.
 
-    Its centroids know of no spectrum: two banks of both, for the first and for the second pass. Everything goes through
-    the visible stem; features are pooled and not normalised, and long centroids are favoured.
+    Two banks of both spectra, for the first and the second pass. Everything goes through the visible stem; features are
+    pooled and not normalised, and long centroids are favoured.
     Source: the CMPS repository at 78126a2, CMPS_attack.py and MI_SGD.py.
     """
 
@@ -147,21 +138,14 @@ class ReleasedCMPS(CMPS):
         batches = Batches(np.lexsort(np.transpose(keys)[::-1]), self.batch_size, seed, shuffle=False)
         return Problem(store, batches, torch.cat(banks), *torch.stack(picked, 1))
 
-    def objective(
-        self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, turn: int = 0, grey=None
-    ) -> Found:
-        """Return the triplet loss of crops of both modalities, and the share of them whose hinge is above zero.
-
-        Args:
-            turn: 0 for the first pass, 1 for the second.
-            grey: (n,) bool, crops of the first replaced by their luma.
-        """
+    def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, grey=None) -> Found:
+        """Return the triplet loss of crops of both modalities in the first pass (turn 0) or the second; see `CMPS`."""
         images, turns = images_of(problem.store, rows, model), torch.full((len(rows),), turn)
         if grey is not None:
             images, turns[grey] = luma(images, grey), 2
-        shift = tie_infrared(delta, problem.store.modalities[rows]) if self.tied else delta
+        shift = tie_infrared(delta, problem.store.modalities[rows], self.tied)
         f = model(clip(images + shift, masked=True), Modality.VISIBLE).pooled
-        far, near = (problem.centroids[each[turns, torch.from_numpy(rows)]] for each in (problem.pull, problem.push))
+        far, near = problem.picked(rows, turns)
         terms = torch.linalg.vector_norm(f - far, dim=1) - torch.linalg.vector_norm(f - near, dim=1) + self.margin
         return terms.clamp(min=0).mean(), (terms.detach() > 0).float().mean()
 

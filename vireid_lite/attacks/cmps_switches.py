@@ -1,7 +1,7 @@
 """CMPS with one switch at a time between the paper and the released code, for controls and for what each one costs.
 
-It shares with `cmps` what picks a centroid and what makes a sign step, and neither `prepare`, `objective` nor `step`:
-that both are equal to the bit with nothing switched means something.
+It shares neither `prepare`, `objective` nor `step` with `cmps`, so that it means something that both are equal to the
+bit with nothing switched.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from vireid_lite.attacks.budget import clip, luma, tie_infrared
 from vireid_lite.attacks.descent import SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, identity_centroids, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
+from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import Batches
-from vireid_lite.data.records import Modality
-from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_choice
 
 # Where each switch stands in the two modes, and what else it may be.
@@ -52,24 +51,21 @@ Switches = make_dataclass("Switches", [(name, object, None) for name in SWITCHES
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchedCMPS(Switches, SignDescent):
-    """The universal cross-modality attack with every difference between paper and released code as a switch.
+    """CMPS with every difference between paper and released code as a switch.
 
     Args:
         mode: "paper" or "released"; it sets everything that is left at None, as `SWITCHES` and `NUMBERS` say.
-        update: "alternate" (a visible, then an infrared step, on one delta), "joint" (both gradients, one step) or
-            "look-ahead" (a gradient at delta and one at the delta that would follow, on one mixed batch).
+        update: "alternate" (a visible, then an infrared step), "joint" (one along both gradients) or "look-ahead".
         modalities: "both", or images of one modality alone at the same number of gradient evaluations.
         bank: where centroids come from. "cross": as in equation 1; "same": the image's own modality; "mixed": two banks
             of both modalities, for the first and the second pass, and a crop turned grey compared by its grey feature.
-        centroids: "kmeans", or one per "identity".
-        choice: pushed from the most and pulled to the least similar centroid ("similarity"), or pushed from its own
-            "identity" and pulled to the least similar other.
+        centroids, choice: "kmeans", or one per "identity"; pushed from the most similar one, or from the own identity.
         score: similarity with L2-normalised centroids ("cosine") or with centroids as they are ("dot").
         feature: "embedding" (what is ranked: L2-normalised, after the BNNeck) or "pooled" (before it, not normalised).
         centroid_input: with the network's mean and std ("normalised"), or "raw" without them.
         stem: each image's "own", or the "visible" one for all.
-        grey: crops turn grey in "every" pass or only in the "first".
-        grey_anchor: a visible crop that turned grey takes equation 1's middle term instead of the first.
+        grey, grey_anchor: crops turn grey in "every" pass or only in the "first"; a visible one then takes equation 1's
+            middle term instead of the first.
         initial: "zero", or "uniform": Rand(0, 1) of 255 levels, the paper's text.
         clip: how [0, 1] passes gradients.
         shuffle: a new order each epoch, or crops grouped by identity, then camera.
@@ -78,7 +74,6 @@ class SwitchedCMPS(Switches, SignDescent):
     name: ClassVar[str] = "cmps"
     gradients_per_step: ClassVar[int] = 2
     choices: ClassVar[dict[str, tuple]] = {name: tuple(dict.fromkeys(at.values())) for name, at in SWITCHES.items()}
-
     mode: str = "paper"
     step_share: float | None = None
     decay: float | None = None
@@ -101,26 +96,21 @@ class SwitchedCMPS(Switches, SignDescent):
             raise InputError("cmps: grey_anchor is a term of equation 1 and needs bank='cross'")
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        state = super().start(shape, seed)
-        if self.initial == "uniform":
-            drawn = torch.rand(shape, generator=generator_for(seed, Stream.CMPS_START))
-            state["delta"] = (drawn / 255).clamp(max=self.eps)
-        return state
+        drawn = torch.rand(shape, generator=generator_for(seed, Stream.CMPS_START)) / 255
+        drawn = {"delta": drawn.clamp(max=self.eps)} if self.initial == "uniform" else {}
+        return super().start(shape, seed) | drawn
 
     def features(self, model: nn.Module, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the features the triplet is about, (N, D), of images (N, 3, H, W) in [0, 1]."""
-        through = Modality.VISIBLE if self.stem == "visible" else modality
-        return model.embed(images, through) if self.feature == "embedding" else model(images, through).pooled
+        stem = Modality.VISIBLE if self.stem == "visible" else modality
+        return model.embed(images, stem) if self.feature == "embedding" else model(images, stem).pooled
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        identities, modalities = np.array([record.identity for record in store.records]), store.modalities.numpy()
-        order, everything, stem = np.arange(len(store)), np.arange(len(store)), model.stages[0]
-        if not self.shuffle:
-            order = np.lexsort((modalities, [record.camera for record in store.records], identities))
-        batches: dict = {"mixed": Batches(order, self.batch_size, seed, self.shuffle)}
-        for modality in Modality:
-            own = order[modalities[order] == modality]
-            batches[modality] = Batches(own, self.batch_size, seed + 1 + modality, self.shuffle)
+        identities, cameras = np.array([(record.identity, record.camera) for record in store.records]).T
+        modalities, everything, stem = store.modalities.numpy(), np.arange(len(store)), model.stages[0]
+        order = everything if self.shuffle else np.lexsort((modalities, cameras, identities))
+        sets = {"mixed": order, **{m: order[modalities[order] == m] for m in Modality}}
+        batches = {m: Batches(sets[m], self.batch_size, seed + n, self.shuffle) for n, m in enumerate(sets)}
 
         def embedded(rows: np.ndarray, grey: Tensor | None = None, raw: bool = False) -> Tensor:
             def read(images: Tensor, modality: Tensor, chunk: np.ndarray) -> Tensor:
@@ -153,26 +143,21 @@ class SwitchedCMPS(Switches, SignDescent):
         first = np.cumsum([0, *(len(bank) for bank, _ in banks)]).tolist()
         if min(np.diff(first)) < 2:
             raise InputError("cmps: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
-        pull, push = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
+        found = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
         for turn, seen, rows, *numbers in plan:
-            for found, number, most in zip((pull, push), numbers, (0, 1), strict=True):
-                bank, names = banks[number]
-                own = None
+            for most, number in enumerate(numbers):
+                (bank, names), own = banks[number], None
                 if self.choice == "identity":
                     own = torch.from_numpy(identities[rows][:, None] == names).to(seen.device)
                     if not own.any(1).all():
                         raise InputError("cmps: choice='identity' needs every training identity in both modalities")
-                found[turn, rows] = extremes(seen[rows], bank, score=self.score, own=own)[most] + first[number]
-        return Problem(store, batches, torch.cat([bank for bank, _ in banks]), pull, push)
+                found[most, turn, rows] = extremes(seen[rows], bank, score=self.score, own=own)[most] + first[number]
+        return Problem(store, batches, torch.cat([bank for bank, _ in banks]), *found)
 
-    def objective(
-        self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, turn: int = 0, chosen=None
-    ) -> Found:
+    def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> Found:
         """Return the triplet loss of some crops under delta and the share of them whose hinge is active.
 
-        Args:
-            turn: 0 for the first pass (or the visible step), 1 for the second.
-            chosen: (n,) bool, crops that turned grey.
+        The turn is 0 for the first pass or the visible step, else 1; the crops `chosen`, (n,) bool, turned grey.
         """
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
         turns = torch.full((len(rows),), turn)
@@ -184,23 +169,19 @@ class SwitchedCMPS(Switches, SignDescent):
                 turns[chosen] = 2
         if (modality == modality[0]).all():
             modality = Modality(int(modality[0]))  # one modality: no splitting of the batch in the stems
-        shift = tie_infrared(delta, modality) if self.tied else delta
-        features = self.features(model, clip(images + shift, masked=self.clip == "masked"), modality)
-        index = turns, torch.from_numpy(rows)
-        pull, push = (features - problem.centroids[each[index]] for each in (problem.pull, problem.push))
-        terms = torch.linalg.vector_norm(pull, dim=1) - torch.linalg.vector_norm(push, dim=1) + self.margin
+        attacked = clip(images + tie_infrared(delta, modality, self.tied), masked=self.clip == "masked")
+        features = self.features(model, attacked, modality)
+        pull, push = (torch.linalg.vector_norm(features - each, dim=1) for each in problem.picked(rows, turns))
+        terms = pull - push + self.margin
         return terms.clamp(min=0).mean(), (terms.detach() > 0).float().mean()
 
-    def gradient(
-        self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, turn: int = 0, chosen=None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> tuple:
         """Return the gradient of `objective` with respect to delta, (3, H, W), and what `objective` returns."""
         delta = delta.detach().requires_grad_()
         loss, active = self.objective(model, problem, delta, rows, turn, chosen)
         return torch.autograd.grad(loss, delta)[0], loss.detach(), active
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
-        """Make one iteration: algorithm 1's two steps, one joint step, or the released step."""
         batches, mixed = problem.batches, self.update == "look-ahead"
         size = self.step_size(batches["mixed" if mixed else Modality.VISIBLE].per_epoch, state, step)
         if mixed:

@@ -20,8 +20,7 @@ from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, tie_
 from vireid_lite.attacks.features import Problem
 from vireid_lite.attacks.frozen import frozen, images_of, training_store, weights_hash
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
-from vireid_lite.data.records import Dataset, Modality, fingerprint
-from vireid_lite.data.store import ImageStore
+from vireid_lite.data import Dataset, ImageStore, Modality, fingerprint
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash, write_atomically
 
@@ -32,17 +31,19 @@ State = dict[str, Tensor | nn.Module | Optimizer]  #: what a step changes, by na
 # What an attack's numbers may be: the least whole number, or a range.
 WHOLE = {"steps": 1, "batch_size": 2, "clusters": 0, "instances": 2, "levels": 2, "width": 8}
 RANGES = {"step_share": (1e-9, 2), "grey_probability": (0, 1), "learning_rate": (1e-9, 1), "scale": (1e-9, math.inf)}
-RANGES |= dict.fromkeys(("momentum", "decay", "margin"), (0, math.inf))
-RANGES |= dict.fromkeys(("alpha", "head_rate"), (0, 1e9))
+RANGES |= dict.fromkeys(("momentum", "decay", "margin", "alpha", "head_rate"), (0, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalAttack:
-    """What every universal attack shares: its parameters and the loop of `fit`. A subclass says what a step does.
+    """What every universal attack shares: its parameters and the loop of `fit`.
+
+    A subclass has `prepare(model, store, seed)`, which returns what its steps need and never change (a `Problem`);
+    `start(shape, seed)`, which returns the tensors of the first state for crops of a shape (3, H, W); and `step(model,
+    problem, state, step, seed)`, which makes one update of the state and returns what the history notes.
 
     Args:
         eps: budget in [0, 1] pixels.
-        steps: updates.
         batch_size: images of one gradient evaluation.
         tied: what infrared images receive has three equal channels.
     """
@@ -51,7 +52,6 @@ class UniversalAttack:
     knows: ClassVar[str] = "the victim's weights; unlabelled training images"
     gradients_per_step: ClassVar[int] = 1
     choices: ClassVar[dict[str, tuple]] = {}  # parameters that are one of a few words
-
     eps: float = EPS
     steps: int = 200
     batch_size: int = 32
@@ -59,27 +59,20 @@ class UniversalAttack:
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
-        for name, usual in ((field.name, field.default) for field in fields(self)):
-            if name in self.choices:
-                check_choice(self.name, name, getattr(self, name), self.choices[name])
-            elif type(usual) is bool:
-                check_flag(self.name, name, getattr(self, name))
-            elif name in WHOLE:
-                check_whole(self.name, name, getattr(self, name), WHOLE[name])
-            elif name in RANGES:
-                check_number(self.name, name, getattr(self, name), *RANGES[name])
+        for field in fields(self):
+            given = self.name, field.name, getattr(self, field.name)
+            if field.name in self.choices:
+                check_choice(*given, self.choices[field.name])
+            elif type(field.default) is bool:
+                check_flag(*given)
+            elif field.name in WHOLE:
+                check_whole(*given, WHOLE[field.name])
+            elif field.name in RANGES:
+                check_number(*given, *RANGES[field.name])
 
     def describe(self) -> dict:
-        """Return the attack's name and every parameter as plain values, for run cards and keys."""
+        """Return name and parameters as plain values, for run cards and keys."""
         return {"name": self.name, **asdict(self)}
-
-    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem | None:
-        """Return what the steps need and never change: batches, centroids of clean features."""
-        raise NotImplementedError
-
-    def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        """Return the state before the first step: "delta" (3, H, W) and what else changes from step to step."""
-        return {"delta": torch.zeros(shape), "momentum": torch.zeros(shape)}
 
     def learned(self, model: nn.Module, problem: Problem, seed: int) -> State:
         """Return the modules that the steps train beside delta, and their optimiser: a part of the state."""
@@ -89,12 +82,7 @@ class UniversalAttack:
         """Return the problem and the state before the first step, on the model's device; the victim must be frozen."""
         problem, weight = self.prepare(model, store, seed), next(model.parameters())
         start = self.start((3, *store.images.shape[1:3]), seed)
-        state = {name: value.to(weight) for name, value in start.items()}
-        return problem, {**state, **self.learned(model, problem, seed)}
-
-    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
-        """Make one update of the state; return what the history notes, such as the loss."""
-        raise NotImplementedError
+        return problem, {name: part.to(weight) for name, part in start.items()} | self.learned(model, problem, seed)
 
     def finish(self, state: State, history: list[dict], seed: int) -> Perturbation:
         """Return the perturbation that a state stands for."""
@@ -113,14 +101,15 @@ class UniversalAttack:
     ) -> Perturbation:
         """Return a perturbation learned on training images against a frozen victim; runs on the model's device.
 
-        The victim is bit-identical afterwards: weights, statistics, mode and requires_grad. Raises InputError where a
-        modality has no image, or the note at state_path belongs to another fit.
+        The victim is bit-identical afterwards: weights, statistics, mode and requires_grad.
 
         Args:
             train: a data set, whose training images are read, or an ImageStore.
-            seed: of every draw; the same seed gives the same bits on one device and thread count.
-            state_path: where a killed fit is noted and found again.
-            watch: called as watch(step, perturbation) after every step, for figures; what it draws is its own.
+            state_path: the file where a killed fit is noted and found again.
+            watch: called as watch(step, perturbation) after every step, for figures.
+
+        Raises:
+            InputError: where a modality has no image, or the note at state_path is of another fit.
         """
         store = training_store(train, progress=progress)
         for modality in Modality:
@@ -130,8 +119,8 @@ class UniversalAttack:
             problem, state = self.begin(model, store, seed)
             key = state_path and stable_hash([self.describe(), seed, fingerprint(store.records), weights_hash(model)])
             history = _resume(state_path, key, state)
-            bar = {"initial": len(history), "total": self.steps, "unit": "step", "desc": self.name}
-            for step in tqdm(range(len(history), self.steps), **bar, disable=not progress):
+            bar = {"initial": len(history), "total": self.steps, "desc": self.name, "disable": not progress}
+            for step in tqdm(range(len(history), self.steps), unit="step", **bar):
                 history.append({"step": step, **self.step(model, problem, state, step, seed)})
                 if watch is not None:
                     watch(step, self.finish(state, list(history), seed))
@@ -143,10 +132,8 @@ class UniversalAttack:
 
 
 def _note(path: Path, key: str, state: State, history: list[dict]) -> None:
-    """Write everything the next step depends on, whole or not at all."""
     plain = {name: part.cpu() if isinstance(part, Tensor) else part.state_dict() for name, part in state.items()}
-    buffer = io.BytesIO()
-    torch.save({"key": key, "state": plain, "history": history}, buffer)
+    torch.save({"key": key, "state": plain, "history": history}, buffer := io.BytesIO())
     write_atomically(path, buffer.getvalue())
 
 
@@ -173,6 +160,8 @@ def _resume(path: Path | None, key: str | None, state: State) -> list[dict]:
 class SignDescent(UniversalAttack):
     """What the gradient attacks share: `m <- momentum m + g/|g|_1`, `delta <- clip(delta - step_size sign m, +-eps)`.
 
+    A subclass has `loss(model, problem, images, rows)`, of attacked crops of some rows, or a `step` of its own.
+
     Args:
         step_share, decay: step size as a share of eps, times exp(-decay (epoch + 1)).
         rescale: halve delta at an epoch's start where more than half of it is saturated and that share has moved by
@@ -185,23 +174,16 @@ class SignDescent(UniversalAttack):
     rescale: bool = False
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        """Return delta and momentum at zero, and the saturated share at the last epoch's start."""
-        return {**super().start(shape, seed), "saturation": torch.zeros(())}
-
-    def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        """Return the loss to descend on, of attacked crops `images` of the store's `rows`."""
-        raise NotImplementedError
+        return {"delta": torch.zeros(shape), "momentum": torch.zeros(shape), "saturation": torch.zeros(())}
 
     def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
         """Return the clean crops that a step attacks, (n, 3, H, W)."""
         return images_of(problem.store, rows, model)
 
-    def gradient(
-        self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, images: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, images: Tensor) -> tuple:
         """Return the gradient of the loss with respect to delta, (3, H, W), and the loss."""
         delta = delta.detach().requires_grad_()
-        shift = tie_infrared(delta, problem.store.modalities[rows]) if self.tied else delta
+        shift = tie_infrared(delta, problem.store.modalities[rows], self.tied)
         loss = self.loss(model, problem, clip(images + shift), rows)
         return torch.autograd.grad(loss, delta)[0], loss.detach()
 
@@ -232,8 +214,7 @@ class SignDescent(UniversalAttack):
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         """Make one update from one batch of both modalities."""
-        size = self.step_size(problem.batches.per_epoch, state, step)
-        rows = problem.batches.at(step)
+        size, rows = self.step_size(problem.batches.per_epoch, state, step), problem.batches.at(step)
         images = self.crops(model, problem, rows, step, seed)
         gradient, loss = self.gradient(model, problem, state["delta"], rows, images)
         self.descend(state, gradient, size)

@@ -17,21 +17,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from vireid_lite.attacks.budget import ModalityLike, clip, project, tie_infrared
+from vireid_lite.attacks.budget import ModalityLike, clip, tie_infrared
 from vireid_lite.attacks.descent import State, UniversalAttack
-from vireid_lite.attacks.features import Problem, batch_mates, clean_features, triplet
+from vireid_lite.attacks.features import Problem, clean_features, triplet
 from vireid_lite.attacks.frozen import images_of
 from vireid_lite.attacks.perturbation import Perturbation
+from vireid_lite.data import ImageStore
 from vireid_lite.data.batches import IdentityBatches
-from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
 
 
 class Generator(nn.Module):
     """An encoder and decoder of two scales with skips: images (N, 3, H, W) in [0, 1] to shifts in (-1, 1).
 
-    Args:
-        width: channels of the first scale; 24 gives 50,000 weights.
+    `width` is the number of channels of the first scale; 24 gives 50,000 weights.
     """
 
     def __init__(self, width: int = 24) -> None:
@@ -44,7 +43,6 @@ class Generator(nn.Module):
         self.out = nn.Conv2d(width, 12, 3, padding=1)  # four pixels of three channels: no layer at full size is needed
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the shifts, (N, 3, H, W)."""
         first = self.down1(images * 2 - 1)
         second = self.down2(first)
         second = second + self.middle(second)
@@ -52,13 +50,11 @@ class Generator(nn.Module):
         maps = self.out(first + self.up1(first))
         # Without this the quickest way down is one colour for the whole crop, which saturates tanh and ends learning.
         maps = maps - maps.mean((2, 3), keepdim=True)
-        full = F.pixel_shuffle(maps, 2)
-        return full[:, :, : images.shape[-2], : images.shape[-1]].tanh()
+        return F.pixel_shuffle(maps, 2)[:, :, : images.shape[-2], : images.shape[-1]].tanh()
 
 
 def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """Return a 3x3 convolution, a norm and a ReLU."""
-    # Groups of an image's own channels are normalised, so its perturbation depends on that image alone.
+    """Return a convolution, a norm of groups of an image's own channels, so that it depends on no other, and a ReLU."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(4, outputs), nn.ReLU())
 
 
@@ -69,12 +65,11 @@ class GeneratorPerturbation(Perturbation):
     Args:
         weights: flat vector of a `Generator` of `width`.
         size: (height, width) in pixels of the crops it was trained on.
-        eps: as tied, history and made_by: see `UniversalPerturbation`.
+        eps, tied, history, made_by: see `UniversalPerturbation`.
     """
 
     kind: ClassVar[str] = "generator"
     facts: ClassVar[tuple[str, ...]] = ("size", "eps", "width", "tied", "history", "made_by")
-
     weights: Tensor
     size: tuple[int, int]
     eps: float
@@ -84,21 +79,15 @@ class GeneratorPerturbation(Perturbation):
     made_by: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.size = tuple(self.size)
-        self._generator = Generator(self.width).requires_grad_(False)
+        self.size, self._generator = tuple(self.size), Generator(self.width).requires_grad_(False)
         needed = sum(parameter.numel() for parameter in self._generator.parameters())
         if self.weights.shape != (needed,):
             raise InputError(f"dmr: a generator of width {self.width} has {needed} weights, got {self.weights.numel()}")
 
-    def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
-        """Return the attacked images; see `UniversalPerturbation.apply`. No gradient flows."""
-        self.check(images, self.size)
-        with torch.no_grad():
-            vector_to_parameters(self.weights.to(images), self._generator.to(images).parameters())
-            shift = self.eps * self._generator(images)
-            if self.tied:
-                shift = tie_infrared(shift, modality)
-            return project(images + shift, images, self.eps)
+    @torch.no_grad()
+    def shift(self, images: Tensor, modality: ModalityLike) -> Tensor:
+        vector_to_parameters(self.weights.to(images), self._generator.to(images).parameters())
+        return self.eps * self._generator(images)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"weights": self.weights}
@@ -112,19 +101,16 @@ class GeneratorPerturbation(Perturbation):
 class DMR(UniversalAttack):
     """Train a generator to mis-rank: pull each attacked image to others, push it from its own identity.
 
-    The loss is the mean of `max(0, |f - far| - |f - near| + margin)`: far is the clean feature of the farthest other
-    identity of the batch, near that of the nearest other image of its own, over both modalities (published: attacked
-    features on both sides, one modality; a gallery here is clean).
+    The loss is the `triplet` between the clean features of the farthest other identity of the batch and of the nearest
+    other image of its own, over both modalities (published: attacked features on both sides, one modality; a gallery
+    here is clean).
 
     Args:
-        learning_rate: of Adam.
         instances: images per identity of a batch.
-        width: of the `Generator`.
     """
 
     name: ClassVar[str] = "dmr"
     knows: ClassVar[str] = "the victim's weights; training images with identities; a perturbation for each image"
-
     learning_rate: float = 1e-3
     margin: float = 0.3
     instances: int = 8
@@ -156,18 +142,11 @@ class DMR(UniversalAttack):
         return {"loss": loss.item()}
 
     def loss(self, model: nn.Module, problem: Problem, generator: Generator, rows: np.ndarray) -> Tensor:
-        """Return the mis-ranking loss of a batch of several images of each identity."""
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
-        clean = problem.clean[torch.from_numpy(rows)]
-        identities = torch.from_numpy(problem.batches.identities[rows]).to(clean.device)
-        far, near = batch_mates(clean, identities, own="nearest")
-        shift = self.eps * generator(images)
-        if self.tied:
-            shift = tie_infrared(shift, modality)
-        return triplet(model.embed(clip(images + shift), modality), clean[far], clean[near], self.margin)
+        shift = tie_infrared(self.eps * generator(images), modality, self.tied)
+        return triplet(model.embed(clip(images + shift), modality), *problem.mates(rows, "nearest"), self.margin)
 
     def finish(self, state: State, history: list[dict], seed: int) -> GeneratorPerturbation:
-        made_by = {**self.describe(), "seed": seed}
-        size = tuple(int(side) for side in state["size"])
         weights = parameters_to_vector(state["generator"].parameters()).detach().cpu().clone()
+        size, made_by = tuple(map(int, state["size"])), {**self.describe(), "seed": seed}
         return GeneratorPerturbation(weights, size, self.eps, self.width, self.tied, history, made_by)

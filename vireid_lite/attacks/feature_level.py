@@ -21,9 +21,8 @@ from vireid_lite.attacks.descent import SignDescent, State
 from vireid_lite.attacks.features import Problem, predicted
 from vireid_lite.attacks.frozen import Stream, generator_for, images_of
 from vireid_lite.attacks.perturbation import UniversalPerturbation
+from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import IdentityBatches
-from vireid_lite.data.records import Modality
-from vireid_lite.data.store import ImageStore
 from vireid_lite.losses import class_centres, quadruple_loss
 from vireid_lite.models.insertion import Tap, check_blocks, inserted, staged
 from vireid_lite.models.two_stream import generalised_mean
@@ -31,9 +30,8 @@ from vireid_lite.models.two_stream import generalised_mean
 
 @dataclass(frozen=True)
 class HeadsProblem(Problem):
-    """A problem with the identities of the crops, int64 (N,), and the heads that stand in the victim meanwhile."""
+    """A problem with the heads that stand in the victim meanwhile."""
 
-    labels: Tensor | None = None
     heads: dict[int, list[nn.Module]] | None = None
     tap: Tap | None = None
 
@@ -51,8 +49,8 @@ class FeatureLevelAttack(SignDescent):
 
     Args:
         attention, blocks: the head after each of `blocks`: "fsam", "se" or "eca" in its place, or "none".
-        sfm: as `quadruple`, switches another part; without quadruple loss and identity delta stays the noise it was.
-        form: "hinge" as published, or "linear". alpha is the hinge's margin.
+        sfm, quadruple: switch another part; without quadruple loss and identity delta stays the noise it was.
+        form, alpha: "hinge" as published, or "linear"; the margin.
         normalise: divide class centres by their length; the paper names no normalisation.
         identity: L_id is minimised ("on", as in the paper's sum, which works against the attack), left out ("off") or
             maximised ("reversed"); its target is the class that the victim predicts for the clean image.
@@ -65,7 +63,6 @@ class FeatureLevelAttack(SignDescent):
 
     name: ClassVar[str] = "feature-level"
     knows: ClassVar[str] = "the victim's weights and its classifier; training images with identities"
-
     choices: ClassVar[dict[str, tuple]] = {
         "attention": ("fsam", "se", "eca", "none"),
         "form": ("hinge", "linear"),
@@ -73,7 +70,6 @@ class FeatureLevelAttack(SignDescent):
         "heads": ("learned", "frozen"),
         "initial": ("uniform", "sign", "zero"),
     }
-
     attention: str = "fsam"
     blocks: tuple[int, ...] = (0, 4)
     sfm: bool = True
@@ -99,8 +95,7 @@ class FeatureLevelAttack(SignDescent):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator_for(seed, Stream.HEADS))))
             heads, tap = staged(model, self.attention, self.blocks, self.sfm)
-        labels = torch.from_numpy(batches.identities)
-        problem = HeadsProblem(store, batches, classes=classes, labels=labels, heads=heads, tap=tap)
+        problem = HeadsProblem(store, batches, classes=classes, heads=heads, tap=tap)
         problem.modules.to(next(model.parameters()))
         return problem
 
@@ -111,30 +106,26 @@ class FeatureLevelAttack(SignDescent):
         return {"delta": self.eps * delta, "momentum": torch.zeros(shape), "saturation": torch.zeros(())}
 
     def learned(self, model: nn.Module, problem: HeadsProblem, seed: int) -> State:
-        modules = problem.modules
-        if self.heads == "frozen" or not list(modules.parameters()):
+        weights = list(problem.modules.parameters())
+        if self.heads == "frozen" or not weights:
             return {}
-        sgd = torch.optim.SGD(modules.parameters(), self.head_rate, momentum=0.9, weight_decay=5e-4)
-        return {"heads": modules, "sgd": sgd}
+        sgd = torch.optim.SGD(weights, self.head_rate, momentum=0.9, weight_decay=5e-4)
+        return {"heads": problem.modules, "sgd": sgd}
 
     def objective(self, model: nn.Module, problem: HeadsProblem, delta: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
         """Return "loss", its parts "quadruple" and "identity", and "active", the share of hinges above zero.
-
-        The heads stand in the victim meanwhile.
 
         Args:
             delta: (1 or 2, 3, H, W).
             rows: crops of the store, visible first.
         """
         modality = problem.store.modalities[rows]
-        shift = delta[0] if self.shared else delta[modality.to(delta.device)]
-        if self.tied:
-            shift = tie_infrared(shift, modality)
+        shift = tie_infrared(delta[0] if self.shared else delta[modality.to(delta.device)], modality, self.tied)
         with inserted(model, problem.heads):
             output = model(clip(images_of(problem.store, rows, model) + shift), modality)
         loss = quadruple = identity = active = output.pooled.new_zeros(())
         if self.quadruple:
-            labels = problem.labels[rows]
+            labels = torch.from_numpy(problem.batches.identities[rows])
             stage1 = generalised_mean(problem.tap.maps, getattr(model, "gem_p", 3.0))
             first, second = (class_centres(features, labels, modality) for features in (stage1, output.pooled))
             options = {"alpha": self.alpha, "form": self.form, "normalise": self.normalise}
@@ -149,10 +140,10 @@ class FeatureLevelAttack(SignDescent):
         if not self.quadruple and self.identity == "off":  # nothing to descend on
             return dict.fromkeys(("loss", "quadruple", "identity", "active"), 0.0)
         size, rows = self.step_size(problem.batches.per_epoch, state, step), problem.batches.at(step)
-        learned = list(state["heads"].parameters()) if "heads" in state else []
         delta = state["delta"].detach().requires_grad_(self.learn_delta)
+        learned = list(state["heads"].parameters()) if "heads" in state else []
+        asked = [*learned, delta] if self.learn_delta else learned
         found = self.objective(model, problem, delta, rows)
-        asked = [*learned, *([delta] if self.learn_delta else [])]
         gradients = torch.autograd.grad(found["loss"], asked, materialize_grads=True) if asked else ()
         if self.learn_delta:
             self.descend(state, gradients[-1], size)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vireid_lite.attacks.frozen import images_of
+from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import Batches, IdentityBatches, MixedBatches
-from vireid_lite.data.records import Modality
-from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
 
 EMBED_ROWS = 256  #: crops embedded at once before the first step
@@ -26,10 +25,8 @@ EMBED_ROWS = 256  #: crops embedded at once before the first step
 def kmeans_centroids(features: Tensor, clusters: int, seed: int) -> Tensor:
     """Return k-means centroids (k, D) of features (N, D), k cut to N; not normalised after averaging."""
     clusters = min(clusters, len(features))
-    # scikit-learn takes seeds of 32 bits.
-    clustering = KMeans(clusters, n_init=1, max_iter=20, random_state=seed % 2**32)
-    with warnings.catch_warnings():
-        # Images that are all alike have fewer distinct features than clusters.
+    clustering = KMeans(clusters, n_init=1, max_iter=20, random_state=seed % 2**32)  # scikit-learn's seeds have 32 bits
+    with warnings.catch_warnings():  # where images are all alike, there are fewer features than clusters
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = clustering.fit(features.double().cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(features)
@@ -43,13 +40,10 @@ def identity_centroids(features: Tensor, identities: np.ndarray) -> tuple[Tensor
     return sums.index_add_(0, torch.from_numpy(member).to(features.device), features) / counts[:, None], names
 
 
-Read = Callable[[Tensor, Tensor, np.ndarray], Tensor]  #: of images, modality and rows
-
-
-def over_crops(read: Read, model: nn.Module, store: ImageStore, rows: np.ndarray | None = None) -> Tensor:
-    """Return read(images, modality, rows) of a store's clean crops, or of some rows, (N, ...)."""
+def over_crops(read: Callable, model: nn.Module, store: ImageStore, rows=None, size: int = EMBED_ROWS) -> Tensor:
+    """Return read(images, modality, rows) of a store's clean crops, or of some rows, (N, ...), `size` at once."""
     rows = np.arange(len(store)) if rows is None else rows
-    chunks = np.split(rows, range(EMBED_ROWS, len(rows), EMBED_ROWS))
+    chunks = np.split(rows, range(size, len(rows), size))
     with torch.no_grad():
         return torch.cat([read(images_of(store, chunk, model), store.modalities[chunk], chunk) for chunk in chunks])
 
@@ -71,21 +65,17 @@ def triplet(features: Tensor, pull: Tensor, push: Tensor, margin: float) -> Tens
 
 
 def centroids_for(features: Tensor, store: ImageStore, clusters: int, seed: int) -> Tensor:
-    """Return k-means centroids (k, D), at least 2; clusters: k, 0 for min(256, identities)."""
+    """Return k-means centroids (k, D), at least 2; k is `clusters`, or min(256, identities) where that is 0."""
     clusters = clusters or min(256, len({record.identity for record in store.records}))
     if min(clusters, len(features)) < 2:
         raise InputError("attack: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
     return kmeans_centroids(features, clusters, seed)
 
 
-def extremes(
-    features: Tensor, centroids: Tensor, *, score: str = "cosine", own: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def extremes(features: Tensor, centroids: Tensor, *, score: str = "cosine", own=None) -> tuple[Tensor, Tensor]:
     """Return the row of each feature's least and of its most similar centroid, int64 (N,) each.
 
-    Args:
-        score: "cosine", or "dot" with centroids as they are (long ones win).
-        own: (N, K) bool, the most similar by decree.
+    The score is "cosine", or "dot" with centroids as they are (long ones win); `own`, (N, K), is the most by decree.
     """
     similarity = features @ (F.normalize(centroids) if score == "cosine" else centroids).T
     if own is not None:
@@ -96,8 +86,7 @@ def extremes(
 def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor, Tensor]:
     """Return, for each clean feature (N, D), the row of the farthest other identity and of one of its own identity.
 
-    Args:
-        own: the "farthest" or "nearest" of the same identity, itself only where there is no other.
+    That is the "farthest" or "nearest" of the same identity, itself only where there is no other.
     """
     distance = torch.cdist(clean, clean)
     same = identities[:, None] == identities
@@ -120,3 +109,14 @@ class Problem:
     bank: Tensor | None = None  # (K,) modality of each centroid
     clean: Tensor | None = None  # (N, D) features
     classes: Tensor | None = None  # (N,) predicted for clean crops
+
+    def picked(self, rows: np.ndarray, *turn: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the centroids, (n, D) each, that crops are pulled to and pushed from, in a turn if there are turns."""
+        index = (*turn, torch.from_numpy(rows))
+        return self.centroids[self.pull[index]], self.centroids[self.push[index]]
+
+    def mates(self, rows: np.ndarray, own: str) -> tuple[Tensor, Tensor]:
+        """Return the clean features, (n, D) each, of the `batch_mates` of crops."""
+        clean = self.clean[torch.from_numpy(rows)]
+        other, same = batch_mates(clean, torch.from_numpy(self.batches.identities[rows]).to(clean.device), own=own)
+        return clean[other], clean[same]

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid_lite.data.records import Dataset
-from vireid_lite.data.store import ImageStore, cached
+from vireid_lite.data import Dataset, ImageStore, cached
 from vireid_lite.errors import InputError
 from vireid_lite.models.two_stream import evaluating
 
@@ -36,21 +35,16 @@ def images_of(store: ImageStore, rows: np.ndarray, model: nn.Module) -> Tensor:
 
 
 def training_store(train: Dataset | ImageStore, identities: int | None = None, progress: bool = False) -> ImageStore:
-    """Return the crops an attack may learn from: the store as given, or a data set's training images.
+    """Return the crops an attack may learn from: a store as given, or the training images of a data set's first people.
 
     Args:
-        identities: keep the first so many of a data set; None keeps all.
-
-    Raises:
-        InputError: for anything else.
+        identities: how many people of a data set; None for all.
     """
     if isinstance(train, ImageStore):
         return train
     if not isinstance(train, Dataset):
-        kind = type(train).__name__
-        raise InputError(
-            f"fit: a data set or an ImageStore is needed, got {kind}, which has no reader; pass its data set"
-        )
+        needed = f"a data set or an ImageStore is needed, got {type(train).__name__}, which has no reader"
+        raise InputError(f"fit: {needed}; pass its data set")
     kept = set(sorted({record.identity for record in train.train})[:identities])
     return cached(train, [record for record in train.train if record.identity in kept], progress)
 
@@ -58,9 +52,7 @@ def training_store(train: Dataset | ImageStore, identities: int | None = None, p
 class Stream(IntEnum):
     """What an attack draws from its seed; each has a stream of its own, and every draw of a stream further numbers."""
 
-    CMPS_BANK, CMPS_START, CMPS_GREY = 2, 3, 4
-    NOISE, GREY = 11, 12
-    FEATURE_NOISE, HEADS = 21, 22
+    CMPS_BANK, CMPS_START, CMPS_GREY, NOISE, GREY, FEATURE_NOISE, HEADS = 2, 3, 4, 11, 12, 21, 22
 
 
 def generator_for(*numbers: int) -> torch.Generator:
@@ -75,7 +67,6 @@ def coins(count: int, probability: float, *numbers: int) -> Tensor | None:
 
 def weights_hash(model: nn.Module) -> str:
     """Return 16 hex digits that change with any weight or statistic of a model."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    state = model.state_dict().items()
+    parts = (name.encode() + value.detach().cpu().contiguous().numpy().tobytes() for name, value in state)
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]

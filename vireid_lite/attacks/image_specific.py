@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vireid_lite.attacks.budget import EPS, ModalityLike, check_eps, luma, project, tie_infrared, to_8_bits
+from vireid_lite.attacks.features import over_crops
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of
-from vireid_lite.data.records import Modality, Record
-from vireid_lite.data.store import ImageStore
+from vireid_lite.data import ImageStore, Modality, Record
 from vireid_lite.errors import InputError, check_flag, check_number, check_whole
 from vireid_lite.models.two_stream import check_images
 
@@ -29,15 +29,10 @@ AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # LTA's rectangle: share of the imag
 
 
 class Guides(NamedTuple):
-    """Features an attacker has beside the image itself, L2-normalised and detached.
+    """Features an attacker has beside the image itself, L2-normalised and detached."""
 
-    Attributes:
-        same: (N, G, D) features of images of the same person.
-        far: (N, D) mean feature of the farthest other identity.
-    """
-
-    same: Tensor
-    far: Tensor | None = None
+    same: Tensor  #: (N, G, D), of images of the same person, the image's own where it is among them
+    far: Tensor | None = None  #: (N, D), the mean of the farthest other identity, if there is another
 
 
 class Target(NamedTuple):
@@ -50,17 +45,14 @@ class Target(NamedTuple):
     seed: int = 0
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features that are ranked, (N, D)."""
         return self.model.embed(images, self.modality)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Return the scores of the training identities."""
-        return self.model(images, self.modality).logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAttack:
     """What every image-specific attack shares: its parameters and the loop.
+
+    A subclass has `objective(target)`, which returns the function of (images, step) that it maximises, (N,).
 
     Args:
         eps: budget in [0, 1] pixels.
@@ -74,7 +66,6 @@ class ImageAttack:
     momentum: ClassVar[float] = 0.0
     random_start: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()  # fields of Guides
-
     eps: float = EPS
     steps: int = 10
     step_size: float | None = None
@@ -96,10 +87,6 @@ class ImageAttack:
         fixed = {"step_size": self.rate, "momentum": self.momentum, "random_start": self.random_start}
         return {"name": self.name, **asdict(self), **fixed}
 
-    def objective(self, target: Target) -> Objective:
-        """Return the function of (images, step) that the attack maximises, one value an image (N,)."""
-        raise NotImplementedError
-
     def __call__(
         self, model: nn.Module, images: Tensor, modality: ModalityLike, guides: Guides | None = None, seed: int = 0
     ) -> Tensor:
@@ -108,8 +95,6 @@ class ImageAttack:
         Args:
             images: (N, 3, H, W) float in [0, 1], left as they are.
             modality: one Modality for the batch, or int64 (N,).
-            guides: for the attacks that need them; others ignore them.
-            seed: of every draw.
 
         Raises:
             InputError: for bad images and for guides that are missing or of another number.
@@ -128,8 +113,7 @@ class ImageAttack:
             for step in range(self.steps):
                 adversarial.requires_grad_(True)
                 (gradient,) = torch.autograd.grad(objective(adversarial, step).sum(), adversarial)
-                if self.tied:
-                    gradient = tie_infrared(gradient, modality)
+                gradient = tie_infrared(gradient, modality, self.tied)
                 size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
                 velocity = self.momentum * velocity + gradient / size
                 # The gradient is taken at an image already clipped, so no clip stands in its way.
@@ -141,7 +125,7 @@ class ImageAttack:
         if not self.random_start:
             return images.clone()
         noise = torch.rand(images.shape, generator=generator_for(seed)).to(images).mul(2).sub(1).mul(self.eps)
-        return project(images + (tie_infrared(noise, modality) if self.tied else noise), images, self.eps)
+        return project(images + tie_infrared(noise, modality, self.tied), images, self.eps)
 
 
 class PGD(ImageAttack):
@@ -155,8 +139,8 @@ class PGD(ImageAttack):
     random_start = True
 
     def objective(self, target: Target) -> Objective:
-        predicted = target.logits(target.images).argmax(1)
-        return lambda x, step: F.cross_entropy(target.logits(x), predicted, reduction="none")
+        predicted = target.model(target.images, target.modality).logits.argmax(1)
+        return lambda x, step: F.cross_entropy(target.model(x, target.modality).logits, predicted, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +162,7 @@ class FGSM(PGD):
 
 
 class MetricFGSM(ImageAttack):
-    """Iterative Metric-FGSM: away from the features of the same person, sum over guides of `|f(x') - f_guide|^2`.
-
-    Source: Bai et al., "Adversarial Metric Attack and Defense for Person Re-identification" (there on the gallery).
-    """
+    """Away from the features of the same person, sum over guides of `|f(x') - f_guide|^2`; Bai et al., on galleries."""
 
     name = "metric-fgsm"
     knows = "the victim's weights; other images of the same person"
@@ -234,9 +215,8 @@ class FNA(ImageAttack):
 class ODFA(ImageAttack):
     """Opposite-direction feature attack: towards minus the clean feature, -MSE(f(x'), -f(x)).
 
-    On features of length 1, `|f' + f|^2 = 4 - |f' - f|^2`: the same ascent as SMA's, with the same zero gradient at the
-    start, which the published code leaves to rounding noise; hence the random start. Source: Zheng et al., "U-turn",
-    generate_attack_query.py:199-229.
+    On features of length 1, `|f' + f|^2 = 4 - |f' - f|^2`: SMA's ascent, with the same zero gradient at the start; the
+    published code leaves that to rounding. Source: Zheng et al., "U-turn", generate_attack_query.py:199-229.
     """
 
     name = "odfa"
@@ -250,8 +230,7 @@ class ODFA(ImageAttack):
 class LTA(ImageAttack):
     """Local transformation attack: away from the clean image with one rectangle turned grey, drawn anew each step.
 
-    Published without a random start. Infrared images are grey already, so there the target is the clean feature, the
-    gradient at the start zero, and LTA is SMA with momentum. The target costs a forward pass a step on top.
+    Published without a random start. Infrared images are grey already, so there LTA is SMA with momentum.
     Source: Gong et al. (LTA.py:68-114); its bounds check swaps height and width, which is put right here.
     """
 
@@ -268,15 +247,13 @@ class LTA(ImageAttack):
         return away
 
 
-IMAGE_SPECIFIC: dict[str, type[ImageAttack]] = {
-    attack.name: attack for attack in (FGSM, PGD, MetricFGSM, MFGSM, SMA, FNA, ODFA, LTA)
-}
+IMAGE_SPECIFIC = {attack.name: attack for attack in (FGSM, PGD, MetricFGSM, MFGSM, SMA, FNA, ODFA, LTA)}
 
 
-def locally_grey(images: Tensor, generator: torch.Generator, attempts: int = 20) -> Tensor:
-    """Return images (N, 3, H, W) with one rectangle of each turned grey; where no attempt fits, an image stays."""
+def locally_grey(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images (N, 3, H, W) with a rectangle of each turned grey; where none of 20 draws fits, an image stays."""
     height, width = images.shape[-2:]
-    area, aspect, down, right = torch.rand(len(images), attempts, 4, generator=generator, dtype=torch.float64).unbind(2)
+    area, aspect, down, right = torch.rand(len(images), 20, 4, generator=generator, dtype=torch.float64).unbind(2)
     area = (AREA[0] + (AREA[1] - AREA[0]) * area) * height * width
     aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * aspect
     tall, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
@@ -296,26 +273,20 @@ class GuideBank:
         rows = np.flatnonzero(store.modalities.numpy() == modality)
         if not len(rows):
             raise InputError(f"guides: no {modality.name.lower()} image in the guide store; guides share the modality")
-        with frozen(model), torch.no_grad():
-            chunks = (rows[first : first + batch_size] for first in range(0, len(rows), batch_size))
-            self.features = torch.cat([model.embed(images_of(store, chunk, model), modality) for chunk in chunks])
-        members: dict[int, list[int]] = {}
-        for place, row in enumerate(rows):
-            members.setdefault(store.records[row].identity, []).append(place)
-        most = max(len(places) for places in members.values())
-        self.number = {identity: number for number, identity in enumerate(members)}
-        self.places = torch.tensor([[places[i % len(places)] for i in range(most)] for places in members.values()])
-        self.means = torch.stack([self.features[places].mean(0) for places in members.values()])
+        with frozen(model):
+            self.features = over_crops(lambda x, *_: model.embed(x, modality), model, store, rows, batch_size)
+        identities = np.array([store.records[row].identity for row in rows])
+        self.number = {identity: number for number, identity in enumerate(dict.fromkeys(identities.tolist()))}
+        members = [np.flatnonzero(identities == identity) for identity in self.number]
+        most = max(map(len, members))
+        # Those of an identity with fewer images come again in turn.
+        self.places = torch.from_numpy(np.stack([np.resize(places, most) for places in members]))
+        self.means = torch.stack([self.features[places].mean(0) for places in members])
 
     def guides(self, features: Tensor, identities: Sequence[int]) -> Guides:
-        """Return the guides of N images with these clean features (N, D) and identities, all of which the bank has.
-
-        same: every feature of the image's identity, its own included if it is in the bank, repeated in turn up to the
-        largest identity's number. far: the farthest mean of the other identities; None if there is no other.
-        """
-        lacking = sorted(set(identities) - set(self.number))
-        if lacking:
-            raise InputError(f"guides: no image of identity {lacking[0]} in this modality of the guide store")
+        """Return the guides of N images with these clean features (N, D) and identities, all of which the bank has."""
+        for lacking in sorted(set(identities) - set(self.number)):
+            raise InputError(f"guides: no image of identity {lacking} in this modality of the guide store")
         own = torch.tensor([self.number[identity] for identity in identities])
         same = self.features[self.places[own].to(self.features.device)]
         if len(self.means) < 2:
@@ -324,16 +295,12 @@ class GuideBank:
         return Guides(same, self.means[distance.argmax(1)])
 
 
-class AdversarialStore:
-    """Attacked crops and the clean ones, (N, 3, H, W) float32 in [0, 1] on the CPU; read like an ImageStore."""
+class AdversarialStore(ImageStore):
+    """Attacked crops and the clean ones, (N, 3, H, W) float32 in [0, 1] on the CPU."""
 
     def __init__(self, records: Sequence[Record], images: Tensor, clean: Tensor) -> None:
-        self.records, self.images, self.clean = list(records), images, clean
-        self.modalities = torch.tensor([int(record.modality) for record in self.records], dtype=torch.int64)
-        self.row = {record: index for index, record in enumerate(self.records)}
-
-    def __len__(self) -> int:
-        return len(self.records)
+        super().__init__(images, records)
+        self.clean = clean
 
     def batch(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """Return attacked crops (n, 3, H, W) on the device."""
@@ -345,36 +312,27 @@ class AdversarialStore:
 
 
 def craft(
-    attack: ImageAttack,
-    model: nn.Module,
-    store: ImageStore,
-    *,
-    guide_store: ImageStore | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    progress: bool = False,
+    attack: ImageAttack, model: nn.Module, store: ImageStore, *, guide_store=None, batch_size=64, seed=0, progress=False
 ) -> AdversarialStore:
     """Attack every crop of a store, in batches of one modality, on the model's device.
 
     Args:
-        guide_store: where guides come from, images of the crop's own modality and identity, better more than one: a
+        guide_store: an ImageStore of guides, images of the crop's own modality and identity, better more than one: a
             lone crop guided by itself starts at a zero gradient. None stands for the store itself, as in adv-reid.
-        seed: of every draw, with the batch's number. Same seed and batch size, same bits.
 
     Raises:
         InputError: for bad images, and for guides that the guide store lacks.
     """
+    guide_store = store if guide_store is None else guide_store
     images, clean = (torch.empty(len(store), 3, *store.images.shape[1:3]) for _ in range(2))
     with tqdm(total=len(store), unit="crop", desc=attack.name, disable=not progress) as bar:
         for modality in Modality:
             rows = np.flatnonzero(store.modalities.numpy() == modality)
-            bank = None
-            if attack.needs and len(rows):
-                bank = GuideBank(model, store if guide_store is None else guide_store, modality, batch_size)
-            for number, first in enumerate(range(0, len(rows), batch_size)):
-                chunk = rows[first : first + batch_size]
-                batch = images_of(store, chunk, model)
-                guides = None
+            if not len(rows):
+                continue
+            bank = GuideBank(model, guide_store, modality, batch_size) if attack.needs else None
+            for number, chunk in enumerate(np.split(rows, range(batch_size, len(rows), batch_size))):
+                batch, guides = images_of(store, chunk, model), None
                 if bank is not None:
                     with torch.no_grad():
                         features = model.embed(batch, modality)

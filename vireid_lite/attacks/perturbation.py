@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vireid_lite.attacks.budget import ModalityLike, project, tie_infrared, to_8_bits
-from vireid_lite.data.records import Modality
+from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
 from vireid_lite.files import write_atomically
 from vireid_lite.models.two_stream import check_images
 
 
 class Perturbation:
-    """What both kinds share: `apply` to images, in floats or in 8 bits, and one safetensors file."""
+    """What both kinds share: `apply` to images, in floats or in 8 bits, and one safetensors file.
 
-    kind: ClassVar[str]  # what its files are called
-    facts: ClassVar[tuple[str, ...]]  # the fields of a file that are no tensors; `tensors()` are the others
+    A kind has `shift(images, modality)`, what is added before channels are tied and the sum is projected; the fields
+    that a file keeps are its `tensors()` and `facts`, from which it is `read`.
+    """
+
+    kind: ClassVar[str] = "perturbation"  # what its files are called
+    facts: ClassVar[tuple[str, ...]]
+    size: tuple[int, int]
     eps: float
+    tied: bool
     double = False
 
     @property
@@ -31,33 +38,46 @@ class Perturbation:
         """The largest change of a pixel."""
         return 2 * self.eps if self.double else self.eps
 
+    def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
+        """Return the attacked images, (N, 3, H, W) in [0, 1], as floats; the input is left as it is.
+
+        Args:
+            images: (N, 3, H, W) float in [0, 1].
+            modality: one Modality for the batch, or int64 (N,).
+
+        Raises:
+            InputError: for images of another size than it was made for, outside [0, 1] or not finite.
+        """
+        check_images(images)
+        if tuple(images.shape[-2:]) != tuple(self.size):
+            made, got = (f"{height}x{width}" for height, width in (self.size, images.shape[-2:]))
+            raise InputError(f"perturbation: made for crops of {made} pixels, got {got}; load the data at that size")
+        return project(images + tie_infrared(self.shift(images, modality), modality, self.tied), images, self.budget)
+
     def apply_rounded(self, images: Tensor, modality: ModalityLike) -> Tensor:
         """Return the attacked images rounded to 8 bits; otherwise as `apply`."""
         return to_8_bits(self.apply(images, modality), images, self.budget)
 
-    def check(self, images: Tensor, size: tuple[int, ...]) -> None:
-        """Raise InputError unless `images` may be attacked, and are of the (height, width) it was made for."""
-        check_images(images)
-        if tuple(images.shape[-2:]) != tuple(size):
-            made, got = (f"{height}x{width}" for height, width in (size, images.shape[-2:]))
-            raise InputError(f"perturbation: made for crops of {made} pixels, got {got}; load the data at that size")
-
     def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file, whole or not at all. Raises InputError where that fails."""
+        """Write everything to one safetensors file, whole or not at all."""
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         facts = json.dumps({name: getattr(self, name) for name in self.facts})
         write_atomically(Path(path), safetensors.torch.save(tensors, metadata={self.kind: facts}))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Return the perturbation of a file. Raises InputError where it is missing, damaged or something else."""
+        """Return what `save` wrote, of either kind or of this one alone. Raises InputError where a file is neither."""
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such perturbation; make one with `vireid-lite attack`, or check the path")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-                return cls.read(tensors, json.loads((file.metadata() or {})[cls.kind]))
+                metadata = file.metadata() or {}
+                for kind in cls.__subclasses__() or [cls]:
+                    if kind.kind in metadata:
+                        return kind.read(tensors, json.loads(metadata[kind.kind]))
+                raise KeyError("of another kind")
         except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{path}: not a {cls.kind} saved by this package ({reason})") from None
@@ -71,13 +91,11 @@ class UniversalPerturbation(Perturbation):
         delta: (3, H, W) float, `|delta| <= eps`, or a dict from Modality to one; CMPS's paper calls it eta.
         eps: budget in [0, 1] pixels.
         tied: on infrared images the three channels of the perturbation are equal (`tie`).
-        history: one dict a step.
         lattice: (3, 25, 25, 25) colour displacement added to delta before the projection (Col.+Del.), or None.
         double: the lattice and delta keep a budget of eps each, as published; else their sum keeps eps.
-        made_by: what made it, for run cards.
+        history, made_by: one dict a step; what made it, for run cards.
     """
 
-    kind: ClassVar[str] = "perturbation"
     facts: ClassVar[tuple[str, ...]] = ("eps", "tied", "double", "history", "made_by")
 
     delta: Tensor | dict[Modality, Tensor]
@@ -88,35 +106,24 @@ class UniversalPerturbation(Perturbation):
     double: bool = False
     made_by: dict = field(default_factory=dict)
 
-    def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
-        """Return the attacked images, (N, 3, H, W) in [0, 1], as floats; the input is left as it is.
+    @property
+    def size(self) -> tuple[int, int]:
+        """The (height, width) of the crops it was made for."""
+        delta = next(iter(self.delta.values())) if isinstance(self.delta, dict) else self.delta
+        return delta.shape[-2:]
 
-        Args:
-            images: (N, 3, H, W) float in [0, 1].
-            modality: one Modality for the batch, or int64 (N,).
-
-        Raises:
-            InputError: for images of another size than it was made for, outside [0, 1] or not finite.
-        """
-        delta = self._delta(modality)
-        self.check(images, delta.shape[-2:])
+    def shift(self, images: Tensor, modality: ModalityLike) -> Tensor:
+        delta = self.delta
+        if isinstance(delta, dict):
+            many = isinstance(modality, Tensor)
+            delta = torch.stack([delta[Modality(int(m))] for m in modality]) if many else delta[modality]
         delta = delta.to(images)
-        if self.lattice is not None:
-            delta = delta + lattice_shift(self.lattice.to(images), images)
-        if self.tied:
-            delta = tie_infrared(delta, modality)
-        return project(images + delta, images, self.budget)
-
-    def _delta(self, modality: ModalityLike) -> Tensor:
-        if not isinstance(self.delta, dict):
-            return self.delta
-        if isinstance(modality, Tensor):
-            return torch.stack([self.delta[Modality(int(value))] for value in modality])
-        return self.delta[modality]
+        return delta if self.lattice is None else delta + lattice_shift(self.lattice.to(images), images)
 
     def tensors(self) -> dict[str, Tensor]:
-        deltas = self.delta if isinstance(self.delta, dict) else {None: self.delta}
-        named = {"delta" if m is None else f"delta.{m.name.lower()}": delta for m, delta in deltas.items()}
+        named = {"delta": self.delta}
+        if isinstance(self.delta, dict):
+            named = {f"delta.{modality.name.lower()}": delta for modality, delta in self.delta.items()}
         return named if self.lattice is None else {**named, "lattice": self.lattice}
 
     @classmethod
@@ -130,13 +137,33 @@ class UniversalPerturbation(Perturbation):
 
 
 def lattice_shift(lattice: Tensor, images: Tensor) -> Tensor:
-    """Return what a colour lattice adds to each pixel, (N, 3, H, W), trilinear between its nodes.
+    """Return what a colour lattice (3, K, K, K) adds to each pixel, (N, 3, H, W), trilinear between its nodes.
 
-    Args:
-        lattice: (3, K, K, K), the displacement of R, G and B at K levels of red, green and blue (in this order).
+    It holds the displacement of R, G and B at K levels of red, green and blue (in this order).
     """
     # grid_sample reads the last axis by the first coordinate, so colours are given as (blue, green, red).
     grid = images.permute(0, 2, 3, 1).flip(-1)[:, None] * 2 - 1
     volume = lattice[None].expand(len(images), -1, -1, -1, -1)
-    options = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
-    return torch.nn.functional.grid_sample(volume, grid, **options)[:, :, 0]
+    return F.grid_sample(volume, grid, padding_mode="border", align_corners=True)[:, :, 0]
+
+
+def resized(made: UniversalPerturbation, size: tuple[int, int]) -> UniversalPerturbation:
+    """Return a universal perturbation for crops of another size, (height, width), projected to its own budget again.
+
+    Each delta is interpolated bilinearly (corners not aligned, no antialiasing), then clipped to [-eps, eps]; a colour
+    lattice has no size and stays. Interpolation only averages, so a delta of +-eps everywhere loses strength.
+
+    Raises:
+        InputError: for what is no perturbation of fixed pixels (a generator).
+    """
+    if not isinstance(made, UniversalPerturbation):
+        raise InputError(f"transfer: {type(made).__name__} has no delta to resize; use crops of one size for both")
+    if tuple(made.size) == tuple(size):
+        return made
+
+    def fit(delta: Tensor) -> Tensor:
+        found = F.interpolate(delta[None], size=tuple(size), mode="bilinear", align_corners=False)
+        return found[0].clamp(-made.eps, made.eps)
+
+    many = isinstance(made.delta, dict)
+    return replace(made, delta={m: fit(delta) for m, delta in made.delta.items()} if many else fit(made.delta))

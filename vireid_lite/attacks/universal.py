@@ -1,8 +1,7 @@
 """Universal attacks that CMPS is compared with, and noise as a control: one delta for every image of both spectra.
 
-All but the noise descend on their loss with the sign of a momentum of L1-normalised gradients. Features are the ranked
-ones (L2-normalised, after the BNNeck), each image passes the stem of its own modality, and half of each batch is
-visible, half infrared, unless a class says otherwise.
+Features are the ranked ones (L2-normalised, after the BNNeck), each image passes the stem of its own modality, and half
+of each batch is visible, half infrared, unless a class says otherwise.
 """
 
 from __future__ import annotations
@@ -18,33 +17,20 @@ from torch.nn import functional as F
 
 from vireid_lite.attacks.budget import clip, luma, tie_infrared
 from vireid_lite.attacks.descent import SignDescent, State, UniversalAttack
-from vireid_lite.attacks.features import (
-    Problem,
-    batch_mates,
-    centroids_for,
-    clean_features,
-    extremes,
-    predicted,
-    triplet,
-)
+from vireid_lite.attacks.features import Problem, centroids_for, clean_features, extremes, predicted, triplet
 from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
+from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import IdentityBatches, MixedBatches
-from vireid_lite.data.records import Modality
-from vireid_lite.data.store import ImageStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformNoise(UniversalAttack):
-    """Control: noise drawn once, uniform in [-eps, eps] in each pixel and channel; no gradient.
-
-    Tied, infrared images receive one drawn channel in all three: the mean of three would be weaker noise.
-    """
+    """Control: noise drawn once, uniform in [-eps, eps] in each pixel and channel; no gradient."""
 
     name: ClassVar[str] = "uniform-noise"
     knows: ClassVar[str] = "nothing"
     gradients_per_step: ClassVar[int] = 0
-
     steps: int = 1
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> None:
@@ -54,7 +40,6 @@ class UniformNoise(UniversalAttack):
         return {"delta": self.eps * self.draw(torch.rand(shape, generator=generator_for(seed, Stream.NOISE)))}
 
     def draw(self, uniform: Tensor) -> Tensor:
-        """Return noise in [-1, 1] from numbers in [0, 1)."""
         return 2 * uniform - 1
 
     def step(self, model: nn.Module, problem: None, state: State, step: int, seed: int) -> dict:
@@ -62,9 +47,9 @@ class UniformNoise(UniversalAttack):
 
     def finish(self, state: State, history: list[dict], seed: int) -> UniversalPerturbation:
         found = super().finish(state, history, seed)
-        if self.tied:
-            infrared = found.delta[:1].expand_as(found.delta).clone()
-            found.delta = {Modality.VISIBLE: found.delta, Modality.INFRARED: infrared}
+        if self.tied:  # one drawn channel in all three, as the mean of three would be weaker noise
+            one = found.delta[:1].expand_as(found.delta).clone()
+            found.delta = {Modality.VISIBLE: found.delta, Modality.INFRARED: one}
         return found
 
 
@@ -80,10 +65,9 @@ class SignNoise(UniformNoise):
 
 @dataclass(frozen=True, kw_only=True)
 class UAP(SignDescent):
-    """The class attack: away from the class the victim predicts for the clean image, whatever the ranking does.
+    """The class attack: away from the class the victim predicts for the clean image; the loss is minus cross-entropy.
 
-    The loss is minus the mean cross-entropy, so that it falls. This is the gradient form of the universal adversarial
-    perturbation of Moosavi-Dezfooli et al., CVPR 2017, whose DeepFool inner loop is left out.
+    Source: Moosavi-Dezfooli et al., "Universal Adversarial Perturbations", CVPR 2017; its DeepFool loop is left out.
     """
 
     name: ClassVar[str] = "uap"
@@ -100,18 +84,16 @@ class UAP(SignDescent):
 class UAPRetrieval(SignDescent):
     """UAP-Retrieval: pulled to the least and pushed from the most similar centroid of clean features, of any modality.
 
-    The triplet is about features times 10, margin .8.
     Left out: the list-wise and class terms, random resizing of delta (256 to 1024 pixels), early stopping.
     Source: Li et al., "Universal Perturbation Attack Against Image Retrieval", ICCV 2019; UAPR attack.py:359-467.
 
-    Attributes:
-        clusters: k of the k-means over all images; 0 stands for min(256, training identities), as in CMPS; published:
-            512.
+    Args:
+        scale: what features are multiplied by before the triplet, whose margin is .8.
+        clusters: k of the k-means, 0 for min(256, training identities), as in CMPS; published: 512.
         grey_probability: how often a crop is replaced by its luma.
     """
 
     name: ClassVar[str] = "uap-retrieval"
-
     decay: float = 0.01
     rescale: bool = True
     margin: float = 0.8
@@ -125,9 +107,8 @@ class UAPRetrieval(SignDescent):
         return Problem(store, MixedBatches(store, self.batch_size, seed), centroids, *extremes(features, centroids))
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        features = self.scale * model.embed(images, problem.store.modalities[rows])
-        pull, push = (problem.centroids[each[torch.from_numpy(rows)]] for each in (problem.pull, problem.push))
-        return triplet(features, self.scale * pull, self.scale * push, self.margin)
+        compared = model.embed(images, problem.store.modalities[rows]), *problem.picked(rows)
+        return triplet(*(self.scale * each for each in compared), self.margin)
 
     def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
         images = super().crops(model, problem, rows, step, seed)
@@ -140,7 +121,6 @@ class UAPRetrievalGrey(UAPRetrieval):
     """UAP-Retrieval with every fifth crop grey: the augmentation of CMPS alone, without its cross-modality triplet."""
 
     name: ClassVar[str] = "uap-retrieval-grey"
-
     grey_probability: float = 0.2
 
 
@@ -148,47 +128,39 @@ class UAPRetrievalGrey(UAPRetrieval):
 class MetaAttack(SignDescent):
     """MetaAttack: a gradient at delta, one on other data at the delta that would follow, and one step along their sum.
 
-    The loss is ten times the triplet of UAP-Retrieval plus max(0, mean similarity to the own centroid - mean similarity
-    to the best other one), each over the batch. The published "meta-test" batch comes from another data set, PersonX,
-    with centroids of its own; here it comes from the other modality, which is our choice, and the modalities take turns
-    at being the meta-test. The gradient at the look-ahead counts where the look-ahead was not clipped; sign() lets no
-    second derivative through.
+    The loss is ten times UAP-Retrieval's triplet plus max(0, mean similarity to the own centroid - mean similarity to
+    the best other one). The published "meta-test" batch comes from another data set, PersonX; here from the other
+    modality, which is our choice: the two, with centroids of their own, take turns.
     Source: Yang et al., "Learning to Attack Real-World Models for Person Re-identification via Virtual-Guided
     Meta-Learning", AAAI 2021; the step is that of the code of CMPS, MI_SGD.py:73-104.
     """
 
     name: ClassVar[str] = "meta-attack"
     gradients_per_step: ClassVar[int] = 2
-
     decay: float = 0.01
     rescale: bool = True
     margin: float = 0.5
     clusters: int = 0
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        features = clean_features(model, store)
-        pull, push = torch.zeros(2, len(store), dtype=torch.int64, device=features.device)
-        banks: list[Tensor] = []
+        features, banks = clean_features(model, store), []
+        found = torch.zeros(2, len(store), dtype=torch.int64, device=features.device)
         for modality in Modality:
-            rows = (store.modalities == modality).nonzero().flatten().to(features.device)
-            bank = centroids_for(features[rows], store, self.clusters, seed)
-            for index, found in zip((pull, push), extremes(features[rows], bank), strict=True):
-                index[rows] = found + sum(map(len, banks))
-            banks.append(bank)
-        bank = torch.cat([torch.full((len(bank),), m) for m, bank in zip(Modality, banks, strict=True)]).to(pull.device)
+            own = (store.modalities == modality).to(features.device)
+            banks.append(centroids_for(features[own], store, self.clusters, seed))
+            found[:, own] = torch.stack(extremes(features[own], banks[-1])) + sum(map(len, banks[:-1]))
+        bank = torch.repeat_interleave(torch.tensor([len(bank) for bank in banks])).to(features.device)
         batches = MixedBatches(store, 2 * self.batch_size, seed)  # both of a step are of one modality and of full size
-        return Problem(store, batches, torch.cat(banks), pull, push, bank)
+        return Problem(store, batches, torch.cat(banks), *found, bank)
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        index = torch.from_numpy(rows)
         modality = Modality(int(problem.store.modalities[rows[0]]))
-        features = model.embed(images, modality)
-        own = problem.push[index]
-        loss = 10 * triplet(features, problem.centroids[problem.pull[index]], problem.centroids[own], self.margin)
+        features, own = model.embed(images, modality), problem.push[torch.from_numpy(rows)][:, None]
         similarity = features @ problem.centroids.T
-        others = (problem.bank == modality).expand(similarity.shape).scatter(1, own[:, None], False)
+        others = (problem.bank == modality).expand(similarity.shape).scatter(1, own, False)
         best = similarity.masked_fill(~others, -math.inf).amax(1)
-        return loss + F.relu(similarity.gather(1, own[:, None]).mean() - best.mean())
+        apart = F.relu(similarity.gather(1, own).mean() - best.mean())
+        return 10 * triplet(features, *problem.picked(rows), self.margin) + apart
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         size = self.step_size(problem.batches.per_epoch, state, step)
@@ -205,13 +177,12 @@ class ColDel(SignDescent):
     """Col.+Del.: a lattice that moves colours, then an additive delta, both learned together; it knows identities.
 
     The loss is ten times the triplet that pulls an image to the clean feature of the farthest other identity of its
-    batch and pushes it from the farthest of its own, margin .5.
-    An infrared image has equal channels and so reads the grey diagonal of the lattice alone: three tone curves, or,
-    tied, one curve, their mean; "colour" there is an intensity dependent brightness that a sensor could deliver.
+    batch and pushes it from the farthest of its own. An infrared image has equal channels and so reads the grey
+    diagonal of the lattice alone: three tone curves, or, tied, one, their mean, which a sensor could deliver.
     Source: Yang et al., "Towards Robust Person Re-identification by Defending Against Universal Attackers", TPAMI 2023;
     MAD:61-102,496-531, without its meta-test batch, which has no effect there beyond a second step.
 
-    Attributes:
+    Args:
         levels: K nodes per colour of the (3, K, K, K) lattice, which is read trilinearly.
         budget: "total" keeps the sum within eps, in training too; "double", as published, keeps eps for each.
         instances: images per identity of a batch.
@@ -219,9 +190,7 @@ class ColDel(SignDescent):
 
     name: ClassVar[str] = "col-del"
     knows: ClassVar[str] = "the victim's weights; training images with identities"
-
     choices: ClassVar[dict[str, tuple]] = {"budget": ("total", "double")}
-
     budget: str = "total"
     levels: int = 25
     margin: float = 0.5
@@ -232,24 +201,18 @@ class ColDel(SignDescent):
         return {**super().start(shape, seed), "lattice": lattice, "lattice_momentum": lattice.clone()}
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        features = clean_features(model, store)
-        return Problem(store, IdentityBatches(store, self.batch_size, seed, self.instances), clean=features)
+        batches = IdentityBatches(store, self.batch_size, seed, self.instances)
+        return Problem(store, batches, clean=clean_features(model, store))
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
-        clean = problem.clean[torch.from_numpy(rows)]
-        identities = torch.from_numpy(problem.batches.identities[rows]).to(clean.device)
-        pull, push = batch_mates(clean, identities, own="farthest")
         features = model.embed(images, problem.store.modalities[rows])
-        return 10 * triplet(features, clean[pull], clean[push], self.margin)
+        return 10 * triplet(features, *problem.mates(rows, "farthest"), self.margin)
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
-        size = self.step_size(problem.batches.per_epoch, state, step)
-        rows = problem.batches.at(step)
+        size, rows = self.step_size(problem.batches.per_epoch, state, step), problem.batches.at(step)
         images = images_of(problem.store, rows, model)
         delta, lattice = (state[what].detach().requires_grad_() for what in ("delta", "lattice"))
-        shift = delta + lattice_shift(lattice, images)
-        if self.tied:
-            shift = tie_infrared(shift, problem.store.modalities[rows])
+        shift = tie_infrared(delta + lattice_shift(lattice, images), problem.store.modalities[rows], self.tied)
         if self.budget == "total":
             shift = clip(shift, -self.eps, self.eps)
         loss = self.loss(model, problem, clip(images + shift), rows)

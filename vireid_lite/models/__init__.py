@@ -1,4 +1,4 @@
-"""Victim networks: `build` makes one by name; every one has `forward`, `embed`, `stages` and `classifier`."""
+"""Victim networks: `build` makes one by name; each has `forward`, `embed`, `objective`, `stages` and `classifier`."""
 
 from __future__ import annotations
 

@@ -14,15 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.frequency import decompose, recombine
+from vireid_lite.models.two_stream import one_modality
 
 
-class SpatialAttention(nn.Module):
+class Attention(nn.Module):
+    """Weights in (0, 1), made by `excite` of the summary that `squeeze` makes of maps."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the weights, (N, 1, h, w) or (N, C, 1, 1), for maps (N, C, h, w)."""
+        return self.excite(self.squeeze(maps))
+
+
+class SpatialAttention(Attention):
     """One weight per position: sigmoid of a convolution over the maximum and the mean of the channels.
 
-    kernel: its side. Zeros are padded, and there is no bias.
+    Zeros are padded, and there is no bias.
     Source: Woo et al., "CBAM", 2018, the spatial attention module; maximum first as Yang et al. print it.
+
+    Args:
+        kernel: its side.
     """
 
     def __init__(self, kernel: int = 7) -> None:
@@ -38,29 +50,23 @@ class SpatialAttention(nn.Module):
         """Return the weights (N, 1, h, w) in (0, 1) for a summary (N, 2, h, w)."""
         return self.conv(summary).sigmoid()
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Return the weights (N, 1, h, w) in (0, 1) for maps (N, C, h, w)."""
-        return self.excite(self.squeeze(maps))
 
-
-class ChannelAttention(nn.Module):
-    """One weight per channel, from the means of the channels; a subclass says how, in `excite`."""
+class ChannelAttention(Attention):
+    """One weight per channel, (N, C, 1, 1), from the means of the channels; a subclass says how, in `excite`."""
 
     @staticmethod
     def squeeze(maps: Tensor) -> Tensor:
         """Return the mean of each channel of (N, C, h, w): (N, C)."""
         return maps.mean((2, 3))
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Return the weights (N, C, 1, 1) in (0, 1) for maps (N, C, h, w)."""
-        return self.excite(self.squeeze(maps))
-
 
 class SqueezeExcitation(ChannelAttention):
     """Two linear layers with a ReLU between them, without biases: 2 C (C / reduction) parameters.
 
-    reduction: what the inner width divides the channels by; at least one inner channel is left.
     Source: Hu et al., "Squeeze-and-Excitation Networks", 2018, equation 3.
+
+    Args:
+        reduction: what the inner width divides the channels by; at least one inner channel is left.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
@@ -93,25 +99,26 @@ class EfficientChannel(ChannelAttention):
 
 
 class ModalityAttention(nn.Module):
-    """Maps times their attention weights, each image's from the attention of its own modality."""
+    """Maps times their attention weights, each image's from the attention of its own modality; both are of one kind."""
 
-    def __init__(self, visible: nn.Module, infrared: nn.Module) -> None:
+    kind: type[Attention]
+
+    def __init__(self, *channels: int) -> None:
         super().__init__()
-        self.visible = visible
-        self.infrared = infrared
+        self.visible, self.infrared = self.kind(*channels), self.kind(*channels)
 
     def weights(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return what multiplies, in (0, 1): (N, 1, h, w) of a spatial attention, (N, C, 1, 1) of a channel one.
 
-        maps: (N, C, h, w) float. modality: one Modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared).
-        Raises InputError for another modality, or one that is not of N images.
+        Args:
+            maps: (N, C, h, w) float.
+            modality: one Modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared).
+
+        Raises:
+            InputError: for another modality, or one that is not of N images.
         """
         if not isinstance(modality, Tensor):
-            if modality not in (0, 1):
-                raise InputError(
-                    f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}"
-                )
-            return (self.visible, self.infrared)[modality](maps)
+            return (self.visible, self.infrared)[one_modality(modality)](maps)
         if modality.shape != maps.shape[:1]:
             raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(maps)} in all")
         # Both are computed for every image and one is kept: a summary is small, and splitting would make a GPU wait.
@@ -127,22 +134,19 @@ class ModalityAttention(nn.Module):
 class SFM(ModalityAttention):
     """Second-stage attention: M(x) x with a spatial attention M. The paper's tables call it SAM."""
 
-    def __init__(self) -> None:
-        super().__init__(SpatialAttention(), SpatialAttention())
+    kind = SpatialAttention
 
 
 class SE(ModalityAttention):
-    """Squeeze-and-excitation of each modality's channels."""
+    """Squeeze-and-excitation of each modality's channels, SE(channels)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(SqueezeExcitation(channels), SqueezeExcitation(channels))
+    kind = SqueezeExcitation
 
 
 class ECA(ModalityAttention):
-    """Efficient channel attention of each modality's channels."""
+    """Efficient channel attention of each modality's channels, ECA(channels)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(EfficientChannel(channels), EfficientChannel(channels))
+    kind = EfficientChannel
 
 
 class FSAM(ModalityAttention):
@@ -152,8 +156,7 @@ class FSAM(ModalityAttention):
     of opposite bins differ, so the inverse is complex and its real part is returned.
     """
 
-    def __init__(self) -> None:
-        super().__init__(SpatialAttention(), SpatialAttention())
+    kind = SpatialAttention
 
     def weights(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return what multiplies the phase, (N, 1, h, w) in (0, 1), by bin; arguments and errors of the base class."""
@@ -167,9 +170,6 @@ class FSAM(ModalityAttention):
 
 def build_attention(name: str, channels: int) -> ModalityAttention:
     """Return a new module: "fsam" or "sfm" (of any number of channels), "se" or "eca". Raises InputError for others."""
-    if name not in _ATTENTION:
-        raise InputError(f"attention: {name!r} is unknown; choose one of {', '.join(_ATTENTION)}")
-    return _ATTENTION[name](channels)
-
-
-_ATTENTION = {"fsam": lambda channels: FSAM(), "sfm": lambda channels: SFM(), "se": SE, "eca": ECA}
+    known = {"fsam": lambda _: FSAM(), "sfm": lambda _: SFM(), "se": SE, "eca": ECA}
+    check_choice("attention", "name", name, known)
+    return known[name](channels)

@@ -1,12 +1,12 @@
 """The plain victims of the transfer tables: IDE, trained by identity loss alone, and PCB, six stripes of it.
 
-Both bring their losses along (`objective`), so `TrainSettings.triplet` is not read. Everything else is this project's:
-stems of their own for each modality, a last layer that keeps its resolution, a BNNeck, cosine ranking.
+Everything but what their names say is this project's: stems of their own for each modality, a last layer that keeps
+its resolution, a BNNeck, cosine ranking. `hetero_centre` is the weight of the hetero-centre loss on the ranked
+features of length 1 (PCB: of each stripe, summed over the stripes); 0 leaves it out, the published weight is 0.5.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 
 import torch
@@ -14,24 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
+from vireid_lite.errors import check_number
 from vireid_lite.losses import hetero_centre_loss, identity_loss
-from vireid_lite.models.two_stream import (
-    Batch,
-    ModelOutput,
-    Objective,
-    TwoStream,
-    bnneck,
-    generalised_mean,
-    horizontal_stripes,
-    identity_classifier,
-    out_channels,
-    trunk,
-)
+from vireid_lite.models import two_stream
+from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, bnneck, generalised_mean
 
 STRIPES = 6
 
-STRIPE_CHANNELS = 256  # of each stripe after its reduction, as in PCB
+STRIPE_CHANNELS = 256  #: of each stripe after its reduction, as in PCB
 
 
 class IDE(TwoStream):
@@ -40,44 +30,31 @@ class IDE(TwoStream):
     With a ResNet-50 and 395 identities it has 24,330,624 parameters; the ResNet-18 of the transfer table is this class
     on that trunk, with 11,389,312. The IDE of 2016 ranks the pooled features by Euclidean distance; here the BNNeck
     stands between them and the classifier, and its output is ranked, as in every network of this project.
+    Source: Zheng et al., "Person Re-identification: Past, Present and Future", 2016; Zhu et al. (`hetero_centre_loss`).
 
-    num_identities: classes of the identity classifier. backbone, pretrained: see `two_stream.trunk`.
-    hetero_centre: weight of the hetero-centre loss on the ranked features, which have length 1; 0 leaves it out, the
-    published weight is 0.5.
-    Raises InputError for values that make no network.
-    Source: Zheng et al., "Person Re-identification: Past, Present and Future", 2016; Zhu et al. (`hetero_centre.py`).
+    Args:
+        num_identities: classes of the identity classifier.
+        backbone, pretrained: see `two_stream.trunk`.
+        hetero_centre: see above.
+
+    Raises:
+        InputError: for values that make no network.
     """
-
-    gem_p = 1.0  # average pooling; the feature-level attack pools its first stage with it
 
     def __init__(
         self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, hetero_centre: float = 0.0
     ) -> None:
-        weight = _weight(hetero_centre)
-        stem, layers = trunk(backbone, pretrained)
+        check_number("models", "hetero_centre", hetero_centre, 0, 1000)
+        stem, layers = two_stream.trunk(backbone, pretrained)
         super().__init__(stem, layers)
-        channels = out_channels(layers[3][-1])
-        self.hetero_centre = weight
-        self.bottleneck = bnneck(channels)
-        self.classifier: nn.Linear = identity_classifier(channels, num_identities)
-
-    def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
-        """Return pooled (N, D), embedding (N, D) and logits (N, num_identities).
-
-        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
-        """
-        pooled = generalised_mean(self.feature_map(images, modality), self.gem_p)
-        embedding = self.bottleneck(pooled)
-        return ModelOutput(pooled, embedding, self.classifier(embedding))
+        self.hetero_centre = float(hetero_centre)
+        self.add_head(two_stream.out_channels(layers[3][-1]), num_identities)
 
     def objective(self, batch: Batch) -> Objective:
-        """Return the identity loss and, where it has a weight, the hetero-centre loss; no triplet is read."""
+        """Return the identity loss and, where it has a weight, the hetero-centre loss."""
         output = self(batch.images, batch.modality)
-        found = {"identity": identity_loss(output.logits, batch.labels, batch.settings.label_smoothing)}
-        if self.hetero_centre:
-            features = F.normalize(output.embedding)
-            found["hetero_centre"] = self.hetero_centre * hetero_centre_loss(features, batch.labels, batch.modality)
-        return Objective(found, output.logits, batch.labels)
+        identity = identity_loss(output.logits, batch.labels, batch.smoothing)
+        return _objective(self.hetero_centre, identity, F.normalize(output.embedding), output.logits, batch)
 
 
 class PCB(TwoStream):
@@ -93,54 +70,52 @@ class PCB(TwoStream):
     without. PCB's own code shares the reduction between the stripes and ranks what comes before it; Zhu et al. have one
     for each, of 512 channels, and rank what comes after it, as here.
 
-    num_identities, backbone, pretrained: as for `IDE`. A map lower than six rows is read with rows in common, as
-    adaptive pooling does. hetero_centre: weight of the hetero-centre loss of the stripes' features, summed over the
-    stripes; 0 leaves it out, the published weight is 0.5.
-    Raises InputError for values that make no network.
-    Source: Sun et al., "Beyond Part Models", ECCV 2018, and its code (resnet.py); Zhu et al. (`hetero_centre.py`).
+    Arguments and errors are those of `IDE`. A map lower than six rows is read with rows in common, as adaptive pooling
+    does.
+    Source: Sun et al., "Beyond Part Models", ECCV 2018, and its code (resnet.py); Zhu et al. (`hetero_centre_loss`).
     """
-
-    gem_p = 1.0  # as in IDE
 
     def __init__(
         self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, hetero_centre: float = 0.0
     ) -> None:
-        weight = _weight(hetero_centre)
-        stem, layers = trunk(backbone, pretrained)
+        check_number("models", "hetero_centre", hetero_centre, 0, 1000)
+        stem, layers = two_stream.trunk(backbone, pretrained)
         super().__init__(stem, layers)
-        channels = out_channels(layers[3][-1])
-        self.hetero_centre = weight
+        self.hetero_centre = float(hetero_centre)
+        channels = two_stream.out_channels(layers[3][-1])
         self.bottleneck = nn.ModuleList(_reduction(channels) for _ in range(STRIPES))
-        self.classifier = nn.ModuleList(identity_classifier(STRIPE_CHANNELS, num_identities) for _ in range(STRIPES))
+        classifiers = (two_stream.identity_classifier(STRIPE_CHANNELS, num_identities) for _ in range(STRIPES))
+        self.classifier = nn.ModuleList(classifiers)
 
     def stripes(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return pooled (N, D) of the whole map, and by stripe, top first, features (N, 6, 256) and logits (N, 6, K).
 
-        images, modality: as for `forward`. Features are the BNNeck outputs, not normalised.
+        Arguments are those of `forward`; features are the BNNeck outputs, not normalised.
         """
         maps = self.feature_map(images, modality)
-        parts = horizontal_stripes(maps, STRIPES).unbind(1)
+        parts = two_stream.horizontal_stripes(maps, STRIPES).unbind(1)
         features = [bottleneck(part) for bottleneck, part in zip(self.bottleneck, parts, strict=True)]
         logits = [classifier(part) for classifier, part in zip(self.classifier, features, strict=True)]
         return generalised_mean(maps, self.gem_p), torch.stack(features, 1), torch.stack(logits, 1)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
-        """Return pooled (N, D), embedding (N, 1536), each stripe's part of length 1, and logits (N, num_identities).
-
-        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
-        """
+        """Return pooled (N, D), embedding (N, 1536), each stripe's part of length 1, and logits (N, num_identities)."""
         pooled, features, logits = self.stripes(images, modality)
         return ModelOutput(pooled, _side_by_side(features), logits.mean(1))
 
     def objective(self, batch: Batch) -> Objective:
         """Return the losses of `IDE.objective`, each summed over the stripes."""
         _, features, logits = self.stripes(batch.images, batch.modality)
-        smoothing = batch.settings.label_smoothing
-        found = {"identity": sum(identity_loss(part, batch.labels, smoothing) for part in logits.unbind(1))}
-        if self.hetero_centre:
-            loss = hetero_centre_loss(_side_by_side(features), batch.labels, batch.modality)
-            found["hetero_centre"] = self.hetero_centre * loss
-        return Objective(found, logits.mean(1), batch.labels)
+        identity = sum(identity_loss(part, batch.labels, batch.smoothing) for part in logits.unbind(1))
+        return _objective(self.hetero_centre, identity, _side_by_side(features), logits.mean(1), batch)
+
+
+def _objective(weight: float, identity: Tensor, features: Tensor, logits: Tensor, batch: Batch) -> Objective:
+    """Return the identity loss and, where it has a weight, the hetero-centre loss of the features."""
+    found = {"identity": identity}
+    if weight:
+        found["hetero_centre"] = weight * hetero_centre_loss(features, batch.labels, batch.modality)
+    return Objective(found, logits, batch.labels)
 
 
 def _side_by_side(features: Tensor) -> Tensor:
@@ -153,10 +128,3 @@ def _reduction(channels: int) -> nn.Sequential:
     reduction = nn.Linear(channels, STRIPE_CHANNELS, bias=False)
     nn.init.kaiming_normal_(reduction.weight, mode="fan_out")
     return nn.Sequential(OrderedDict(reduction=reduction, neck=bnneck(STRIPE_CHANNELS)))
-
-
-def _weight(value: float) -> float:
-    """Return the weight of the hetero-centre loss, checked."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise InputError(f"models: hetero_centre must be a number from 0 (left out) up, got {value!r}; published: 0.5")
-    return float(value)

@@ -6,7 +6,7 @@ import torch
 
 from vireid_lite.data.augment import channel_exchange
 from vireid_lite.data.records import Modality
-from vireid_lite.losses import TRIPLETS, identity_loss
+from vireid_lite.losses import identity_loss
 from vireid_lite.models.agw import AGW
 from vireid_lite.models.two_stream import Batch, Objective
 
@@ -24,8 +24,8 @@ class CAJ(AGW):
 
     The collapse: with "adp" the triplet loss of some runs (issue 27 of the official repository) stays at 0.693, rank-1
     near 1 %; that is log 2, its value where an anchor's positives and negatives are equally far (delta = 0), and there
-    its slope is zero, where that of "wrt" is 1/2. Beyond its clamp (|delta| > 9.38) the gradient is zero as well, so
-    the triplet leads out of neither state; `settings.triplet` therefore chooses among all of `training.TRIPLETS`.
+    its slope is zero, where that of "wrt" is 1/2. Beyond its clamp (`|delta| > 9.38`) the gradient is zero as well, so
+    the triplet leads out of neither state; any of `losses.TRIPLETS` may therefore be chosen, "wrt" unless told.
     Source: Ye et al., "Channel Augmented Joint Learning for Visible-Infrared Recognition", ICCV 2021, CAJ
     data_loader.py:67-106, train_ext.py.
     """
@@ -37,8 +37,7 @@ class CAJ(AGW):
         images = torch.cat([plain, channel_exchange(plain, batch.generator), batch.images[visible:]])
         modality, labels = (torch.cat([each[:visible], each]) for each in (batch.modality, batch.labels))
         output = self(images.contiguous(memory_format=torch.channels_last), modality)
-        found = {"identity": identity_loss(output.logits, labels, batch.settings.label_smoothing)}
-        triplet = TRIPLETS[batch.settings.triplet]
-        if triplet is not None:
-            found["triplet"] = triplet(output.pooled, labels)
+        found = {"identity": identity_loss(output.logits, labels, batch.smoothing)}
+        if batch.triplet:
+            found["triplet"] = batch.triplet(output.pooled, labels)
         return Objective(found, output.logits, labels)

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors with a JSON card, loaded strictly; and the official AGW files through a name map."""
+"""Checkpoints: safetensors with a JSON card, loaded strictly."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from vireid_lite.errors import InputError
 from vireid_lite.files import write_atomically
 from vireid_lite.models.build import build
-from vireid_lite.models.official import _load_strictly
 from vireid_lite.models.two_stream import TwoStream
 
 
 def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
-    """Write the weights to `path` and the card to the same name ending in .json; return the card as written.
+    """Write weights to `path`, NAME.safetensors, and the card to NAME.json, each whole; return the card as written.
 
     The card gains "model", the arguments `models.build` was called with, and is kept inside the weights file as well:
-    that copy is the one read back, so a kill between the two files never pairs weights with another card. Each file is
-    written beside its place and moved there whole.
+    that copy is the one read back, so a kill between the two files never pairs weights with another card.
 
-    path: ends in .safetensors. model: from `models.build`. card: anything JSON can hold.
-    Raises InputError where the path ends otherwise or cannot be written, or the card holds what is not JSON.
+    Raises:
+        InputError: where the path ends otherwise or cannot be written, or the card holds what is not JSON.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -42,25 +41,53 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
 def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     """Return the network a checkpoint holds, in eval mode on the CPU, and its card.
 
-    torch's random generator is left as it was. Raises InputError where the file is missing, damaged, carries no card,
-    or its weights do not fit the network that the card describes (naming the first that does not).
+    torch's random generator is left as it was.
+
+    Raises:
+        InputError: where the file is missing, damaged, carries no card, or its weights do not fit the network that the
+            card describes (naming the first that does not).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; train one or check the path")
+    path = existing(path)
+    state, card = read_weights(path, "a readable safetensors file", "save or copy it again")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("card")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors file, no dict)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); save or copy it again") from None
-    try:
-        card = json.loads(text or "")
         arguments = card["model"]
         with torch.random.fork_rng(devices=[]):
             model = build(**{**arguments, "pretrained": False})
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise InputError(f"{path}: carries no usable card; only files of save_checkpoint can be loaded") from None
     model.arguments = arguments
-    _load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
+    load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
     return model.eval(), card
+
+
+def existing(path: str | Path) -> Path:
+    """Return the path of a file. Raises InputError where there is none."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint; train one or check the path")
+    return Path(path)
+
+
+def read_weights(path: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict]:
+    """Return the weights of a safetensors file and its card, empty where it carries none."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("card", "{}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text)  # noqa: SIM118 (no dict)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not {kind} ({' '.join(str(error).split())}); {remedy}") from None
+
+
+def load_strictly(model: TwoStream, state: dict[str, Tensor], names: dict[str, str], where: str) -> None:
+    """Copy `state` into `model`, every weight under the name `names` gives it; refuse the first that does not fit."""
+    what = "{name}, num_identities={num_identities}, backbone={backbone}".format(**model.arguments)
+    remedy = "build the network the file was saved from"
+    for name, value in model.state_dict().items():
+        theirs, shape = names[name], tuple(value.shape)
+        if theirs not in state:
+            raise InputError(f"{where}: {theirs} is missing for {what}; {remedy}")
+        if state[theirs].shape != value.shape:
+            found = tuple(state[theirs].shape)
+            raise InputError(f"{where}: {theirs} is {found} where {what} has {shape}; {remedy}")
+    if foreign := [name for name in state if name not in set(names.values())]:
+        raise InputError(f"{where}: {foreign[0]} has no place in {what}; {remedy}")
+    model.load_state_dict({name: state[theirs] for name, theirs in names.items()})

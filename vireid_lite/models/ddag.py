@@ -8,21 +8,11 @@ from torch.nn import functional as F
 
 from vireid_lite import losses
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
-from vireid_lite.models.two_stream import (
-    Batch,
-    ModelOutput,
-    Objective,
-    TwoStream,
-    bnneck,
-    generalised_mean,
-    horizontal_stripes,
-    identity_classifier,
-    out_channels,
-    trunk,
-)
+from vireid_lite.errors import check_number, check_whole
+from vireid_lite.models import two_stream
+from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, bnneck, horizontal_stripes
 
-HEADS = 4  # of the graph attention; each is a quarter of the trunk's width, 512 at ResNet-50 (train_ddag.py)
+HEADS = 4  #: of the graph attention; each is a quarter of the trunk's width, 512 at ResNet-50 (train_ddag.py)
 
 
 class DDAG(TwoStream):
@@ -32,42 +22,34 @@ class DDAG(TwoStream):
     has 41,931,929 parameters, of which 41,927,833 are trained (not the two BNNecks' biases); 5,008,150 of them are the
     graph's. The published network also holds parameters that nothing reads (two classifiers, a 1x1 convolution behind
     the aggregation, most of three ResNets); they are left out, and the 1x1 convolutions on stripes are linear layers.
-
-    num_identities: classes of the identity classifier, which global and part feature share. backbone, pretrained: see
-    `two_stream.trunk`. parts: stripes, 3 as published. dropout: share dropped in the graph, 0.2 as published.
-    Raises InputError for values that make no network.
     Source: Ye et al., "Dynamic Dual-Attentive Aggregation Learning", ECCV 2020; DDAG model_main.py:133-198.
+
+    Args:
+        num_identities: classes of the identity classifier, which global and part feature share.
+        backbone, pretrained: see `two_stream.trunk`.
+        parts: stripes, 3 as published.
+        dropout: share dropped in the graph, 0.2 as published.
+
+    Raises:
+        InputError: for values that make no network.
     """
 
-    gem_p = 1.0  # average pooling; the feature-level attack pools its first stage with it
-
     def __init__(
-        self,
-        num_identities: int,
-        backbone: str = "resnet50",
-        pretrained: bool = False,
-        *,
-        parts: int = 3,
-        dropout: float = 0.2,
+        self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, parts=3, dropout=0.2
     ) -> None:
-        if type(parts) is not int or parts < 1:
-            raise InputError(f"models: parts must be a whole number from 1 up, got {parts!r}")
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise InputError(f"models: dropout must be a number from 0 to below 1, got {dropout!r}")
-        stem, layers = trunk(backbone, pretrained)
-        channels = out_channels(layers[3][-1])
+        check_whole("models", "parts", parts, 1)
+        check_number("models", "dropout", dropout, 0, 0.99)
+        stem, layers = two_stream.trunk(backbone, pretrained)
+        channels = two_stream.out_channels(layers[3][-1])
         super().__init__(stem, layers)
         # The prefixes put all heads at the full learning rate, as published (train_ddag.py, optimizer_P).
         self.bottleneck = bnneck(channels)
         self.bottleneck_parts = PartAggregation(channels, parts)
-        self.classifier: nn.Linear = identity_classifier(channels, num_identities)
+        self.classifier: nn.Linear = two_stream.identity_classifier(channels, num_identities)
         self.classifier_graph = GraphAttention(channels, num_identities, dropout)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
-        """Return pooled (N, D), embedding (N, D; the part-aggregated feature) and its logits (N, num_identities).
-
-        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
-        """
+        """Return pooled (N, D), embedding (N, D; the part-aggregated feature) and its logits (N, num_identities)."""
         pooled, _, embedding = self._features(images, modality)
         return ModelOutput(pooled, embedding, self.classifier(embedding))
 
@@ -75,27 +57,26 @@ class DDAG(TwoStream):
         """Return identity + triplet + part + w graph, and the logits of the global feature.
 
         identity, part: cross-entropy of the global and of the part-aggregated feature; triplet: batch-hard, margin 0.3,
-        of the pooled features (`settings.triplet` is not read); graph: negative log-likelihood of `GraphAttention`.
+        of the pooled features; graph: negative log-likelihood of `GraphAttention`.
         w = 1 / (1 + L), L the sum of the first three as noted for the last epoch, and 0 in the first epoch.
         Source: equations 1, 9, 10 and 11; train_ddag.py:286-321 (L there too leaves the graph's own loss out).
         """
         pooled, neck, embedding = self._features(batch.images, batch.modality)
-        logits, smoothing = self.classifier(neck), batch.settings.label_smoothing
+        logits = self.classifier(neck)
         graph = F.nll_loss(self.classifier_graph(pooled, batch.labels, batch.generator), batch.labels)
         found = {
-            "identity": losses.identity_loss(logits, batch.labels, smoothing),
+            "identity": losses.identity_loss(logits, batch.labels, batch.smoothing),
             "triplet": losses.hard_triplet(pooled, batch.labels, 0.3),
-            "part": losses.identity_loss(self.classifier(embedding), batch.labels, smoothing),
+            "part": losses.identity_loss(self.classifier(embedding), batch.labels, batch.smoothing),
         }
-        weight = 0.0
-        if batch.history:
-            weight = 1 / (1 + sum(batch.history[-1][f"{name}_loss"] for name in found))
+        last = batch.history[-1] if batch.history else None
+        weight = 1 / (1 + sum(last[f"{name}_loss"] for name in found)) if last else 0.0
         return Objective({**found, "graph": weight * graph}, logits, batch.labels)
 
     def _features(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the pooled, the BNNeck's and the part-aggregated features, (N, D) each."""
         maps = self.feature_map(images, modality)
-        pooled = generalised_mean(maps, self.gem_p)
+        pooled = two_stream.generalised_mean(maps, self.gem_p)
         neck = self.bottleneck(pooled)
         return pooled, neck, self.bottleneck_parts(maps, neck)
 
@@ -110,9 +91,7 @@ class PartAggregation(nn.Module):
 
     def __init__(self, channels: int, parts: int) -> None:
         super().__init__()
-        self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(channels, channels)
-        self.value = nn.Linear(channels, channels)
+        self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
         self.gate = nn.Parameter(torch.full((parts,), 1 / parts))
         self.norm = bnneck(channels)
 
@@ -140,7 +119,8 @@ class GraphAttention(nn.Module):
     def forward(self, pooled: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Return log-probabilities (N, num_identities) for pooled features (N, C) and labels int64 (N,).
 
-        generator: on the CPU; the dropout of features, attention and hidden nodes is drawn from it.
+        Args:
+            generator: on the CPU; the dropout of features, attention and hidden nodes is drawn from it.
         """
         same = labels[:, None] == labels[None, :]
 

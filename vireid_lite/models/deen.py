@@ -10,21 +10,11 @@ from torch.nn import functional as F
 
 from vireid_lite import losses
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
-from vireid_lite.losses import class_centres
-from vireid_lite.models.two_stream import (
-    Batch,
-    ModelOutput,
-    Objective,
-    TwoStream,
-    bnneck,
-    generalised_mean,
-    identity_classifier,
-    out_channels,
-    trunk,
-)
+from vireid_lite.errors import check_flag
+from vireid_lite.models import two_stream
+from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, out_channels
 
-BRANCHES = 3  # the original map and the two made from it
+BRANCHES = 3  #: the original map and the two made from it
 
 CPM_WEIGHT, ORTHOGONALITY_WEIGHT = 0.8, 0.01  # DEEN train.py, lambda_1 and lambda_2
 
@@ -40,49 +30,42 @@ class DEEN(TwoStream):
     Left out against the published code: a dropout of 0.01 behind the expansion (it would draw outside the objective's
     generator). Its position attention reads C/2 channels x P positions as C x P/2, which mixes the two; here positions
     attend to positions. Weights are counted the same.
-
-    num_identities: classes of the identity classifier. backbone, pretrained: see `two_stream.trunk`.
-    flip: `embed` sums the features of the image and of its mirror image, as the published test does; off by default.
-    layer4: False leaves it and the fusion of layer 3 out: block 3 is the expansion of layer 2, block 4 is layer 3.
-    Raises InputError for values that make no network.
     Source: Zhang and Wang, "Diverse Embedding Expansion Network", CVPR 2023; LLCM DEEN/model.py:91-272.
+
+    Args:
+        num_identities: classes of the identity classifier.
+        backbone, pretrained: see `two_stream.trunk`.
+        flip: `embed` sums the features of the image and of its mirror image, as the published test does; off by
+            default.
+        layer4: False leaves it and the fusion of layer 3 out: block 3 is the expansion of layer 2, block 4 is layer 3.
+
+    Raises:
+        InputError: for values that make no network.
     """
 
-    gem_p = 1.0  # average pooling; the feature-level attack pools its first stage with it
-
     def __init__(
-        self,
-        num_identities: int,
-        backbone: str = "resnet50",
-        pretrained: bool = False,
-        *,
-        flip: bool = False,
-        layer4: bool = True,
+        self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, flip=False, layer4=True
     ) -> None:
-        for name, value in (("flip", flip), ("layer4", layer4)):
-            if type(value) is not bool:
-                raise InputError(f"models: {name} must be true or false, got {value!r}")
-        stem, layers = trunk(backbone, pretrained)
+        check_flag("models", "flip", flip)
+        check_flag("models", "layer4", layer4)
+        stem, layers = two_stream.trunk(backbone, pretrained)
         widths = [stem.conv1.out_channels, *(out_channels(layer[-1]) for layer in layers)]
         fused = [Fused(*layers[k], Fusion(widths[k + 1], widths[k], stride)) for k, stride in enumerate((1, 2, 2))]
+        channels = widths[4 if layer4 else 3]
         if layer4:
-            channels = widths[4]
             stages = [*fused, nn.Sequential(Expansion(widths[3]), *layers[3], SideBySide(channels))]
         else:
-            channels = widths[3]
             expansion = nn.Sequential(Expansion(widths[2]), SideBySide(widths[2]))
             stages = [*fused[:2], expansion, nn.Sequential(Stacked(), *layers[2], SideBySide(channels))]
         super().__init__(stem, stages)
         self.flip = flip
-        self.bottleneck = bnneck(channels)
-        self.classifier: nn.Linear = identity_classifier(channels, num_identities)
+        self.add_head(channels, num_identities)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
         """Return pooled (N, 3C), embedding (N, 6C) and logits (N, num_identities), the mean of the three branches'.
 
         embedding: pooled and BNNeck features of the branches, six vectors of length 1, side by side: the inner product
         of two embeddings is the sum of the six similarity matrices that the published test adds up (DEEN test.py).
-        images: (N, 3, H, W) float in [0, 1], not checked. modality: one Modality for the batch, or int64 (N,).
         """
         pooled, neck = self._branches(images, modality)
         embedding = F.normalize(torch.cat([pooled, neck], 1), dim=2).flatten(1)
@@ -100,9 +83,9 @@ class DEEN(TwoStream):
     def objective(self, batch: Batch) -> Objective:
         """Return identity + triplet + 0.8 cpm + 0.01 orthogonality, and the logits of all 3N rows.
 
-        identity: cross-entropy; triplet: batch-hard, margin 0.3, of pooled features (`settings.triplet` is not read);
-        both over the 3N rows. cpm: `centre_pair_mining` of the first branch with each of the others, summed.
-        orthogonality: inner product of the two expanded pooled features, summed over images and divided by 3N.
+        identity: cross-entropy, triplet: batch-hard of pooled features with margin 0.3, both over the 3N rows. cpm:
+        `centre_pair_mining` of the first branch with each of the others, summed. orthogonality: inner product of the
+        two expanded pooled features, summed over images and divided by 3N.
         Source: LLCM DEEN/train.py:284-294 and model.py.
         """
         pooled, neck = self._branches(batch.images, batch.modality)
@@ -110,7 +93,7 @@ class DEEN(TwoStream):
         plain, first, second = pooled.unbind(1)
         cpm = sum(centre_pair_mining(plain, made, batch.labels, batch.modality) for made in (first, second))
         found = {
-            "identity": losses.identity_loss(logits, labels, batch.settings.label_smoothing),
+            "identity": losses.identity_loss(logits, labels, batch.smoothing),
             "triplet": losses.hard_triplet(pooled.flatten(0, 1), labels, 0.3),
             "cpm": CPM_WEIGHT * cpm,
             "orthogonality": ORTHOGONALITY_WEIGHT * (first * second).sum() / len(labels),
@@ -119,7 +102,8 @@ class DEEN(TwoStream):
 
     def _branches(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor]:
         """Return the branches' pooled and BNNeck features, (N, 3, C) each."""
-        pooled = generalised_mean(self.feature_map(images, modality), self.gem_p).unflatten(1, (BRANCHES, -1))
+        pooled = two_stream.generalised_mean(self.feature_map(images, modality), self.gem_p)
+        pooled = pooled.unflatten(1, (BRANCHES, -1))
         return pooled, self.bottleneck(pooled.flatten(0, 1)).view_as(pooled)
 
 
@@ -128,18 +112,24 @@ def centre_pair_mining(plain: Tensor, made: Tensor, labels: Tensor, modality: Te
 
     v, i are the visible and infrared centres of an identity in the plain branch, w those of the expanded one, own and
     other the two modalities in turn. An expanded centre is to lie nearer the other modality's centre than its own
-    modality's, and nearer than any two identities lie to each other:
+    modality's, and nearer than any two identities lie to each other::
 
         [d - |own_j - w_j| + m]+ + ([d - min_k |w_j - w_k| + m]+ + [d - min_k |own_j - own_k| + m]+) / 2
 
-    with d = |other_j - w_j|, k over the other identities, the first distance without gradient; averaged over
+    with `d = |other_j - w_j|`, k over the other identities, the first distance without gradient; averaged over
     identities and the two modalities.
-
-    plain, made: (N, C) float. labels: int64 (N,). modality: int64 (N,), on the CPU or not. margin: m.
-    Raises InputError unless every identity has an image of both modalities.
     Source: the released code, LLCM DEEN/loss.py (CPMLoss), where the centres are chunks of a sorted batch.
+
+    Args:
+        plain, made: (N, C) float.
+        labels: int64 (N,).
+        modality: int64 (N,), on the CPU or not.
+        margin: m.
+
+    Raises:
+        InputError: unless every identity has an image of both modalities.
     """
-    (visible, infrared), expanded = (class_centres(features, labels, modality) for features in (plain, made))
+    (visible, infrared), expanded = (losses.class_centres(features, labels, modality) for features in (plain, made))
     total = plain.new_zeros(())
     for own, other, centre in ((visible, infrared, expanded[0]), (infrared, visible, expanded[1])):
         pulled = torch.linalg.vector_norm(other - centre, dim=1)
@@ -170,9 +160,14 @@ class Fused(nn.Sequential):
 class Fusion(nn.Module):
     """Multi-stage feature aggregation: a layer's output attends to its input, over channels and then over positions.
 
-    high: channels of the output. low: of the input. stride: of the layer. Both attentions are products without a
-    softmax, divided by the number of what is summed over; each ends in a BatchNorm at 0 and is added.
+    Both attentions are products without a softmax, divided by the number of what is summed over; each ends in a
+    BatchNorm at 0 and is added.
     Source: LLCM DEEN/model.py (MFA_block, of CNL and PNL).
+
+    Args:
+        high: channels of the output.
+        low: of the input.
+        stride: of the layer.
     """
 
     def __init__(self, high: int, low: int, stride: int) -> None:
@@ -217,11 +212,8 @@ class Expansion(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, h, w) to (3N, C, h, w): all originals first, then each branch."""
-        made = [
-            up(F.relu(sum(conv(maps) for conv in down) / len(down)))
-            for down, up in zip(self.down, self.up, strict=True)
-        ]
-        return torch.cat([maps, *made])
+        summed = [sum(conv(maps) for conv in down) / len(down) for down in self.down]
+        return torch.cat([maps, *(up(F.relu(each)) for up, each in zip(self.up, summed, strict=True))])
 
 
 class SideBySide(nn.Module):

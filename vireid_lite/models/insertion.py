@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from vireid_lite.errors import InputError
 from vireid_lite.models.attention import SFM, build_attention
 from vireid_lite.models.two_stream import NonLocal, TwoStream, out_channels
 
-Modules = Mapping[int, nn.Module | Sequence[nn.Module]]  # by block, 0 to 4; several act in their order
+Modules = Mapping[int, nn.Module | Sequence[nn.Module]]  #: by block, 0 to 4; several act in their order
 
 
 def block_channels(model: TwoStream) -> list[int]:
@@ -21,58 +22,51 @@ def block_channels(model: TwoStream) -> list[int]:
     return [model.stages[0].visible.conv1.out_channels, *(out_channels(layer[-1]) for layer in layers)]
 
 
-class _Call:
-    """Hook before block 0: keeps the modality that the network is being called with, for the later blocks."""
+class _Hooks:
+    """Hooks of one insertion. An object and no closures, so that a deep copy of the network has its own."""
 
     modality: Modality | Tensor
 
-    def __call__(self, stem: nn.Module, arguments: tuple, keywords: dict) -> None:
+    def before_block_0(self, stem: nn.Module, arguments: tuple, keywords: dict) -> None:
+        """Keep the modality that the network is being called with, for the later blocks."""
         self.modality = arguments[1] if len(arguments) > 1 else keywords["modality"]
 
-
-class _Chain:
-    """Hook after a block: its map through the modules. An object and no closure, so that a deep copy has its own."""
-
-    def __init__(self, modules: Iterable[nn.Module], call: _Call) -> None:
-        self.modules, self.call = modules, call
-
-    def __call__(self, stage: nn.Module, arguments: tuple, maps: Tensor) -> Tensor:
-        for module in self.modules:
-            maps = module(maps, self.call.modality)
+    def after(self, chain: nn.ModuleList, stage: nn.Module, arguments: tuple, maps: Tensor) -> Tensor:
+        """Return a block's map after its modules."""
+        for module in chain:
+            maps = module(maps, self.modality)
         return maps
 
 
-def _chains(model: TwoStream, modules: Modules) -> dict[int, list[nn.Module]]:
-    """Return a list of modules for each block, checked."""
-    chains = {}
+def _hook(model: TwoStream, modules: Modules) -> tuple[nn.ModuleDict, list]:
+    """Check the modules and register their hooks; return them by block, and the hooks' handles."""
+    chains = nn.ModuleDict()
     for block, given in modules.items():
         if block not in range(len(model.stages)):
             raise InputError(f"attention: there is no block {block!r}; choose 0 to {len(model.stages) - 1}")
-        chains[block] = [given] if isinstance(given, nn.Module) else list(given)
-        for module in chains[block]:
+        for module in (chain := [given] if isinstance(given, nn.Module) else list(given)):
             if not isinstance(module, nn.Module):
                 raise InputError(f"attention: block {block} needs modules, got {module!r}; see build_attention")
-    return chains
-
-
-def _hook(model: TwoStream, chains: Mapping[int, Iterable[nn.Module]]) -> list:
-    """Register the hooks and return their handles."""
-    call = _Call()
-    handles = [model.stages[0].register_forward_pre_hook(call, with_kwargs=True)]
-    return handles + [model.stages[block].register_forward_hook(_Chain(chains[block], call)) for block in chains]
+        chains[str(block)] = nn.ModuleList(chain)
+    hooks = _Hooks()
+    handles = [model.stages[0].register_forward_pre_hook(hooks.before_block_0, with_kwargs=True)]
+    for block, chain in chains.items():
+        handles.append(model.stages[int(block)].register_forward_hook(partial(hooks.after, chain)))
+    return chains, handles
 
 
 @contextmanager
 def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
-    """Let the modules act behind the blocks of a network inside the `with`; the network itself is not touched.
+    """Let modules act behind the blocks of a network inside the `with`: by block, 0 to 4, one or several in order.
 
-    The modules are no part of the model: they neither save, move nor freeze with it, and gradients reach their weights
-    through a frozen one. Nested insertions act in the order they were made; a deep copy made inside keeps the modules
-    (copies of them). The network is called as a whole, as block 0 tells the later blocks the modality.
+    They stand on the model's device but are no part of it: they neither save, move nor freeze with it, and gradients
+    reach their weights through a frozen one. Nested insertions act in the order they were made; a deep copy made inside
+    keeps copies of the modules. The network is called as a whole, as block 0 tells the later blocks the modality.
 
-    modules: by block, 0 to 4, a module or several; on the model's device. Raises InputError for another block.
+    Raises:
+        InputError: for another block.
     """
-    handles = _hook(model, _chains(model, modules))
+    _, handles = _hook(model, modules)
     try:
         yield
     finally:
@@ -83,25 +77,16 @@ def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
 def insert(model: TwoStream, modules: Modules) -> TwoStream:
     """Make the modules a part of a network and return it: they train, move and save with it as `model.attention`.
 
-    modules: as for `inserted`. Raises InputError for another block, and where modules were inserted already.
+    Args:
+        modules: as for `inserted`.
+
+    Raises:
+        InputError: for another block, and where modules were inserted already.
     """
     if hasattr(model, "attention"):
-        raise InputError("attention: this network has attention modules already; remove(model) them first")
-    chains = {block: nn.ModuleList(chain) for block, chain in _chains(model, modules).items()}
-    model.attention = nn.ModuleDict({str(block): chain for block, chain in chains.items()})
-    model.attention.handles = _hook(model, chains)
+        raise InputError("attention: this network has attention modules already; build a fresh one")
+    model.attention, _ = _hook(model, modules)
     return model
-
-
-def remove(model: TwoStream) -> dict[int, list[nn.Module]]:
-    """Take out what `insert` put in and return it, by block. Raises InputError where there is nothing."""
-    if not hasattr(model, "attention"):
-        raise InputError("attention: this network has no attention modules; insert(model, ...) puts them in")
-    for handle in model.attention.handles:
-        handle.remove()
-    modules = {int(block): list(chain) for block, chain in model.attention.items()}
-    del model.attention
-    return modules
 
 
 class Tap(nn.Module):
@@ -118,15 +103,17 @@ class Tap(nn.Module):
 def staged(model: TwoStream, attention: str, blocks: Sequence[int], sfm: bool) -> tuple[dict[int, list], Tap]:
     """Return the paper's modules by block, freshly drawn, and the tap that reads stage 1.
 
-    attention: what stands after each of `blocks`, "fsam", "se", "eca" or "none". Stage 1 is the map after block 4 and
-    its module, stage 2 what SFM makes of it. What is left out is the identity, so without SFM both stages are one.
+    Stage 1 is the map after block 4 and its module, stage 2 what SFM makes of it. What is left out is the identity, so
+    without SFM both stages are one.
     Source: section 3.2 and table 4, blocks 0 and 4. No projection fits in the parameter count the paper reports, so a
     map of 64 channels cannot meet one of 2,048 in a distance; both stages are therefore read after block 4.
+
+    Args:
+        attention: what stands after each of `blocks`, "fsam", "se", "eca" or "none".
     """
-    channels = block_channels(model)
+    channels, tap = block_channels(model), Tap()
     kept = () if attention == "none" else blocks
     modules: dict[int, list] = {block: [build_attention(attention, channels[block])] for block in kept}
-    tap = Tap()
     modules.setdefault(4, []).append(tap)
     if sfm:
         modules[4].append(SFM())

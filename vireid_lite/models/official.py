@@ -2,57 +2,58 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vireid_lite.errors import InputError
 from vireid_lite.models.agw import AGW
-from vireid_lite.models.two_stream import NonLocal, TwoStream
+from vireid_lite.models.build import build
+from vireid_lite.models.checkpoints import existing, load_strictly
+from vireid_lite.models.two_stream import NonLocal
+
+SIZE = (288, 144)  # of the crops AGW is trained on: height and width in pixels (train.py, --img_h and --img_w)
 
 # The official network holds three whole ResNets and uses a part of each (AGW model.py:93-147); these are the rest.
-_OFFICIAL_UNUSED = re.compile(
+UNUSED = re.compile(
     r"(visible_module\.visible|thermal_module\.thermal)\.(layer[1-4]|fc)\..+|base_resnet\.base\.(conv1|bn1|fc)\..+"
 )
 
 
-def load_official(path: str | Path, model: TwoStream, *, resize_classifier: bool = False) -> TwoStream:
-    """Load an official AGW checkpoint (.t or .pth) into `model`, strictly, and return it in eval mode.
+def load_official(path: str | Path) -> tuple[AGW, dict]:
+    """Return the network of an official AGW checkpoint (.t or .pth), in eval mode on the CPU, and a card for it.
 
     The file is read with `weights_only=True`: a bare state dict, or one under "net" (as AGW saves it) or "state_dict",
-    with or without the "module." of DataParallel. Parts of its three ResNets that the official network never uses are
-    dropped; every other weight must have its place and every place its weight.
+    with or without the "module." of DataParallel. The network has the file's identities and its ResNet (the authors'
+    is resnet50). Parts of its three ResNets that the official network never uses are dropped; every other weight must
+    have its place and every place its weight.
 
-    model: an AGW from `models.build`, of the file's backbone (the authors' is resnet50).
-    resize_classifier: give the model a classifier of the file's size where the two differ, instead of refusing.
-    Raises InputError where the file is missing, holds anything but weights and numbers, or does not fit (naming the
-    first weight that does not); the model is then unchanged.
+    Card keys: key (of the file's bytes), official (its name), dataset (the crops' size alone), model.
+
+    Raises:
+        InputError: where the file is missing, holds anything but weights and numbers, or does not fit (naming the first
+            weight that does not). torch's random generator is left as it was.
     """
-    path = Path(path)
-    if not isinstance(model, AGW):
-        raise InputError(f"{path}: official checkpoints are read for agw only, not {type(model).__name__}")
+    path = existing(path)
     state = _official_state(path)
     head = state.get("classifier.weight")
-    previous = model.classifier
-    if resize_classifier and head is not None and len(head) != previous.out_features:
-        resized = nn.utils.skip_init(nn.Linear, previous.in_features, len(head), bias=False)
-        model.classifier = resized.to(previous.weight)
-    try:
-        _load_strictly(model, state, _official_names(model), str(path))
-    except InputError:
-        model.classifier = previous
-        raise
-    model.arguments = {**model.arguments, "num_identities": model.classifier.out_features}
-    return model.eval()
+    if head is None:
+        raise InputError(f"{path}: classifier.weight is missing; only checkpoints of AGW are read")
+    backbone = "resnet50" if "base_resnet.base.layer1.0.conv3.weight" in state else "resnet18"
+    with torch.random.fork_rng(devices=[]):
+        model = build("agw", len(head), backbone)
+    load_strictly(model, state, _official_names(model), str(path))
+    key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return model.eval(), {"key": key, "official": path.name, "dataset": {"size": list(SIZE)}, "model": model.arguments}
 
 
 def _official_state(path: Path) -> dict[str, Tensor]:
     """Return the used weights of an official file under their official names."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; check the path")
     # Beside the weights AGW saves its scores as numpy values (train.py:390). Rebuilding those runs nothing but numpy's
     # array and scalar constructors; they are named as numpy 1 wrote them and as numpy 2 writes them.
     array, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
@@ -75,50 +76,25 @@ def _official_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f'{path}: holds no state dict, neither by itself nor under "net" or "state_dict"')
     names = {str(name).removeprefix("module."): value for name, value in content.items()}
-    return {name: value for name, value in names.items() if not _OFFICIAL_UNUSED.fullmatch(name)}
+    return {name: value for name, value in names.items() if not UNUSED.fullmatch(name)}
 
 
 def _official_names(model: AGW) -> dict[str, str]:
     """Return the official name of every weight of an AGW, by ours."""
-    prefixes = {
-        "stages.0.visible": "visible_module.visible",
-        "stages.0.infrared": "thermal_module.thermal",
-        "bottleneck": "bottleneck",
-        "classifier": "classifier",
-    }
+    prefixes = {"stages.0.visible": "visible_module.visible", "stages.0.infrared": "thermal_module.thermal"}
+    prefixes |= {name: name for name in ("bottleneck", "classifier")}
     for number, layer in enumerate(model.stages[1:], start=1):
-        blocks = non_locals = 0
+        blocks, non_locals = itertools.count(), itertools.count()
         for index, module in enumerate(layer):
+            ours = f"stages.{number}.{index}"
             # Officially the non-local blocks stand beside the layers, not between their blocks.
             if isinstance(module, NonLocal):
-                prefixes[f"stages.{number}.{index}"] = f"NL_{number}.{non_locals}"
-                prefixes[f"stages.{number}.{index}.g"] = f"NL_{number}.{non_locals}.g.0"
-                non_locals += 1
+                prefixes[ours] = f"NL_{number}.{next(non_locals)}"
+                prefixes[f"{ours}.g"] = f"{prefixes[ours]}.g.0"
             else:
-                prefixes[f"stages.{number}.{index}"] = f"base_resnet.base.layer{number}.{blocks}"
-                blocks += 1
+                prefixes[ours] = f"base_resnet.base.layer{number}.{next(blocks)}"
     names = {}
     for name in model.state_dict():
         prefix = max((known for known in prefixes if name.startswith(known + ".")), key=len)
         names[name] = prefixes[prefix] + name.removeprefix(prefix)
     return names
-
-
-def _load_strictly(model: TwoStream, state: dict[str, Tensor], names: dict[str, str], where: str) -> None:
-    """Copy `state` into `model`, every weight under the name `names` gives it; refuse the first that does not fit."""
-    own = model.state_dict()
-    what = "{name}, num_identities={num_identities}, backbone={backbone}".format(**model.arguments)
-    for name, value in own.items():
-        theirs = names[name]
-        if theirs not in state:
-            raise InputError(f"{where}: {theirs} is missing for {what}; build the network the file was saved from")
-        if state[theirs].shape != value.shape:
-            raise InputError(
-                f"{where}: {theirs} is {tuple(state[theirs].shape)} where {what} has {tuple(value.shape)}; "
-                "build the network the file was saved from"
-            )
-    known = set(names.values())
-    for name in state:
-        if name not in known:
-            raise InputError(f"{where}: {name} has no place in {what}; build the network the file was saved from")
-    model.load_state_dict({name: state[theirs] for name, theirs in names.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,33 +15,20 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
-
-
-def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
-    """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C).
-
-    Stripe i holds the rows from floor(i h / count) to ceil((i + 1) h / count), as in adaptive average pooling, whose
-    own backward pass differs from run to run on a GPU.
-    """
-    rows = maps.mean(3)
-    height = rows.shape[2]
-    edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
-    return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
-
+from vireid_lite.errors import InputError, check_choice
 
 BACKBONES = ("resnet50", "resnet18", "lite")
 
-# The lite trunk: stem channels and stride, then channels, stride and blocks of layers 1 to 4.
-LITE = {"stem": (32, 2), "widths": (32, 64, 128, 256), "strides": (1, 2, 2, 2), "blocks": (1, 1, 1, 1)}
+LITE_WIDTHS = (32, 64, 128, 256)  #: channels of the lite trunk's layers; its stem has the first one's
 
 
 class ModelOutput(NamedTuple):
     """What a forward pass returns for N images.
 
-    pooled: (N, D) pooled features, not normalised; the triplet losses read these.
-    embedding: (N, D) BNNeck output, not normalised.
-    logits: (N, num_identities).
+    Attributes:
+        pooled: (N, D) pooled features, not normalised; the triplet losses read these.
+        embedding: (N, D) BNNeck output, not normalised.
+        logits: (N, num_identities).
     """
 
     pooled: Tensor
@@ -49,20 +36,74 @@ class ModelOutput(NamedTuple):
     logits: Tensor
 
 
-class TwoStream(nn.Module):
-    """A network with one stem per modality and a shared trunk.
+class Batch(NamedTuple):
+    """What an objective is computed from.
 
-    stages: five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4 take and
-    return feature maps, so a forward hook on any of the five sees that block's feature map.
-    arguments: the arguments `models.build` made the network from; a checkpoint's card keeps them.
+    Attributes:
+        images: (N, 3, H, W) float in [0, 1], augmented, visible ones first.
+        modality: int64 (N,) on the CPU.
+        labels: int64 (N,), contiguous, on the images' device.
+        smoothing: of the identity loss.
+        triplet: the loss chosen among `losses.TRIPLETS`; None for none, and in a network that takes none.
+        history: one dict for each finished epoch.
+        generator: on the CPU; every draw of an objective comes from it, so that a killed training resumes.
+    """
+
+    images: Tensor
+    modality: Tensor
+    labels: Tensor
+    smoothing: float
+    triplet: Callable[[Tensor, Tensor], Tensor] | None
+    history: list[dict]
+    generator: torch.Generator
+
+
+class Objective(NamedTuple):
+    """What an objective returns for a batch.
+
+    Attributes:
+        losses: name to scalar, weighted already; their sum is minimised.
+        logits, labels: (M, num_identities) and (M,), of which the accuracy is noted.
+        noted: name to scalar, what a history keeps beside. Names are those of every step.
+    """
+
+    losses: dict[str, Tensor]
+    logits: Tensor
+    labels: Tensor
+    noted: dict[str, Tensor] | None = None
+
+
+class TwoStream(nn.Module):
+    """A network with one stem per modality and a shared trunk; each says in `objective(batch)` how it is trained.
+
+    Attributes:
+        stages: five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4 take
+            and return feature maps, so a forward hook on any of the five sees that block's feature map.
+        gem_p: exponent of the pooling; 1 is average pooling.
+        triplet: the one it is trained with unless told, a name of `losses.TRIPLETS`; None in a network that takes none.
+        arguments: the arguments `models.build` made the network from; a checkpoint's card keeps them.
     """
 
     arguments: dict
+    gem_p: float = 1.0
+    triplet: str | None = None
 
     def __init__(self, stem: nn.Module, layers: list[nn.Module]) -> None:
         super().__init__()
         # Convolutions follow the layout of their weights; channels last is the faster one, on a CPU by 10 to 15 %.
         self.stages = nn.ModuleList([Stems(stem), *layers]).to(memory_format=torch.channels_last)
+
+    def add_head(self, channels: int, num_identities: int) -> None:
+        """Add AGW's head: a BNNeck, BatchNorm with its bias frozen at 0, and a classifier without bias."""
+        self.bottleneck = bnneck(channels)
+        self.classifier = identity_classifier(channels, num_identities)
+
+    @classmethod
+    def chosen_triplet(cls, asked: str | None) -> str | None:
+        """Return the name of the triplet a training uses, or None. Raises InputError where the network takes none."""
+        if asked is not None and cls.triplet is None:
+            raise InputError(f"training: {cls.__name__} has its own losses and takes no triplet; leave {asked!r} out")
+        return asked or cls.triplet
 
     def feature_map(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the map after block 4, (N, D, h, w), for images (N, 3, H, W) in [0, 1] (not checked)."""
@@ -71,14 +112,25 @@ class TwoStream(nn.Module):
             maps = stage(maps)
         return maps
 
+    def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
+        """Return pooled (N, D), embedding (N, D) and logits (N, num_identities).
+
+        Args:
+            images: (N, 3, H, W) float in [0, 1], not checked.
+            modality: one Modality for the batch, or int64 (N,).
+        """
+        pooled = generalised_mean(self.feature_map(images, modality), self.gem_p)
+        embedding = self.bottleneck(pooled)
+        return ModelOutput(pooled, embedding, self.classifier(embedding))
+
     def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return the features that are ranked: the BNNeck output divided by its length, (N, D).
+        """Return the features that are ranked: the embedding divided by its length, (N, D).
 
         Always computed as in eval mode, from running statistics; every module's train/eval mode is put back. Gradient
-        flows to the images unless the caller switches it off.
+        flows to the images unless the caller switches it off. Arguments are those of `forward`.
 
-        images: (N, 3, H, W) float in [0, 1]. modality: one Modality for the batch, or int64 (N,).
-        Raises InputError for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
+        Raises:
+            InputError: for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
         """
         check_images(images)
         with evaluating(self):
@@ -103,8 +155,7 @@ def check_images(images: Tensor) -> None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode inside the block, and each back in its own mode after it."""
     training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    model.eval()
     try:
         yield
     finally:
@@ -118,30 +169,28 @@ class Stems(nn.Module):
     Both stems start as copies of `stem`, as both start from the ImageNet stem in AGW (model.py:93-124).
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, stem: nn.Module) -> None:
         super().__init__()
         self.visible = stem
         self.infrared = copy.deepcopy(stem)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return stem features in the order of `images`; each stem's BatchNorm sees its own images only.
 
-        images: (N, 3, H, W) in [0, 1]. modality: one Modality for the batch, or int64 (N,) of 0 and 1; keep it on the
-        CPU, as splitting by a tensor on the GPU makes the host wait. Raises InputError for anything else.
+        Args:
+            images: (N, 3, H, W) in [0, 1].
+            modality: one Modality for the batch, or int64 (N,) of 0 and 1; keep it on the CPU, as splitting by a tensor
+                on the GPU makes the host wait.
+
+        Raises:
+            InputError: for anything else.
         """
         images = (images - self.mean) / self.std
         stems = (self.visible, self.infrared)
         if not isinstance(modality, Tensor):
-            if modality not in (0, 1):
-                raise InputError(
-                    f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}"
-                )
-            return stems[modality](images)
+            return stems[one_modality(modality)](images)
         groups = [(modality == value).nonzero().flatten() for value in Modality]
         if modality.shape != images.shape[:1] or sum(len(group) for group in groups) != len(images):
             raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(images)} in all")
@@ -164,12 +213,9 @@ class NonLocal(nn.Module):
 
     def __init__(self, channels: int, inner_channels: int = 1) -> None:
         super().__init__()
-        self.theta = nn.Conv2d(channels, inner_channels, 1)
-        self.phi = nn.Conv2d(channels, inner_channels, 1)
-        self.g = nn.Conv2d(channels, inner_channels, 1)
+        self.theta, self.phi, self.g = (nn.Conv2d(channels, inner_channels, 1) for _ in range(3))
         self.W = nn.Sequential(nn.Conv2d(inner_channels, channels, 1), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.W[1].weight)
-        nn.init.zeros_(self.W[1].bias)
+        nn.init.zeros_(self.W[1].weight)  # its bias is 0 already
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, h, w) to the same shape."""
@@ -187,12 +233,30 @@ def with_non_local(blocks: nn.Sequential, inner_channels: int) -> nn.Sequential:
     Given layers 2 and 3 that is after blocks 2, 3 and 3, 4, 5 of ResNet-50, counted from 0 (AGW model.py:155-167), and
     after the last block where a layer has one or two (ResNet-18, lite).
     """
-    modules: list[nn.Module] = []
+    modules = []
     for index, block in enumerate(blocks):
         modules.append(block)
         if index >= len(blocks) // 2:
             modules.append(NonLocal(out_channels(block), inner_channels))
     return nn.Sequential(*modules)
+
+
+def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
+    """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C).
+
+    Stripe i holds the rows from floor(i h / count) to ceil((i + 1) h / count), as in adaptive average pooling, whose
+    own backward pass differs from run to run on a GPU.
+    """
+    rows, height = maps.mean(3), maps.shape[2]
+    edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
+    return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
+
+
+def one_modality(modality: Modality) -> Modality:
+    """Return a modality of a whole batch. Raises InputError for anything else."""
+    if modality not in (0, 1):
+        raise InputError(f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}")
+    return modality
 
 
 def generalised_mean(maps: Tensor, p: float = 3.0) -> Tensor:
@@ -221,17 +285,17 @@ def identity_classifier(channels: int, num_identities: int) -> nn.Linear:
 def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[nn.Sequential]]:
     """Return a stem (conv1, bn1, relu, maxpool) and layers 1 to 4; layer4 of a ResNet keeps its resolution (stride 1).
 
-    backbone: "resnet50", "resnet18" (torchvision's) or "lite" (narrow, one BasicBlock per layer, no max-pooling).
-    pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
-    Raises InputError for an unknown backbone, for a pretrained lite trunk, and where the download fails.
+    Args:
+        backbone: "resnet50", "resnet18" (torchvision's) or "lite" (narrow, one BasicBlock per layer, no max-pooling).
+        pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
+
+    Raises:
+        InputError: for an unknown backbone, for a pretrained lite trunk, and where the download fails.
     """
-    if backbone not in BACKBONES:
-        raise InputError(f"models: unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
+    check_choice("models", "backbone", backbone, BACKBONES)
     if backbone == "lite":
         if pretrained:
-            raise InputError(
-                "models: the lite trunk has no ImageNet weights; choose resnet18, resnet50 or pretrained=False"
-            )
+            raise InputError("models: the lite trunk has no ImageNet weights; choose a ResNet or pretrained=False")
         return _lite_trunk()
     network = torchvision.models.get_model(backbone, weights=None)
     if pretrained:
@@ -247,30 +311,22 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
     for module in network.layer4[0].modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
-    parts = ("conv1", "bn1", "relu", "maxpool")
-    stem = nn.Sequential(OrderedDict((part, getattr(network, part)) for part in parts))
+    stem = nn.Sequential(OrderedDict((part, getattr(network, part)) for part in ("conv1", "bn1", "relu", "maxpool")))
     return stem, [network.layer1, network.layer2, network.layer3, network.layer4]
 
 
 def _lite_trunk() -> tuple[nn.Sequential, list[nn.Sequential]]:
-    """Return the stem and layers that LITE describes, with torchvision's ResNet initialisation."""
-    channels, stride = LITE["stem"]
-    stem = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, channels, 3, stride, 1, bias=False), bn1=nn.BatchNorm2d(channels), relu=nn.ReLU(True)
-        )
-    )
+    """Return a stem of stride 2 and four layers of one BasicBlock, with torchvision's ResNet initialisation."""
+    channels = LITE_WIDTHS[0]
+    convolution = nn.Conv2d(3, channels, 3, 2, 1, bias=False)
+    stem = nn.Sequential(OrderedDict(conv1=convolution, bn1=nn.BatchNorm2d(channels), relu=nn.ReLU(True)))
     layers = []
-    for width, stride, count in zip(LITE["widths"], LITE["strides"], LITE["blocks"], strict=True):
-        blocks = []
-        for index in range(count):
-            step = stride if index == 0 else 1
-            shortcut = None
-            if step != 1 or channels != width:
-                shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, step, bias=False), nn.BatchNorm2d(width))
-            blocks.append(BasicBlock(channels, width, step, shortcut))
-            channels = width
-        layers.append(nn.Sequential(*blocks))
+    for width in LITE_WIDTHS:
+        stride, shortcut = 1, None
+        if channels != width:
+            stride, shortcut = 2, nn.Sequential(nn.Conv2d(channels, width, 1, 2, bias=False), nn.BatchNorm2d(width))
+        layers.append(nn.Sequential(BasicBlock(channels, width, stride, shortcut)))
+        channels = width
     for module in nn.ModuleList([stem, *layers]).modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -280,31 +336,3 @@ def _lite_trunk() -> tuple[nn.Sequential, list[nn.Sequential]]:
 def out_channels(block: nn.Module) -> int:
     """Return the number of channels a residual block delivers."""
     return block.bn3.num_features if isinstance(block, Bottleneck) else block.bn2.num_features
-
-
-class Batch(NamedTuple):
-    """What an objective is computed from.
-
-    images: (N, 3, H, W) float in [0, 1], augmented, visible ones first. modality: int64 (N,) on the CPU. labels: int64
-    (N,), contiguous, on the images' device. history: one dict for each finished epoch, as `train_by_objective` returns
-    them. generator: on the CPU; every draw of an objective comes from it, so that a killed training resumes.
-    """
-
-    images: Tensor
-    modality: Tensor
-    labels: Tensor
-    settings: object
-    history: list[dict]
-    generator: torch.Generator
-
-
-class Objective(NamedTuple):
-    """What an objective returns for a batch.
-
-    losses: name to scalar, weighted already; their sum is minimised. The names are the same at every step.
-    logits, labels: (M, num_identities) and (M,), of which the accuracy is noted.
-    """
-
-    losses: dict[str, Tensor]
-    logits: Tensor
-    labels: Tensor

@@ -1,0 +1,1 @@
+"""Many runs: what one is, its card, campaigns and grids of them, their tables."""

@@ -1,0 +1,324 @@
+"""What a run is: one value, read once from the tables of a campaign or of a grid, which are one language.
+
+A campaign is a TOML file of [[run]] tables. Each takes name, tier, seeds, dataset (data set options, with `name` and
+`size`), victim (model, options, backbone, pretrained), train (fields of TrainSettings), attack (name, gradients,
+identities, and the attack's own options), modified (fields of Modification: the victim itself is trained so), surrogate
+(dataset, victim, train, seed: the network the attack is made on instead, of the run's own where it says nothing),
+compute (fields of Compute), split ("test", or "val" where a choice is made), anatomy (take the drop apart) and grid:
+lists of values for keys such as "attack.tied", or of tables for "attack", of which every combination is run; each: such
+lists for the data set alone. What the file's top level sets is every run's default; tables are merged. A number in
+[0, 1] may be written as "8/255".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+from vireid_lite import models
+from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
+from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
+from vireid_lite.errors import InputError, fraction
+from vireid_lite.machine import Compute
+from vireid_lite.study.cards import card_key, card_name, data_defaults, described
+from vireid_lite.study.packing import mapped
+from vireid_lite.victims import Recipe, tier_dataset, tier_recipe
+
+TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
+
+SURROGATE_SEED = 100  #: how far a surrogate's seed lies from its target's, where it is not given
+
+VICTIM = {"model": str, "backbone": str, "pretrained": bool, "options": dict}
+
+SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": object}
+
+RUN = {"name": str, "tier": str, "seeds": list, "split": str, "anatomy": bool}
+
+RUN |= {"grid": dict, "each": dict, **dict.fromkeys(TABLES, dict)}
+
+Root = Path | dict[str, Path] | None  #: one folder, or one for each data set by name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what its card says of it, and nothing that only its data or its results tell.
+
+    Attributes:
+        kind: the name of its cards.
+        dataset: as cards hold it.
+        identities: how many a universal attack learns from, None for all.
+        surrogate: the victim the attack is made on instead.
+        split: "test" or "val".
+    """
+
+    kind: str
+    tier: str
+    dataset: dict
+    recipe: Recipe
+    seed: int
+    attack: UniversalAttack | ImageAttack | None = None
+    identities: int | None = None
+    modification: Modification | None = None
+    surrogate: Run | None = None
+    compute: Compute = field(default_factory=Compute)
+    split: str = "test"
+    anatomy: bool = False
+
+    @cached_property
+    def configuration(self) -> dict:
+        """The run as its card says it, plain values, without fingerprints of images."""
+        found = {"kind": self.kind, "tier": self.tier, "dataset": self.dataset, "victim": described(self.recipe)}
+        found |= {"attack": None, "seed": self.seed}
+        if self.attack:
+            found["attack"] = {**self.attack.describe(), "identities": self.identities}
+            found |= {"split": self.split} if self.split != "test" else {}
+        if self.modification:
+            found["modification"] = json.loads(json.dumps(asdict(self.modification)))
+        if its := self.surrogate:
+            who = "shared" if _population(its.dataset) == _population(self.dataset) else "others"
+            network = {"dataset": its.dataset, "victim": described(its.recipe), "seed": its.seed}
+            found["surrogate"] = {**network, "identities": who}
+        return found | ({"compute": self.compute.describe()} if self.compute != Compute() else {})
+
+    @cached_property
+    def key(self) -> str:
+        """What the run asks for: two ways of writing it, and a card of it, have one key."""
+        return card_key(self.configuration)
+
+    def open(self, root: Root = None) -> Dataset:
+        """Return the data set. Raises InputError where it cannot be opened."""
+        return _open(self.dataset, root)[0]
+
+    def with_images(self, root: Root = None) -> dict:
+        """Return the configuration with the fingerprints of the data sets' records."""
+        found = {**self.configuration, "dataset": {**self.dataset, "records": _open(self.dataset, root)[1]}}
+        if self.surrogate:
+            data = self.surrogate.dataset
+            found["surrogate"] = {**found["surrogate"], "dataset": {**data, "records": _open(data, root)[1]}}
+        return found
+
+    def card_name(self, root: Root = None) -> str:
+        """Return the file name of the run's card."""
+        return card_name(self.with_images(root))
+
+
+def _open(data: dict, root: Root) -> tuple[Dataset, str]:
+    """Return a data set, and the fingerprint of all its records."""
+    root = root.get(data["name"]) if isinstance(root, dict) else root
+    return _opened(json.dumps(data), None if data["name"] == "synthetic" else root)
+
+
+@cache
+def _opened(described: str, root: Path | None) -> tuple[Dataset, str]:
+    options = json.loads(described)
+    dataset = load_dataset(options.pop("name"), root, **options.pop("knobs", {}), **options)
+    tests = (record for trial in dataset.trials() for side in trial for record in side)
+    return dataset, fingerprint([*dataset.train, *dataset.val, *tests])
+
+
+def _population(data: dict) -> tuple:
+    """Return what decides who the people of a data set are: synthetic ones come from its seed, whatever the knobs."""
+    return data["name"], data["seed"] if data["name"] == "synthetic" else data.get("split")
+
+
+def read_campaign(path: Path) -> list[Run]:
+    """Return the runs of a TOML file, one for each seed and cell of a grid. Raises InputError for anything else."""
+    content = read_toml("campaign", path)
+    runs = content.pop("run", [])
+    with where(f"campaign {path}"):
+        check("it", content, {key: kind for key, kind in RUN.items() if key != "name"})
+        if not isinstance(runs, list) or not runs:
+            raise InputError("it has no [[run]]")
+        found = []
+        for number, run in enumerate(runs, 1):
+            with where(f"run {number}"):
+                check("it", run, RUN)
+                if run.get("modified") == {} and not any(key.startswith("modified") for key in run.get("grid", {})):
+                    raise InputError('modified is empty; name at least its loss, such as { loss = "quadruple" }')
+                usual = {k: v for k, v in content.items() if k not in ("attack", "modified", "surrogate") or k in run}
+                found += parse(merge(usual, run))
+    return found
+
+
+def read_toml(kind: str, path: Path) -> dict:
+    """Return a TOML file's content. Raises InputError where there is none; kind: what the file is."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{kind} {path} does not exist; check the path") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{kind} {path} is not readable TOML: {error}") from None
+
+
+@contextlib.contextmanager
+def where(here: str) -> Iterator[None]:
+    """Say where an InputError comes from."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{here}: {error}") from None
+
+
+def merge(base: dict, more: dict) -> dict:
+    """Return the tables of both, those of `more` on top, key by key."""
+    return {**base, **{key: {**base.get(key, {}), **v} if isinstance(v, dict) else v for key, v in more.items()}}
+
+
+def check(what: str, table: object, kinds: dict[str, type], others: bool = False) -> None:
+    """Raise InputError unless `table` is a table of known keys, each of its kind."""
+    if not isinstance(table, dict):
+        raise InputError(f"{what}: a table is needed, got {table!r}")
+    for key, value in table.items():
+        if key not in kinds and not others:
+            raise InputError(f"{what} has an unknown key {key!r}; it takes {', '.join(kinds)}")
+        if key in kinds and not isinstance(value, kinds[key]):
+            raise InputError(f"{what}: {key} must be of type {kinds[key].__name__}, got {value!r}")
+
+
+def parse(tables: dict) -> list[Run]:
+    """Return the runs that a run's merged tables describe, for every cell of their grid one a seed.
+
+    A surrogate's seed "next" is the seed after the run's own among its seeds, or in number where that is the only one.
+
+    Raises:
+        InputError: for what is no run.
+    """
+    check("it", tables, RUN)
+    tables = {**{table: {} for table in TABLES}, **mapped(tables, _number)}
+    seeds, split, name = tables.get("seeds", [0]), tables.get("split", "test"), tables.get("name")
+    if split not in ("test", "val"):
+        raise InputError(f"split {split!r} must be test or val")
+    if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise InputError(f"name {name!r} must be small letters, digits and hyphens")
+    for seed in seeds:
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise InputError(f"a seed must be a whole number of at least 0, got {seed!r}")
+    found = []
+    for cell in _cells(tables):
+        run = _run(cell, cell.get("tier", "lite"))
+        run = replace(run, kind=name or ("attack" if run.attack else "victim"), split=split)
+        for place, seed in enumerate(seeds):
+            following = seeds[(place + 1) % len(seeds)] if len(seeds) > 1 else seed + 1
+            its = cell["surrogate"] and _surrogate(cell, run, seed, following)
+            found.append(replace(run, seed=seed, surrogate=its or None, anatomy=cell.get("anatomy", False)))
+    return found
+
+
+def _number(value: object) -> object:
+    """Read a text such as "8/255" as the number it is."""
+    if not (isinstance(value, str) and value[:1].isdigit() and "/" in value):
+        return value
+    try:
+        return fraction(value)
+    except ValueError as error:
+        raise InputError(f"{value!r}: {error} is needed") from None
+
+
+def _cells(tables: dict) -> list[dict]:
+    """Return the tables once for every combination of their grid's values, the first key changing slowest."""
+    grid = {**{f"dataset.{key}": values for key, values in tables.get("each", {}).items()}, **tables.get("grid", {})}
+    for key, values in grid.items():
+        table, dot, name = key.partition(".")
+        fits = isinstance(values, list) and values and table in TABLES and bool(dot) == bool(name)
+        if not fits or not (name or all(isinstance(value, dict) for value in values)):
+            raise InputError(
+                'grid needs lists, of values for keys such as "attack.tied" or of tables for one of '
+                f"{', '.join(TABLES)}; got {key!r} = {values!r}"
+            )
+    cells = []
+    for values in itertools.product(*grid.values()):
+        cell = tables
+        for key, value in zip(grid, values, strict=True):
+            table, _, name = key.partition(".")
+            cell = merge(cell, {table: {name: value} if name else value})
+        cells.append(cell)
+    return cells
+
+
+def _run(cell: dict, tier: str) -> Run:
+    """Return the run of some tables, its kind, seed and surrogate apart."""
+    dataset, recipe = _network(cell, tier)
+    attack, identities, modification = None, None, None
+    check("compute", cell["compute"], dict.fromkeys(Compute.__dataclass_fields__, object))
+    compute = Compute(**cell["compute"])
+    if cell["attack"]:
+        check("attack", cell["attack"], {"name": str, "identities": int}, others=True)
+        if "name" not in cell["attack"]:
+            raise InputError("attack needs a name, such as cmps")
+        options = dict(cell["attack"])
+        identities = options.pop("identities", None)
+        attack = build_attack(options.pop("name"), **options)
+        identities = identities if isinstance(attack, UniversalAttack) else None
+    if cell["modified"]:
+        check("modified", cell["modified"], dict.fromkeys(Modification.__dataclass_fields__, object))
+        for wrong, why in (
+            (compute != Compute(), "is trained in float32; leave compute out"),
+            (attack or cell.get("split") == "val", "is scored on test, and without an attack; leave those out"),
+            (recipe.settings.shuffle_labels, "is trained on the right labels; leave shuffle_labels out"),
+        ):
+            if wrong:
+                raise InputError(f"a modified victim {why}")
+        modification = Modification(**cell["modified"])
+    if cell["surrogate"] and not attack:
+        raise InputError("a surrogate is there to be attacked; give the run an attack")
+    return Run("", tier, dataset, recipe, 0, attack, identities, modification, compute=compute)
+
+
+def _surrogate(cell: dict, run: Run, seed: int, following: int) -> Run:
+    """Return the surrogate's run: where its table says nothing it is the target's or, of other data, the tier's."""
+    own = cell["surrogate"]
+    check("surrogate", own, SURROGATE)
+    its = own.get("seed", seed + SURROGATE_SEED)
+    its = following if its == "next" else its
+    if its == seed or type(its) is not int:
+        raise InputError(f"surrogate and target share the seed {seed}; give the surrogate another")
+    data = own.get("dataset", {})
+    same = data.get("name", run.dataset["name"]) == run.dataset["name"]
+    network = {"victim": cell["victim"], "train": cell["train"], **own}
+    network["dataset"] = {**cell["dataset"], **data} if same else data
+    with where("surrogate"):
+        dataset, recipe = _network(network, run.tier)
+    if dataset["size"] != run.dataset["size"] and not isinstance(run.attack, UniversalAttack):
+        name = run.attack.name
+        raise InputError(f"{name}: crafted for one image each; surrogate and target need crops of one size")
+    return Run("victim", run.tier, dataset, recipe, its)
+
+
+def _network(tables: dict, tier: str) -> tuple[dict, Recipe]:
+    """Return the data set, as cards hold it, and the recipe that the tables dataset, victim and train describe."""
+    check("victim", tables["victim"], VICTIM)
+    check("dataset", tables["dataset"], {"name": str, "size": list}, others=True)
+    if misplaced := sorted(set(VICTIM) & set(tables["train"])):
+        raise InputError(f"{misplaced[0]} belongs to victim, not to train")
+    model = tables["victim"].get("model", "agw")
+    if model not in models.NETWORKS:
+        raise InputError(f"unknown network {model!r}; choose one of {', '.join(models.NETWORKS)}")
+    size = tables["dataset"].get("size", [1, 1])
+    if len(size) != 2 or not all(type(side) is int for side in size):
+        raise InputError(f"size must be [height, width] in pixels, got {size}")
+    settings = dict(tables["train"])
+    if "augmentation" in settings:
+        check("augmentation", settings["augmentation"], dict.fromkeys(Augmentation.__dataclass_fields__, object))
+        settings["augmentation"] = Augmentation(**settings["augmentation"])
+    return _data(tier, json.dumps(tables["dataset"])), tier_recipe(tier, **tables["victim"], **settings)
+
+
+@cache
+def _data(tier: str, table: str) -> dict:
+    """Return a data set as cards hold it; of licensed ones, whose images may be elsewhere, only names are checked."""
+    given = json.loads(table)
+    usual = data_defaults(tier, given.get("name"), None)
+    if usual["name"] == "synthetic":
+        options = {name: value for name, value in given.items() if name not in ("name", "size")}
+        return tier_dataset(tier, "synthetic", size=given.get("size"), **options).describe()
+    if unknown := sorted(set(given) - set(usual)):
+        taken = ", ".join(name for name in usual if name != "name")
+        raise InputError(f"{usual['name']}: option {unknown[0]!r} is unknown; it takes {taken}")
+    return {**usual, **given}

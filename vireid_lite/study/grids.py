@@ -1,0 +1,423 @@
+"""The papers' tables as grids: which runs a row needs, what of them is done, and what stands beside each number.
+
+A grid is a TOML file of `study/grids` (or a reader's own). It names data sets, directions, victims, attacks, budgets
+and seeds and, by tier, the tables of a campaign's run that they stand for; each run writes one card. A card counts
+wherever it came from: what a campaign ran in the same configuration is not run again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from vireid_lite.data import Modality
+from vireid_lite.errors import InputError
+from vireid_lite.metrics.evaluation import direction_name
+from vireid_lite.study.campaign import Root, Run, check, merge, parse, read_toml, where
+from vireid_lite.study.cards import CARDS, is_stale, read_card, records
+from vireid_lite.study.tables import spread
+from vireid_lite.study.workers import run_all
+from vireid_lite.victims import tier_named
+
+FOLDER = Path(__file__).parent / "grids"
+
+GRIDS = ("smoke", "cmps-tables", "cmps-figures", "feature-level-tables", "transfer")
+
+STATUS = (
+    "rerun on the same data",
+    "mechanism shown on synthetic data",
+    "open without licensed data",
+    "not built",
+)
+
+CONTENT = {"title": str, "source": str, "seeds": list, "table": list}
+
+CONTENT |= dict.fromkeys(("data", "victims", "attacks", "not-built"), dict)
+
+TABLE = {"name": str, "dataset": str, "setting": str, "note": str}
+
+TABLE |= dict.fromkeys(("data", "query", "victims", "attacks", "eps", "surrogates", "learned-on", "seeds"), list)
+
+ENTRY = dict.fromkeys(("dataset", "victim", "train", "attack", "modified", "each", "grid", "compute"), dict)
+
+SETTABLE = ("dataset", "victim", "train", "attack", "modified")
+
+OFFICIAL = {"sysu": "infrared", "llcm": "infrared", "regdb": "visible"}  #: query modality
+
+QUERIES = {modality.name.lower(): direction_name(modality) for modality in Modality}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a direction of a setting, and the runs (a seed or a split each) it is the mean of.
+
+    Attributes:
+        table, dataset, setting, query, victim, attack: as the paper prints them (`reported.csv`).
+        data: what the runs use.
+        surrogate, learned_on: where the attack is made on another network.
+        reason: why no run is built, or "".
+    """
+
+    table: str
+    dataset: str
+    setting: str
+    query: str
+    victim: str
+    attack: str
+    eps: str
+    data: str
+    surrogate: str = ""
+    learned_on: str = ""
+    runs: tuple[Run, ...] = field(default=(), repr=False)
+    reason: str = ""
+
+    def __str__(self) -> str:
+        parts = [self.table, self.dataset, self.setting, f"[{self.data}]", self.victim]
+        parts += [f"from {self.surrogate}" if self.surrogate else "", self.learned_on, self.attack]
+        return ", ".join(filter(None, [*parts, f"eps {self.eps}" if self.eps else "", QUERIES[self.query]]))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file at one tier. runs: every run once, the first seed of all rows before the second."""
+
+    name: str
+    title: str
+    source: str
+    tier: str
+    rows: tuple[Row, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        waves = itertools.chain(*itertools.zip_longest(*(row.runs for row in self.rows)))
+        return list({run.key: run for run in waves if run is not None}.values())
+
+
+def read_grid(
+    name: str | Path,
+    tier: str = "lite",
+    *,
+    seeds: Sequence[int] | None = None,
+    settings: dict | None = None,
+    only: str | None = None,
+) -> Grid:
+    """Return a shipped grid by name, or one of a TOML file, as it stands at a tier.
+
+    Args:
+        seeds: instead of the grid's own.
+        settings: values for keys such as "train.epochs" or "attack.gradients", set in every run that has the table (a
+            surrogate's as well).
+        only: keep the rows whose line, as a dry run prints it, holds this text.
+
+    Raises:
+        InputError: one line, for what is not a grid, and where no row is kept.
+    """
+    path = FOLDER / f"{name}.toml" if name in GRIDS else Path(name)
+    if name not in GRIDS and path.suffix != ".toml":
+        raise InputError(f"grid {name!r} is unknown; choose from {', '.join(GRIDS)}, or give a .toml file")
+    tier_named(tier)
+    for key in settings or {}:
+        if key.partition(".")[0] not in SETTABLE or not key.partition(".")[2]:
+            raise InputError(f"--set {key}: give TABLE.KEY=VALUE, of dataset, victim, train, attack or modified")
+    content = read_toml("grid", path)
+    with where(f"grid {path.stem if name in GRIDS else path}"):
+        check("it", content, CONTENT)
+        if not content.get("table"):
+            raise InputError("it has no [[table]]")
+        rows = []
+        for number, table in enumerate(content["table"], 1):
+            with where(f"table {number}"):
+                check("it", table, TABLE)
+                if "name" not in table:
+                    raise InputError("it has no name")
+                chosen = {"seeds": content.get("seeds", [0]), **table}
+                chosen |= {"seeds": list(seeds)} if seeds is not None else {}
+                rows += _rows(chosen, content, tier, settings or {})
+        if only and not (rows := [row for row in rows if only.lower() in str(row).lower()]):
+            raise InputError(f"no row holds {only!r}; --dry-run --verbose prints the rows")
+    return Grid(path.stem, content.get("title", ""), content.get("source", ""), tier, tuple(rows))
+
+
+def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
+    """Return the rows of one [[table]] of a grid file."""
+
+    def listed(key: str, *default: object) -> list:
+        if not (values := table.get(key, list(default))):
+            raise InputError(f"{key} must be a list of at least one value, got {values!r}")
+        return values
+
+    def entries(data: str, victim: str, attack: str = "none") -> dict:
+        """Return the tables that names stand for: of each its "any", then the tier's own."""
+        found: dict = {}
+        for kind, name in (("data", data), ("victims", victim), ("attacks", attack)):
+            if kind == "attacks" and name == "none":
+                continue
+            known = content.get(kind, {})
+            if name not in known:
+                raise InputError(f"{kind} {name!r} is unknown; the grid names {', '.join(known) or 'none'}")
+            check(f"{kind} {name}", known[name], dict.fromkeys(("any", "lite", "standard", "full"), dict))
+            for part in ("any", tier):
+                check(f"{kind} {name}, {part}", known[name].get(part, {}), ENTRY)
+                found = merge(found, known[name].get(part, {}))
+        for key, value in settings.items():
+            part, _, option = key.partition(".")
+            if part in SETTABLE[:3] or found.get(part):
+                found = merge(found, {part: {option: value}})
+        return found
+
+    queries = listed("query", *QUERIES)
+    if wrong := [query for query in queries if query not in QUERIES]:
+        raise InputError(f"query {wrong[0]!r} is unknown; choose from {', '.join(QUERIES)}")
+    rows = []
+    for data, victim, attack, eps, surrogate, learned in itertools.product(
+        listed("data"),
+        listed("victims"),
+        listed("attacks", "none"),
+        listed("eps", ""),
+        listed("surrogates", ""),
+        listed("learned-on", ""),
+    ):
+        words = {"table": table["name"], "dataset": table.get("dataset", ""), "data": data, "victim": victim}
+        words |= {"setting": table.get("setting", "").format(surrogate=surrogate, eps=eps), "attack": attack}
+        words |= {"eps": eps, "surrogate": surrogate, "learned_on": learned}
+        reason = next((content["not-built"][n] for n in (victim, attack) if n in content.get("not-built", {})), "")
+        runs = []
+        if not reason:
+            run = {"name": "bench", "tier": tier, "seeds": listed("seeds"), **entries(data, victim, attack)}
+            if eps and "attack" in run:
+                run = merge(run, {"attack": {"eps": eps}})
+            if surrogate:
+                # Every victim serves as target and, of another seed, as surrogate: none is trained for one role alone.
+                its = {key: v for key, v in entries(learned or data, surrogate).items() if key in SETTABLE[:3]}
+                run |= {"name": "transfer", "surrogate": {"victim": {}, "train": {}, **its, "seed": "next"}}
+            runs = parse(run)
+        rows += [Row(**words, query=query, runs=tuple(runs), reason=reason) for query in queries]
+    return rows
+
+
+class Results:
+    """The run cards of a folder, found by what a run asks for; read once.
+
+    Raises:
+        InputError: for a card that cannot be read, naming it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._names: dict[int, str] = {}
+        self._found: dict[str, list[dict]] = {}
+        self.cards = []
+        for path in sorted(Path(folder).glob(CARDS)):
+            self.cards.append(card := read_card(path))
+            self._names[id(card)] = path.name
+        for card in sorted(self.cards, key=lambda card: (not is_stale(card), card["date"])):
+            self._found.setdefault(card["key"], []).insert(0, card)
+
+    def name(self, card: dict) -> str:
+        """Return the file name of one of these cards."""
+        return self._names[id(card)]
+
+    def card(self, run: Run, root: Root = None, data: bool = False) -> dict | None:
+        """Return the newest card of a run that is not stale, else the newest, or None.
+
+        Args:
+            data: whether the run's licensed data are at hand, so that a card of other images can be told apart.
+        """
+        found = self._found.get(run.key, [])
+        if found and (data or run.dataset["name"] == "synthetic"):
+            own = records(run.with_images(root))
+            found = [card for card in found if records(card) == own]
+        return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a grid still has to run. todo: runs without a card, done: card names, stale: cards of code that changed.
+
+    Attributes:
+        seconds: an estimate for `todo` from cards of the same kind, on whatever machine made those.
+        unknown: how many of `todo` no card tells anything about.
+    """
+
+    todo: list[Run]
+    done: list[str]
+    stale: list[str]
+    seconds: float
+    unknown: int
+
+
+def plan(grid: Grid, results: Results, root: Root = None, data: bool = False, rerun_stale: bool = False) -> Plan:
+    """Return what is done and what is to do. data: as in `Results.card`. rerun_stale: count stale cards as to do."""
+    todo, done, stale = [], [], []
+    for run in grid.runs:
+        card = results.card(run, root, data)
+        if card is not None and is_stale(card):
+            stale.append(results.name(card))
+        if card is None or (rerun_stale and is_stale(card)):
+            todo.append(run)
+        else:
+            done.append(results.name(card))
+    kinds: dict[tuple, list[float]] = {}
+    for card in results.cards:
+        kinds.setdefault(_kind(card), []).append(card["wall_seconds"])
+    known = [
+        statistics.median(kinds[kind]) for kind in map(_kind, (run.configuration for run in todo)) if kind in kinds
+    ]
+    return Plan(todo, done, stale, sum(known), len(todo) - len(known))
+
+
+def _kind(card: dict) -> tuple:
+    """Return what a run's seconds depend on most: tier, network, attack, and whether the victim is modified."""
+    return card["tier"], card["victim"]["model"], (card["attack"] or {}).get("name"), "modification" in card
+
+
+def run_grid(
+    grid: Grid, out: Path, *, threads: int = 1, root: Root = None, rerun_stale: bool = False, **options: object
+) -> dict[str, list[str]]:
+    """Run what a grid has no card for in `out`; return card names under "done", "ran" and "stale".
+
+    A killed grid resumes.
+
+    Args:
+        threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a
+            cluster of this machine.
+        options: workers, scheduler, device and progress, as `workers.run_all` takes them.
+
+    Raises:
+        InputError: as a campaign does.
+    """
+    found = plan(grid, Results(out), root, data=True, rerun_stale=rerun_stale)
+    written = run_all(found.todo, out, cluster=True, threads=threads, root=root, title=grid.name, **options)
+    return {"done": found.done, "ran": [path.name for path in written], "stale": found.stale}
+
+
+@cache
+def reported() -> pd.DataFrame:
+    """Return every number the two papers report, percent, one a row: the package's `grids/reported.csv`."""
+    return pd.read_csv(FOLDER / "reported.csv", keep_default_na=False)
+
+
+def _printed(row: Row, source: str) -> pd.DataFrame:
+    """Return the reported numbers that a row is about."""
+    rows = reported()
+    keep = rows.source == source
+    for name in ("table", "dataset", "setting", "victim", "attack"):
+        keep &= rows[name] == getattr(row, name)
+    # Where a paper names no direction, the benchmark's official one is meant.
+    unsaid = ["", row.query] if OFFICIAL.get(row.dataset, row.query) == row.query else [row.query]
+    return rows[keep & rows["query"].isin(unsaid)]
+
+
+def table(grid: Grid, results: Results, precision: str = "8-bit") -> pd.DataFrame:
+    """Return one line for each row of a grid, scores in percent.
+
+    Columns: those of `Row` but its runs; done and runs (how many of its runs have a card); rank-1 and mAP, each as
+    text "mean (lowest to highest)" over seeds and splits; rank-1 clean, on the same victims; chance low and high (the
+    interval of rank-1) and minimum (of mAP); seconds (median run); stale (cards); paper r1 and paper mAP where the
+    paper prints them for this line, with "off r1" (ours minus the paper's) at tier full alone, where the data are the
+    same.
+    """
+    lines = []
+    for row in grid.rows:
+        cards = [card for card in map(results.card, row.runs) if card is not None]
+        line = {field.name: getattr(row, field.name) for field in fields(Row) if field.name != "runs"}
+        line |= {"done": len(cards), "runs": len(row.runs), "stale": sum(map(is_stale, cards))}
+        line |= _scores(row, cards, precision) if cards else {}
+        printed = _printed(row, grid.source)
+        for metric in ("r1", "mAP"):
+            values = printed[printed.metric == metric].percent
+            line[f"paper {metric}"] = float(values.iloc[0]) if len(values) else float("nan")
+        if grid.tier == "full" and cards:
+            line["off r1"] = line["mean"] - line["paper r1"]
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _scores(row: Row, cards: list[dict], precision: str) -> dict:
+    """Return a row's scores in percent, over the cards there are."""
+    direction = QUERIES[row.query]
+    exact = [card["scores"][direction] for card in cards]
+    scores = [
+        card.get("scores" if precision == "float" else "scores_8_bit", card["scores"])[direction] for card in cards
+    ]
+    clean = [card.get("clean", card.get("scores_clean", card["scores"]))[direction] for card in cards]
+    chance = [score["chance"]["rank1"] for score in exact]
+    line = {
+        "mean": statistics.fmean(100 * score["rank1"] for score in scores),
+        "rank-1": spread(100 * score["rank1"] for score in scores),
+        "mAP": spread(100 * score["mAP"] for score in scores),
+        "rank-1 clean": spread(100 * score["rank1"] for score in clean),
+        "chance low": 100 * min(level["low"] for level in chance),
+        "chance high": 100 * max(level["high"] for level in chance),
+        "minimum": 100 * min(score["minimum"]["mAP"] for score in exact),
+        "seconds": statistics.median(card["wall_seconds"] for card in cards),
+    }
+    return line | ({"broken": spread(100 * s["broken"] for s in scores)} if "broken" in scores[0] else {})
+
+
+def status(results: Results, grids: Iterable[str] = GRIDS) -> pd.DataFrame:
+    """Return `reported()` with what became of each number: columns grid, status (of `STATUS`) and reason.
+
+    A number is rerun where cards of tier full exist for its line; its mechanism is shown where cards of another tier
+    do; it is open where neither does, and not built, with the reason, where the grids say so or name no such line.
+    """
+    rows = reported().copy()
+    rows["grid"], rows["status"], rows["reason"] = "", "not built", "no shipped grid has this line"
+    rerun, shown, open_, not_built = STATUS
+    for name, tier in itertools.product(grids, sorted({card["tier"] for card in results.cards} | {"lite", "full"})):
+        grid = read_grid(name, tier)
+        for row in grid.rows:
+            state = not_built if row.reason else open_
+            if any(map(results.card, row.runs)):
+                state = rerun if tier == "full" else shown
+            for index in _printed(row, grid.source).index:
+                if rows.at[index, "grid"] == "" or STATUS.index(state) < STATUS.index(rows.at[index, "status"]):
+                    rows.loc[index, ["grid", "status", "reason"]] = [name, state, row.reason]
+    return rows
+
+
+def describe_plan(grid: Grid, found: Plan, verbose: bool = True) -> str:
+    """Return what a dry run prints: what is done of every row, or of every table and victim, and the estimate."""
+    todo = {run.key for run in found.todo}
+
+    def state(rows: list[Row]) -> str:
+        runs = {run.key for row in rows for run in row.runs}
+        reasons = " ".join(dict.fromkeys(f"not built: {row.reason}" for row in rows if row.reason))
+        return f"{len(runs - todo)} of {len(runs)} done" if runs else reasons
+
+    lines = [f"{grid.title} (tier {grid.tier})"]
+    if verbose:
+        lines += [f"  {row}: {state([row])}" for row in grid.rows]
+    else:
+        parts: dict[tuple, list[Row]] = {}
+        for row in grid.rows:
+            parts.setdefault((row.table, row.victim), []).append(row)
+        wide = max(len(name) for name, _ in parts)
+        lines += [f"  {name:{wide}}  {victim:12}  {state(rows)}"[:100] for (name, victim), rows in parts.items()]
+    runs = len(found.todo) + len(found.done)
+    lines.append(f"{runs} runs: {len(found.done)} done ({len(found.stale)} stale), {len(found.todo)} to do")
+    if found.todo:
+        known = len(found.todo) - found.unknown
+        guess = f"about {found.seconds / 60:.0f} min for {known} of them, by the cards there are" if known else ""
+        rest = f"no card tells how long {found.unknown} of them take" if found.unknown else ""
+        lines.append("; ".join(filter(None, (guess, rest))))
+    return "\n".join(lines)
+
+
+def describe(grid: Grid, results: Results) -> str:
+    """Return a grid's tables as text: rank-1 in percent after the attack, clean, chance, and the paper's number."""
+    lines = []
+    for row, line in zip(grid.rows, table(grid, results).to_dict("records"), strict=True):
+        text = f"not built: {row.reason}" if row.reason else "pending"
+        if line["done"]:
+            text = f"rank-1 {line['rank-1']} %, mAP {line['mAP']} %; clean {line['rank-1 clean']} %; "
+            text += f"chance {line['chance low']:.1f} to {line['chance high']:.1f} %; {line['done']} of {line['runs']}"
+            if line["paper r1"] == line["paper r1"]:
+                text += f"; the paper, on {row.dataset}: {line['paper r1']:.1f} %"
+        lines.append(f"{row}: {text}")
+    return "\n".join(lines)

@@ -1,0 +1,364 @@
+"""One run: its victim trained or loaded, attacked if it says so, both directions scored, one card written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from vireid_lite import metrics
+from vireid_lite.attacks import (
+    ImageAttack,
+    ModifiedVictim,
+    UniversalAttack,
+    craft,
+    load_perturbation,
+    train_modified_victim,
+)
+from vireid_lite.attacks.frozen import training_store
+from vireid_lite.attacks.perturbation import resized
+from vireid_lite.behaviour import made_with
+from vireid_lite.data import Dataset, Modality, Trial, cached
+from vireid_lite.files import ATTACK_CODE, cache_folder, source_hash, stable_hash, write_atomically
+from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
+from vireid_lite.metrics.anatomy import Anatomy, anatomy, within_modality
+from vireid_lite.metrics.evaluation import Evaluation, direction_name, distinct, evaluate
+from vireid_lite.models.checkpoints import load_checkpoint
+from vireid_lite.models.official import load_official
+from vireid_lite.study.campaign import Root, Run
+from vireid_lite.study.cards import plain, write_card
+from vireid_lite.victims import load_or_train, tier_dataset, tier_named
+
+_CLEAN: dict[str, list[Evaluation]] = {}
+
+
+def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progress: bool = False) -> Path:
+    """Train, or load, the victim of one run, attack it if the run says so, score both directions, write the card.
+
+    With a surrogate the attack is made on that network and its data, trained or loaded first.
+    """
+    configuration, dataset, chosen = run.with_images(root), run.open(root), pick_device(device)
+    compute = run.compute if run.compute != Compute() else None
+    # Read before anything runs: a file edited meanwhile is not what made the card.
+    code, made = source_hash(*ATTACK_CODE), made_with(configuration)
+    if run.modification:
+        options = {"seed": run.seed, "device": chosen, "progress": progress}
+        modified = train_modified_victim(run.recipe, dataset, run.modification, **options)
+        trained, started = modified.card, time.perf_counter()
+        results = score_modified(modified, dataset, chosen)
+    else:
+        options = {"device": chosen, "compute": compute, "progress": progress}
+        model, trained = load_or_train(run.recipe, dataset, seed=run.seed, **options)
+        surrogate = None
+        if its := run.surrogate:
+            attacked, its_card = load_or_train(its.recipe, its.open(root), seed=its.seed, **options)
+            surrogate = attacked, its.open(root)
+        started = time.perf_counter()
+        with contextlib.ExitStack() as running:
+            for network in (model, surrogate[0]) if surrogate else (model,):
+                running.enter_context(run.compute.on(network, chosen))
+            if run.attack is None:
+                evaluated = clean_scores(model, dataset, device=chosen, progress=progress)
+                results = {"scores": {direction_name(e.query_modality): scores_for_card(e) for e in evaluated}}
+            else:
+                attacks = cache_folder() / "attacks"
+                note = attacks / f"{stable_hash([configuration, trained['key'], code])}.pt"
+                keep = None
+                if surrogate:
+                    made_by = [its_card["key"], configuration["attack"], run.seed, code]
+                    keep = attacks / f"{stable_hash(made_by)}.safetensors"
+                victim = stable_hash([trained["key"], dataset.describe(), run.split])
+                if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
+                    _CLEAN[victim] = clean_scores(model, dataset, run.split, chosen)
+                how = {"identities": run.identities, "split": run.split, "take_apart": run.anatomy, "keep": keep}
+                how |= {"state_path": note, "clean": _CLEAN[victim], "device": chosen, "progress": progress}
+                found = run_attack(run.attack, model, dataset, seed=run.seed, surrogate=surrogate, **how)
+                results = found.describe()
+    seconds, memory = time.perf_counter() - started, peak_memory_mib(chosen)
+    if run.attack is None:
+        results |= {"history": trained["history"], "train_seconds": trained["seconds"]}
+        seconds, memory = seconds + trained["wall_seconds"], max(memory, trained["peak_memory_mib"])
+    results |= {"wall_seconds": seconds, "peak_memory_mib": memory, "device": device_name(chosen)}
+    results |= {"threads": torch.get_num_threads(), "versions": versions(), "made_with": made}
+    path = write_card(out, configuration, results)
+    if run.attack:
+        note.unlink(missing_ok=True)
+    return path
+
+
+def score_modified(modified: ModifiedVictim, dataset: Dataset, device: torch.device | str = "cpu") -> dict:
+    """Return a modified victim's scores as its card holds them, by direction.
+
+    "scores": queries and gallery perturbed as in training (clean, where it was trained without noise), the reading of
+    the paper's text. "scores_query": queries alone perturbed. "scores_clean": nothing perturbed. "within": rank-1 of
+    queries ranked against clean images of their own modality, "clean" and "perturbed".
+    """
+    model, add = modified.model, modified.perturbation and modified.perturbation.apply
+    results: dict = {"scores": {}}
+    for modality in Modality:
+        name, trials = direction_name(modality), dataset.trials(modality)
+        options = {"trials": trials, "device": device, "progress": False}
+        clean = evaluate(model, dataset, modality, **options)
+        identities = np.array([record.identity for record in distinct(trials, "query")])
+        within = {"clean": within_modality(clean.query, clean.query, identities)[0]}
+        if add is None:
+            results["scores"][name] = scores_for_card(clean)
+        else:
+            query = evaluate(model, dataset, modality, perturb=add, clean=clean, **options)
+            both = evaluate(model, dataset, modality, perturb=add, perturb_gallery=add, **options)
+            within["perturbed"] = within_modality(query.query, clean.query, identities)[0]
+            for key, scored in (("scores", both), ("scores_query", query), ("scores_clean", clean)):
+                results.setdefault(key, {})[name] = scores_for_card(scored)
+        results.setdefault("within", {})[name] = within
+    return results
+
+
+class Attacked(NamedTuple):
+    """What one attack did to one victim: `made`, the perturbation of a universal attack or None, and its scores.
+
+    Attributes:
+        clean, exact, rounded: the scores of both directions without the attack, with attacked images as floats, and
+            after rounding these to 8 bits.
+        anatomies: of the rounded images, or None.
+        seconds: of crafting, without scoring.
+        transferred: whether another network than the one scored was attacked.
+    """
+
+    made: object
+    clean: list[Evaluation]
+    exact: list[Evaluation]
+    rounded: list[Evaluation]
+    anatomies: list[Anatomy] | None
+    seconds: float
+    transferred: bool = False
+
+    def describe(self) -> dict:
+        """Return everything as a run card holds it, directions by name, `history` thinned to a dozen steps.
+
+        Each set of attacked scores gains "difference": rank-1 and mAP minus the clean ones on the same queries, with
+        the 95 % interval of the paired bootstrap over identities; a transferred attack's also "broken".
+        """
+        names = [direction_name(result.query_modality) for result in self.clean]
+        results: dict = {"clean": {}, "scores": {}, "scores_8_bit": {}}
+        for name, clean, exact, rounded in zip(names, self.clean, self.exact, self.rounded, strict=True):
+            results["clean"][name] = {"rank1": clean.rank1, "mAP": clean.mAP, "mINP": clean.mINP}
+            results["scores"][name] = {**scores_for_card(exact), "difference": difference(clean, exact)}
+            # What does not depend on the attack stands once, beside the exact scores.
+            kept = {key: v for key, v in scores_for_card(rounded).items() if "chance" not in key and key != "minimum"}
+            results["scores_8_bit"][name] = {**kept, "difference": difference(clean, rounded)}
+            if self.transferred:
+                results["scores_8_bit"][name]["broken"] = broken(clean, rounded)
+        if self.anatomies is not None:
+            results["anatomy"] = {n: a.describe() for n, a in zip(names, self.anatomies, strict=True)}
+        history = self.made.history if self.made is not None else []
+        results["history"] = history[:: max(1, len(history) // 10)] + history[-1:]
+        return {**results, "craft_seconds": self.seconds}
+
+
+def run_attack(
+    attack: UniversalAttack | ImageAttack,
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    identities: int | None = None,
+    split: str = "test",
+    state_path: Path | None = None,
+    take_apart: bool = False,
+    surrogate: tuple[nn.Module, Dataset] | None = None,
+    keep: Path | None = None,
+    clean: list[Evaluation] | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Attacked:
+    """Attack the queries of both directions and score them, as floats and after rounding to 8 bits.
+
+    Args:
+        identities: how many training identities a universal attack learns from; None for all.
+        split: "test" or "val".
+        state_path: where a killed fit is noted.
+        take_apart: compute the anatomy of the drop as well.
+        surrogate: the network the attack is made on instead, and the data set whose training images a universal attack
+            learns from; what it makes is resized to the target's crops (`attacks.perturbation.resized`).
+        keep: where a universal attack's perturbation is kept, and read from if it is there: one surrogate serves many
+            targets.
+        clean: scores without the attack where they are known already (`clean_scores`).
+    """
+    made, attacked, trials = None, [], {m: trials_of(dataset, m, split) for m in Modality}
+    clean = clean or clean_scores(model, dataset, split, device)
+    started = time.perf_counter()
+    source, learned_from = surrogate or (model, dataset)
+    if isinstance(attack, UniversalAttack):
+        if keep is not None and keep.exists():
+            made = load_perturbation(keep)
+            started -= made.made_by["fit_seconds"]  # as long as it took when it was made
+        else:
+            store = training_store(learned_from, identities, progress)
+            made = attack.fit(source, store, seed, state_path=state_path, progress=progress)
+            if keep is not None:
+                made.made_by = {**made.made_by, "fit_seconds": time.perf_counter() - started}
+                made.save(keep)
+        if learned_from.size != dataset.size:
+            made = resized(made, dataset.size)
+        attacked = [({"perturb": made.apply}, {"perturb": made.apply_rounded}) for _ in Modality]
+    else:
+        for modality in Modality:
+            queries = cached(dataset, distinct(trials[modality], "query"), progress)
+            crafted = craft(attack, source, queries, seed=seed, progress=progress)
+            attacked.append(({"query_store": crafted}, {"query_store": crafted.rounded(attack.eps)}))
+    seconds = time.perf_counter() - started
+    options = {"device": device, "progress": False}
+    exact, rounded = (
+        [evaluate(model, dataset, m, trials=trials[m], clean=clean[m], **attacked[m][p], **options) for m in Modality]
+        for p in (0, 1)
+    )
+    anatomies = None
+    if take_apart:  # of one trial: of several, the first
+        known = [(clean[m], rounded[m]) if len(trials[m]) == 1 else None for m in Modality]
+        anatomies = [
+            anatomy(model, dataset, m, trial=trials[m][0], evaluated=known[m], device=device, **attacked[m][1])
+            for m in Modality
+        ]
+    return Attacked(made, clean, exact, rounded, anatomies, seconds, surrogate is not None)
+
+
+def trials_of(dataset: Dataset, query_modality: Modality, split: str) -> list[Trial]:
+    """Return the trials of one direction, of "test" or of "val"."""
+    return dataset.trials(query_modality) if split == "test" else [dataset.val_trial(query_modality)]
+
+
+def clean_scores(
+    model: nn.Module,
+    dataset: Dataset,
+    split: str = "test",
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> list[Evaluation]:
+    """Return the scores of both directions without any attack."""
+    options = {"device": device, "progress": progress}
+    return [evaluate(model, dataset, m, trials=trials_of(dataset, m, split), **options) for m in Modality]
+
+
+def difference(clean: Evaluation, attacked: Evaluation) -> dict[str, dict[str, float]]:
+    """Return attacked minus clean rank-1 and mAP, each with its 95 % interval: difference, low, high."""
+    before, after = clean.per_identity, attacked.per_identity
+    people = before.identity, before.queries
+    return {
+        name: metrics.paired_bootstrap(getattr(before, field), getattr(after, field), *people)._asdict()
+        for name, field in (("rank1", "rank1"), ("mAP", "ap"))
+    }
+
+
+def broken(clean: Evaluation, attacked: Evaluation) -> float:
+    """Return the share of queries ranked right before the attack (rank-1) that are ranked wrong after it, in [0, 1].
+
+    One of several things "transfer success rate" may mean: the CMPS paper's Table 4 does not define it. A ranking
+    without information breaks nearly all, and two noisy rankings break some: read it beside that of noise. All trials
+    are pooled. NaN where nothing was right before.
+    """
+    before, after = (
+        np.concatenate([trial.per_query_rank1 for trial in evaluation.trials]) > 0 for evaluation in (clean, attacked)
+    )
+    return float((before & ~after).sum() / before.sum()) if before.any() else float("nan")
+
+
+def scores_for_card(result: Evaluation) -> dict:
+    """Return one direction's scores as a card holds them: no path, no label, identities in a fixed anonymous order."""
+    chance, people = result.chance, result.per_identity
+    return {
+        "rank1": result.rank1,
+        "mAP": result.mAP,
+        "mINP": result.mINP,
+        "cmc": result.cmc,
+        "trials": [
+            {"rank1": float(t.cmc[0]), "mAP": t.mAP, "mINP": t.mINP, "valid_queries": t.valid_queries}
+            for t in result.trials
+        ],
+        "chance": {name: getattr(chance.independent, name)._asdict() for name in ("rank1", "mAP", "mINP")},
+        "chance_cmc": chance.independent.cmc,
+        "minimum": chance.minimum._asdict(),
+        "identity_rank1": people.rank1,
+        "identity_AP": people.ap,
+        "identity_queries": people.queries,
+    }
+
+
+def victim_and_data(
+    tier: str,
+    checkpoint: Path | None,
+    official: Path | None,
+    open_data: Callable[..., Dataset],
+    seed: int,
+    device: torch.device,
+) -> tuple[nn.Module, dict, Dataset]:
+    """Return the victim on its device, its card, and the data at the size it was trained on.
+
+    Args:
+        checkpoint, official: where both are None, it is the tier's victim of the synthetic set.
+        open_data: called with the size it needs.
+    """
+    # Crops of another size than the victim was trained on would be scored without a word.
+    model, card = load_checkpoint(checkpoint) if checkpoint else load_official(official) if official else (None, {})
+    data = open_data(card.get("dataset", {}).get("size"))
+    if model is None:
+        print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
+        model, card = load_or_train(tier_named(tier).recipe, tier_dataset(tier, "synthetic"), seed=seed, device=device)
+    return model.to(device).eval(), card, data
+
+
+def evaluate_victim(
+    victim: tuple[nn.Module, dict, Dataset],
+    directions: Sequence[Modality],
+    out: Path,
+    split: str,
+    made=None,
+    device="cpu",
+) -> list[tuple[Evaluation, Evaluation | None, dict | None]]:
+    """Score some directions, write out/scores.json; return each's scores, those under `made`, and the difference."""
+    model, card, dataset = victim
+    found = []
+    facts: dict = {"dataset": dataset.describe(), "split": split, "victim": card.get("key"), "scores": {}}
+    facts |= {"perturbation": made.made_by, "clean": {}} if made is not None else {}
+    for modality in directions:
+        options = {"trials": trials_of(dataset, modality, split), "device": device}
+        clean, attacked, moved = evaluate(model, dataset, modality, **options), None, None
+        name = direction_name(modality)
+        facts["scores"][name] = scores_for_card(clean)
+        if made is not None:
+            attacked = evaluate(model, dataset, modality, perturb=made.apply_rounded, **options)
+            moved = difference(clean, attacked)
+            facts["clean"][name] = facts["scores"][name]
+            facts["scores"][name] = {**scores_for_card(attacked), "difference": moved}
+        found.append((clean, attacked, moved))
+    write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
+    return found
+
+
+def attack_victim(
+    attack, victim: tuple[nn.Module, dict, Dataset], out: Path, split: str, **options: object
+) -> Attacked:
+    """Attack a victim, or resume a killed attack; write out/scores.json and what a universal attack made beside it.
+
+    Args:
+        options: seed, identities and device, as `run_attack` takes them.
+    """
+    model, card, dataset = victim
+    # Named by the data too: a note of other pixels must not be taken over.
+    state = out / f"state-{stable_hash([dataset.describe(), split])}.pt"
+    found = run_attack(attack, model, dataset, split=split, state_path=state, **options)
+    asked = {name: options.get(name) for name in ("seed", "identities")}
+    facts = {"attack": {**attack.describe(), **asked}, "dataset": dataset.describe(), "split": split}
+    facts |= {"victim": card.get("key"), **found.describe()}
+    write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
+    if found.made is not None:
+        found.made.save(out / "perturbation.safetensors")
+    state.unlink(missing_ok=True)
+    return found

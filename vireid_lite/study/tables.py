@@ -1,0 +1,192 @@
+"""Tables of attacks, drawn from run cards alone: scores over seeds, paired intervals, and what has not run yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vireid_lite import metrics
+from vireid_lite.attacks import ATTACKS
+from vireid_lite.errors import InputError
+from vireid_lite.study.campaign import read_campaign
+from vireid_lite.study.packing import DIRECTIONS
+
+LABELS = {
+    "uniform-noise": "uniform noise",
+    "sign-noise": "sign noise",
+    "uap": "UAP",
+    "uap-retrieval": "UAP-Retrieval",
+    "uap-retrieval-grey": "UAP-Retrieval + grey",
+    "meta-attack": "MetaAttack",
+    "col-del": "Col.+Del.",
+    "dmr": "DMR",
+    "cmps": "CMPS",
+    "feature-level": "feature-level",
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    "metric-fgsm": "Metric-FGSM",
+    "m-fgsm": "M-FGSM",
+    "sma": "SMA",
+    "fna": "FNA",
+    "odfa": "ODFA",
+    "lta": "LTA",
+}
+
+
+def label(attack: dict) -> str:
+    """Return an attack's name as tables print it: CMPS with its mode, the feature-level attack with its two losses."""
+    name = LABELS[attack["name"]]
+    if attack["name"] == "cmps":
+        return f"{name} ({attack['mode']})"
+    if attack["name"] == "feature-level":
+        return f"{name} ({attack['form']}, identity {attack['identity']})"
+    return name
+
+
+def knows(attack: dict) -> str:
+    """Return what the attacker of a card knows, in one phrase."""
+    if attack["name"] == "cmps" and "identity" in (attack["centroids"], attack["choice"]):
+        return "the victim's weights; training images with identities"
+    if attack["name"] == "uap":
+        return "the victim's weights and its classifier; unlabelled training images"
+    if attack["name"] == "feature-level" and attack["identity"] == "off":
+        return "the victim's weights; training images with identities" if attack["quadruple"] else "nothing"
+    return ATTACKS[attack["name"]].knows
+
+
+def seed_rows(cards: Iterable[dict], precision: str = "8-bit") -> pd.DataFrame:
+    """Return one row for each card and direction, scores in percent.
+
+    Columns: difficulty, attack, knows, infrared ("free" or "tied"), seed, direction; for rank-1 and mAP the clean
+    score, the attacked one, and their difference with the ends of its 95 % paired interval over identities; chance (the
+    upper end of rank-1) and minimum (of mAP).
+
+    Args:
+        precision: "8-bit" (attacked images as a file holds them) or "float".
+    """
+    if precision not in ("8-bit", "float"):
+        raise InputError(f"tables: precision {precision!r} is unknown; choose 8-bit or float")
+    rows = []
+    for card in cards:
+        attack = card["attack"]
+        known = {"difficulty": card["dataset"].get("difficulty", ""), "attack": label(attack), "knows": knows(attack)}
+        known |= {"infrared": "tied" if attack["tied"] else "free", "seed": card["seed"]}
+        for direction in DIRECTIONS:
+            clean, exact = card["clean"][direction], card["scores"][direction]
+            attacked = exact if precision == "float" else card["scores_8_bit"][direction]
+            row = {**known, "direction": direction}
+            for score in ("rank1", "mAP"):
+                moved = attacked["difference"][score]
+                row |= {f"{score} clean": 100 * clean[score], score: 100 * attacked[score]}
+                row |= {f"{score} {part}": 100 * moved[part] for part in ("difference", "low", "high")}
+            row |= {"chance": 100 * exact["chance"]["rank1"]["high"], "minimum": 100 * exact["minimum"]["mAP"]}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "8-bit") -> pd.DataFrame:
+    """Return one row an attack and infrared form, text cells: what it knows, and for each direction its score.
+
+    A cell holds the mean over seeds, the lowest and highest seed, and in how many seeds the paired interval of the
+    difference from clean lies below zero. Rows keep the order of `ATTACKS`; the clean row comes first.
+
+    Args:
+        score: "rank1" or "mAP".
+
+    Raises:
+        InputError: where two cards would share a line and a seed, such as two difficulties.
+    """
+    rows = seed_rows(cards, precision)
+    if rows.empty:
+        return rows
+    if rows.duplicated(["attack", "infrared", "seed", "direction"]).any() or rows.difficulty.nunique() > 1:
+        raise InputError("tables: one difficulty and one setting of each attack at a time; filter the cards first")
+    order = list(LABELS.values())
+    lines = [{"attack": "none", "what the attacker knows": "", "infrared": ""}]
+    for direction in DIRECTIONS:
+        part = rows[rows.direction == direction]
+        lines[0][direction] = spread(part.drop_duplicates("seed")[f"{score} clean"])
+    groups = rows.groupby(["attack", "knows", "infrared"])
+    for (attack, known, infrared), group in sorted(
+        groups, key=lambda item: (order.index(item[0][0].split(" (")[0]), item[0][0], item[0][2])
+    ):
+        line = {"attack": attack, "what the attacker knows": known, "infrared": infrared}
+        for direction in DIRECTIONS:
+            part = group[group.direction == direction]
+            fallen = int((part[f"{score} high"] < 0).sum())
+            line[direction] = f"{spread(part[score])}; {fallen} of {len(part)} fell"
+        lines.append(line)
+    return pd.DataFrame(lines).set_index("attack")
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return "mean (lowest to highest)" of some seeds' scores in percent, one decimal."""
+    values = np.asarray(list(values), dtype=float)
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})"
+
+
+def paired(before: Sequence[dict], after: Sequence[dict], score: str = "rank1") -> metrics.Difference:
+    """Return after minus before, fractions, with its 95 % interval over people.
+
+    All seeds of a person stay together when people are resampled.
+
+    Args:
+        before, after: scores of one direction as cards hold them, such as `card["scores_8_bit"][direction]`, one a seed
+            and in the same order.
+        score: "rank1" or "mAP".
+    """
+    field = {"rank1": "identity_rank1", "mAP": "identity_AP"}[score]
+    values = (np.concatenate([scores[field] for scores in side]) for side in (before, after))
+    people = np.concatenate([np.arange(len(scores[field])) for scores in before])
+    return metrics.paired_bootstrap(*values, people, np.concatenate([scores["identity_queries"] for scores in before]))
+
+
+def same_victim(first: dict, second: dict) -> bool:
+    """Return whether two attack cards are of one recipe, data set and seed, and of one training of it.
+
+    A training differs a little from machine to machine. Its clean mAP gives it away, of which a thousandth is allowed
+    for rounding.
+    """
+    alike = all(first[part] == second[part] for part in ("tier", "dataset", "victim", "seed"))
+    clean = [[card["clean"][direction]["mAP"] for direction in DIRECTIONS] for card in (first, second)]
+    return alike and bool(np.abs(np.subtract(*clean)).max() < 1e-3)
+
+
+def compare(first: dict, second: dict, direction: str, score: str = "rank1", precision: str = "8-bit"):
+    """Return second minus first, two cards of the same victim, paired over identities: `metrics.Difference`, fractions.
+
+    Two attacks differ in strength only where the interval excludes zero. Cards without an attack hold a victim each.
+
+    Raises:
+        InputError: where the cards are of different victims, data or seeds, or attack two trainings of one victim.
+    """
+    for part in ("tier", "dataset", "victim", "seed"):
+        if first[part] != second[part]:
+            raise InputError(f"tables: the two cards differ in {part}; compare attacks on one victim")
+    if "clean" in first and not same_victim(first, second):
+        raise InputError("tables: the cards' clean scores differ, so the victim was trained twice; rerun one of them")
+    name = "scores" if precision == "float" else "scores_8_bit"
+    return paired([first[name][direction]], [second[name][direction]], score)
+
+
+def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
+    """Return one Markdown sentence on the runs of a campaign that have no card yet, with the command; "" if none.
+
+    Args:
+        campaign: a file of `book/campaigns`.
+        kind: only the runs of this name.
+
+    Raises:
+        InputError: where it is missing.
+    """
+    runs = [run for run in read_campaign(campaign) if kind in (None, run.kind)]
+    missing = [run for run in runs if not (folder / run.card_name()).exists()]
+    if not missing:
+        return ""
+    command = f"vireid-lite campaign book/campaigns/{campaign.name}"
+    return f"**Pending**: {len(missing)} of {len(runs)} runs. `{command}` makes them."

@@ -1,0 +1,259 @@
+"""Many runs, one card each: one after the other here, in processes of this machine, or on a Dask cluster.
+
+A worker has one run at a time and sends the card back: no folder is shared. A run whose Dask worker dies is run again,
+up to Dask's own `allowed-failures`, three. A killed campaign resumes, and never repeats or loses a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vireid_lite.errors import InputError
+from vireid_lite.files import exclusive, source_hash, write_atomically
+from vireid_lite.study.campaign import Root, Run, read_campaign
+from vireid_lite.study.cards import is_stale, read_card
+from vireid_lite.study.run import run_one
+
+ANSWER = 10.0  #: seconds a scheduler has to answer
+
+NO_WORKER = 60.0  #: seconds to wait for a first worker, or for the next when all died; starting again takes some
+
+# One run at a time in a process, also where two campaigns share a cluster whose workers have several threads.
+_ALONE = threading.Lock()
+
+
+def run_campaign(
+    path: Path, out: Path, *, root: Root = None, rerun_stale: bool = False, **options: object
+) -> dict[str, list[str]]:
+    """Run every run of the file whose card is not in `out` yet; return card names under "done", "ran" and "stale".
+
+    Args:
+        rerun_stale: make cards again that are stale; otherwise they are kept and named.
+        options: workers, device and progress, as `run_all` takes them.
+
+    Raises:
+        InputError: where a run cannot be made; the cards of the others are kept.
+    """
+    todo, report = [], {"done": [], "ran": [], "stale": []}
+    for run in read_campaign(path):
+        name = run.card_name(root)
+        stale = (out / name).exists() and is_stale(read_card(out / name))
+        if stale:
+            report["stale"].append(name)
+        if not (out / name).exists() or (stale and rerun_stale):
+            todo.append(run)
+        elif not stale:
+            report["done"].append(name)
+    report["ran"] = [written.name for written in run_all(todo, out, root=root, title=path.stem, **options)]
+    return report
+
+
+def run_all(
+    todo: list[Run],
+    out: Path,
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+    cluster: bool = False,
+    threads: int | None = None,
+    device: str = "auto",
+    root: Root = None,
+    progress: bool = True,
+    title: str = "",
+    task: Callable[..., Path] = run_one,
+) -> Iterator[Path]:
+    """Run the runs and yield the path of each card as it is written; the folder is held against other processes.
+
+    Args:
+        workers: processes side by side on this machine, which end with this one however that ends.
+        scheduler: the address of a running Dask cluster, such as "tcp://host:8786", instead.
+        cluster: let the processes of this machine be Dask's, which survive the death of one.
+        threads: PyTorch's, of each run on this machine; on a CPU the bits of a score depend on it. None: shared out. A
+            scheduler's workers have what Dask gives them (`--nthreads`).
+        device: as a worker sees it; so is root.
+
+    Raises:
+        InputError: where Dask is not installed, a scheduler does not answer or has no worker, a worker runs other code
+            than this process, or a run cannot be made; and, after all others finished, where a run ended its workers.
+    """
+    workers, given_up, former = 1 if scheduler else max(1, min(workers, len(todo))), [], torch.get_num_threads()
+    threads = None if scheduler else threads or (max(1, (os.cpu_count() or 1) // workers) if workers > 1 else former)
+    with _ALONE:
+        code = scheduler and source_hash()
+    calls = [_Call(task, run, device, root, code, threads, progress and workers == 1) for run in todo]
+    bar = tqdm(total=len(todo), unit="run", desc=title, disable=not progress)
+    with exclusive(out, wait=False), bar, _executor(scheduler if todo else None, workers, cluster) as (pool, places):
+        try:
+            for number, result in _finished(calls, pool, places, scheduler):
+                try:
+                    name, card = result()
+                except Exception as error:
+                    if type(error).__name__ != "KilledWorker":
+                        raise _said(error, scheduler) from None
+                    given_up.append(todo[number].card_name(root))
+                    continue
+                write_atomically(out / name, card)
+                bar.update()
+                yield out / name
+        finally:
+            torch.set_num_threads(former)
+    if given_up:
+        raise InputError(
+            f"cluster: {', '.join(given_up)} ended one worker after the other; all others are finished. The usual "
+            "cause is memory: use fewer workers on a machine, or a larger one"
+        )
+
+
+class _Call:
+    """A run that is made where it is unpickled: a scheduler only passes bytes on, and needs no package but Dask."""
+
+    def __init__(self, *arguments: object):
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return _card, self.arguments
+
+
+def _card(task: Callable, run: Run, device: str, root: Root, code: str | None, threads: int | None, progress: bool):
+    """Run one run on this worker, alone and with its threads; return its card's file name and bytes."""
+    with _ALONE, tempfile.TemporaryDirectory() as folder:
+        if code and code != source_hash():
+            raise ImportError("its code is another")
+        if threads is None:
+            from distributed import get_worker
+
+            threads = get_worker().state.nthreads
+        torch.set_num_threads(threads)
+        path = task(run, Path(folder), device, root, progress)
+        return path.name, path.read_bytes()
+
+
+def _finished(calls: list[_Call], pool: Executor | None, places: Callable, scheduler: str | None) -> Iterator:
+    """Yield the number of each run as it is finished, and what returns its card or raises what went wrong.
+
+    As many runs are under way as there are workers, so that none is blamed for the death that its neighbour caused.
+    """
+    if pool is None:
+        yield from ((number, partial(_card, *call.arguments)) for number, call in enumerate(calls))
+        return
+    waiting, running = deque(enumerate(calls)), {}
+    while waiting or running:
+        while waiting and len(running) < max(1, places()):
+            number, call = waiting.popleft()
+            running[pool.submit(pickle.loads, pickle.dumps(call))] = number
+        done, _ = wait(running, NO_WORKER, FIRST_COMPLETED)
+        if not done and not places():
+            raise InputError(f"cluster: no worker for {NO_WORKER:.0f} s; start one with: dask worker {scheduler}")
+        yield from [(running.pop(future), future.result) for future in done]
+
+
+def _said(error: Exception, scheduler: str | None) -> Exception:
+    """Return an error as one line that says how to mend it, where it is not the run's own."""
+    kept = "finished cards are kept, run the same command again"
+    if isinstance(error, BrokenProcessPool):
+        return InputError(f"campaign: a worker died; {kept}")
+    if isinstance(error, CancelledError):
+        return InputError(f"cluster: the connection is lost; {kept}")
+    if scheduler and isinstance(error, ImportError | AttributeError):
+        what = f"a worker does not run this machine's vireid_lite ({error})"
+        return InputError(f"cluster {scheduler}: {what}; install the same there, and start it again")
+    return error
+
+
+@contextlib.contextmanager
+def _executor(scheduler: str | None, workers: int, cluster: bool) -> Iterator[tuple[Executor | None, Callable]]:
+    """Hold what runs the runs, None for this process, and what tells how many workers there are."""
+    if scheduler is None and workers == 1:
+        yield None, int
+    elif scheduler is None and not cluster:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow)
+        try:
+            yield pool, lambda: workers
+        except BaseException:
+            # What runs now is resumed by the next campaign; nobody should wait for it.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+    else:
+        with _connected(scheduler, workers) as client:
+            pool = client.get_executor(pure=False, retries=0)
+            try:
+                yield pool, lambda: len(client.nthreads())
+            finally:
+                pool.shutdown(wait=False)
+
+
+def _follow() -> None:
+    """End this worker with the campaign even when that is killed."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@contextlib.contextmanager
+def _connected(scheduler: str | None, workers: int) -> Iterator:
+    """Hold a Dask client: of the scheduler, or of a cluster of this machine's processes, which ends with it."""
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ModuleNotFoundError:
+        raise InputError("cluster: Dask is not installed; pip install 'vireid-lite[cluster]'") from None
+    if scheduler is not None:
+        try:
+            # In a thread, because a notebook has an event loop in this one.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, _greet(scheduler)).result()
+        except (OSError, ValueError, MemoryError):
+            # The last where another server's greeting is read as the length of a message.
+            raise InputError(
+                f"cluster: no Dask scheduler answers at {scheduler}; give its address, such as tcp://host:8786, or "
+                "start one with: dask scheduler"
+            ) from None
+        # That the connection is lost is said in one line above.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+        with Client(scheduler, timeout=ANSWER, set_as_default=False) as client:
+            yield client
+        return
+    options = {
+        # Dask would set OMP_NUM_THREADS in this process too, and sample every stack.
+        "distributed.nanny.pre-spawn-environ": {},
+        "distributed.worker.profile.enabled": False,
+    }
+    # A dashboard address of None is port 8787, and a warning where that is taken.
+    quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}, "host": "127.0.0.1"}
+    cluster = {
+        "n_workers": workers,
+        "threads_per_worker": 1,
+        "memory_limit": 0,
+        "silence_logs": logging.CRITICAL,
+        **quiet,
+    }
+    with dask.config.set(options), LocalCluster(**cluster) as local, Client(local, set_as_default=False) as client:
+        yield client
+
+
+async def _greet(scheduler: str) -> None:
+    """Shake hands with a scheduler, for a Client waits for ever where something else listens; OSError or ValueError."""
+    from distributed import Security
+    from distributed.comm import connect
+
+    security = Security().get_connection_args("client")
+    comm = await asyncio.wait_for(connect(scheduler, timeout=ANSWER, **security), ANSWER)
+    await comm.close()
