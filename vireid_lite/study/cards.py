@@ -51,9 +51,10 @@ def data_defaults(tier: str, name: str | None, difficulty: str | None) -> dict:
         return load_dataset(name, size=chosen.size, **options).describe()
     if name not in DATASETS:
         raise InputError(f"data set {name!r} is unknown; choose from {', '.join(DATASETS)}")
-    known = inspect.signature(DATASETS[name]).parameters.values()
-    options = {option.name: option.default for option in known if option.name != "root"} | options
-    return {"name": name, **options, "size": list(chosen.size or options["size"])}
+    reader = DATASETS[name]
+    known = inspect.signature(reader).parameters
+    options = {"seed": known["seed"].default, **{each: usual for each, (usual, _) in reader.choices.items()}, **options}
+    return {"name": name, **options, "size": list(chosen.size or known["size"].default)}
 
 
 def defaults(run: dict) -> dict:
