@@ -151,10 +151,7 @@ def test_a_new_option_with_a_default_renames_no_card(monkeypatch):
         monkeypatch.setitem(victims.TIERS, tier, victims.Tier(known.size, known.options, recipe))
     real = DATASETS["synthetic"].describe
     monkeypatch.setattr(DATASETS["synthetic"], "describe", lambda self: {**real(self), "fresh": 0.5})
-    monkeypatch.setitem(
-        DATASETS, "sysu", lambda root, *, size=(288, 144), seed=0, search="all", shot=1, draw="agw", validation=True,
-        num_trials=10, fresh=0.5: None,
-    )  # fmt: skip
+    monkeypatch.setitem(DATASETS["sysu"].choices, "fresh", (0.5, (0.5, 1.0)))
     from vireid_lite.study import campaign
 
     for made in (cards.data_defaults, campaign._data):
