@@ -62,7 +62,7 @@ def test_with_nothing_modified_training_is_the_usual_one(small, tmp_path, settin
 def test_a_killed_training_ends_with_the_same_bits(small, tmp_path, monkeypatch):
     modification = Modification(start="scratch", form="linear", normalise=True)
     whole = train_modified_victim(RECIPE, small, modification, folder=tmp_path / "whole", **QUIET)
-    real, notes = training._note, []
+    real, notes = training.note, []
 
     def note_then_die(*arguments):
         real(*arguments)
@@ -70,7 +70,7 @@ def test_a_killed_training_ends_with_the_same_bits(small, tmp_path, monkeypatch)
         if len(notes) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_note", note_then_die)
+    monkeypatch.setattr(training, "note", note_then_die)
     killed = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         train_modified_victim(RECIPE, small, modification, folder=killed, **QUIET)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vireid_lite.data import Augmentation, Dataset, ImageStore, Modality, PKSampler, Record, cached, fingerprint
@@ -136,9 +137,10 @@ def train(
     model.to(device, memory_format=torch.channels_last)
     optimiser = optimiser_for(model, settings)
     key = stable_hash([asdict(settings), dataset.describe(), fingerprint(store.records), seed, key])
-    history, first = _resume(state_path, key, model, optimiser, device)
+    state = {"model": model, "optimiser": optimiser}
+    history = resume(state_path, key, state)
     model.train()
-    steps = len(sampler)
+    steps, first = len(sampler), len(history)
     bar = tqdm(total=settings.epochs * steps, initial=first * steps, unit="step", desc="train", disable=not progress)
     with bar:
         for epoch in range(first, settings.epochs):
@@ -165,7 +167,7 @@ def train(
             history.append({"epoch": epoch, **noted, "accuracy": accuracy, "seconds": time.perf_counter() - started})
             bar.set_postfix({name.removesuffix("_loss"): f"{mean:.2f}" for name, mean in noted.items()}, refresh=False)
             if state_path is not None:
-                _note(state_path, key, model, optimiser, history)
+                note(state_path, key, state, history)
     model.eval()
     return history
 
@@ -188,24 +190,27 @@ def _batch(store: ImageStore, labels, rows, augmentation, generator, device) -> 
     return images, store.modalities[chosen], torch.from_numpy(labels[chosen]).to(device, non_blocking=True)
 
 
-def _note(path: Path, key: str, model: TwoStream, optimiser: torch.optim.Optimizer, history: list[dict]) -> None:
-    """Write everything the next epoch depends on, whole or not at all."""
-    state = {"key": key, "model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
-    torch.save(state, buffer := io.BytesIO())
+def note(path: Path, key: str, state: dict, history: list[dict]) -> None:
+    """Write everything the rest of a run depends on, whole or not at all: tensors, modules and optimisers by name."""
+    plain = {name: part.cpu() if isinstance(part, Tensor) else part.state_dict() for name, part in state.items()}
+    torch.save({"key": key, "state": plain, "history": history}, buffer := io.BytesIO())
     write_atomically(path, buffer.getvalue())
 
 
-def _resume(path: Path | None, key: str, model: TwoStream, optimiser: torch.optim.Optimizer, device) -> tuple:
-    """Load a note of the same run, if there is one; return its history and the first epoch still to train."""
-    if path is None or not path.exists():
-        return [], 0
+def resume(path: Path | None, key: str | None, state: dict) -> list[dict]:
+    """Load a note of the same run into `state`, if there is one; return its history."""
+    if path is None or not Path(path).exists():
+        return []
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        found = state["key"]
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        its_key, noted = found["key"], found["state"]
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, TypeError, KeyError):
-        raise InputError(f"{path} is no note of a training run; delete it to start over") from None
-    if found != key:
+        raise InputError(f"{path} is no note of a run; delete it to start over") from None
+    if its_key != key or noted.keys() != state.keys():
         raise InputError(f"{path} notes a run with other settings; choose another folder, or delete it to start over")
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["history"], len(state["history"])
+    for name, part in state.items():
+        if isinstance(part, Tensor):
+            state[name] = noted[name].to(part)
+        else:
+            part.load_state_dict(noted[name])
+    return found["history"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,7 +20,8 @@ from vireid_lite.attacks.frozen import frozen, images_of, training_store, weight
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
 from vireid_lite.data import Dataset, ImageStore, Modality, fingerprint
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
-from vireid_lite.files import stable_hash, write_atomically
+from vireid_lite.files import stable_hash
+from vireid_lite.training import note, resume
 
 NOTE_EVERY = 25  #: steps between two notes of a fit that can be resumed
 
@@ -118,42 +117,17 @@ class UniversalAttack:
         with frozen(model), torch.enable_grad():
             problem, state = self.begin(model, store, seed)
             key = state_path and stable_hash([self.describe(), seed, fingerprint(store.records), weights_hash(model)])
-            history = _resume(state_path, key, state)
+            history = resume(state_path, key, state)
             bar = {"initial": len(history), "total": self.steps, "desc": self.name, "disable": not progress}
             for step in tqdm(range(len(history), self.steps), unit="step", **bar):
                 history.append({"step": step, **self.step(model, problem, state, step, seed)})
                 if watch is not None:
                     watch(step, self.finish(state, list(history), seed))
                 if state_path is not None and (step + 1) % NOTE_EVERY == 0 and step + 1 < self.steps:
-                    _note(state_path, key, state, history)
+                    note(state_path, key, state, history)
         if not all(math.isfinite(value) for value in history[-1].values()):
             raise InputError(f"{self.name}: the loss is not finite; check the victim's weights")
         return self.finish(state, history, seed)
-
-
-def _note(path: Path, key: str, state: State, history: list[dict]) -> None:
-    plain = {name: part.cpu() if isinstance(part, Tensor) else part.state_dict() for name, part in state.items()}
-    torch.save({"key": key, "state": plain, "history": history}, buffer := io.BytesIO())
-    write_atomically(path, buffer.getvalue())
-
-
-def _resume(path: Path | None, key: str | None, state: State) -> list[dict]:
-    """Load a note of the same fit into `state`, if there is one; return its history."""
-    if path is None or not Path(path).exists():
-        return []
-    try:
-        note = torch.load(path, map_location="cpu", weights_only=True)
-        found, noted = note["key"], note["state"]
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, TypeError, KeyError):
-        raise InputError(f"{path} is no note of an attack; delete it to start over") from None
-    if found != key or noted.keys() != state.keys():
-        raise InputError(f"{path} notes an attack with other settings; choose another folder, or delete it")
-    for name, part in state.items():
-        if isinstance(part, Tensor):
-            state[name] = noted[name].to(part)
-        else:
-            part.load_state_dict(noted[name])
-    return note["history"]
 
 
 @dataclass(frozen=True, kw_only=True)
