@@ -29,13 +29,11 @@ from vireid_lite.metrics.ranking import FEATURE_CHUNK, dropped, evaluate_feature
 
 
 class QueryState(NamedTuple):
-    """What one set of query features looks like, seen from the gallery and from the queries' own modality.
+    """One set of query features, seen from the gallery (`hubs`, `shift_and_spread`) and from the queries' own modality.
 
     Attributes:
         rank1, mAP: across the modalities, under the data set's protocol: what `evaluate` scores.
         within_rank1, within_mAP: see `within_modality`.
-        shift, spread: see `shift_and_spread`.
-        hub_image, hub_identity, distinct: see `hubs`.
     """
 
     rank1: float
@@ -124,10 +122,10 @@ def anatomy(
             error.append((changed - images).square().mean((1, 2, 3)))
 
     def state(query: Tensor) -> QueryState:
-        scores = evaluate_features(query, gallery, *identities_and_cameras(trial), protocol=dataset.protocol)
-        within = within_modality(query, clean, identities_and_cameras(trial)[0])
-        shared = hubs(query, gallery, trial, dataset.protocol)
-        return QueryState(scores.rank1, scores.mAP, *within, *shift_and_spread(query, clean, gallery), *shared)
+        people = identities_and_cameras(trial)
+        scores = evaluate_features(query, gallery, *people, protocol=dataset.protocol)
+        within, apart = within_modality(query, clean, people[0]), shift_and_spread(query, clean, gallery)
+        return QueryState(scores.rank1, scores.mAP, *within, *apart, *hubs(query, gallery, trial, dataset.protocol))
 
     return Anatomy(
         clean=state(clean),
@@ -150,10 +148,10 @@ def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tup
         query, clean: (Q, D) features of the same images, attacked and clean.
         identities: (Q,) integers.
     """
-    if np.unique(identities).size == len(identities):
+    itself = np.arange(len(identities))
+    if np.unique(identities).size == itself.size:
         return math.nan, math.nan
     # Protocol "llcm" removes what shares identity and camera with the query: with a camera per image, that is itself.
-    itself = np.arange(len(identities))
     scores = evaluate_features(query, clean, identities, identities, itself, itself, protocol="llcm")
     return scores.rank1, scores.mAP
 
@@ -162,9 +160,8 @@ def shift_and_spread(query: Tensor, clean: Tensor, gallery: Tensor) -> tuple[flo
     """Return how far the query cloud is from the gallery's, and how wide it is, both in units of the clean width s.
 
     `shift = |mean(query) - mean(gallery)| / s`, `spread = w(query) / s`, with `w(X)^2 = mean |x - mean(X)|^2` and
-    `s^2 = (w(clean)^2 + w(gallery)^2) / 2`. One s for clean and attacked queries, so that a cloud that only shrinks
-    (spread to 0) does not seem to move.
-    nan where s is 0.
+    `s^2 = (w(clean)^2 + w(gallery)^2) / 2`; nan where s is 0. One s for clean and attacked queries, so that a cloud
+    that only shrinks (spread to 0) does not seem to move.
 
     Args:
         query, clean: (Q, D).
@@ -196,8 +193,7 @@ def hubs(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") 
         same = query_ids[rows, None] == gallery_ids
         out = dropped(protocol, same, query_cameras[rows, None], gallery_cameras)
         distance = torch.cdist(query[rows], gallery).cpu()
-        nearest.append(distance.masked_fill(torch.tensor(out), torch.inf).argmin(1))
-    nearest = torch.cat(nearest)
-    shown = torch.from_numpy(gallery_ids)[nearest]
-    images, people = (values.unique(return_counts=True)[1] for values in (nearest, shown))
-    return tuple(count / len(query) for count in (images.max().item(), people.max().item(), len(images)))
+        nearest.append(distance.masked_fill(torch.tensor(out), torch.inf).argmin(1).numpy())
+    nearest = np.concatenate(nearest)
+    images, people = (np.unique(who, return_counts=True)[1] for who in (nearest, gallery_ids[nearest]))
+    return tuple(float(count) / len(query) for count in (images.max(), people.max(), len(images)))
