@@ -341,7 +341,7 @@ def _rank_chunk(setting: _Setting, distance: np.ndarray) -> tuple[np.ndarray, ..
     positive = np.where(kept, distance[row, index], np.inf)
     # Single precision sorts twice as fast, and keeps the order up to ties, which the distances themselves resolve.
     with np.errstate(over="ignore"):
-        ordered, key = distance.astype(np.float32), positive.astype(np.float32)
+        ordered, key = (values.astype(np.float32, order="C") for values in (distance, positive))
     ordered.sort(axis=1)
     closer = torch.searchsorted(torch.from_numpy(ordered), torch.from_numpy(key)).numpy()
     tied = kept & (closer + 1 < gallery) & (ordered[row, np.minimum(closer + 1, gallery - 1)] == key)
