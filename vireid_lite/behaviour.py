@@ -30,9 +30,7 @@ from vireid_lite.training import learning_rate_factor
 from vireid_lite.victims import TIERS, load_or_train, tier_dataset, tier_recipe
 
 FILE = Path(__file__).with_name("behaviour.json")
-
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
-
 # Pixels of 8 bits and float32 may round otherwise elsewhere: a fortieth of a grey level in a mean of a block, and the
 # last digits of a network's first losses. Files are decoded by other versions of a decoder: half a level.
 LOOSER = {"data/synthetic": 1e-4, "data/sysu": 2e-3, "data/regdb": 2e-3, "data/llcm": 2e-3, "data/paired_folder": 2e-3}
@@ -73,9 +71,6 @@ def differs(part: str, found: Found) -> list[str]:
         for place in np.flatnonzero(~np.isclose(now, was, rtol=RELATIVE, atol=absolute, equal_nan=True)):
             lines.append(f"{part}: {name}[{place}] is {now[place]:.7g}, and was {was[place]:.7g}")
     return lines
-
-
-# What probes are made of.
 
 
 def plain(values: Tensor | np.ndarray | Sequence[float]) -> list[float]:
@@ -162,8 +157,6 @@ def features(model: nn.Module, dataset: Dataset, records: Sequence[Record]) -> l
         found = model.embed(store.batch(np.arange(len(store))).to(weight), store.modalities)
     return plain([*(found @ found.T)[np.triu_indices(len(found), 1)], *found[:, :6].flatten()])
 
-
-# The probes.
 
 # Of each network beside its own name: the tier, options of the network, and settings.
 VARIANTS: dict[str, dict[str, tuple[str, dict, dict]]] = {

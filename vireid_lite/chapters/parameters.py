@@ -44,10 +44,9 @@ def read(kind: str, value: object) -> Any:
     if outer == "bool":
         word = str(value).lower() if isinstance(value, bool | str) else ""
         return _expected(word, word in ("true", "false"), "True or False") == "true"
-    if outer == "whole":
-        return _expected(read("int", value), read("int", value) >= 0, "a whole number of at least 0")
-    if outer == "int":
-        return number(value, int, "a whole number")
+    if outer in ("int", "whole"):
+        found = number(value, int, "a whole number")
+        return _expected(found, outer == "int" or found >= 0, "a whole number of at least 0")
     if outer == "float":
         return number(value, float, "a number")
     if outer == "fraction":

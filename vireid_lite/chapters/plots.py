@@ -16,12 +16,12 @@ from vireid_lite.errors import InputError
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), told apart by colour-blind readers too.
 COLOURS = {Modality.VISIBLE: "#0072B2", Modality.INFRARED: "#D55E00"}
-
 RIGHT, WRONG, CHANCE = "#009E73", "#D55E00", "#555555"
-
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
 IDENTITIES = (*SERIES, "#F0E442", "#000000", "#FFFFFF", CHANCE)  #: fills of marks that have a black edge
+
+Seeds = Sequence[float]  #: scores, a seed each
+Bands = dict[str, tuple[float, float]]  #: title of a panel to (low, high) of its chance level, a grey band
 
 
 def set_style() -> None:
@@ -187,7 +187,7 @@ def embedding_scatter(axes: Axes, points: np.ndarray, identities: np.ndarray, mo
     axes.set(xticks=[], yticks=[])
 
 
-def _panels(titles: Collection[str], height: float, chance: dict, along: str = "y") -> tuple[Figure, np.ndarray]:
+def _panels(titles: Collection[str], height: float, chance: Bands, along: str = "y") -> tuple[Figure, np.ndarray]:
     """Return a figure with one panel a title, side by side, for scores along an axis, chance a grey band across it."""
     figure, grid = plt.subplots(1, len(titles), figsize=(8, height), sharey=True, squeeze=False, layout="constrained")
     for axes, title in zip(grid[0], titles, strict=True):
@@ -202,19 +202,18 @@ def _say_pending(axes: Axes) -> None:
     axes.text(0.5, 0.5, "pending", ha="center", transform=axes.transAxes, color=CHANCE, style="italic")
 
 
-def _reach(middles: Sequence[float], groups: Collection[Sequence[float]]) -> np.ndarray:
+def _reach(middles: Seeds, groups: Collection[Seeds]) -> np.ndarray:
     """Return how far the values of each group reach below and above its middle, (2, groups)."""
     return np.abs([[middle - min(own), max(own) - middle] for middle, own in zip(middles, groups, strict=True)]).T
 
 
-def score_rows(panels: dict[str, dict[str, Sequence[float]]], chance: dict[str, tuple[float, float]]) -> Figure:
+def score_rows(panels: dict[str, dict[str, Seeds]], chance: Bands) -> Figure:
     """Draw scores in percent, one row a name and one panel a direction.
 
     A ring for each seed, a line from the lowest to the highest, an upright bar at the mean.
 
     Args:
         panels: title to name to the seeds' scores, the same names in each; a name without scores is marked pending.
-        chance: title to (low, high), drawn as a grey band.
     """
     names = list(next(iter(panels.values())))
     figure, grid = _panels(panels, 0.32 * len(names) + 1.1, chance, along="x")
@@ -234,18 +233,12 @@ def score_rows(panels: dict[str, dict[str, Sequence[float]]], chance: dict[str, 
     return figure
 
 
-def score_curves(
-    panels: dict[str, dict[str, dict[float, Sequence[float]]]],
-    chance: dict[str, tuple[float, float]],
-    xlabel: str,
-    log: bool = False,
-) -> Figure:
+def score_curves(panels: dict[str, dict[str, dict[float, Seeds]]], chance: Bands, xlabel: str, log=False) -> Figure:
     """Draw scores in percent over a knob, one panel a direction: means, with a bar from the lowest seed to the highest.
 
     Args:
         panels: title to name to value of the knob to the seeds' scores; what has none is left out, and a panel in which
             nothing has any says pending.
-        chance: title to (low, high), a grey band.
         log: a logarithmic axis, base 2.
     """
     figure, grid = _panels(panels, 3.2, chance)
@@ -274,11 +267,7 @@ def score_curves(
     return figure
 
 
-def cost_scatter(
-    panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]],
-    chance: dict[str, tuple[float, float]],
-    filled: Sequence[str],
-) -> Figure:
+def cost_scatter(panels: dict[str, dict[str, tuple[Seeds, Seeds]]], chance: Bands, filled: Collection[str]) -> Figure:
     """Draw scores in percent against seconds, logarithmic, one panel a direction and one mark a name.
 
     A panel without any point says pending.
@@ -286,7 +275,6 @@ def cost_scatter(
     Args:
         panels: title to name to (seconds, scores) of the seeds; bars reach over both.
         filled: names whose mark is solid, not hollow.
-        chance: title to (low, high), a grey band.
     """
     figure, grid = _panels(panels, 3.8, chance)
     for axes, points in zip(grid, panels.values(), strict=True):
@@ -327,7 +315,7 @@ def score_matrices(
     size = (1.2 + wide * (0.85 * len(columns) + 0.4), high * (0.46 * len(rows) + 0.75))
     figure, grid = plt.subplots(high, wide, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axes in grid.flat[len(panels) :]:
-        axes.axis("off")
+        axes.set_axis_off()
     for axes, (title, values) in zip(grid.flat, panels.items(), strict=False):
         seeds = np.ma.masked_invalid(values)
         mean, least, most, ran = seeds.mean(-1), seeds.min(-1), seeds.max(-1), seeds.count(-1)
@@ -368,10 +356,8 @@ def stacked_counts(counts: dict[str, dict[str, int]]) -> Figure:
     total = max(1, *(sum(row.values()) for row in counts.values()))
     for number, part in enumerate(next(iter(counts.values()))):
         values = np.array([row[part] for row in counts.values()])
-        style = {
-            "color": (RIGHT, SERIES[5], "#DDDDDD", SERIES[4])[number % 4],
-            "hatch": ("", "//", "", "xx")[number % 4],
-        }
+        style = {"hatch": ("", "//", "", "xx")[number % 4]}
+        style["color"] = (RIGHT, SERIES[5], "#DDDDDD", SERIES[4])[number % 4]
         bars = axes.barh(range(len(counts)), values, left=left, edgecolor="white", label=part, **style)
         shown = [str(value) if value >= 0.03 * total else "" for value in values]
         axes.bar_label(bars, shown, label_type="center", fontsize=8, bbox=ground)

@@ -29,12 +29,7 @@ from vireid_lite.metrics.ranking import FEATURE_CHUNK, dropped, evaluate_feature
 
 
 class QueryState(NamedTuple):
-    """One set of query features, seen from the gallery (`hubs`, `shift_and_spread`) and from the queries' own modality.
-
-    Attributes:
-        rank1, mAP: across the modalities, under the data set's protocol: what `evaluate` scores.
-        within_rank1, within_mAP: see `within_modality`.
-    """
+    """Scores of queries across modalities, and what `within_modality`, `shift_and_spread` and `hubs` say of them."""
 
     rank1: float
     mAP: float
@@ -141,8 +136,7 @@ def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tup
     """Return rank-1 and mAP of queries ranked against the clean images of their own modality, each without itself.
 
     If these stay while the scores across modalities fall, identity is not lost, only the bridge between the two.
-    Every other image is ranked, of the same camera too, so this is a mild test. An identity with a single image has no
-    match and leaves the mean, though its image stays in the gallery; (nan, nan) where no identity has two images.
+    Images of the same camera count too, so this is a mild test; (nan, nan) where no identity has two images.
 
     Args:
         query, clean: (Q, D) features of the same images, attacked and clean.
@@ -176,11 +170,11 @@ def shift_and_spread(query: Tensor, clean: Tensor, gallery: Tensor) -> tuple[flo
 
 
 def hubs(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") -> tuple[float, float, float]:
-    """Return how far queries share their nearest gallery image, among those the protocol keeps.
+    """Return three fractions of the number of queries: how far they share the nearest image that the protocol keeps.
 
-    Three fractions of the number of queries: the most whose nearest image is one and the same; the most whose nearest
-    image shows one person (in a perfect ranking the largest share of queries of one person); how many different images
-    are nearest to some query. Queries that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing.
+    The most whose nearest image is one and the same; the most whose nearest image shows one person (in a perfect
+    ranking the largest share of queries of one person); how many different images are nearest to some query. Queries
+    that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing.
 
     Args:
         query: (Q, D).

@@ -52,9 +52,7 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float
 
 
 def paired_bootstrap(before, after, identities, counts=None, repeats=2000, level=0.95, seed=0) -> Difference:
-    """Return the mean of after - before on the same queries, and its interval over resampled identities.
-
-    The other arguments and errors are those of `bootstrap`. "One is stronger" needs an interval that excludes zero.
+    """Return the mean of after - before, and its interval over resampled identities as in `bootstrap`.
 
     Args:
         before, after: (N,) scores of two conditions for the same queries (or identities) in the same order.

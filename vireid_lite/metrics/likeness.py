@@ -8,7 +8,6 @@ from torch import Tensor
 from vireid_lite.errors import InputError
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian window, in pixels (Wang et al. 2004, section III-C)
-
 C1, C2 = 0.01**2, 0.03**2  # of its equation 13, K1 and K2, for pixels in [0, 1]
 
 
@@ -52,11 +51,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each image in dB, (N,), peak 1; infinite for equal images.
-
-    Args:
-        images, reference: (N, C, H, W) float in [0, 1].
-    """
+    """Return the peak signal-to-noise ratio in dB, (N,), of images (N, C, H, W) in [0, 1]; infinite for equal ones."""
     return decibels((images - reference).square().mean((1, 2, 3)))
 
 

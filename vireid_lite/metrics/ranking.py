@@ -25,13 +25,10 @@ from vireid_lite.errors import InputError, check_choice, check_whole
 from vireid_lite.metrics.bootstrap import Interval, interval, labels
 
 PROTOCOLS = ("regdb", "sysu", "llcm")
-
 # Distances held at once, a few times over; more is no faster for a given matrix, but features are multiplied in larger
 # chunks, because every chunk of queries reads the whole gallery from memory once.
 MATRIX_CHUNK = 2**20
-
 FEATURE_CHUNK = 2**25
-
 FEATURE_BLOCK = 2**16  # squared at once: a gallery of a gigabyte would need a second one
 
 
@@ -44,8 +41,7 @@ class RetrievalScores:
         mAP, mINP: mean average precision and mean inverse negative penalty (AGW, section 3.3) over valid queries.
         valid_queries: number of queries that have a match in what the protocol leaves of the gallery.
         valid: (valid_queries,) int64, their indices among all queries.
-        per_query_rank1: (valid_queries,) float64, 1 where the first image is a match, else 0.
-        per_query_ap: (valid_queries,) float64, average precision.
+        per_query_rank1, per_query_ap: (valid_queries,) float64, 1 where the first image is a match; average precision.
     """
 
     cmc: np.ndarray
@@ -71,11 +67,7 @@ class Minimum(NamedTuple):
 
 
 class ChanceScores(NamedTuple):
-    """Scores of a random ranking: their mean, with the interval a single ranking's score falls into.
-
-    Attributes:
-        cmc: (max_rank,) float64, mean over rankings.
-    """
+    """Mean scores of random rankings and intervals of a single one; cmc: (max_rank,) float64, mean over rankings."""
 
     rank1: Interval
     mAP: Interval
@@ -121,11 +113,7 @@ class _Setting(NamedTuple):
 
 
 def dropped(protocol: str, same, query_camera, gallery_camera) -> np.ndarray:
-    """Return which gallery images a protocol leaves out for a query; the arguments broadcast against each other.
-
-    Args:
-        same: whether query and gallery image show one person; only "llcm" asks.
-    """
+    """Return which gallery images a protocol leaves out for a query, `same` where both show one person; broadcasts."""
     if protocol == "llcm":
         return same & (query_camera == gallery_camera)
     return (query_camera == 3) & (gallery_camera == 2) & (protocol == "sysu")
@@ -180,15 +168,11 @@ def evaluate_features(
     max_rank: int = 20,
     chunk_size: int | None = None,
 ) -> RetrievalScores:
-    """Rank by Euclidean distance between features without ever holding the (Q, G) matrix.
-
-    The other arguments, the result and the errors are those of `evaluate`; features that are not finite raise
-    InputError.
+    """Rank by Euclidean distance between features without ever holding the (Q, G) matrix; all else as in `evaluate`.
 
     Args:
-        query: (Q, D).
-        gallery: (G, D) arrays or tensors; distances are computed on the gallery's device, in float32 (in float64 if
-            both are).
+        query, gallery: (Q, D) and (G, D) arrays or tensors, finite; distances are computed on the gallery's device, in
+            float32, or in float64 if both are.
         chunk_size: queries per chunk; None chooses one that holds about 2**25 distances.
     """
     query, gallery = (x if isinstance(x, torch.Tensor) else np.asarray(x) for x in (query, gallery))
@@ -365,10 +349,10 @@ def _rank_chunk(setting: _Setting, distance: np.ndarray) -> tuple[np.ndarray, ..
 
 
 def _identities_ahead(setting: _Setting, distance, match, place, tied) -> np.ndarray:
-    """Count the identities with an image ranked before the query's first match: (q,) from distances (q, G).
+    """Count, (Q,), the identities with an image ranked before the query's first match.
 
     Args:
-        match, place, tied: (q, 1) distance of the first match, its place in the gallery, whether another image ties it.
+        match, place, tied: (Q, 1) distance of the first match, its place in the gallery, whether another image ties it.
     """
     ahead = distance < match
     rows = np.flatnonzero(tied)
@@ -381,9 +365,8 @@ def _scores(ranks: tuple[np.ndarray, ...], max_rank: int, protocol: str) -> Retr
     check_whole("metrics", "max_rank", max_rank, 1)
     valid = np.flatnonzero(ranks[0])
     if not len(valid):
-        raise InputError(
-            f"metrics: none of {len(ranks[0])} queries has a match in the gallery under protocol {protocol}"
-        )
+        queries = f"none of {len(ranks[0])} queries"
+        raise InputError(f"metrics: {queries} has a match in the gallery under protocol {protocol}")
     first, ap, inp = (values[valid] for values in ranks)
     found = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1:-1]
     cmc, rank1 = np.cumsum(found) / len(valid), (first == 1).astype(float)
@@ -393,8 +376,7 @@ def _scores(ranks: tuple[np.ndarray, ...], max_rank: int, protocol: str) -> Retr
 def _minimum(setting: _Setting, member: np.ndarray) -> Minimum:
     """Return the scores when every positive is ranked last: with n ranked and P positives, the k-th at n - P + k.
 
-    Args:
-        setting: of distinct queries; member: (Q,) which of them each query is.
+    `setting` holds distinct queries, `member`, (Q,), which of them each query is.
     """
     matches = _own(setting)[1].sum(axis=1)
     cameras, images = np.unique(setting.gallery_camera, return_counts=True)
