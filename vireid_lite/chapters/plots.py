@@ -20,8 +20,8 @@ RIGHT, WRONG, CHANCE = "#009E73", "#D55E00", "#555555"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 IDENTITIES = (*SERIES, "#F0E442", "#000000", "#FFFFFF", CHANCE)  #: fills of marks that have a black edge
 
-Seeds = Sequence[float]  #: scores, a seed each
-Bands = dict[str, tuple[float, float]]  #: title of a panel to (low, high) of its chance level, a grey band
+Seeds = Sequence[float]  # scores, a seed each
+Bands = dict[str, tuple[float, float]]  # title of a panel to (low, high) of its chance level, a grey band
 
 
 def set_style() -> None:
