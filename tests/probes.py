@@ -25,7 +25,7 @@ from vireid_lite.metrics import likeness
 from vireid_lite.study.run import run_attack, score_modified
 from vireid_lite.victims import tier_recipe
 
-SHARE = {"step_share": 0.4}
+SHARE, LINEAR = {"step_share": 0.4}, {"form": "linear", "identity": "off"}
 # What committed cards and campaigns ask of each attack, one way beside its name; tied or free is tried with the first.
 WAYS: dict[str, dict[str, dict]] = {
     "uap": {"step_share .4": SHARE, "step_share .1": {}},
@@ -76,25 +76,11 @@ WAYS: dict[str, dict[str, dict]] = {
             {"sfm": False, "quadruple": False},
             {"attention": "none", "quadruple": False},
             {"attention": "none", "sfm": False, "form": "hinge"},
-            *(
-                {"form": "linear", "identity": "off", **way}
-                for way in (
-                    {"heads": "frozen"},
-                    {"attention": "none", "sfm": False},
-                    {"attention": "se"},
-                    {"attention": "eca"},
-                    {"attention": "none"},
-                    {"sfm": False},
-                    {"learn_delta": False},
-                    {"shared": True},
-                    {"normalise": True},
-                    {"initial": "zero"},
-                    {"initial": "sign"},
-                    {"blocks": (0,)},
-                    {"blocks": (4,)},
-                    {"step_share": 0.4},
-                )
-            ),
+            *({**LINEAR, "heads": "frozen"}, {**LINEAR, "attention": "none", "sfm": False}),
+            *({**LINEAR, "attention": attention} for attention in ("se", "eca", "none")),
+            *({**LINEAR, name: value} for name, value in (("sfm", False), ("learn_delta", False), ("shared", True))),
+            *({**LINEAR, "normalise": True}, {**LINEAR, "initial": "zero"}, {**LINEAR, "initial": "sign"}),
+            *({**LINEAR, "blocks": (0,)}, {**LINEAR, "blocks": (4,)}, {**LINEAR, "step_share": 0.4}),
         )
     },
     **{name: {"8/255": {"eps": 8 / 255}, "4/255": {"eps": 4 / 255}} for name in ("sign-noise", "uniform-noise")},
@@ -189,19 +175,8 @@ def modified() -> Found:
 
 
 # What a card says of a direction, as its numbers follow here; a long list as its mean and two moments.
-SAID = (
-    "rank1",
-    "mAP",
-    "mINP",
-    "cmc",
-    "trials",
-    "chance",
-    "minimum",
-    "identity_rank1",
-    "identity_AP",
-    "identity_queries",
-)
-FIELDS = (*SAID, "difference", "broken", "clean", "attacked", "displacement", "cosine", "ssim", "psnr")
+FIELDS = ("rank1", "mAP", "mINP", "cmc", "trials", "chance", "minimum", "identity_rank1", "identity_AP")
+FIELDS += ("identity_queries", "difference", "broken", "clean", "attacked", "displacement", "cosine", "ssim", "psnr")
 
 
 def told(results: dict) -> Found:
@@ -274,9 +249,8 @@ def ranked() -> Found:
             found[f"{protocol} {name}"] = plain(numbers)
         level = metrics.chance(*labels, protocol=protocol)
         numbers = [value for part in (level.independent, level.collapsed) for score in part[:3] for value in score]
-        found[f"{protocol} chance"] = plain(
-            [*numbers, *level.independent.cmc[::5], *level.collapsed.cmc[::5], *level.minimum]
-        )
+        numbers += [*level.independent.cmc[::5], *level.collapsed.cmc[::5], *level.minimum]
+        found[f"{protocol} chance"] = plain(numbers)
         own = metrics.per_identity(near, people)
         found[f"{protocol} bootstrap"] = plain(metrics.bootstrap(own.ap, own.identity, own.queries))
     return found

@@ -77,11 +77,7 @@ REAL = {
         "torch.manual_seed(seed)\n        num_identities",
         "torch.manual_seed(seed + 1)\n        num_identities",
     ),
-    "two intervals are swapped": (
-        "scores",
-        '(("rank1", "rank1"), ("mAP", "ap"))',
-        '(("rank1", "ap"), ("mAP", "rank1"))',
-    ),
+    "two intervals are swapped": ("scores", '"rank1"), ("mAP", "ap"))', '"ap"), ("mAP", "rank1"))'),
     "SSIM is wider": ("scores", "WINDOW, SIGMA = 11, 1.5", "WINDOW, SIGMA = 11, 3.0"),
     "the last epoch is left out": (
         "victim/ide",

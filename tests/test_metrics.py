@@ -161,7 +161,7 @@ def test_features_equal_the_full_matrix(setting, protocol, chunk_size, dtype):
     query, gallery = (rng.integers(-2, 3, (n, 4)).astype(dtype) for n in distance.shape)
     full = np.sqrt(((query[:, None] - gallery) ** 2).sum(-1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "GALLERY_BLOCK", 7)
+        patch.setattr(ranking, "FEATURE_BLOCK", 7)
         for kind in (np.asarray, torch.from_numpy):
             try:
                 scores = metrics.evaluate_features(kind(query), kind(gallery), *people, protocol, chunk_size=chunk_size)

@@ -17,7 +17,7 @@ def _closed():
 
 
 def texts(axes):
-    return [text.get_text() for text in axes.texts]
+    return [text.get_text() for text in axes.texts if text.get_text()]
 
 
 def luminance(colour):

@@ -1,10 +1,9 @@
 """Behaviour as numbers: what each part of a run computes on a small problem, and the parts a run card was made with.
 
 A part is a word of a run's configuration: its data set, its victim's network, its attack, "modified", "scores". A probe
-runs a part on a problem of seconds and returns numbers; `behaviour.json` holds what they were when the committed cards
-were made, an entry for each part. A test holds code and entries together, so a card is of this code's behaviour as long
-as it names the entries that stand there. The probes of victims and of the synthetic data are here, as weights that are
-handed on are checked by them; the others are in `tests/probes.py`.
+runs a part on a problem of seconds and returns numbers; `behaviour.json` holds an entry of them for each part. A test
+holds code and entries together, so a card is of this code's behaviour as long as it names the entries that stand there.
+The probes of victims and synthetic data are here, as weights handed on are checked by them; others: `tests/probes.py`.
 
 Numbers must hold on every machine. So the crops below are whole numbers drawn by whole numbers, and networks compute in
 float64, where rounding cannot turn the sign of a gradient; what is computed in float32 as usual is compared loosely.
@@ -31,9 +30,7 @@ from vireid_lite.training import learning_rate_factor
 from vireid_lite.victims import TIERS, load_or_train, tier_dataset, tier_recipe
 
 FILE = Path(__file__).with_name("behaviour.json")
-
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
-
 # Pixels of 8 bits and float32 may round otherwise elsewhere: a fortieth of a grey level in a mean of a block, and the
 # last digits of a network's first losses. Files are decoded by other versions of a decoder: half a level.
 LOOSER = {"data/synthetic": 1e-4, "data/sysu": 2e-3, "data/regdb": 2e-3, "data/llcm": 2e-3, "data/paired_folder": 2e-3}
@@ -50,10 +47,9 @@ def entries() -> dict[str, Found]:
 def parts_of(run: dict) -> list[str]:
     """Return the parts of a run card, or of a configuration; a surrogate adds its own data and victim."""
     attack = (run["attack"] or {}).get("name")
-    sides = [run, *([run["surrogate"]] if run.get("surrogate") else [])]
-    parts = [
-        part for side in sides for part in (f"data/{side['dataset']['name']}", f"victim/{side['victim']['model']}")
-    ]
+    parts = []
+    for side in filter(None, (run, run.get("surrogate"))):
+        parts += [f"data/{side['dataset']['name']}", f"victim/{side['victim']['model']}"]
     parts += [f"attack/{attack}"] if attack else []
     return list(dict.fromkeys([*parts, *(["modified"] if run.get("modification") else []), "scores"]))
 
@@ -77,9 +73,6 @@ def differs(part: str, found: Found) -> list[str]:
     return lines
 
 
-# What probes are made of.
-
-
 def plain(values: Tensor | np.ndarray | Sequence[float]) -> list[float]:
     """Return numbers with seven digits, as the file has them."""
     values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
@@ -96,7 +89,7 @@ def history(epochs: list[dict]) -> Found:
     """Return what each epoch of a training noted: accuracy, identity loss and the sum of all else by any name."""
     known = ("epoch", "seconds", "accuracy", "identity_loss")
     rest = [sum(value for name, value in epoch.items() if name not in known) for epoch in epochs]
-    return {**{name: plain([epoch[name] for epoch in epochs]) for name in known[2:]}, "other": plain(rest)}
+    return {name: plain([epoch[name] for epoch in epochs]) for name in known[2:]} | {"other": plain(rest)}
 
 
 def named(prefix: str, found: Found) -> Found:
@@ -165,8 +158,6 @@ def features(model: nn.Module, dataset: Dataset, records: Sequence[Record]) -> l
     return plain([*(found @ found.T)[np.triu_indices(len(found), 1)], *found[:, :6].flatten()])
 
 
-# The probes.
-
 # Of each network beside its own name: the tier, options of the network, and settings.
 VARIANTS: dict[str, dict[str, tuple[str, dict, dict]]] = {
     "agw": {
@@ -196,18 +187,15 @@ def victim(model: str) -> Found:
         found[f"schedule of {tier}"] = plain([learning_rate_factor(kind.recipe.settings, place) for place in places])
 
     def trained(tier: str, options: dict, settings: dict, dtype: torch.dtype = torch.float64) -> Found:
+        settings = {"model": model, "backbone": "lite", "pretrained": False, "epochs": 2, **settings}
         with aside(dtype) as folder:
-            recipe = tier_recipe(
-                tier, model=model, backbone="lite", pretrained=False, options=options, **{"epochs": 2, **settings}
-            )
-            data = Painted()
+            recipe, data = tier_recipe(tier, options=options, **settings), Painted()
             network, card = load_or_train(recipe, data, seed=1, device="cpu", folder=folder / "victim", progress=False)
             return {**history(card["history"]), "features": features(network, data, data.test)}
 
     first = trained("lite", {}, {"epochs": 1}, torch.float32)
     found |= named("float32", {name: first[name] for name in ("identity_loss", "other")})
-    ways = {tier: (tier, {}, {}) for tier in TIERS} | VARIANTS.get(model, {})
-    for name, way in ways.items():
+    for name, way in ({tier: (tier, {}, {}) for tier in TIERS} | VARIANTS.get(model, {})).items():
         found |= named(name, trained(*way))
     return found
 
@@ -226,15 +214,8 @@ def synthetic() -> Found:
         for name, given in options.items():
             data = tier_dataset("lite", **given)
             found[f"{name} records"] = counted([data.train, data.val, *(side for t in data.trials() for side in t)])
-            chosen = [
-                data.train[0],
-                data.train[9],
-                data.val[13],
-                data.val[20],
-                data.test[2],
-                data.test[7],
-                data.test[700],
-            ]
+            some = ((data.train, (0, 9)), (data.val, (13, 20)), (data.test, (2, 7, 700)))
+            chosen = [side[place] for side, places in some for place in places]
             found |= named(name, crops(data, chosen if name in ("easy", "hard") else chosen[:2]))
         data = tier_dataset("standard")
         found |= named("standard", crops(data, data.test[5:15:9]))

@@ -37,11 +37,10 @@ class Costs:
         """Show the table in a notebook, which looks this method up by name."""
         rows = ["| Tier | Minutes | Peak memory | Measured on |", "|---|---|---|---|"]
         for tier in TIERS:
-            cost = self.tiers.get(tier)
-            cells = (
-                [f"{cost['minutes']:.1f}", _memory(cost), cost["device"]] if cost else ["–", "–", "not measured yet"]
-            )
-            rows.append(f"| `{tier}` | {' | '.join(cells)} |")
+            cells = "– | – | not measured yet"
+            if cost := self.tiers.get(tier):
+                cells = f"{cost['minutes']:.1f} | {_memory(cost)} | {cost['device']}"
+            rows.append(f"| `{tier}` | {cells} |")
         return "\n".join(rows)
 
 

@@ -12,12 +12,7 @@ UNANSWERED = "Not answered yet: put your answer in place of None and run this ce
 
 
 def seal(exercise: str, answer: object) -> str:
-    """Return 8 hex digits that stand for the answer to one exercise, whatever its case: "(b)", "B." and "b" are one.
-
-    Args:
-        exercise: its label.
-        answer: a letter, a short text, or a number as one would write it.
-    """
+    """Return 8 hex digits that stand for the answer to the exercise of a label: "(b)", "B." and "b" are one answer."""
     return hashlib.sha256(f"{exercise}:{str(answer).strip(' ().').lower()}".encode()).hexdigest()[:8]
 
 
@@ -33,13 +28,12 @@ def self_check(answer: object, exercise: str, sealed: str, decimals: int = 0) ->
         InputError: where the answer can be neither right nor wrong.
     """
     if answer is None:
-        print(UNANSWERED)
-        return
-    number = _is_number(answer)
-    if not number and not (isinstance(answer, str) and answer.strip()):
+        return print(UNANSWERED)
+    if _is_number(answer):
+        answer = f"{answer:.{decimals}f}" if decimals else f"{answer:g}"
+    elif not (isinstance(answer, str) and answer.strip()):
         raise InputError(f'{exercise}: {answer!r} is no answer; give a letter such as "a", or a number')
-    given = answer if not number else f"{answer:.{decimals}f}" if decimals else f"{answer:g}"
-    print("Right." if seal(exercise, given) == sealed else "Not right: read the exercise once more.")
+    print("Right." if seal(exercise, answer) == sealed else "Not right: read the exercise once more.")
 
 
 def self_check_value(answer: float | None, right: Callable[[], float], within: float) -> None:
@@ -49,8 +43,7 @@ def self_check_value(answer: float | None, right: Callable[[], float], within: f
         InputError: where the answer is no finite number.
     """
     if answer is None:
-        print(UNANSWERED)
-        return
+        return print(UNANSWERED)
     if not _is_number(answer):
         raise InputError(f"{answer!r} is no answer; give a number")
     off = answer - right()

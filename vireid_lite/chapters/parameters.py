@@ -35,30 +35,29 @@ STANDARD = {
 def read(kind: str, value: object) -> Any:
     """Read a value as what a type says, or raise ValueError that says what was expected."""
     outer, _, inner = kind.removesuffix("]").partition("[")
-    text = value if isinstance(value, str) else None
     if outer == "Optional":
-        return None if value is None or (text is not None and text.lower() in ("", "none")) else read(inner, value)
+        return None if value is None or str(value).lower() in ("", "none") else read(inner, value)
     if outer == "one_of":
-        if text not in inner.split(", "):
-            raise ValueError(f"one of {inner}")
-        return text
+        return _expected(value, value in inner.split(", "), f"one of {inner}")
     if outer == "str":
-        if not text:
-            raise ValueError("some text")
-        return text
+        return _expected(value, isinstance(value, str) and value, "some text")
     if outer == "bool":
-        if isinstance(value, bool) or (text is not None and text.lower() in ("true", "false")):
-            return str(value).lower() == "true"
-        raise ValueError("True or False")
-    if outer == "whole" and number(value, int, "a whole number") < 0:
-        raise ValueError("a whole number of at least 0")
+        word = str(value).lower() if isinstance(value, bool | str) else ""
+        return _expected(word, word in ("true", "false"), "True or False") == "true"
     if outer in ("int", "whole"):
-        return number(value, int, "a whole number")
+        found = number(value, int, "a whole number")
+        return _expected(found, outer == "int" or found >= 0, "a whole number of at least 0")
     if outer == "float":
         return number(value, float, "a number")
     if outer == "fraction":
         return fraction(value)
     raise ValueError(f"a known type in the cell tagged parameters, not {kind}")
+
+
+def _expected(value: Any, fits: object, expected: str) -> Any:
+    if not fits:
+        raise ValueError(expected)
+    return value
 
 
 def check_values(values: Mapping[str, object], own: Mapping[str, str]) -> dict[str, Any]:
@@ -84,9 +83,8 @@ def check_values(values: Mapping[str, object], own: Mapping[str, str]) -> dict[s
             raise InputError(f"{name}: expected {error}, got {values[name]!r}") from None
     found["DATASET"] = found["DATASET"] or TIERS[found["TIER"]]
     if found["DATASET"] != "synthetic" and found["DATA_ROOT"] is None:
-        raise InputError(
-            f"DATA_ROOT: {found['DATASET']} (tier {found['TIER']}) is read from your own copy; give its folder"
-        )
+        which = f"{found['DATASET']} (tier {found['TIER']})"
+        raise InputError(f"DATA_ROOT: {which} is read from your own copy; give its folder")
     return found
 
 
@@ -102,26 +100,22 @@ def check_machine(values: Mapping[str, Any]) -> torch.device:
 
     device = pick_device(values["DEVICE"])
     if values["TIER"] != "lite" and device.type == "cpu" and values["DEVICE"] != "cpu":
-        raise InputError(
-            f"TIER: {values['TIER']} is sized for a GPU, and there is none here; use lite, or set DEVICE to cpu if it"
-            " may take very long"
-        )
+        way_out = "use lite, or set DEVICE to cpu if it may take very long"
+        raise InputError(f"TIER: {values['TIER']} is sized for a GPU, and there is none here; {way_out}")
     if values["DATASET"] != "synthetic":
         try:
             load_dataset(values["DATASET"], values["DATA_ROOT"])
         except InputError as error:
-            # Readers name the command's option; here it is a parameter.
-            raise InputError(str(error).replace("--root", "DATA_ROOT")) from None
+            raise InputError(str(error).replace("--root", "DATA_ROOT")) from None  # the command's option
     return device
 
 
 def check_parameters(names: dict[str, Any], costs: Costs | None = None) -> SimpleNamespace:
-    """Check a notebook's parameters, print the device and larger tiers' costs, and return them in lower case.
+    """Check a notebook's parameters, print the device and larger tiers' costs, and return the values in lower case.
 
     Args:
-        names: the notebook's `globals()`, with the types of its tagged cell. papermill adds names it does not know as
-            plain variables, so every plain value there that is not a parameter is refused; a second run of the cell
-            looks at upper-case names only, since by then the chapter's own variables are there.
+        names: the notebook's `globals()`, with the types of its tagged cell. papermill adds names it does not know, so
+            every plain value that is no parameter is refused; in a second run of the cell, every upper-case one.
 
     Returns:
         tier, dataset, data_root (Path or None), seed, device (torch.device), out_dir (Path) and the chapter's own.
@@ -143,16 +137,14 @@ def check_parameters(names: dict[str, Any], costs: Costs | None = None) -> Simpl
         device = check_machine(values)
     except InputError as error:
         # A kernel's output is captured; its terminal is where papermill will print a traceback in a moment.
-        terminal = getattr(sys.stderr, "_original_stdstream_copy", None)
-        if terminal is not None:
+        if terminal := getattr(sys.stderr, "_original_stdstream_copy", None):
             os.write(terminal, f"\n{error}\n".encode())
         raise
     names["_parameters_checked"] = kinds
     print("\n".join(_announcement(values["TIER"], device, costs)))
-    settings = {name.lower(): value for name, value in values.items()}
-    root = values["DATA_ROOT"]
-    settings |= {"device": device, "data_root": Path(root) if root else None, "out_dir": Path(values["OUT_DIR"])}
-    return SimpleNamespace(**settings)
+    root = values["DATA_ROOT"] and Path(values["DATA_ROOT"])
+    values |= {"DEVICE": device, "DATA_ROOT": root, "OUT_DIR": Path(values["OUT_DIR"])}
+    return SimpleNamespace(**{name.lower(): value for name, value in values.items()})
 
 
 def _announcement(tier: str, device: torch.device, costs: Costs | None) -> list[str]:

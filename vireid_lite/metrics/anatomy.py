@@ -29,14 +29,7 @@ from vireid_lite.metrics.ranking import FEATURE_CHUNK, dropped, evaluate_feature
 
 
 class QueryState(NamedTuple):
-    """What one set of query features looks like, seen from the gallery and from the queries' own modality.
-
-    Attributes:
-        rank1, mAP: across the modalities, under the data set's protocol: what `evaluate` scores.
-        within_rank1, within_mAP: see `within_modality`.
-        shift, spread: see `shift_and_spread`.
-        hub_image, hub_identity, distinct: see `hubs`.
-    """
+    """Scores of queries across modalities, and what `within_modality`, `shift_and_spread` and `hubs` say of them."""
 
     rank1: float
     mAP: float
@@ -124,10 +117,10 @@ def anatomy(
             error.append((changed - images).square().mean((1, 2, 3)))
 
     def state(query: Tensor) -> QueryState:
-        scores = evaluate_features(query, gallery, *identities_and_cameras(trial), protocol=dataset.protocol)
-        within = within_modality(query, clean, identities_and_cameras(trial)[0])
-        shared = hubs(query, gallery, trial, dataset.protocol)
-        return QueryState(scores.rank1, scores.mAP, *within, *shift_and_spread(query, clean, gallery), *shared)
+        people = identities_and_cameras(trial)
+        scores = evaluate_features(query, gallery, *people, protocol=dataset.protocol)
+        within, apart = within_modality(query, clean, people[0]), shift_and_spread(query, clean, gallery)
+        return QueryState(scores.rank1, scores.mAP, *within, *apart, *hubs(query, gallery, trial, dataset.protocol))
 
     return Anatomy(
         clean=state(clean),
@@ -143,17 +136,16 @@ def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tup
     """Return rank-1 and mAP of queries ranked against the clean images of their own modality, each without itself.
 
     If these stay while the scores across modalities fall, identity is not lost, only the bridge between the two.
-    Every other image is ranked, of the same camera too, so this is a mild test. An identity with a single image has no
-    match and leaves the mean, though its image stays in the gallery; (nan, nan) where no identity has two images.
+    Images of the same camera count too, so this is a mild test; (nan, nan) where no identity has two images.
 
     Args:
         query, clean: (Q, D) features of the same images, attacked and clean.
         identities: (Q,) integers.
     """
-    if np.unique(identities).size == len(identities):
+    itself = np.arange(len(identities))
+    if np.unique(identities).size == itself.size:
         return math.nan, math.nan
     # Protocol "llcm" removes what shares identity and camera with the query: with a camera per image, that is itself.
-    itself = np.arange(len(identities))
     scores = evaluate_features(query, clean, identities, identities, itself, itself, protocol="llcm")
     return scores.rank1, scores.mAP
 
@@ -162,9 +154,8 @@ def shift_and_spread(query: Tensor, clean: Tensor, gallery: Tensor) -> tuple[flo
     """Return how far the query cloud is from the gallery's, and how wide it is, both in units of the clean width s.
 
     `shift = |mean(query) - mean(gallery)| / s`, `spread = w(query) / s`, with `w(X)^2 = mean |x - mean(X)|^2` and
-    `s^2 = (w(clean)^2 + w(gallery)^2) / 2`. One s for clean and attacked queries, so that a cloud that only shrinks
-    (spread to 0) does not seem to move.
-    nan where s is 0.
+    `s^2 = (w(clean)^2 + w(gallery)^2) / 2`; nan where s is 0. One s for clean and attacked queries, so that a cloud
+    that only shrinks (spread to 0) does not seem to move.
 
     Args:
         query, clean: (Q, D).
@@ -179,11 +170,11 @@ def shift_and_spread(query: Tensor, clean: Tensor, gallery: Tensor) -> tuple[flo
 
 
 def hubs(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") -> tuple[float, float, float]:
-    """Return how far queries share their nearest gallery image, among those the protocol keeps.
+    """Return three fractions of the number of queries: how far they share the nearest image that the protocol keeps.
 
-    Three fractions of the number of queries: the most whose nearest image is one and the same; the most whose nearest
-    image shows one person (in a perfect ranking the largest share of queries of one person); how many different images
-    are nearest to some query. Queries that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing.
+    The most whose nearest image is one and the same; the most whose nearest image shows one person (in a perfect
+    ranking the largest share of queries of one person); how many different images are nearest to some query. Queries
+    that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing.
 
     Args:
         query: (Q, D).
@@ -196,8 +187,7 @@ def hubs(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") 
         same = query_ids[rows, None] == gallery_ids
         out = dropped(protocol, same, query_cameras[rows, None], gallery_cameras)
         distance = torch.cdist(query[rows], gallery).cpu()
-        nearest.append(distance.masked_fill(torch.tensor(out), torch.inf).argmin(1))
-    nearest = torch.cat(nearest)
-    shown = torch.from_numpy(gallery_ids)[nearest]
-    images, people = (values.unique(return_counts=True)[1] for values in (nearest, shown))
-    return tuple(count / len(query) for count in (images.max().item(), people.max().item(), len(images)))
+        nearest.append(distance.masked_fill(torch.tensor(out), torch.inf).argmin(1).numpy())
+    nearest = np.concatenate(nearest)
+    images, people = (np.unique(who, return_counts=True)[1] for who in (nearest, gallery_ids[nearest]))
+    return tuple(float(count) / len(query) for count in (images.max(), people.max(), len(images)))

@@ -31,8 +31,7 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float
 
     Args:
         values: (N,) one score per valid query, or per identity.
-        identities: (N,) integers, who each value belongs to; all queries of one person stay together, because they are
-            not independent.
+        identities: (N,) integers, who each value belongs to; the queries of one person are not independent.
         counts: (N,) how many queries each value is the mean of (`PerIdentity.queries`), or None for one.
 
     Raises:
@@ -43,8 +42,6 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float
     weights = np.ones(len(values)) if counts is None else np.asarray(counts, dtype=np.float64)
     if values.ndim != 1 or weights.shape != values.shape or not np.isfinite(values).all() or not (weights > 0).all():
         raise InputError("metrics: bootstrap needs one finite value per query or identity, and positive counts if any")
-    if repeats < 2 or not 0 < level < 1:
-        raise InputError(f"metrics: bootstrap needs repeats >= 2 and 0 < level < 1, got {repeats} and {level}")
     people, member = np.unique(identities, return_inverse=True)
     if len(people) < 2:
         raise InputError("metrics: a bootstrap over identities needs at least two of them")
@@ -54,26 +51,22 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float
     return interval([sums[draw].sum() / totals[draw].sum() for draw in draws], sums.sum() / totals.sum(), level)
 
 
-def paired_bootstrap(
-    before, after, identities, counts=None, repeats: int = 2000, level: float = 0.95, seed: int = 0
-) -> Difference:
-    """Return the mean of after - before on the same queries, and its interval over resampled identities.
-
-    The other arguments and errors are those of `bootstrap`. "One is stronger" needs an interval that excludes zero.
+def paired_bootstrap(before, after, identities, counts=None, repeats=2000, level=0.95, seed=0) -> Difference:
+    """Return the mean of after - before, and its interval over resampled identities as in `bootstrap`.
 
     Args:
         before, after: (N,) scores of two conditions for the same queries (or identities) in the same order.
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    if before.shape != after.shape or before.ndim != 1:
-        raise InputError(
-            f"metrics: before and after must be (N,) on the same queries, got {before.shape}, {after.shape}"
-        )
+    if before.shape != after.shape:
+        raise InputError(f"metrics: before and after must be on the same queries, got {before.shape}, {after.shape}")
     return Difference(*bootstrap(after - before, identities, counts, repeats, level, seed))
 
 
 def interval(samples, mean: float, level: float) -> Interval:
     """Return a mean beside the bounds that hold the middle `level` of its samples."""
+    if len(samples) < 2 or not 0 < level < 1:
+        raise InputError(f"metrics: an interval needs repeats >= 2 and 0 < level < 1, got {len(samples)} and {level}")
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(mean), float(low), float(high))
 

@@ -23,15 +23,12 @@ class Evaluation:
     """One direction of one victim: the scores of every trial, their means, and chance level and minimum beside them.
 
     Attributes:
-        query_modality: of the direction.
         cmc: (max_rank,) mean over trials, fractions; cmc[0] is rank-1.
         rank1, mAP, mINP: means over trials.
-        trials: each trial's RetrievalScores.
+        trials: each trial's scores.
         chance: of the first trial's setting.
-        per_identity: mean rank-1 and AP of each identity over all its valid queries of all trials, in the order of the
-            identities' numbers.
-        query, gallery: the features that were ranked, (N, D) each, of every distinct record of all trials, in the order
-            they first occur.
+        per_identity: means over an identity's valid queries of all trials, in the order of the identities' numbers.
+        query, gallery: (N, D) the features ranked, of every distinct record of all trials, in the order they occur.
     """
 
     query_modality: Modality
@@ -87,8 +84,7 @@ def embed_store(
                     continue
                 images = store.batch(chunk, device)
                 if perturb is not None:
-                    # An attack may need gradients of its own.
-                    with torch.enable_grad():
+                    with torch.enable_grad():  # which an attack may need
                         images = perturb(images, modality)
                 embedded = model.embed(images.contiguous(memory_format=torch.channels_last), modality)
                 for row, feature in zip(chunk, embedded, strict=True):
@@ -116,11 +112,10 @@ def evaluate(
     Args:
         query_modality: None stands for the official direction.
         perturb: applied to the queries alone; the gallery stays clean, unless perturb_gallery says otherwise.
-        query_store: queries crafted beforehand, read instead of the cached clean crops; an ImageStore, or what has its
+        query_store: queries crafted beforehand, in place of the clean crops; an ImageStore, or what has its `records`,
             `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
         trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
-        clean: an evaluation of the same model on the same trials, whose gallery features and chance level are taken
-            over.
+        clean: an evaluation of the same model on the same trials, of which gallery features and chance are taken over.
 
     Raises:
         InputError: where the store lacks a query, both perturb and query_store are given, or clean does not fit or
@@ -135,26 +130,21 @@ def evaluate(
         query_features = embed_store(model, cached(dataset, queries, progress), perturb=perturb, **options)
     else:
         check_query_store(query_store, queries, perturb)
-        order = [query_store.row[record] for record in queries]
-        query_features = embed_store(model, query_store, **options)[order]
-    if clean is not None and perturb_gallery is not None:
-        raise InputError("evaluation: clean brings a clean gallery; leave it out where the gallery is perturbed")
+        query_features = in_order(embed_store(model, query_store, **options), query_store.records, queries)
     if clean is None:
         gallery_features = embed_store(model, cached(dataset, gallery, progress), perturb=perturb_gallery, **options)
         chance = ranking.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
+    elif perturb_gallery is not None:
+        raise InputError("evaluation: clean brings a clean gallery; leave it out where the gallery is perturbed")
+    elif (clean.query_modality, len(clean.query), len(clean.gallery)) != (query_modality, len(queries), len(gallery)):
+        raise InputError("evaluation: clean is of other trials; evaluate the same trials without the attack first")
     else:
-        if (clean.query_modality, len(clean.query), len(clean.gallery)) != (query_modality, len(queries), len(gallery)):
-            raise InputError("evaluation: clean is of other trials; evaluate the same trials without the attack first")
         gallery_features, chance = clean.gallery, clean.chance
-    scores = [
-        ranking.evaluate_features(
-            in_order(query_features, queries, trial.query),
-            in_order(gallery_features, gallery, trial.gallery),
-            *identities_and_cameras(trial),
-            protocol=dataset.protocol,
-        )
-        for trial in trials
-    ]
+    scores = []
+    for trial in trials:
+        found = in_order(query_features, queries, trial.query), in_order(gallery_features, gallery, trial.gallery)
+        people = identities_and_cameras(trial)
+        scores.append(ranking.evaluate_features(*found, *people, protocol=dataset.protocol))
     return Evaluation(query_modality, scores, chance, _per_identity(scores, trials), query_features, gallery_features)
 
 
@@ -173,28 +163,21 @@ def check_query_store(store: ImageStore, queries: Sequence[Record], perturb: Per
     """Raise InputError unless the store holds every query and nothing is to be perturbed a second time."""
     if perturb is not None:
         raise InputError("evaluation: perturb and query_store are two attacks on the same queries; pass one of them")
-    wanted = set(queries)
-    lacking = len(wanted - store.row.keys())
+    lacking = len(set(queries) - store.row.keys())
     if lacking:
-        raise InputError(
-            f"evaluation: query_store lacks {lacking} of {len(wanted)} queries; craft it from the queries of this trial"
-        )
+        whole = f"{lacking} of {len(set(queries))} queries"
+        raise InputError(f"evaluation: query_store lacks {whole}; craft it from the queries of this trial")
 
 
 def _per_identity(scores: list[ranking.RetrievalScores], trials: list[Trial]) -> ranking.PerIdentity:
     """Return each identity's means over the valid queries of all trials."""
-    parts = [
-        ranking.per_identity(result, identities_and_cameras(trial)[0])
-        for result, trial in zip(scores, trials, strict=True)
-    ]
-    names, member = np.unique(np.concatenate([part.identity for part in parts]), return_inverse=True)
-    weights = np.concatenate([part.queries for part in parts])
+    people = [identities_and_cameras(trial)[0] for trial in trials]
+    parts = map(ranking.per_identity, scores, people)
+    identity, rank1, ap, weights = map(np.concatenate, zip(*parts, strict=True))
+    names, member = np.unique(identity, return_inverse=True)
     queries = np.bincount(member, weights)
-    rank1, ap = (
-        np.bincount(member, weights * np.concatenate([getattr(part, field) for part in parts])) / queries
-        for field in ("rank1", "ap")
-    )
-    return ranking.PerIdentity(names, rank1, ap, queries.astype(np.int64))
+    means = [np.bincount(member, weights * values) / queries for values in (rank1, ap)]
+    return ranking.PerIdentity(names, *means, queries.astype(np.int64))
 
 
 def ranked(
@@ -207,9 +190,7 @@ def ranked(
     perturb: Perturbation | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[list[Record], list[list[Record]]]:
-    """Return some queries and, for each, its `top` nearest gallery records, for a figure of rankings.
-
-    The gallery images that the protocol drops for a query are left out.
+    """Return some queries and, for each, the `top` nearest gallery records that the protocol keeps.
 
     Args:
         queries: the records themselves, or how many to take at even distances through the trial's list.
@@ -226,8 +207,8 @@ def ranked(
     orders = torch.cdist(found, gallery).argsort(dim=1, stable=True).numpy(force=True)
     rankings = []
     for query, order in zip(queries, orders, strict=True):
-        out = ranking.dropped(dataset.protocol, people == query.identity, query.camera, cameras)
-        rankings.append([trial.gallery[place] for place in order[~out[order]][:top]])
+        kept = ~ranking.dropped(dataset.protocol, people == query.identity, query.camera, cameras)
+        rankings.append([trial.gallery[place] for place in order[kept[order]][:top]])
     return list(queries), rankings
 
 

@@ -8,14 +8,13 @@ from torch import Tensor
 from vireid_lite.errors import InputError
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian window, in pixels (Wang et al. 2004, section III-C)
-
-C1, C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
+C1, C2 = 0.01**2, 0.03**2  # of its equation 13, K1 and K2, for pixels in [0, 1]
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Return the structural similarity of each image and its reference, (N,), in [-1, 1], 1 only for equal images.
 
-    Mean over channels and over the positions where the 11x11 Gaussian window (sigma 1.5) fits, K1 = 0.01, K2 = 0.03.
+    Mean over channels and over the positions where the Gaussian window fits.
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), eq. 13.
 
     Args:
@@ -26,8 +25,8 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """
     if images.shape != reference.shape or images.ndim != 4:
         raise InputError(f"ssim: two batches (N, C, H, W) alike, got {tuple(images.shape)}, {tuple(reference.shape)}")
-    if min(images.shape[2:]) < WINDOW:
-        height, width = images.shape[2:]
+    height, width = images.shape[2:]
+    if min(height, width) < WINDOW:
         raise InputError(f"ssim: images of {height}x{width} are smaller than the {WINDOW}x{WINDOW} window; load larger")
     offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     weights = torch.softmax(-offsets.square() / (2 * SIGMA**2), 0)
@@ -35,16 +34,15 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     def band(length: int) -> Tensor:
         """Return the matrix (length, length - 10) that takes weighted means of neighbours."""
         matrix = images.new_zeros(length, length - WINDOW + 1)
-        for place in range(matrix.shape[1]):
-            matrix[place : place + WINDOW, place] = weights
+        for place, column in enumerate(matrix.T):
+            column[place : place + WINDOW] = weights
         return matrix
-
-    # A Gaussian window is a product of two: down the columns, then along the rows.
-    down, along = band(images.shape[2]).T, band(images.shape[3])
 
     def local_mean(maps: Tensor) -> Tensor:
         return down @ maps @ along
 
+    # A Gaussian window is a product of two: down the columns, then along the rows.
+    down, along = band(height).T, band(width)
     mean_x, mean_y = local_mean(images), local_mean(reference)
     variances = local_mean(images * images) - mean_x**2 + (local_mean(reference * reference) - mean_y**2)
     covariance = local_mean(images * reference) - mean_x * mean_y
@@ -53,11 +51,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each image in dB, (N,), peak 1; infinite for equal images.
-
-    Args:
-        images, reference: (N, C, H, W) float in [0, 1].
-    """
+    """Return the peak signal-to-noise ratio in dB, (N,), of images (N, C, H, W) in [0, 1]; infinite for equal ones."""
     return decibels((images - reference).square().mean((1, 2, 3)))
 
 

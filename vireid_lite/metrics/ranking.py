@@ -1,4 +1,4 @@
-"""Retrieval metrics: CMC, mAP and mINP under the official protocols, chance level, arithmetic minimum, bootstrap.
+"""Retrieval scores under the official protocols, with the chance level and the arithmetic minimum beside them.
 
 Every query is ranked against the gallery by ascending distance, ties in gallery order. The protocol decides what is
 ranked, as in the official evaluators (eval_metrics.py of AGW and of LLCM, SYSU-MM01's MATLAB scripts):
@@ -21,18 +21,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice, check_whole
 from vireid_lite.metrics.bootstrap import Interval, interval, labels
 
 PROTOCOLS = ("regdb", "sysu", "llcm")
-
 # Distances held at once, a few times over; more is no faster for a given matrix, but features are multiplied in larger
 # chunks, because every chunk of queries reads the whole gallery from memory once.
 MATRIX_CHUNK = 2**20
-
 FEATURE_CHUNK = 2**25
-
-GALLERY_BLOCK = 2**16
+FEATURE_BLOCK = 2**16  # squared at once: a gallery of a gigabyte would need a second one
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +41,7 @@ class RetrievalScores:
         mAP, mINP: mean average precision and mean inverse negative penalty (AGW, section 3.3) over valid queries.
         valid_queries: number of queries that have a match in what the protocol leaves of the gallery.
         valid: (valid_queries,) int64, their indices among all queries.
-        per_query_rank1: (valid_queries,) float64, 1 where the first image is a match, else 0.
-        per_query_ap: (valid_queries,) float64, average precision.
+        per_query_rank1, per_query_ap: (valid_queries,) float64, 1 where the first image is a match; average precision.
     """
 
     cmc: np.ndarray
@@ -71,11 +67,7 @@ class Minimum(NamedTuple):
 
 
 class ChanceScores(NamedTuple):
-    """Scores of a random ranking: mean over rankings, and the interval a single ranking's score falls into.
-
-    Attributes:
-        cmc: (max_rank,) float64, mean over rankings.
-    """
+    """Mean scores of random rankings and intervals of a single one; cmc: (max_rank,) float64, mean over rankings."""
 
     rank1: Interval
     mAP: Interval
@@ -108,7 +100,7 @@ class PerIdentity(NamedTuple):
 
 
 class _Setting(NamedTuple):
-    """Who is in the queries and the gallery, and what the protocol drops; identities are numbers 0 to I - 1."""
+    """Who is in the queries and the gallery under a protocol; identities are numbers from 0."""
 
     protocol: str
     query_identity: np.ndarray  # (Q,), -1 where the gallery has no such identity
@@ -120,33 +112,15 @@ class _Setting(NamedTuple):
     sizes: np.ndarray  # (I,)
 
 
-class _PerQuery(NamedTuple):
-    """What is known of each query, shape (Q,): rank of the first match (0 where there is none), AP, INP."""
-
-    first: np.ndarray
-    ap: np.ndarray
-    inp: np.ndarray
-
-
 def dropped(protocol: str, same, query_camera, gallery_camera) -> np.ndarray:
-    """Return which gallery images a protocol leaves out for a query; the arguments broadcast against each other.
-
-    Args:
-        same: whether query and gallery image show one person.
-    """
+    """Return which gallery images a protocol leaves out for a query, `same` where both show one person; broadcasts."""
     if protocol == "llcm":
         return same & (query_camera == gallery_camera)
     return (query_camera == 3) & (gallery_camera == 2) & (protocol == "sysu")
 
 
 def evaluate(
-    distance,
-    query_ids,
-    gallery_ids,
-    query_cameras=None,
-    gallery_cameras=None,
-    protocol: str = "regdb",
-    max_rank: int = 20,
+    distance, query_ids, gallery_ids, query_cameras=None, gallery_cameras=None, protocol="regdb", max_rank=20
 ) -> RetrievalScores:
     """Score a distance matrix exactly as the official evaluators do, a chunk of queries at a time.
 
@@ -156,33 +130,30 @@ def evaluate(
         distance: (Q, G) array or tensor of finite numbers, smaller is closer.
         query_ids, query_cameras: (Q,) integers.
         gallery_ids, gallery_cameras: (G,) integers; cameras are needed for "sysu" and "llcm", ignored for "regdb".
+        protocol: one of PROTOCOLS.
 
     Raises:
         InputError: on distances that are not finite, shapes that do not fit, missing cameras, an unknown protocol, or
             where no query has a match.
     """
-    if not isinstance(distance, torch.Tensor):
-        distance = np.asarray(distance)
-        if distance.dtype.kind not in "fiub":
-            raise InputError(f"metrics: distance must be real numbers, got dtype {distance.dtype}")
-    if len(distance.shape) != 2:
-        raise InputError(f"metrics: distance must have shape (queries, gallery), got {tuple(distance.shape)}")
-    queries, gallery = distance.shape
-    setting = _setting(queries, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
+    if isinstance(distance, torch.Tensor):
+        distance = (distance.float() if distance.dtype == torch.bfloat16 else distance).numpy(force=True)
+    distance = np.asarray(distance)
+    if distance.dtype.kind not in "fiub":
+        raise InputError(f"metrics: distance must be real numbers, got dtype {distance.dtype}")
+    if distance.ndim != 2:
+        raise InputError(f"metrics: distance must have shape (queries, gallery), got {distance.shape}")
+    setting = _setting(distance.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol)
 
     def block(start: int, stop: int) -> np.ndarray:
-        rows = distance[start:stop]
-        if isinstance(rows, torch.Tensor):
-            rows = rows.detach().cpu()
-            rows = (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
-        dtype = np.float32 if rows.dtype.kind == "f" and rows.dtype.itemsize <= 4 else np.float64
-        rows = np.asarray(rows, dtype=dtype)
-        if not np.isfinite(rows).all():
-            row = start + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+        rows = distance[start:stop].astype(np.result_type(distance, np.float32), copy=False)
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            row = start + finite.argmin()
             raise InputError(f"metrics: distance row {row} is not finite; check the features it was computed from")
         return rows
 
-    return _summary(_rank(setting, block, max(1, MATRIX_CHUNK // gallery)), max_rank, protocol)
+    return _scores(_rank(setting, block, max(1, MATRIX_CHUNK // distance.shape[1])), max_rank, protocol)
 
 
 @torch.no_grad()
@@ -197,43 +168,31 @@ def evaluate_features(
     max_rank: int = 20,
     chunk_size: int | None = None,
 ) -> RetrievalScores:
-    """Rank by Euclidean distance between features without ever holding the (Q, G) matrix.
-
-    The other arguments, the result and the errors are those of `evaluate`; features that are not finite raise
-    InputError.
+    """Rank by Euclidean distance between features without ever holding the (Q, G) matrix; all else as in `evaluate`.
 
     Args:
-        query: (Q, D).
-        gallery: (G, D) arrays or tensors; distances are computed on the gallery's device, in float32 (in float64 if
-            both are).
+        query, gallery: (Q, D) and (G, D) arrays or tensors, finite; distances are computed on the gallery's device, in
+            float32, or in float64 if both are.
         chunk_size: queries per chunk; None chooses one that holds about 2**25 distances.
     """
     query, gallery = (x if isinstance(x, torch.Tensor) else np.asarray(x) for x in (query, gallery))
-    if len(query.shape) != 2 or len(gallery.shape) != 2 or query.shape[1] != gallery.shape[1]:
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         shapes = f"{tuple(query.shape)} and {tuple(gallery.shape)}"
         raise InputError(f"metrics: query and gallery must be (Q, D) and (G, D) features, got {shapes}")
     count = len(gallery)
-    setting = _setting(len(query), count, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
-    if chunk_size is None:
-        chunk_size = max(1, FEATURE_CHUNK // count)
-    elif chunk_size < 1:
-        raise InputError(f"metrics: chunk_size must be at least 1, got {chunk_size}")
+    setting = _setting((len(query), count), query_ids, gallery_ids, query_cameras, gallery_cameras, protocol)
+    chunk_size = max(1, FEATURE_CHUNK // count) if chunk_size is None else chunk_size
+    check_whole("metrics", "chunk_size", chunk_size, 1)
     dtype = torch.float64 if all("float64" in str(x.dtype) for x in (query, gallery)) else torch.float32
     device = gallery.device if isinstance(gallery, torch.Tensor) else torch.device("cpu")
-    blocks = [slice(start, min(start + GALLERY_BLOCK, count)) for start in range(0, count, GALLERY_BLOCK)]
-    # Block by block: one pass over a gallery of a gigabyte would need a second one for its temporary.
-    norms = torch.cat([_features(gallery, rows, dtype, device, "gallery").square().sum(1) for rows in blocks])
+    gallery, squares = _features(gallery, "gallery", dtype, device)
+    query, _ = _features(query, "query", dtype, device)
 
     def block(start: int, stop: int) -> np.ndarray:
-        features = _features(query, slice(start, stop), dtype, device, "query")
-        distance = torch.empty(len(features), count, dtype=dtype, device=device)
-        for rows in blocks:
-            # |g|^2 - 2 q.g orders the gallery as the Euclidean distance does: |q|^2 is one constant per query.
-            part = _features(gallery, rows, dtype, device, None)
-            torch.addmm(norms[rows], features, part.T, alpha=-2, out=distance[:, rows])
-        return distance.cpu().numpy()
+        # |g|^2 - 2 q.g orders the gallery as the Euclidean distance does: |q|^2 is one constant per query.
+        return torch.addmm(squares, query[start:stop], gallery.T, alpha=-2).cpu().numpy()
 
-    return _summary(_rank(setting, block, chunk_size), max_rank, protocol)
+    return _scores(_rank(setting, block, chunk_size), max_rank, protocol)
 
 
 def chance(
@@ -249,49 +208,39 @@ def chance(
 ) -> ChanceLevel:
     """Simulate rankings without information, and compute the least any ranking can score, in one setting.
 
-    Identities, cameras, protocol, max_rank: as in `evaluate`.
+    Identities, cameras, protocol, max_rank and errors: as in `evaluate`.
 
     Args:
-        repeats: random rankings of the whole query set.
+        repeats: random rankings of the whole query set, at least 2.
         level: coverage of the interval of one ranking's score.
-
-    Raises:
-        InputError: as `evaluate` does.
     """
-    ids, gallery_ids = labels(query_ids, "query_ids"), labels(gallery_ids, "gallery_ids")
-    queries, gallery = len(ids), len(gallery_ids)
-    setting = _setting(queries, gallery, ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
-    if repeats < 2 or not 0 < level < 1:
-        raise InputError(f"metrics: chance needs repeats >= 2 and 0 < level < 1, got {repeats} and {level}")
-    rng = np.random.default_rng(seed)
-    chunk = max(1, MATRIX_CHUNK // gallery)
+    gallery = len(gallery_ids)
+    setting = _setting((len(query_ids), gallery), query_ids, gallery_ids, query_cameras, gallery_cameras, protocol)
+    rng, chunk = np.random.default_rng(seed), max(1, MATRIX_CHUNK // gallery)
 
-    def independent() -> RetrievalScores:
-        per_query = _rank(setting, lambda start, stop: rng.random((stop - start, gallery), dtype=np.float32), chunk)
-        return _summary(per_query, max_rank, protocol)
+    def independent() -> tuple[np.ndarray, ...]:
+        return _rank(setting, lambda start, stop: rng.random((stop - start, gallery), dtype=np.float32), chunk)
 
     # With one shared order, queries of one identity and camera score alike, so each such pair is ranked once.
     pairs = np.stack([setting.query_identity, setting.query_camera])
-    (identity, camera), inverse = np.unique(pairs, axis=1, return_inverse=True)
-    distinct = setting._replace(query_identity=identity, query_camera=camera)
+    (identity, camera), pair = np.unique(pairs, axis=1, return_inverse=True)
+    distinct, pair = setting._replace(query_identity=identity, query_camera=camera), pair.ravel()
 
-    def collapsed() -> RetrievalScores:
-        scores = rng.random(gallery, dtype=np.float32)
-        per_query = _rank(distinct, lambda start, stop: np.broadcast_to(scores, (stop - start, gallery)), chunk)
-        return _summary(_PerQuery(*(values[inverse.ravel()] for values in per_query)), max_rank, protocol)
+    def collapsed() -> tuple[np.ndarray, ...]:
+        order = rng.random(gallery, dtype=np.float32)
+        ranks = _rank(distinct, lambda start, stop: np.broadcast_to(order, (stop - start, gallery)), chunk)
+        return tuple(values[pair] for values in ranks)
 
-    def simulate(ranking: Callable[[], RetrievalScores]) -> ChanceScores:
-        runs = [ranking() for _ in range(repeats)]
+    def simulate(ranking: Callable[[], tuple[np.ndarray, ...]]) -> ChanceScores:
+        runs = [_scores(ranking(), max_rank, protocol) for _ in range(repeats)]
         columns = [[getattr(run, name) for run in runs] for name in ("rank1", "mAP", "mINP")]
         return ChanceScores(*(interval(x, np.mean(x), level) for x in columns), np.mean([x.cmc for x in runs], axis=0))
 
-    return ChanceLevel(simulate(independent), simulate(collapsed), _minimum(setting))
+    return ChanceLevel(simulate(independent), simulate(collapsed), _minimum(distinct, pair))
 
 
 def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
-    """Return each identity's mean rank-1 and AP over its valid queries, in ascending order of identity.
-
-    An identity without a valid query is left out.
+    """Return each identity's mean rank-1 and AP over its valid queries; one without any is left out.
 
     Args:
         query_ids: (Q,) integers, as given to `evaluate`.
@@ -304,27 +253,24 @@ def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
     return PerIdentity(identity, rank1, ap, queries)
 
 
-def _features(values, rows: slice, dtype: torch.dtype, device: torch.device, check: str | None) -> torch.Tensor:
-    """Return some rows of the features, (rows, D), refusing what is not finite if `check` names them."""
-    part = values[rows]
-    if not isinstance(part, torch.Tensor):
-        part = torch.from_numpy(part if part.flags.writeable else part.copy())  # torch warns about read-only memory
-    part = part.to(device, dtype)
-    if check and not (finite := part.square().sum(1).isfinite()).all():  # also refuses what overflows when squared
-        row = rows.start + int((~finite).nonzero()[0])
-        raise InputError(f"metrics: {check} feature {row} is not finite; check the model or the images it embedded")
-    return part
+def _features(values, name: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features (N, D) and their squared lengths (N,), refusing what is not finite, or overflows when squared."""
+    if not isinstance(values, torch.Tensor):  # torch warns about read-only memory
+        values = torch.from_numpy(values if values.flags.writeable else values.copy())
+    values = values.to(device, dtype)
+    squares = torch.cat([part.square().sum(1) for part in values.split(FEATURE_BLOCK)])
+    finite = squares.isfinite()
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"metrics: {name} feature {row} is not finite; check the model or the images it embedded")
+    return values, squares
 
 
-def _setting(
-    queries: int, gallery: int, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol: str, max_rank: int
-) -> _Setting:
+def _setting(shape: tuple[int, int], query_ids, gallery_ids, query_cameras, gallery_cameras, protocol: str) -> _Setting:
     """Check identities and cameras against the shape of the ranking, and sort the gallery by identity."""
-    if protocol not in PROTOCOLS:
-        raise InputError(f"metrics: unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-    if max_rank < 1:
-        raise InputError(f"metrics: max_rank must be at least 1, got {max_rank}")
-    if queries == 0 or gallery == 0:
+    check_choice("metrics", "protocol", protocol, PROTOCOLS)
+    queries, gallery = shape
+    if 0 in shape:
         raise InputError(f"metrics: nothing to rank: {queries} queries, {gallery} gallery images")
     query_ids, gallery_ids = labels(query_ids, "query_ids", queries), labels(gallery_ids, "gallery_ids", gallery)
     query_camera, gallery_camera = np.zeros(queries, np.int64), np.zeros(gallery, np.int64)
@@ -341,125 +287,104 @@ def _setting(
     return _Setting(protocol, query_identity, query_camera, gallery_identity, gallery_camera, order, starts, sizes)
 
 
-def _own(setting: _Setting, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the gallery indices of some queries' own identity and two masks: which are no padding, which are ranked.
+def _own(setting: _Setting) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gallery indices of each query's own identity, padded, and which of them are ranked.
 
-    All have shape (q, P), P being the most images one of these queries' identities has.
+    Both have shape (Q, P), P being the most images one of the queries' identities has, at least 1.
     """
-    identity, camera = setting.query_identity[rows], setting.query_camera[rows, None]
-    sizes = np.where(identity >= 0, setting.sizes[identity], 0)
-    column = np.arange(sizes.max())
-    own = column < sizes[:, None]
-    index = setting.order[np.where(own, setting.starts[identity][:, None] + column, 0)]
-    return index, own, own & ~dropped(setting.protocol, True, camera, setting.gallery_camera[index])
+    sizes = np.where(setting.query_identity >= 0, setting.sizes[setting.query_identity], 0)[:, None]
+    column = np.arange(max(1, sizes.max()))
+    index = setting.order[np.where(column < sizes, setting.starts[setting.query_identity][:, None] + column, 0)]
+    out = dropped(setting.protocol, True, setting.query_camera[:, None], setting.gallery_camera[index])
+    return index, (column < sizes) & ~out
 
 
-def _rank(setting: _Setting, block: Callable[[int, int], np.ndarray], chunk: int) -> _PerQuery:
-    """Rank all queries; `block(start, stop)` gives their finite distances, (stop - start, G)."""
-    queries = len(setting.query_identity)
-    parts = [
-        _rank_chunk(setting, start, block(start, min(start + chunk, queries))) for start in range(0, queries, chunk)
-    ]
-    return _PerQuery(*map(np.concatenate, zip(*parts, strict=True)))
+def _rank(setting: _Setting, block: Callable[[int, int], np.ndarray], chunk: int) -> tuple[np.ndarray, ...]:
+    """Return each query's rank of the first match, 0 where there is none, its AP and its INP, all (Q,).
+
+    Args:
+        block: returns the finite distances (stop - start, G) of the queries from `start` to `stop`.
+    """
+    parts, queries = [], len(setting.query_identity)
+    for start in range(0, queries, chunk):
+        rows = slice(start, min(start + chunk, queries))
+        some = {name: getattr(setting, name)[rows] for name in ("query_identity", "query_camera")}
+        parts.append(_rank_chunk(setting._replace(**some), block(rows.start, rows.stop)))
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _rank_chunk(setting: _Setting, start: int, distance: np.ndarray) -> _PerQuery:
-    """Rank the queries from `start` on by their distances (q, G); what the protocol drops is set to infinity."""
+def _rank_chunk(setting: _Setting, distance: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rank all queries of a setting by their distances (Q, G); what the protocol drops is set to infinity."""
     queries, gallery = distance.shape
-    index, own, kept = _own(setting, slice(start, start + queries))
-    count = kept.sum(axis=1)
-    if not count.any():
-        return _PerQuery(np.zeros(queries, np.int64), np.zeros(queries), np.zeros(queries))
     row = np.arange(queries)[:, None]
-    if setting.protocol == "sysu":
-        camera = setting.query_camera[start : start + queries, None]
-        out = dropped("sysu", False, camera, setting.gallery_camera)
+    index, kept = _own(setting)
+    if setting.protocol != "regdb":
+        same = setting.protocol == "llcm" and setting.query_identity[:, None] == setting.gallery_identity
+        out = dropped(setting.protocol, same, setting.query_camera[:, None], setting.gallery_camera)
         distance = np.where(out, distance.dtype.type(np.inf), distance)
-    elif setting.protocol == "llcm":  # what is dropped is the query's own identity
-        distance = distance.copy()
-        who, which = np.nonzero(own & ~kept)
-        distance[who, index[who, which]] = np.inf
-
     positive = np.where(kept, distance[row, index], np.inf)
     # Single precision sorts twice as fast, and keeps the order up to ties, which the distances themselves resolve.
     with np.errstate(over="ignore"):
-        ordered, key = distance.astype(np.float32), positive.astype(np.float32)
+        ordered, key = (values.astype(np.float32, order="C") for values in (distance, positive))
     ordered.sort(axis=1)
-    closer = _search(ordered, key)
+    closer = torch.searchsorted(torch.from_numpy(ordered), torch.from_numpy(key)).numpy()
     tied = kept & (closer + 1 < gallery) & (ordered[row, np.minimum(closer + 1, gallery - 1)] == key)
     for i, j in zip(*np.nonzero(tied), strict=True):
         earlier = distance[i, : index[i, j]] == positive[i, j]
         closer[i, j] = np.count_nonzero(distance[i] < positive[i, j]) + np.count_nonzero(earlier)
 
     rank = np.where(kept, closer + 1, np.iinfo(np.int64).max)
-    nearest = rank.argmin(axis=1)
+    nearest = rank.argmin(axis=1)[:, None]
     rank.sort(axis=1)
-    nth = np.arange(1, rank.shape[1] + 1)
+    count = kept.sum(axis=1)
     matched = np.maximum(count, 1)
+    nth = np.arange(1, rank.shape[1] + 1)
     ap = (nth / rank).sum(axis=1, where=nth <= count[:, None]) / matched
     inp = count / rank[row[:, 0], matched - 1]
     first = rank[:, 0]
     if setting.protocol != "regdb":
-        nearest = nearest[:, None]
-        first = 1 + _identities_ahead(
-            setting, distance, positive[row, nearest], index[row, nearest], tied[row, nearest]
-        )
-    return _PerQuery(np.where(count > 0, first, 0), ap, np.where(count > 0, inp, 0.0))
-
-
-def _search(ordered: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Count the numbers below each key, (q, P), in its row of `ordered`, (q, G) ascending, by binary search."""
-    queries, gallery = ordered.shape
-    row, below = np.arange(queries)[:, None] * gallery, np.zeros(key.shape, np.int64)
-    step = 1 << (gallery.bit_length() - 1)
-    while step:  # torch.searchsorted is no faster, and waits for its threads on a busy machine
-        trial = below + step
-        smaller = ordered.ravel()[row + np.minimum(trial, gallery) - 1] < key
-        below = np.where(smaller & (trial <= gallery), trial, below)
-        step >>= 1
-    return below
+        match = (values[row, nearest] for values in (positive, index, tied))
+        first = 1 + _identities_ahead(setting, distance, *match)
+    return np.where(count > 0, first, 0), ap, inp
 
 
 def _identities_ahead(setting: _Setting, distance, match, place, tied) -> np.ndarray:
-    """Count the identities with an image ranked before the query's first match: (q,) from distances (q, G).
+    """Count, (Q,), the identities with an image ranked before the query's first match.
 
     Args:
-        match, place, tied: (q, 1) distance of the first match, its place in the gallery, whether another image ties it.
+        match, place, tied: (Q, 1) distance of the first match, its place in the gallery, whether another image ties it.
     """
     ahead = distance < match
     rows = np.flatnonzero(tied)
     ahead[rows] |= (distance[rows] == match[rows]) & (np.arange(distance.shape[1]) < place[rows])
-    if (np.diff(setting.order) < 0).any():
-        ahead = ahead[:, setting.order]
-    return np.logical_or.reduceat(ahead, setting.starts, axis=1).sum(axis=1)
+    return np.logical_or.reduceat(ahead[:, setting.order], setting.starts, axis=1).sum(axis=1)
 
 
-def _summary(per_query: _PerQuery, max_rank: int, protocol: str) -> RetrievalScores:
-    valid = np.flatnonzero(per_query.first)
+def _scores(ranks: tuple[np.ndarray, ...], max_rank: int, protocol: str) -> RetrievalScores:
+    """Return the scores of what `_rank` found."""
+    check_whole("metrics", "max_rank", max_rank, 1)
+    valid = np.flatnonzero(ranks[0])
     if not len(valid):
-        queries = len(per_query.first)
-        raise InputError(f"metrics: none of {queries} queries has a match in the gallery under protocol {protocol}")
-    first, ap = per_query.first[valid], per_query.ap[valid]
-    cmc = np.cumsum(np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]) / len(valid)
-    inp = per_query.inp[valid]
-    return RetrievalScores(cmc, float(ap.mean()), float(inp.mean()), len(valid), valid, (first == 1).astype(float), ap)
+        queries = f"none of {len(ranks[0])} queries"
+        raise InputError(f"metrics: {queries} has a match in the gallery under protocol {protocol}")
+    first, ap, inp = (values[valid] for values in ranks)
+    found = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1:-1]
+    cmc, rank1 = np.cumsum(found) / len(valid), (first == 1).astype(float)
+    return RetrievalScores(cmc, float(ap.mean()), float(inp.mean()), len(valid), valid, rank1, ap)
 
 
-def _minimum(setting: _Setting) -> Minimum:
-    """Return the scores when every positive is ranked last: with n ranked and P positives, the k-th at n - P + k."""
-    identity, camera = setting.query_identity, setting.query_camera
-    cameras, member = np.unique(camera, return_inverse=True)
-    others = ~dropped(setting.protocol, False, cameras[:, None], setting.gallery_camera)
-    ranked, matches = others.sum(axis=1)[member], np.zeros(len(identity), np.int64)
-    rows = max(1, MATRIX_CHUNK // int(setting.sizes.max()))
-    for start in range(0, len(identity), rows):
-        matches[start : start + rows] = _own(setting, slice(start, start + rows))[2].sum(axis=1)
-    if setting.protocol == "llcm":
-        ranked -= np.where(identity >= 0, setting.sizes[identity], 0) - matches
-    (ranked, matches), queries = np.unique(np.stack([ranked, matches])[:, matches > 0], axis=1, return_counts=True)
-    ap = [
-        (k / (n - k[-1] + k)).mean()
-        for n, k in ((n, np.arange(1, p + 1)) for n, p in zip(ranked, matches, strict=True))
-    ]
-    rank1, mAP, mINP = (float(np.average(x, weights=queries)) for x in (ranked == matches, ap, matches / ranked))
-    return Minimum(rank1, mAP, mINP)
+def _minimum(setting: _Setting, member: np.ndarray) -> Minimum:
+    """Return the scores when every positive is ranked last: with n ranked and P positives, the k-th at n - P + k.
+
+    `setting` holds distinct queries, `member`, (Q,), which of them each query is.
+    """
+    matches = _own(setting)[1].sum(axis=1)
+    cameras, images = np.unique(setting.gallery_camera, return_counts=True)
+    ranked = images.sum() - dropped(setting.protocol, False, setting.query_camera[:, None], cameras) @ images
+    if setting.protocol == "llcm":  # drops no other person's image
+        ranked -= np.where(setting.query_identity >= 0, setting.sizes[setting.query_identity], 0) - matches
+    pairs = np.stack([ranked, matches])[:, member]
+    (ranked, matches), queries = np.unique(pairs[:, pairs[1] > 0], axis=1, return_counts=True)
+    places = [np.arange(1, matched + 1) for matched in matches]
+    ap = [(k / (n - k[-1] + k)).mean() for n, k in zip(ranked, places, strict=True)]
+    return Minimum(*(float(np.average(x, weights=queries)) for x in (ranked == matches, ap, matches / ranked)))
