@@ -126,7 +126,7 @@ def test_the_notes_hold_machine_versions_steps_and_every_ratio(ran):
     ms = {name: value["ms"] for name, value in training["measured"].items()}
     # A throughput: the bare step's time over ours. A cost: our time over the bare passes'.
     whole = training["ratios"]["training step over bare"]
-    assert whole == pytest.approx(ms["bare step, same shape"] / ms["training step"], rel=1e-2)
+    assert whole == pytest.approx(ms["bare step"] / ms["training step"], rel=1e-2)
     assert training["kept"] == {"training step over bare": whole >= 0.85}
     ms = {name: value["ms"] for name, value in crafting["measured"].items()}
     cost = crafting["ratios"]["crafting step over bare"]
@@ -150,12 +150,12 @@ def test_a_second_call_makes_what_is_missing_and_nothing_else(gpu, ran, capsys):
     scores = read_card(out / lost)["scores"]
     (out / lost).unlink()
     assert gpu.main([*TOY, "--out", str(out)]) == 0
-    assert re.findall(r"s left\] (.*?):", capsys.readouterr().out) == ["easy render", "easy uap"]
+    assert re.findall(r"^(.*): .* done$", capsys.readouterr().out, re.MULTILINE) == ["easy render", "easy UAP"]
     assert read_card(out / lost)["scores"] == scores
     after = {name: (out / name).stat().st_mtime_ns for name in cards_of(out)}
     assert {name for name in after if after[name] != before[name]} == {lost}
     assert gpu.main([*TOY, "--out", str(out)]) == 0
-    assert not re.findall(r"s left\]", capsys.readouterr().out)
+    assert "done" not in capsys.readouterr().out
 
 
 def test_the_shell_script_hands_over_seed_folder_start_and_path(tmp_path):
@@ -173,51 +173,30 @@ def test_the_shell_script_hands_over_seed_folder_start_and_path(tmp_path):
     assert (where, flag) == (str(ROOT), "-c")
     assert path.split(":") == [str(ROOT), str(ROOT / "benchmarks")]
     compile(code, "gpu.sh", "exec")
-    assert given[:5] == ["--seed", "7", "--out", str(tmp_path / "cards"), "--started"]
-    assert abs(int(given[5]) - time.time()) < 60
-    assert given[6:] == ["--only", "hard", "--toy"]
+    assert given == ["--seed", "7", "--out", str(tmp_path / "cards"), "--only", "hard", "--toy"]
     assert called()[4:8] == ["--seed", "0", "--out", str(tmp_path / "_build" / "gpu")]
 
 
-def test_attacks_are_never_added_to_a_victim_that_is_gone(gpu, ran, tmp_path, monkeypatch, capsys):
-    out, _, _ = ran
-    monkeypatch.setenv("VIREID_CACHE", str(tmp_path))
-    card = next(path for path in out.glob("*.json") if "sign-noise" in path.name)
-    kept = card.read_bytes()
-    card.unlink()
-    monkeypatch.setattr(gpu, "render", lambda run, workers: 1)
-    try:
-        assert gpu.main([*TOY, "--out", str(out)]) == 0
-    finally:
-        card.write_bytes(kept)
-    assert "its victim is not in VIREID_CACHE any more" in capsys.readouterr().out
-    assert not list(tmp_path.glob("victims/*"))
-
-
-def test_steps_that_do_not_fit_are_skipped_stopped_or_noted_as_failed(gpu, tmp_path, capsys):
+def test_steps_are_stopped_by_the_budget_or_noted_as_failed(gpu, tmp_path):
     facts = {"machine": {}, "seed": 0, "toy": True, "compute": {}}
-    session = gpu.Session(tmp_path / "gpu-s0.json", torch.device("cpu"), time.time() + 1.5, facts)
-    assert session.step("long", lambda: pytest.fail("it ran"), estimate=60) is None
-    assert session.step("right", lambda: "result", 0.001, "kind") == "result"
+    session = gpu.Session(tmp_path / "gpu-s0.json", torch.device("cpu"), facts)
 
     def fails():
-        raise RuntimeError("no kernel for this\nsecond line")
+        raise RuntimeError("no kernel for this")
 
-    assert session.step("wrong", fails) is None
+    session.step("right", lambda: None)
+    session.step("wrong", fails)
     with pytest.raises(gpu.OutOfTime), gpu.alarm(0.3):
         session.step("slow", lambda: time.sleep(30))
     steps = json.loads((tmp_path / "gpu-s0.json").read_text())["steps"]
     ends = {name: step["end"] for name, step in steps.items()}
-    assert ends == {"right": "done", "wrong": "failed: RuntimeError: no kernel for this", "slow": "stopped"}
+    assert ends == {
+        "right": "done",
+        "wrong": "failed: RuntimeError: no kernel for this",
+        "slow": "stopped by the budget",
+    }
     assert steps["slow"]["seconds"] < 5
     assert session.failed
-    said = capsys.readouterr().out
-    assert "skipped long: about 60 s" in said
-    assert "skipped slow: stopped by the budget" in said
-    # What a kind of step takes longer than estimated is learned: the next one no longer fits.
-    session.deadline = time.time() + 5
-    session.step("first", lambda: time.sleep(0.5), 0.01, "universal")
-    assert session.step("second", lambda: pytest.fail("it ran"), 0.2, "universal") is None
 
 
 def test_a_variant_warms_up_and_then_takes_its_turn_in_every_round(gpu):
@@ -237,11 +216,9 @@ def test_a_budget_that_is_over_keeps_the_files_and_says_how_to_go_on(gpu, tmp_pa
 
 def test_what_cannot_be_is_one_line_and_exit_code_2(gpu, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "gpu-s3.json").write_text("{")
     for arguments, line in (
         (["--out", str(tmp_path / "a")], "no GPU is here; --toy"),
         ([*TOY, "--out", str(tmp_path / "b"), "--minutes", "0"], "--minutes must be above 0"),
-        ([*TOY, "--out", str(tmp_path)], "is no notes of this script"),
     ):
         assert gpu.main(arguments) == 2
         error = capsys.readouterr().err
@@ -249,17 +226,15 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(gpu, tmp_path, capsys, monke
         assert error.count("\n") == 1
 
 
-def test_the_bare_network_of_the_same_shape_has_the_victim_s_maps(gpu):
+def test_the_bare_network_has_the_victim_s_maps(gpu):
     maps = []
     with torch.device("meta"):  # shapes alone
-        for same_shape in (True, False):
-            bare = gpu.bare_network(False, 5, same_shape, torch.device("meta"))
-            bare.layer4.register_forward_hook(lambda module, arguments, output: maps.append(output.shape))
-            bare(torch.rand(2, 3, 256, 128))
+        bare = gpu.bare_network(False, 5, torch.device("meta"))
+        bare.layer4.register_forward_hook(lambda module, arguments, output: maps.append(output.shape))
+        bare(torch.rand(2, 3, 256, 128))
         victim = models.build("agw", 5, "resnet50")
         found = victim.feature_map(torch.rand(2, 3, 256, 128), Modality.VISIBLE).shape
-    assert maps == [found, torch.Size([2, 2048, 8, 4])]
-    assert found == (2, 2048, 16, 8)
+    assert maps == [found] == [(2, 2048, 16, 8)]
 
 
 def test_the_shipped_rows_are_the_lite_campaigns_settings_at_both_difficulties(gpu):

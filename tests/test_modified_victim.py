@@ -89,7 +89,7 @@ def test_a_second_call_loads(small, monkeypatch):
     modification = Modification(epochs=1)
     first = train_modified_victim(RECIPE, small, modification, seed=2, **QUIET)
     assert torch.equal(torch.get_rng_state(), drawn)
-    monkeypatch.setattr(modified_victim, "train", lambda *_, **options: pytest.fail("it was trained again"))
+    monkeypatch.setattr(modified_victim, "trained_card", lambda *_, **options: pytest.fail("it was trained again"))
     again = train_modified_victim(RECIPE, small, modification, seed=2, **QUIET)
     assert same(weights(first.model), weights(again.model))
     assert again.card == first.card
@@ -106,9 +106,9 @@ def test_it_starts_from_the_victim_or_from_nothing(small, monkeypatch):
 
     def keep(model, *arguments, **options):
         started[len(started)] = weights(model)
-        return []
+        return {"key": options["key"]}
 
-    monkeypatch.setattr(modified_victim, "train", keep)
+    monkeypatch.setattr(modified_victim, "trained_card", keep)
     usual, _ = load_or_train(RECIPE, small, seed=2, **QUIET)
     for start in ("victim", "scratch"):
         train_modified_victim(RECIPE, small, Modification(start=start, alpha=0.3), seed=2, **QUIET)
@@ -215,13 +215,13 @@ def test_each_loss_is_what_its_name_says(small):
 
 @pytest.mark.parametrize("attention", ["fsam", "se", "eca"])
 def test_the_modules_train(small, attention, tmp_path, monkeypatch):
-    real, drawn = modified_victim.train, {}
+    real, drawn = modified_victim.trained_card, {}
 
     def watched(model, *arguments, **options):
         drawn.update(weights(model))
         return real(model, *arguments, **options)
 
-    monkeypatch.setattr(modified_victim, "train", watched)
+    monkeypatch.setattr(modified_victim, "trained_card", watched)
     modification = Modification(attention=attention, epochs=1)
     found = train_modified_victim(RECIPE, small, modification, seed=2, folder=tmp_path, **QUIET)
     trained = weights(found.model)

@@ -15,20 +15,13 @@ from vireid_lite.errors import InputError, check_choice
 def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
     """Return the sum over a batch's identities of `|c_visible - c_infrared|^2`, c the mean feature of one modality.
 
-    Summed over identities and dimensions, as published, so it grows with the number of identities in a batch. Of
-    features side by side (PCB's stripes) it is the sum of the losses of each. The published training gives it features
-    of length 1, no threshold, and weight 0.5 beside an identity loss, with 4 identities in a batch.
+    Summed over identities and dimensions, as published, so it grows with their number. Of features side by side (PCB's
+    stripes) it is the sum of the losses of each. The published training gives it features of length 1, no threshold,
+    and weight 0.5 beside an identity loss, with 4 identities in a batch.
+    Features are (N, D), labels and modality (N,), the modality on the CPU. Every identity needs both modalities,
+    otherwise the loss is NaN (checking would make the GPU wait).
     Source: Zhu et al., "Hetero-center loss for cross-modality person re-identification", Neurocomputing 2020, and its
     code (heterogeneity_loss.py, train.py).
-
-    Args:
-        features: (N, D) float.
-        labels: (N,) int64, on the features' device.
-        modality: (N,), 0 visible and 1 infrared; keep it on the CPU. Every identity needs both modalities, otherwise
-            the loss is NaN (checking would make the GPU wait).
-
-    Raises:
-        InputError: for other shapes.
     """
     _check("hetero_centre_loss", features, labels, modality)
     of_infrared = (modality == Modality.INFRARED).to(features.device, non_blocking=True)
@@ -44,8 +37,7 @@ def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Te
 def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the mean cross-entropy of `logits` (N, num_identities) against contiguous int64 `labels` (N,).
 
-    Args:
-        smoothing: share of each target spread evenly over all identities; 0 as published.
+    `smoothing` is the share of each target spread evenly over all identities; 0 as published.
     """
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
@@ -58,12 +50,9 @@ def weighted_regularised_triplet(features: Tensor, labels: Tensor) -> Tensor:
     computes exp(-d) without a shift and adds 1e-6 to the sum, so beyond d of about 15 its negatives attract; the masked
     softmax here does not underflow. A negative more than 1 farther than d_n still has a (small) attracting gradient,
     which is the loss as defined; all negatives together always repel.
+    Features are (N, D), pooled and not normalised; every label (N,) needs another one like it in the batch, otherwise
+    the loss is NaN (checking would make the GPU wait).
     Source: Ye et al., "Deep Learning for Person Re-identification", section 4, AGW loss.py:61-106.
-
-    Args:
-        features: (N, D) float, pooled and not normalised.
-        labels: (N,) int64; every label needs another one in the batch, otherwise the loss is NaN (checking would make
-            the GPU wait).
     """
     furthest_positive, closest_negative = _soft_extremes(*_distances(features, labels))
     return F.softplus(furthest_positive - closest_negative).mean()
@@ -85,11 +74,8 @@ def adp_triplet(features: Tensor, labels: Tensor) -> Tensor:
 def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tensor:
     """Return the batch-hard triplet: mean max(0, margin + farthest positive - nearest negative), Euclidean.
 
+    Features are (N, D), labels (N,) int64; an anchor without a negative adds nothing.
     Source: Hermans et al., "In Defense of the Triplet Loss", 2017, equation 5.
-
-    Args:
-        features: (N, D) float.
-        labels: (N,) int64; an anchor without a negative adds nothing.
     """
     distance, positive = _distances(features, labels)
     furthest_positive = distance.masked_fill(~positive, 0).amax(1)
@@ -98,7 +84,7 @@ def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
 
 
 def _check(where: str, features: Tensor, labels: Tensor, modality: Tensor) -> None:
-    """Raise InputError for other shapes than (N, D) and twice (N,)."""
+    """Refuse other shapes than (N, D) and twice (N,)."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or modality.shape != labels.shape:
         shapes = ", ".join(str(tuple(each.shape)) for each in (features, labels, modality))
         raise InputError(f"{where}: features must be (N, D), labels and modality (N,); got {shapes}")
@@ -107,9 +93,15 @@ def _check(where: str, features: Tensor, labels: Tensor, modality: Tensor) -> No
 def _distances(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return (N, N) Euclidean distances and the mask of same-label pairs."""
     _check("losses", features, labels, labels)
-    # Differences, not the matrix product: exact zeros for equal rows, and no gradient there instead of 1/0.
-    distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance, labels[:, None] == labels[None, :]
+    return pairwise(features), labels[:, None] == labels
+
+
+def pairwise(features: Tensor) -> Tensor:
+    """Return Euclidean distances (..., N, N) of features (..., N, D).
+
+    Of differences, not the matrix product: exact zeros for equal rows, and no gradient there instead of 1/0.
+    """
+    return torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _soft_extremes(distance: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,13 +119,7 @@ class QuadrupleLoss(NamedTuple):
 
 
 class QuadrupleTerms(NamedTuple):
-    """The three distances, visible direction first.
-
-    Attributes:
-        own: (2, J) D(v2_j, v1_j).
-        other: (2, J) D(i2_j, v1_j).
-        between: (2, J, J) D(v2_j, v2_k).
-    """
+    """The three distances, visible direction first: (2, J) D(v2_j, v1_j) and D(i2_j, v1_j), (2, J, J) D(v2_j, v2_k)."""
 
     own: Tensor
     other: Tensor
@@ -143,26 +129,18 @@ class QuadrupleTerms(NamedTuple):
 def class_centres(features: Tensor, labels: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
     """Return the visible and the infrared mean feature of each identity, (J, D) each, identities in sorted order.
 
-    Args:
-        features: (N, D) float.
-        labels: (N,) int64.
-        modality: (N,), 0 visible and 1 infrared.
-
-    Raises:
-        InputError: for other shapes, and unless every identity has an image of both modalities.
+    Features are (N, D), labels and modality (N,). Raises InputError unless every identity has an image of both.
     """
     _check("class_centres", features, labels, modality)
     identities, member = labels.unique(return_inverse=True)
     cell = member + len(identities) * modality.to(member)  # the visible cells come first
     counts = cell.bincount(minlength=2 * len(identities))
-    lacking = (counts == 0).view(2, -1).any(0)
-    if lacking.any():
+    if (lacking := (counts == 0).view(2, -1).any(0)).any():
         named = identities[lacking].tolist()
         raise InputError(f"class_centres: every identity needs both modalities; one is missing of {named}")
     # A product, as scattered sums differ from run to run on a GPU.
     weights = F.one_hot(cell, 2 * len(identities)).to(features) / counts.to(features)
-    visible, infrared = (weights.T @ features).chunk(2)
-    return visible, infrared
+    return (weights.T @ features).chunk(2)
 
 
 def quadruple_terms(
@@ -171,9 +149,6 @@ def quadruple_terms(
     """Return the loss's distances between centres, (J, D) each; normalise: of the centres divided by their length.
 
     The gradient of a distance of 0 is 0.
-
-    Raises:
-        InputError: for unlike shapes.
     """
     shapes = [tuple(each.shape) for each in (visible1, infrared1, visible2, infrared2)]
     if len(set(shapes)) > 1 or visible1.ndim != 2:
@@ -182,9 +157,7 @@ def quadruple_terms(
     if normalise:
         first, second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
     own, other = ((each - first).norm(dim=-1) for each in (second, second.flip(0)))
-    # Differences, not the matrix product: exact zeros for equal rows, and no gradient there instead of 1/0.
-    between = torch.cdist(second, second, compute_mode="donot_use_mm_for_euclid_dist")
-    return QuadrupleTerms(own, other, between)
+    return QuadrupleTerms(own, other, pairwise(second))
 
 
 def quadruple_loss(
@@ -207,7 +180,7 @@ def quadruple_loss(
         normalise: divide the centres by their length; the paper names no normalisation.
 
     Raises:
-        InputError: for unlike shapes, fewer than 2 identities, and an unknown form.
+        InputError: for fewer than 2 identities.
     """
     check_choice("quadruple loss", "form", form, ("hinge", "linear"))
     own, other, between = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
@@ -229,8 +202,8 @@ def pairwise_quadruple_loss(
 ) -> QuadrupleLoss:
     """Return the loss over samples instead of centres: all ordered pairs of rows of different identities.
 
-    All four: (M, D), where row a of the visible and of the infrared show one identity, labels[a] of (M,). With one row
-    per identity it equals `quadruple_loss`, whose options and errors it has.
+    All four are (M, D): row a of the visible and of the infrared show one identity, labels[a] of (M,). With one row per
+    identity it equals `quadruple_loss`.
     Source: equation 15 as the authors corrected it in the thread, x in place of c; which visible image meets which
     infrared one is not said there.
     """

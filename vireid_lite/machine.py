@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -34,10 +35,7 @@ class Compute:
             with both allowed to round their inputs to 10 bits of mantissa (NVIDIA, compute capability 8.0 up); torch's
             own default allows it in convolutions alone. "bf16" runs the five blocks under autocast; weights, their
             gradients, BatchNorm statistics, what hooks behind the blocks see, and everything after block 4 stay
-            float32, as in "float32".
-
-    Raises:
-        InputError: for other values.
+            float32.
     """
 
     precision: str = "float32"
@@ -54,29 +52,23 @@ class Compute:
         """Let a two-stream network run so inside the `with`; afterwards it and torch's switches are as they were.
 
         Train it, call it, embed with it or attack it inside; gradients reach the images and the weights as usual, and
-        `ModelOutput` is float32. Its weights, hooks and modes are not touched; `type` of a block differs inside.
-
-        Args:
-            device: where it will run; float32 on a CPU changes nothing.
-
-        Raises:
-            InputError: where it lacks the precision.
+        `ModelOutput` is float32. Its weights, hooks and modes are not touched; `type` of a block differs inside. Raises
+        InputError where the device lacks the precision; float32 on a CPU changes nothing.
         """
         device = torch.device(device)
         gpu = device.type == "cuda"
         capable = torch.cuda.get_device_capability(device) >= (8, 0) if gpu else self.precision != "tf32"
         if self.precision != "float32" and not capable:
             raise InputError(f"compute: {device} cannot compute in {self.precision}; choose precision float32")
-        own = [type(stage) for stage in model.stages]
-        with _tf32(self.precision == "tf32") if gpu else contextlib.nullcontext():
-            try:
-                for number, stage in enumerate(model.stages if self.precision == "bf16" else ()):
-                    # A class, unlike a function set on the block, belongs to a deep copy made inside as well.
-                    stage.__class__ = _bf16_block(own[number], device.type, number == len(own) - 1)
-                yield
-            finally:
-                for stage, was in zip(model.stages, own, strict=True):
-                    stage.__class__ = was
+        with contextlib.ExitStack() as after:
+            if gpu:
+                allowed = self.precision == "tf32"
+                after.callback(_set_tf32, *_set_tf32("high" if allowed else "highest", allowed))
+            for stage in model.stages if self.precision == "bf16" else ():
+                after.callback(setattr, stage, "__class__", type(stage))
+                # A class, unlike a function set on the block, belongs to a deep copy made inside as well.
+                stage.__class__ = _bf16_block(type(stage), device.type, stage is model.stages[-1])
+            yield
 
 
 def _bf16_block(own: type[nn.Module], kind: str, last: bool) -> type[nn.Module]:
@@ -91,18 +83,8 @@ def _bf16_block(own: type[nn.Module], kind: str, last: bool) -> type[nn.Module]:
     return type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__, "__doc__": own.__doc__})
 
 
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in products and convolutions."""
-    before = _set_tf32("high" if allowed else "highest", allowed)
-    try:
-        yield
-    finally:
-        _set_tf32(*before)
-
-
 def _set_tf32(product: str, convolution: bool) -> tuple[str, bool]:
-    """Set both switches and return what they were."""
+    """Set the switches of TF32 and return what they were."""
     with warnings.catch_warnings():
         # These switches announce a successor, which some versions still refuse beside them.
         warnings.filterwarnings("ignore", message=".*TF32 behavior.*")
@@ -123,17 +105,12 @@ def versions() -> dict[str, str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device for "auto", "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        InputError: where a GPU is asked for by name and is not there; "auto" takes the first GPU, or the CPU.
-    """
+    """Return the device for "auto" (the first GPU, or the CPU), "cpu", "cuda" or "cuda:N", which must be there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
         raise InputError(f"DEVICE {name!r}: give auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+    if name != "cpu" and (not torch.cuda.is_available() or int(name[5:] or 0) >= torch.cuda.device_count()):
         raise InputError(f"DEVICE {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); use auto or cpu")
     return torch.device(name)
 

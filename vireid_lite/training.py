@@ -33,9 +33,7 @@ class TrainSettings:
         learning_rate: of the BNNeck and the classifier; everything else trains at backbone_factor times it.
         schedule: "agw" (warm-up over 10 epochs, then steps at 20 and 50) or "cosine" (warm-up over the first tenth,
             then down to zero).
-        triplet: "wrt", "hard", "adp" or "none"; None is the network's own ("wrt" of AGW), and a network that takes none
-            refuses the others.
-        label_smoothing: of the identity loss.
+        triplet: "wrt", "hard", "adp" or "none"; None is the network's own.
         shuffle_labels: train on identities permuted over the images, a control that must end at chance.
     """
 
@@ -53,16 +51,15 @@ class TrainSettings:
     shuffle_labels: bool = False
 
     def __post_init__(self) -> None:
-        values = vars(self)
-        for name, known in (("optimiser", ["sgd", "adamw"]), ("schedule", ["agw", "cosine"])):
-            check_choice("training", name, values[name], known)
+        check_choice("training", "optimiser", self.optimiser, ["sgd", "adamw"])
+        check_choice("training", "schedule", self.schedule, ["agw", "cosine"])
         check_choice("training", "triplet", self.triplet or "none", TRIPLETS)
-        for name, least in (("epochs", 1), ("identities", 2), ("images", 2)):
-            check_whole("training", name, values[name], least)
-        limits = {"learning_rate": 1e12, "backbone_factor": 1e6, "weight_decay": 1e6, "label_smoothing": 1}
-        for name, high in limits.items():
-            check_number("training", name, values[name], 1e-12 if name == "learning_rate" else 0, high)
         check_flag("training", "shuffle_labels", self.shuffle_labels)
+        for name, least in (("epochs", 1), ("identities", 2), ("images", 2)):
+            check_whole("training", name, getattr(self, name), least)
+        check_number("training", "learning_rate", self.learning_rate, 1e-12, 1e12)
+        for name, high in (("backbone_factor", 1e6), ("weight_decay", 1e6), ("label_smoothing", 1)):
+            check_number("training", name, getattr(self, name), 0, high)
 
 
 def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
@@ -115,19 +112,19 @@ def train(
     finds a note of the same key resumes after it: on CPU the final weights equal an uninterrupted run's bit for bit at
     the same thread count. The model of the last epoch is kept; test identities play no part.
 
+    History keys: epoch, NAME_loss for each loss of the objective, what it notes beside them, accuracy (share of the
+    batch classified right), seconds.
+
     Args:
         objective: what is minimised; None for the model's own.
-        key: what decides the run beside settings, data and seed: the initial weights and the code. History keys: epoch,
-            NAME_loss for each loss of the objective, what it notes beside them, accuracy (share of the batch classified
-            right), seconds.
+        key: what decides the run beside settings, data and seed: the initial weights and the code.
 
     Raises:
         InputError: where the note is another run's, the network takes no triplet, or the loss is not finite.
     """
     device = torch.device(device)
     objective = objective or model.objective
-    chosen = model.chosen_triplet(settings.triplet)
-    triplet = TRIPLETS[chosen] if chosen else None
+    triplet = TRIPLETS[model.chosen_triplet(settings.triplet) or "none"]
     store = cached(dataset, dataset.train, progress)
     labels = contiguous_labels(store.records)
     if settings.shuffle_labels:
@@ -141,10 +138,11 @@ def train(
     history = resume(state_path, key, state)
     model.train()
     steps, first = len(sampler), len(history)
-    bar = tqdm(total=settings.epochs * steps, initial=first * steps, unit="step", desc="train", disable=not progress)
-    with bar:
+    with tqdm(
+        total=settings.epochs * steps, initial=first * steps, unit="step", desc="train", disable=not progress
+    ) as bar:
         for epoch in range(first, settings.epochs):
-            started, sums = time.perf_counter(), None
+            started, sums = time.perf_counter(), 0
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
             for step, rows in enumerate(sampler.epoch(epoch)):
                 factor = learning_rate_factor(settings, epoch + step / steps)
@@ -157,15 +155,14 @@ def train(
                 optimiser.step()
                 right = (found.logits.argmax(1) == found.labels).float().mean()
                 row = {f"{name}_loss": loss.detach() for name, loss in found.losses.items()} | (found.noted or {})
-                values = torch.stack([*row.values(), right])
-                sums = values if sums is None else sums + values
+                sums = sums + torch.stack([*row.values(), right])
                 bar.update()
             *means, accuracy = (sums / steps).tolist()
             if not math.isfinite(sum(means)):
                 raise InputError(f"the loss is not finite in epoch {epoch}; lower the learning rate (--learning-rate)")
             noted = dict(zip(row, means, strict=True))
             history.append({"epoch": epoch, **noted, "accuracy": accuracy, "seconds": time.perf_counter() - started})
-            bar.set_postfix({name.removesuffix("_loss"): f"{mean:.2f}" for name, mean in noted.items()}, refresh=False)
+            bar.set_postfix(noted, refresh=False)
             if state_path is not None:
                 note(state_path, key, state, history)
     model.eval()
@@ -173,7 +170,7 @@ def train(
 
 
 def _shuffled_within_modality(labels: np.ndarray, modalities: np.ndarray, seed: int) -> np.ndarray:
-    """Return the labels permuted over the images of each modality, so that no label fits any one person."""
+    """Return the labels permuted over the images of each modality."""
     generator, shuffled = np.random.default_rng([seed, 1]), labels.copy()
     for modality in Modality:
         rows = np.flatnonzero(modalities == modality)
@@ -182,7 +179,7 @@ def _shuffled_within_modality(labels: np.ndarray, modalities: np.ndarray, seed: 
 
 
 def _batch(store: ImageStore, labels, rows, augmentation, generator, device) -> tuple:
-    """Return (images, modality, labels) of one step: augmented visible crops, then augmented infrared ones."""
+    """Return images, modality and labels of one step: augmented visible crops, then augmented infrared ones."""
     parts = [augmentation(store.batch(rows[modality], device), modality, generator) for modality in Modality]
     images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
     chosen = np.concatenate(rows)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from vireid_lite import models
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
@@ -16,6 +15,7 @@ from vireid_lite.errors import InputError, check_choice
 from vireid_lite.files import VICTIM_CODE, cache_folder, exclusive, source_hash, stable_hash
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
+from vireid_lite.models.two_stream import TwoStream
 from vireid_lite.training import TrainSettings, train
 
 # Options of the licensed data sets that decide the test alone: victims are shared over them.
@@ -57,11 +57,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Tier:
-    """One size of every chapter: the crops' size, the options of the tier's data set, and the victim's recipe.
-
-    Attributes:
-        size: (height, width) in pixels; None stands for the data set's own, which `parameters.TIERS` names.
-    """
+    """One size of every chapter: (height, width) of its crops (None: the data set's own), its options, its victim."""
 
     size: tuple[int, int] | None
     options: dict
@@ -69,19 +65,11 @@ class Tier:
 
 
 # Without ImageNet weights, at `lite` and `standard`.
-FROM_SCRATCH = TrainSettings(
-    identities=16,
-    images=2,
-    optimiser="adamw",
-    backbone_factor=1.0,
-    weight_decay=5e-2,
-    schedule="cosine",
-    label_smoothing=0.1,
-)
-LITE = replace(
-    FROM_SCRATCH, epochs=10, learning_rate=2e-3, augmentation=Augmentation(pad=4, erasing=0.2, channels=True)
-)
-STANDARD = replace(FROM_SCRATCH, epochs=24, learning_rate=5e-4, augmentation=Augmentation(erasing=0.5, channels=True))
+ADAMW = {"optimiser": "adamw", "backbone_factor": 1.0, "weight_decay": 5e-2, "schedule": "cosine"}
+FROM_SCRATCH = TrainSettings(identities=16, images=2, label_smoothing=0.1, **ADAMW)
+SMALL, LARGE = Augmentation(pad=4, erasing=0.2, channels=True), Augmentation(erasing=0.5, channels=True)
+LITE = replace(FROM_SCRATCH, epochs=10, learning_rate=2e-3, augmentation=SMALL)
+STANDARD = replace(FROM_SCRATCH, epochs=24, learning_rate=5e-4, augmentation=LARGE)
 
 TIERS = {
     "lite": Tier((96, 48), {"num_identities": 1000, "images_per_modality": 6}, Recipe(backbone="lite", settings=LITE)),
@@ -95,7 +83,7 @@ TIERS = {
 
 
 def tier_named(name: str) -> Tier:
-    """Return a tier, or raise InputError naming the three there are."""
+    """Return a tier."""
     if name not in TIERS:
         raise InputError(f"TIER {name!r} is unknown; choose from {', '.join(TIERS)}")
     return TIERS[name]
@@ -128,8 +116,7 @@ def tier_recipe(
 ) -> Recipe:
     """Return a tier's recipe with named fields of its TrainSettings replaced; None keeps the tier's value.
 
-    Args:
-        model, options: another network than the tier's, and its own options.
+    `model` and `options` are another network than the tier's, and its own options.
     """
     recipe = tier_named(tier).recipe
     given = {name: value for name, value in settings.items() if value is not None}
@@ -154,24 +141,31 @@ def load_or_train(
     folder: Path | None = None,
     compute: Compute | None = None,
     progress: bool = True,
-) -> tuple[nn.Module, dict]:
+) -> tuple[TwoStream, dict]:
     """Return the trained victim in eval mode and its checkpoint card.
 
     The victim is keyed by recipe, training data, seed, the code of all training and `compute`, the precision it is
-    trained in (None: float32), and kept in `folder`, or among everything that can be made again
-    (`provenance.cache_folder`). A killed training resumes at its last epoch.
-    Card keys beside the builder's own: recipe, dataset, seed, history, wall_seconds, peak_memory_mib, device.
+    trained in (None: float32), and kept in `folder`, or in `files.cache_folder`. A killed training resumes at its last
+    epoch. Card keys beside those of `trained_card`: compute, threads, versions.
     """
     device = pick_device(device) if isinstance(device, str) else device
-    code = source_hash(*VICTIM_CODE)
     trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
-    described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, code]
+    described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, source_hash(*VICTIM_CODE)]
     key = stable_hash([*described, *([compute.describe()] if compute else [])])
     path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
     with exclusive(path.parent):
         existed = path.exists()
         if not existed:
-            _train_and_save(path, key, recipe, dataset, seed, device, compute or Compute(), progress)
+            compute, note = compute or Compute(), path.with_name("state.pt")
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = untrained(recipe, dataset, recipe.pretrained)
+            how = {"key": key, "seed": seed, "state_path": note, "progress": progress}
+            with compute.on(model, device):
+                card = trained_card(model, recipe, dataset, recipe.settings, device, **how)
+            card |= {"compute": compute.describe(), "threads": torch.get_num_threads(), "versions": versions()}
+            save_checkpoint(path, model.cpu(), card)
+            note.unlink(missing_ok=True)
     model, card = load_checkpoint(path)
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
@@ -180,30 +174,31 @@ def load_or_train(
     return model.to(device).eval(), card
 
 
-def _train_and_save(path, key, recipe, dataset, seed, device, compute, progress) -> None:
+def untrained(recipe: Recipe, dataset: Dataset, pretrained: bool) -> TwoStream:
+    """Return a recipe's network for the identities of a data set, drawn from torch's global generator."""
     if not dataset.train:
         raise InputError(f"{dataset.name} has no training images; train on another data set")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        num_identities = len({record.identity for record in dataset.train})
-        model = models.build(recipe.model, num_identities, recipe.backbone, recipe.pretrained, **recipe.options)
-    started, state_path = time.perf_counter(), path.with_name("state.pt")
-    options = {"seed": seed, "state_path": state_path, "key": key, "device": device, "progress": progress}
-    with compute.on(model, device):
-        history = train(model, dataset, recipe.settings, **options)
-    card = {
-        "key": key,
+    count = len({record.identity for record in dataset.train})
+    return models.build(recipe.model, count, recipe.backbone, pretrained, **recipe.options)
+
+
+def trained_card(
+    model: TwoStream, recipe: Recipe, dataset: Dataset, settings: TrainSettings, device: torch.device, **options
+) -> dict:
+    """Train a network in place, `options` as of `training.train`, and return what its card says of that.
+
+    Card keys: key, recipe, dataset, seed, history, seconds, wall_seconds, peak_memory_mib, device.
+    """
+    started = time.perf_counter()
+    history = train(model, dataset, settings, device=device, **options)
+    return {
+        "key": options["key"],
         "recipe": recipe.describe(),
         "dataset": dataset.describe(),
-        "seed": seed,
+        "seed": options["seed"],
         "history": history,
         "seconds": sum(epoch["seconds"] for epoch in history),
         "wall_seconds": time.perf_counter() - started,
         "peak_memory_mib": peak_memory_mib(device),
         "device": device_name(device),
-        "compute": compute.describe(),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
     }
-    save_checkpoint(path, model.cpu(), card)
-    state_path.unlink(missing_ok=True)

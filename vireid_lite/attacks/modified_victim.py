@@ -8,7 +8,6 @@ loop trains a victim with FSAM, SE or ECA and its usual losses, to see what they
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 
-from vireid_lite import models
 from vireid_lite.attacks.budget import EPS, check_eps, clip
 from vireid_lite.attacks.perturbation import UniversalPerturbation
 from vireid_lite.attacks.universal import SignNoise, UniformNoise
@@ -25,12 +23,11 @@ from vireid_lite.data import Dataset, Modality, fingerprint
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
 from vireid_lite.losses import class_centres, identity_loss, quadruple_loss
-from vireid_lite.machine import device_name, peak_memory_mib, pick_device
+from vireid_lite.machine import pick_device
 from vireid_lite.models.checkpoints import read_weights
 from vireid_lite.models.insertion import check_blocks, insert, staged
 from vireid_lite.models.two_stream import Batch, Objective, TwoStream, generalised_mean
-from vireid_lite.training import train
-from vireid_lite.victims import Recipe, load_or_train
+from vireid_lite.victims import Recipe, load_or_train, trained_card, untrained
 
 CHOICES = {
     "attention": ("fsam", "se", "eca", "none"),
@@ -48,18 +45,12 @@ class Modification:
     Attributes:
         attention: what stands after each of `blocks`: "fsam", "se", "eca" or "none".
         sfm: a second attention after block 4.
-        loss: beside the identity loss, the "quadruple" loss, nothing ("identity"), or the recipe's own triplet
-            ("recipe").
+        loss: beside the identity loss, "quadruple", nothing ("identity"), or the recipe's own triplet ("recipe").
         form, alpha, normalise: of the quadruple loss.
         noise: the perturbation the images carry in training and test, drawn once for each modality: "sign" (+-eps),
             "uniform" in [-eps, eps], or "none".
-        eps: in [0, 1] pixels.
-        start: the weights before the first step, those of the trained "victim" (the paper's start from ImageNet) or
-            drawn ("scratch").
+        start: the weights before the first step, of the trained "victim" (the paper's: of ImageNet) or "scratch".
         epochs: of this training; None for the recipe's.
-
-    Raises:
-        InputError: for unknown values.
     """
 
     attention: str = "fsam"
@@ -77,8 +68,8 @@ class Modification:
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
             check_choice("modification", name, getattr(self, name), known)
-        check_flag("modification", "sfm", self.sfm)
-        check_flag("modification", "normalise", self.normalise)
+        for name in ("sfm", "normalise"):
+            check_flag("modification", name, getattr(self, name))
         check_number("modification", "alpha", self.alpha, 0, 1e6)
         if self.epochs is not None:
             check_whole("modification", "epochs", self.epochs, 1)
@@ -86,12 +77,9 @@ class Modification:
         object.__setattr__(self, "blocks", check_blocks("modification", self.blocks))
 
     def perturbation(self, size: tuple[int, int], seed: int) -> UniversalPerturbation | None:
-        """Return the noise that training and test images carry, one delta for each modality, or None.
+        """Return the noise that training and test images of a size carry, one delta for each modality, or None.
 
         Which delta the paper adds is not stated; "no gradients of the model" fits noise.
-
-        Args:
-            size: (height, width).
         """
         if self.noise == "none":
             return None
@@ -103,9 +91,7 @@ class Modification:
     def objective(self, model: TwoStream, perturbation: UniversalPerturbation | None) -> Callable[[Batch], Objective]:
         """Insert the modules into a network, for good, and return what it is trained by instead of its own objective.
 
-        Args:
-            perturbation: what the images carry. `other_loss` is 0 beside the identity loss alone; `active` is the share
-                of the quadruple loss's hinges above zero.
+        `other_loss` is 0 beside the identity loss alone; `active` is the share of the quadruple loss's hinges above 0.
         """
         modules, tap = staged(model, self.attention, self.blocks, self.sfm)
         insert(model, modules)
@@ -150,24 +136,19 @@ def train_modified_victim(
 ) -> ModifiedVictim:
     """Return a victim trained with `modification`, loaded where it was trained before.
 
-    A killed training resumes.
-    Card keys: key, recipe, modification, dataset, seed, history, seconds, wall_seconds, peak_memory_mib, device.
+    A killed training resumes. Card keys: "modification" beside those of `victims.trained_card`.
 
     Args:
         recipe: of the victim it starts from; network, schedule and augmentation are kept, and its triplet is used with
             loss="recipe" alone.
         folder: where it is kept; None stands for a folder of the cache, keyed by everything the result depends on.
-
-    Raises:
-        InputError: where `folder` holds another victim.
     """
     modification = modification or Modification()
     if modification.loss == "recipe" and recipe.triplet is None:
         raise InputError(f"modification: {recipe.model} has no triplet for loss 'recipe'; choose quadruple or identity")
     device = pick_device(device) if isinstance(device, str) else device
-    code = source_hash(*ATTACK_CODE)
-    described = [recipe.describe(), asdict(modification), dataset.describe(), fingerprint(dataset.train), seed, code]
-    key = stable_hash(described)
+    described = [recipe.describe(), asdict(modification), dataset.describe(), fingerprint(dataset.train), seed]
+    key = stable_hash([*described, source_hash(*ATTACK_CODE)])
     folder = folder or cache_folder() / "modified" / key
     path = folder / "modified.safetensors"
     # Trained before the modules are drawn and the folder is held, as it may take long.
@@ -175,32 +156,18 @@ def train_modified_victim(
     victim = load_or_train(recipe, dataset, seed=seed, device=device, progress=progress)[0] if start else None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        count = len({record.identity for record in dataset.train})
-        pretrained = recipe.pretrained and victim is None
-        model = models.build(recipe.model, count, recipe.backbone, pretrained, **recipe.options)
+        model = untrained(recipe, dataset, recipe.pretrained and victim is None)
         if victim is not None:
             model.load_state_dict(victim.state_dict())
         perturbation = modification.perturbation(dataset.size, seed)
         objective = modification.objective(model, perturbation)
     with exclusive(folder):
         if not path.exists():
-            started = time.perf_counter()
             note = folder / "state.pt"
             settings = replace(recipe.settings, epochs=modification.epochs or recipe.settings.epochs)
-            options = {"seed": seed, "state_path": note, "key": key, "device": device, "progress": progress}
-            history = train(model, dataset, settings, objective=objective, **options)
-            card = {
-                "key": key,
-                "recipe": recipe.describe(),
-                "modification": asdict(modification),
-                "dataset": dataset.describe(),
-                "seed": seed,
-                "history": history,
-                "seconds": sum(epoch["seconds"] for epoch in history),
-                "wall_seconds": time.perf_counter() - started,
-                "peak_memory_mib": peak_memory_mib(device),
-                "device": device_name(device),
-            }
+            how = {"key": key, "seed": seed, "state_path": note, "progress": progress}
+            card = trained_card(model, recipe, dataset, settings, device, objective=objective, **how)
+            card["modification"] = asdict(modification)
             state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
             write_atomically(path, safetensors.torch.save(state, metadata={"card": json.dumps(card)}))
             note.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vireid_lite.errors import InputError, check_whole
 from vireid_lite.losses import identity_loss
-from vireid_lite.models.two_stream import Batch, Objective, TwoStream, out_channels, trunk, with_non_local
+from vireid_lite.models.two_stream import Batch, Objective, TwoStream, trunk, with_non_local
 
 
 class AGW(TwoStream):
@@ -13,13 +13,8 @@ class AGW(TwoStream):
     Source: Ye et al., "Deep Learning for Person Re-identification", section 4; AGW model.py.
 
     Args:
-        num_identities: classes of the identity classifier.
-        backbone, pretrained: see `two_stream.trunk`.
         non_local_channels: inner channels of the non-local blocks (1 as published); 0 leaves the blocks out.
         gem_p: exponent of the pooling, a constant (3 as published; 1 is average pooling).
-
-    Raises:
-        InputError: for values that make no network.
     """
 
     triplet = "wrt"
@@ -41,7 +36,7 @@ class AGW(TwoStream):
             layers[1:3] = [with_non_local(layer, non_local_channels) for layer in layers[1:3]]
         super().__init__(stem, layers)
         self.gem_p = gem_p
-        self.add_head(out_channels(layers[3][-1]), num_identities)
+        self.add_head(num_identities)
 
     def objective(self, batch: Batch) -> Objective:
         """Return the identity loss and the triplet of the pooled features, 0 where there is none."""

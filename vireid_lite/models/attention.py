@@ -20,43 +20,35 @@ from vireid_lite.models.two_stream import one_modality
 
 
 class Attention(nn.Module):
-    """Weights in (0, 1), made by `excite` of the summary that `squeeze` makes of maps."""
+    """Weights in (0, 1) for maps (N, C, h, w), made by `excite` of the summary that `squeeze` makes of them."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the weights, (N, 1, h, w) or (N, C, 1, 1), for maps (N, C, h, w)."""
+        """Return the weights, (N, 1, h, w) or (N, C, 1, 1)."""
         return self.excite(self.squeeze(maps))
 
 
 class SpatialAttention(Attention):
-    """One weight per position: sigmoid of a convolution over the maximum and the mean of the channels.
+    """One weight per position: sigmoid of a convolution over the maximum and the mean of the channels, (N, 2, h, w).
 
     Zeros are padded, and there is no bias.
     Source: Woo et al., "CBAM", 2018, the spatial attention module; maximum first as Yang et al. print it.
-
-    Args:
-        kernel: its side.
     """
 
     def __init__(self, kernel: int = 7) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2, 1, kernel, padding="same", bias=False)
 
-    @staticmethod
-    def squeeze(maps: Tensor) -> Tensor:
-        """Return the maximum and the mean over the channels of (N, C, h, w), in this order: (N, 2, h, w)."""
+    def squeeze(self, maps: Tensor) -> Tensor:
         return torch.cat([maps.amax(1, keepdim=True), maps.mean(1, keepdim=True)], 1)
 
     def excite(self, summary: Tensor) -> Tensor:
-        """Return the weights (N, 1, h, w) in (0, 1) for a summary (N, 2, h, w)."""
         return self.conv(summary).sigmoid()
 
 
 class ChannelAttention(Attention):
-    """One weight per channel, (N, C, 1, 1), from the means of the channels; a subclass says how, in `excite`."""
+    """One weight per channel from the means of the channels, (N, C)."""
 
-    @staticmethod
-    def squeeze(maps: Tensor) -> Tensor:
-        """Return the mean of each channel of (N, C, h, w): (N, C)."""
+    def squeeze(self, maps: Tensor) -> Tensor:
         return maps.mean((2, 3))
 
 
@@ -64,9 +56,6 @@ class SqueezeExcitation(ChannelAttention):
     """Two linear layers with a ReLU between them, without biases: 2 C (C / reduction) parameters.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", 2018, equation 3.
-
-    Args:
-        reduction: what the inner width divides the channels by; at least one inner channel is left.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
@@ -76,7 +65,6 @@ class SqueezeExcitation(ChannelAttention):
         self.up = nn.Linear(inner, channels, bias=False)
 
     def excite(self, summary: Tensor) -> Tensor:
-        """Return the weights (N, C, 1, 1) in (0, 1) for means (N, C)."""
         return self.up(self.down(summary).relu()).sigmoid()[:, :, None, None]
 
 
@@ -89,12 +77,10 @@ class EfficientChannel(ChannelAttention):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        kernel = int((math.log2(channels) + 1) / 2)
-        kernel += 1 - kernel % 2
+        kernel = int((math.log2(channels) + 1) / 2) | 1
         self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
 
     def excite(self, summary: Tensor) -> Tensor:
-        """Return the weights (N, C, 1, 1) in (0, 1) for means (N, C)."""
         return self.conv(summary[:, None]).sigmoid()[:, 0, :, None, None]
 
 
@@ -108,14 +94,9 @@ class ModalityAttention(nn.Module):
         self.visible, self.infrared = self.kind(*channels), self.kind(*channels)
 
     def weights(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return what multiplies, in (0, 1): (N, 1, h, w) of a spatial attention, (N, C, 1, 1) of a channel one.
+        """Return what multiplies maps (N, C, h, w), in (0, 1): (N, 1, h, w) if spatial, (N, C, 1, 1) by channel.
 
-        Args:
-            maps: (N, C, h, w) float.
-            modality: one Modality for the batch, or int64 (N,) of 0 (visible) and 1 (infrared).
-
-        Raises:
-            InputError: for another modality, or one that is not of N images.
+        Raises InputError for a modality that is neither one for the batch nor one for each of N images.
         """
         if not isinstance(modality, Tensor):
             return (self.visible, self.infrared)[one_modality(modality)](maps)
@@ -127,7 +108,7 @@ class ModalityAttention(nn.Module):
         return torch.where(infrared, self.infrared.excite(summary), self.visible.excite(summary))
 
     def forward(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Map (N, C, h, w) to the same shape; arguments and errors of `weights`."""
+        """Map (N, C, h, w) to the same shape."""
         return self.weights(maps, modality) * maps
 
 
@@ -138,13 +119,13 @@ class SFM(ModalityAttention):
 
 
 class SE(ModalityAttention):
-    """Squeeze-and-excitation of each modality's channels, SE(channels)."""
+    """Squeeze-and-excitation of each modality's channels."""
 
     kind = SqueezeExcitation
 
 
 class ECA(ModalityAttention):
-    """Efficient channel attention of each modality's channels, ECA(channels)."""
+    """Efficient channel attention of each modality's channels."""
 
     kind = EfficientChannel
 
@@ -159,11 +140,11 @@ class FSAM(ModalityAttention):
     kind = SpatialAttention
 
     def weights(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return what multiplies the phase, (N, 1, h, w) in (0, 1), by bin; arguments and errors of the base class."""
+        """Return what multiplies the phase, (N, 1, h, w) in (0, 1), by bin."""
         return super().weights(decompose(maps)[1], modality)
 
     def forward(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Map (N, C, h, w) to the same shape; arguments and errors of `weights`."""
+        """Map (N, C, h, w) to the same shape."""
         amplitude, phase = decompose(maps)
         return recombine(amplitude, super().weights(phase, modality) * phase)
 

@@ -20,7 +20,6 @@ from vireid_lite.models import two_stream
 from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, bnneck, generalised_mean
 
 STRIPES = 6
-
 STRIPE_CHANNELS = 256  #: of each stripe after its reduction, as in PCB
 
 
@@ -33,31 +32,31 @@ class IDE(TwoStream):
     Source: Zheng et al., "Person Re-identification: Past, Present and Future", 2016; Zhu et al. (`hetero_centre_loss`).
 
     Args:
-        num_identities: classes of the identity classifier.
-        backbone, pretrained: see `two_stream.trunk`.
         hetero_centre: see above.
-
-    Raises:
-        InputError: for values that make no network.
     """
 
     def __init__(
         self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, hetero_centre: float = 0.0
     ) -> None:
         check_number("models", "hetero_centre", hetero_centre, 0, 1000)
-        stem, layers = two_stream.trunk(backbone, pretrained)
-        super().__init__(stem, layers)
+        super().__init__(*two_stream.trunk(backbone, pretrained))
         self.hetero_centre = float(hetero_centre)
-        self.add_head(two_stream.out_channels(layers[3][-1]), num_identities)
+        self.add_head(num_identities)
 
     def objective(self, batch: Batch) -> Objective:
         """Return the identity loss and, where it has a weight, the hetero-centre loss."""
         output = self(batch.images, batch.modality)
         identity = identity_loss(output.logits, batch.labels, batch.smoothing)
-        return _objective(self.hetero_centre, identity, F.normalize(output.embedding), output.logits, batch)
+        return self._weighted(identity, F.normalize(output.embedding), output.logits, batch)
+
+    def _weighted(self, identity: Tensor, features: Tensor, logits: Tensor, batch: Batch) -> Objective:
+        found = {"identity": identity}
+        if self.hetero_centre:
+            found["hetero_centre"] = self.hetero_centre * hetero_centre_loss(features, batch.labels, batch.modality)
+        return Objective(found, logits, batch.labels)
 
 
-class PCB(TwoStream):
+class PCB(IDE):
     """The part-based convolutional baseline: six horizontal stripes, each with its own reduction and classifier.
 
     A stripe is average-pooled, reduced to 256 channels, passed through a BNNeck and classified; the identity loss is
@@ -70,20 +69,13 @@ class PCB(TwoStream):
     without. PCB's own code shares the reduction between the stripes and ranks what comes before it; Zhu et al. have one
     for each, of 512 channels, and rank what comes after it, as here.
 
-    Arguments and errors are those of `IDE`. A map lower than six rows is read with rows in common, as adaptive pooling
-    does.
+    A map lower than six rows is read with rows in common, as adaptive pooling does.
     Source: Sun et al., "Beyond Part Models", ECCV 2018, and its code (resnet.py); Zhu et al. (`hetero_centre_loss`).
     """
 
-    def __init__(
-        self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, hetero_centre: float = 0.0
-    ) -> None:
-        check_number("models", "hetero_centre", hetero_centre, 0, 1000)
-        stem, layers = two_stream.trunk(backbone, pretrained)
-        super().__init__(stem, layers)
-        self.hetero_centre = float(hetero_centre)
-        channels = two_stream.out_channels(layers[3][-1])
-        self.bottleneck = nn.ModuleList(_reduction(channels) for _ in range(STRIPES))
+    def add_head(self, num_identities: int) -> None:
+        """Add a reduction with a BNNeck and a classifier for each stripe."""
+        self.bottleneck = nn.ModuleList(_reduction(self.channels) for _ in range(STRIPES))
         classifiers = (two_stream.identity_classifier(STRIPE_CHANNELS, num_identities) for _ in range(STRIPES))
         self.classifier = nn.ModuleList(classifiers)
 
@@ -107,15 +99,7 @@ class PCB(TwoStream):
         """Return the losses of `IDE.objective`, each summed over the stripes."""
         _, features, logits = self.stripes(batch.images, batch.modality)
         identity = sum(identity_loss(part, batch.labels, batch.smoothing) for part in logits.unbind(1))
-        return _objective(self.hetero_centre, identity, _side_by_side(features), logits.mean(1), batch)
-
-
-def _objective(weight: float, identity: Tensor, features: Tensor, logits: Tensor, batch: Batch) -> Objective:
-    """Return the identity loss and, where it has a weight, the hetero-centre loss of the features."""
-    found = {"identity": identity}
-    if weight:
-        found["hetero_centre"] = weight * hetero_centre_loss(features, batch.labels, batch.modality)
-    return Objective(found, logits, batch.labels)
+        return self._weighted(identity, _side_by_side(features), logits.mean(1), batch)
 
 
 def _side_by_side(features: Tensor) -> Tensor:

@@ -18,16 +18,12 @@ NETWORKS = {"agw": AGW, "caj": CAJ, "ddag": DDAG, "deen": DEEN, "ide": IDE, "pcb
 def build(
     name: str, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, **options: object
 ) -> TwoStream:
-    """Return a new network in train mode, its weights drawn from torch's global generator.
+    """Return a new network of `NETWORKS` in train mode, its weights drawn from torch's global generator.
 
     Args:
-        name: one of `NETWORKS`.
         num_identities: classes of its classifier, at least 1.
         backbone, pretrained: see `two_stream.trunk`.
         options: the network's own, e.g. `non_local_channels` and `gem_p` of `AGW`.
-
-    Raises:
-        InputError: for an unknown name or option, and as the network does.
     """
     check_choice("models", "network", name, NETWORKS)
     check_whole("models", "num_identities", num_identities, 1)

@@ -22,10 +22,9 @@ class CAJ(AGW):
     changes nothing in three equal channels but the colour of an erased box. `Augmentation(channels=True)` brings that
     choice, and exchanges half of the plain copies besides.
 
-    The collapse: with "adp" the triplet loss of some runs (issue 27 of the official repository) stays at 0.693, rank-1
-    near 1 %; that is log 2, its value where an anchor's positives and negatives are equally far (delta = 0), and there
-    its slope is zero, where that of "wrt" is 1/2. Beyond its clamp (`|delta| > 9.38`) the gradient is zero as well, so
-    the triplet leads out of neither state; any of `losses.TRIPLETS` may therefore be chosen, "wrt" unless told.
+    The collapse: with "adp" the triplet loss of some runs (issue 27 of the official repository) stays at log 2, its
+    value where an anchor's positives and negatives are equally far; there, and where they differ by more than 9.38, its
+    slope is zero, so any of `losses.TRIPLETS` may be chosen, "wrt" unless told.
     Source: Ye et al., "Channel Augmented Joint Learning for Visible-Infrared Recognition", ICCV 2021, CAJ
     data_loader.py:67-106, train_ext.py.
     """

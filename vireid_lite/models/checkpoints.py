@@ -20,9 +20,6 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
 
     The card gains "model", the arguments `models.build` was called with, and is kept inside the weights file as well:
     that copy is the one read back, so a kill between the two files never pairs weights with another card.
-
-    Raises:
-        InputError: where the path ends otherwise or cannot be written, or the card holds what is not JSON.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -41,11 +38,8 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
 def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     """Return the network a checkpoint holds, in eval mode on the CPU, and its card.
 
-    torch's random generator is left as it was.
-
-    Raises:
-        InputError: where the file is missing, damaged, carries no card, or its weights do not fit the network that the
-            card describes (naming the first that does not).
+    torch's random generator is left as it was. Raises InputError where the file is missing, damaged, carries no card,
+    or its weights do not fit the network that the card describes (naming the first that does not).
     """
     path = existing(path)
     state, card = read_weights(path, "a readable safetensors file", "save or copy it again")
@@ -61,7 +55,7 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
 
 
 def existing(path: str | Path) -> Path:
-    """Return the path of a file. Raises InputError where there is none."""
+    """Return the path of a file that is there."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint; train one or check the path")
     return Path(path)
@@ -82,11 +76,9 @@ def load_strictly(model: TwoStream, state: dict[str, Tensor], names: dict[str, s
     what = "{name}, num_identities={num_identities}, backbone={backbone}".format(**model.arguments)
     remedy = "build the network the file was saved from"
     for name, value in model.state_dict().items():
-        theirs, shape = names[name], tuple(value.shape)
-        if theirs not in state:
+        if (theirs := names[name]) not in state:
             raise InputError(f"{where}: {theirs} is missing for {what}; {remedy}")
-        if state[theirs].shape != value.shape:
-            found = tuple(state[theirs].shape)
+        if (found := tuple(state[theirs].shape)) != (shape := tuple(value.shape)):
             raise InputError(f"{where}: {theirs} is {found} where {what} has {shape}; {remedy}")
     if foreign := [name for name in state if name not in set(names.values())]:
         raise InputError(f"{where}: {foreign[0]} has no place in {what}; {remedy}")

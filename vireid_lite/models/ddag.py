@@ -25,13 +25,8 @@ class DDAG(TwoStream):
     Source: Ye et al., "Dynamic Dual-Attentive Aggregation Learning", ECCV 2020; DDAG model_main.py:133-198.
 
     Args:
-        num_identities: classes of the identity classifier, which global and part feature share.
-        backbone, pretrained: see `two_stream.trunk`.
         parts: stripes, 3 as published.
         dropout: share dropped in the graph, 0.2 as published.
-
-    Raises:
-        InputError: for values that make no network.
     """
 
     def __init__(
@@ -39,14 +34,12 @@ class DDAG(TwoStream):
     ) -> None:
         check_whole("models", "parts", parts, 1)
         check_number("models", "dropout", dropout, 0, 0.99)
-        stem, layers = two_stream.trunk(backbone, pretrained)
-        channels = two_stream.out_channels(layers[3][-1])
-        super().__init__(stem, layers)
+        super().__init__(*two_stream.trunk(backbone, pretrained))
         # The prefixes put all heads at the full learning rate, as published (train_ddag.py, optimizer_P).
-        self.bottleneck = bnneck(channels)
-        self.bottleneck_parts = PartAggregation(channels, parts)
-        self.classifier: nn.Linear = two_stream.identity_classifier(channels, num_identities)
-        self.classifier_graph = GraphAttention(channels, num_identities, dropout)
+        self.bottleneck = bnneck(self.channels)
+        self.bottleneck_parts = PartAggregation(self.channels, parts)
+        self.classifier: nn.Linear = two_stream.identity_classifier(self.channels, num_identities)
+        self.classifier_graph = GraphAttention(self.channels, num_identities, dropout)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
         """Return pooled (N, D), embedding (N, D; the part-aggregated feature) and its logits (N, num_identities)."""
@@ -119,8 +112,7 @@ class GraphAttention(nn.Module):
     def forward(self, pooled: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Return log-probabilities (N, num_identities) for pooled features (N, C) and labels int64 (N,).
 
-        Args:
-            generator: on the CPU; the dropout of features, attention and hidden nodes is drawn from it.
+        The dropout of features, attention and hidden nodes is drawn from the generator, on the CPU.
         """
         same = labels[:, None] == labels[None, :]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -15,7 +16,6 @@ from vireid_lite.models import two_stream
 from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, out_channels
 
 BRANCHES = 3  #: the original map and the two made from it
-
 CPM_WEIGHT, ORTHOGONALITY_WEIGHT = 0.8, 0.01  # DEEN train.py, lambda_1 and lambda_2
 
 
@@ -26,21 +26,14 @@ class DEEN(TwoStream):
     maps; it delivers them side by side, (N, 3C, h, w). The BNNeck and the classifier are shared by the branches.
     ResNet-50 with 395 identities has 42,037,792 parameters, of which 42,035,744 are trained (not the BNNeck's
     bias); without layer 4 and with 206 identities, as published for RegDB, 13,094,176 and 13,093,152.
-
     Left out against the published code: a dropout of 0.01 behind the expansion (it would draw outside the objective's
     generator). Its position attention reads C/2 channels x P positions as C x P/2, which mixes the two; here positions
     attend to positions. Weights are counted the same.
     Source: Zhang and Wang, "Diverse Embedding Expansion Network", CVPR 2023; LLCM DEEN/model.py:91-272.
 
     Args:
-        num_identities: classes of the identity classifier.
-        backbone, pretrained: see `two_stream.trunk`.
-        flip: `embed` sums the features of the image and of its mirror image, as the published test does; off by
-            default.
+        flip: `embed` sums the features of the image and of its mirror image, as the published test does.
         layer4: False leaves it and the fusion of layer 3 out: block 3 is the expansion of layer 2, block 4 is layer 3.
-
-    Raises:
-        InputError: for values that make no network.
     """
 
     def __init__(
@@ -50,16 +43,15 @@ class DEEN(TwoStream):
         check_flag("models", "layer4", layer4)
         stem, layers = two_stream.trunk(backbone, pretrained)
         widths = [stem.conv1.out_channels, *(out_channels(layer[-1]) for layer in layers)]
-        fused = [Fused(*layers[k], Fusion(widths[k + 1], widths[k], stride)) for k, stride in enumerate((1, 2, 2))]
-        channels = widths[4 if layer4 else 3]
+        stages = [Fused(*layers[k], Fusion(widths[k + 1], widths[k], stride)) for k, stride in enumerate((1, 2, 2))]
         if layer4:
-            stages = [*fused, nn.Sequential(Expansion(widths[3]), *layers[3], SideBySide(channels))]
+            stages.append(nn.Sequential(Expansion(widths[3]), *layers[3], SideBySide(widths[4])))
         else:
             expansion = nn.Sequential(Expansion(widths[2]), SideBySide(widths[2]))
-            stages = [*fused[:2], expansion, nn.Sequential(Stacked(), *layers[2], SideBySide(channels))]
+            stages[2:] = [expansion, nn.Sequential(Stacked(), *layers[2], SideBySide(widths[3]))]
         super().__init__(stem, stages)
         self.flip = flip
-        self.add_head(channels, num_identities)
+        self.add_head(num_identities, BRANCHES)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
         """Return pooled (N, 3C), embedding (N, 6C) and logits (N, num_identities), the mean of the three branches'.
@@ -75,7 +67,6 @@ class DEEN(TwoStream):
         """Return the features that are ranked, of length 1: (N, 6C), the embedding divided by the root of 6.
 
         With `flip` it is the sum over the image and its mirror image, divided by its length (published: undivided).
-        Mode, gradient, arguments and errors are those of `TwoStream.embed`.
         """
         features = super().embed(images, modality)
         return F.normalize(features + super().embed(images.flip(3), modality)) if self.flip else features
@@ -122,18 +113,14 @@ def centre_pair_mining(plain: Tensor, made: Tensor, labels: Tensor, modality: Te
 
     Args:
         plain, made: (N, C) float.
-        labels: int64 (N,).
-        modality: int64 (N,), on the CPU or not.
+        labels, modality: int64 (N,); every identity needs an image of both modalities.
         margin: m.
-
-    Raises:
-        InputError: unless every identity has an image of both modalities.
     """
     (visible, infrared), expanded = (losses.class_centres(features, labels, modality) for features in (plain, made))
     total = plain.new_zeros(())
     for own, other, centre in ((visible, infrared, expanded[0]), (infrared, visible, expanded[1])):
-        pulled = torch.linalg.vector_norm(other - centre, dim=1)
-        left = torch.linalg.vector_norm(own - centre, dim=1).detach()
+        pulled = (other - centre).norm(dim=1)
+        left = (own - centre).norm(dim=1).detach()
         hinges = [F.relu(pulled - far + margin) for far in (left, nearest(centre), nearest(own))]
         total = total + (hinges[0] + (hinges[1] + hinges[2]) / 2).mean() / 2
     return total
@@ -141,7 +128,7 @@ def centre_pair_mining(plain: Tensor, made: Tensor, labels: Tensor, modality: Te
 
 def nearest(centres: Tensor) -> Tensor:
     """Return each centre's distance to the nearest other one, (J,), for (J, C); infinite where there is no other."""
-    distance = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = losses.pairwise(centres)
     return distance.masked_fill(torch.eye(len(centres), dtype=torch.bool, device=centres.device), torch.inf).amin(1)
 
 
@@ -151,23 +138,15 @@ class Fused(nn.Sequential):
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, C, h, w) to the layer's output shape."""
         *blocks, fusion = self
-        high = maps
-        for block in blocks:
-            high = block(high)
-        return fusion(high, maps)
+        return fusion(nn.Sequential(*blocks)(maps), maps)
 
 
 class Fusion(nn.Module):
     """Multi-stage feature aggregation: a layer's output attends to its input, over channels and then over positions.
 
     Both attentions are products without a softmax, divided by the number of what is summed over; each ends in a
-    BatchNorm at 0 and is added.
+    BatchNorm at 0 and is added. `high` and `low` are the channels of output and input.
     Source: LLCM DEEN/model.py (MFA_block, of CNL and PNL).
-
-    Args:
-        high: channels of the output.
-        low: of the input.
-        stride: of the layer.
     """
 
     def __init__(self, high: int, low: int, stride: int) -> None:
@@ -201,10 +180,8 @@ class Expansion(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = channels // 4
-        self.down = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(channels, inner, 3, padding=d, dilation=d, bias=False) for d in (1, 2, 3))
-            for _ in range(BRANCHES - 1)
-        )
+        dilated = [partial(nn.Conv2d, channels, inner, 3, padding=d, dilation=d, bias=False) for d in (1, 2, 3)]
+        self.down = nn.ModuleList(nn.ModuleList(conv() for conv in dilated) for _ in range(BRANCHES - 1))
         self.up = nn.ModuleList(nn.Conv2d(inner, channels, 1) for _ in range(BRANCHES - 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -25,8 +25,6 @@ def block_channels(model: TwoStream) -> list[int]:
 class _Hooks:
     """Hooks of one insertion. An object and no closures, so that a deep copy of the network has its own."""
 
-    modality: Modality | Tensor
-
     def before_block_0(self, stem: nn.Module, arguments: tuple, keywords: dict) -> None:
         """Keep the modality that the network is being called with, for the later blocks."""
         self.modality = arguments[1] if len(arguments) > 1 else keywords["modality"]
@@ -39,8 +37,8 @@ class _Hooks:
 
 
 def _hook(model: TwoStream, modules: Modules) -> tuple[nn.ModuleDict, list]:
-    """Check the modules and register their hooks; return them by block, and the hooks' handles."""
-    chains = nn.ModuleDict()
+    """Register the modules' hooks; return the modules by block, and the hooks' handles."""
+    chains, hooks = nn.ModuleDict(), _Hooks()
     for block, given in modules.items():
         if block not in range(len(model.stages)):
             raise InputError(f"attention: there is no block {block!r}; choose 0 to {len(model.stages) - 1}")
@@ -48,7 +46,6 @@ def _hook(model: TwoStream, modules: Modules) -> tuple[nn.ModuleDict, list]:
             if not isinstance(module, nn.Module):
                 raise InputError(f"attention: block {block} needs modules, got {module!r}; see build_attention")
         chains[str(block)] = nn.ModuleList(chain)
-    hooks = _Hooks()
     handles = [model.stages[0].register_forward_pre_hook(hooks.before_block_0, with_kwargs=True)]
     for block, chain in chains.items():
         handles.append(model.stages[int(block)].register_forward_hook(partial(hooks.after, chain)))
@@ -62,9 +59,6 @@ def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
     They stand on the model's device but are no part of it: they neither save, move nor freeze with it, and gradients
     reach their weights through a frozen one. Nested insertions act in the order they were made; a deep copy made inside
     keeps copies of the modules. The network is called as a whole, as block 0 tells the later blocks the modality.
-
-    Raises:
-        InputError: for another block.
     """
     _, handles = _hook(model, modules)
     try:
@@ -75,13 +69,9 @@ def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
 
 
 def insert(model: TwoStream, modules: Modules) -> TwoStream:
-    """Make the modules a part of a network and return it: they train, move and save with it as `model.attention`.
+    """Make the modules (see `inserted`) a part of a network and return it: they train, move and save with it.
 
-    Args:
-        modules: as for `inserted`.
-
-    Raises:
-        InputError: for another block, and where modules were inserted already.
+    Raises InputError where modules were inserted already.
     """
     if hasattr(model, "attention"):
         raise InputError("attention: this network has attention modules already; build a fresh one")
@@ -104,12 +94,9 @@ def staged(model: TwoStream, attention: str, blocks: Sequence[int], sfm: bool) -
     """Return the paper's modules by block, freshly drawn, and the tap that reads stage 1.
 
     Stage 1 is the map after block 4 and its module, stage 2 what SFM makes of it. What is left out is the identity, so
-    without SFM both stages are one.
+    without SFM both stages are one. After each of `blocks` stands "fsam", "se", "eca" or "none".
     Source: section 3.2 and table 4, blocks 0 and 4. No projection fits in the parameter count the paper reports, so a
     map of 64 channels cannot meet one of 2,048 in a distance; both stages are therefore read after block 4.
-
-    Args:
-        attention: what stands after each of `blocks`, "fsam", "se", "eca" or "none".
     """
     channels, tap = block_channels(model), Tap()
     kept = () if attention == "none" else blocks
@@ -121,7 +108,7 @@ def staged(model: TwoStream, attention: str, blocks: Sequence[int], sfm: bool) -
 
 
 def check_blocks(name: str, blocks: object) -> tuple[int, ...]:
-    """Return blocks as a tuple. Raises InputError, which starts with `name`, unless they are different and 0 to 4."""
+    """Return blocks as a tuple; they must be different and 0 to 4."""
     if not isinstance(blocks, list | tuple) or any(type(b) is not int or not 0 <= b <= 4 for b in blocks):
         raise InputError(f"{name}: blocks must be numbers from 0 to 4, such as (0, 4); got {blocks!r}")
     if len(set(blocks)) < len(blocks):

@@ -29,15 +29,11 @@ def load_official(path: str | Path) -> tuple[AGW, dict]:
     """Return the network of an official AGW checkpoint (.t or .pth), in eval mode on the CPU, and a card for it.
 
     The file is read with `weights_only=True`: a bare state dict, or one under "net" (as AGW saves it) or "state_dict",
-    with or without the "module." of DataParallel. The network has the file's identities and its ResNet (the authors'
-    is resnet50). Parts of its three ResNets that the official network never uses are dropped; every other weight must
-    have its place and every place its weight.
-
-    Card keys: key (of the file's bytes), official (its name), dataset (the crops' size alone), model.
-
-    Raises:
-        InputError: where the file is missing, holds anything but weights and numbers, or does not fit (naming the first
-            weight that does not). torch's random generator is left as it was.
+    with or without the "module." of DataParallel. The network has the file's identities and its ResNet (the authors' is
+    resnet50). What the official network never uses is dropped; every other weight must have its place and every place
+    its weight.
+    Card keys: key (of the file's bytes), official (its name), dataset (the crops' size alone), model. torch's random
+    generator is left as it was.
     """
     path = existing(path)
     state = _official_state(path)

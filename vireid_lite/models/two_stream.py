@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -43,8 +44,7 @@ class Batch(NamedTuple):
         images: (N, 3, H, W) float in [0, 1], augmented, visible ones first.
         modality: int64 (N,) on the CPU.
         labels: int64 (N,), contiguous, on the images' device.
-        smoothing: of the identity loss.
-        triplet: the loss chosen among `losses.TRIPLETS`; None for none, and in a network that takes none.
+        triplet: the loss chosen among `losses.TRIPLETS`, or None.
         history: one dict for each finished epoch.
         generator: on the CPU; every draw of an objective comes from it, so that a killed training resumes.
     """
@@ -64,7 +64,7 @@ class Objective(NamedTuple):
     Attributes:
         losses: name to scalar, weighted already; their sum is minimised.
         logits, labels: (M, num_identities) and (M,), of which the accuracy is noted.
-        noted: name to scalar, what a history keeps beside. Names are those of every step.
+        noted: name to scalar, what a history keeps beside.
     """
 
     losses: dict[str, Tensor]
@@ -80,8 +80,8 @@ class TwoStream(nn.Module):
         stages: five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4 take
             and return feature maps, so a forward hook on any of the five sees that block's feature map.
         gem_p: exponent of the pooling; 1 is average pooling.
-        triplet: the one it is trained with unless told, a name of `losses.TRIPLETS`; None in a network that takes none.
-        arguments: the arguments `models.build` made the network from; a checkpoint's card keeps them.
+        triplet: what it is trained with unless told, a name of `losses.TRIPLETS`; None in a network that takes none.
+        arguments: what `models.build` made the network from; a checkpoint's card keeps it.
     """
 
     arguments: dict
@@ -93,10 +93,15 @@ class TwoStream(nn.Module):
         # Convolutions follow the layout of their weights; channels last is the faster one, on a CPU by 10 to 15 %.
         self.stages = nn.ModuleList([Stems(stem), *layers]).to(memory_format=torch.channels_last)
 
-    def add_head(self, channels: int, num_identities: int) -> None:
-        """Add AGW's head: a BNNeck, BatchNorm with its bias frozen at 0, and a classifier without bias."""
-        self.bottleneck = bnneck(channels)
-        self.classifier = identity_classifier(channels, num_identities)
+    @property
+    def channels(self) -> int:
+        """Channels of the map after block 4."""
+        return out_channels(self.stages[4][-1])
+
+    def add_head(self, num_identities: int, branches: int = 1) -> None:
+        """Add AGW's head, a BNNeck and a classifier, for maps of so many branches side by side."""
+        self.bottleneck = bnneck(self.channels // branches)
+        self.classifier = identity_classifier(self.channels // branches, num_identities)
 
     @classmethod
     def chosen_triplet(cls, asked: str | None) -> str | None:
@@ -113,11 +118,9 @@ class TwoStream(nn.Module):
         return maps
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
-        """Return pooled (N, D), embedding (N, D) and logits (N, num_identities).
+        """Return pooled (N, D), embedding (N, D) and logits (N, num_identities) of images (N, 3, H, W) in [0, 1].
 
-        Args:
-            images: (N, 3, H, W) float in [0, 1], not checked.
-            modality: one Modality for the batch, or int64 (N,).
+        They are not checked; `modality` is one Modality for the batch, or int64 (N,).
         """
         pooled = generalised_mean(self.feature_map(images, modality), self.gem_p)
         embedding = self.bottleneck(pooled)
@@ -126,11 +129,9 @@ class TwoStream(nn.Module):
     def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the features that are ranked: the embedding divided by its length, (N, D).
 
-        Always computed as in eval mode, from running statistics; every module's train/eval mode is put back. Gradient
-        flows to the images unless the caller switches it off. Arguments are those of `forward`.
-
-        Raises:
-            InputError: for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
+        Always computed as in eval mode, from running statistics; every module's mode is put back. Gradient flows to the
+        images unless the caller switches it off. Raises InputError for images of another shape or type, outside [0, 1]
+        or not finite (on a GPU this check waits).
         """
         check_images(images)
         with evaluating(self):
@@ -146,14 +147,13 @@ def check_images(images: Tensor) -> None:
         raise InputError(f"images: the shape must be (N, 3, H, W), got {tuple(images.shape)}")
     low, high = (value.item() for value in images.detach().aminmax())
     if not (low >= 0 and high <= 1):  # also refuses NaN, which aminmax passes on
-        raise InputError(
-            f"images: values must lie in [0, 1], got {low:g} to {high:g}; do not normalise, the model does that itself"
-        )
+        found = f"got {low:g} to {high:g}; do not normalise, the model does that itself"
+        raise InputError(f"images: values must lie in [0, 1], {found}")
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode inside the block, and each back in its own mode after it."""
+    """Put every module in eval mode inside the block, and each back in its own after it."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -179,20 +179,13 @@ class Stems(nn.Module):
     def forward(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return stem features in the order of `images`; each stem's BatchNorm sees its own images only.
 
-        Args:
-            images: (N, 3, H, W) in [0, 1].
-            modality: one Modality for the batch, or int64 (N,) of 0 and 1; keep it on the CPU, as splitting by a tensor
-                on the GPU makes the host wait.
-
-        Raises:
-            InputError: for anything else.
+        A modality of 0 and 1, int64 (N,), is kept on the CPU, as splitting by a tensor on the GPU makes the host wait.
         """
-        images = (images - self.mean) / self.std
-        stems = (self.visible, self.infrared)
+        images, stems = (images - self.mean) / self.std, (self.visible, self.infrared)
         if not isinstance(modality, Tensor):
             return stems[one_modality(modality)](images)
         groups = [(modality == value).nonzero().flatten() for value in Modality]
-        if modality.shape != images.shape[:1] or sum(len(group) for group in groups) != len(images):
+        if modality.shape != images.shape[:1] or sum(map(len, groups)) != len(images):
             raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(images)} in all")
         for stem, group in zip(stems, groups, strict=True):
             if len(group) == len(images):
@@ -233,19 +226,16 @@ def with_non_local(blocks: nn.Sequential, inner_channels: int) -> nn.Sequential:
     Given layers 2 and 3 that is after blocks 2, 3 and 3, 4, 5 of ResNet-50, counted from 0 (AGW model.py:155-167), and
     after the last block where a layer has one or two (ResNet-18, lite).
     """
-    modules = []
-    for index, block in enumerate(blocks):
-        modules.append(block)
-        if index >= len(blocks) // 2:
-            modules.append(NonLocal(out_channels(block), inner_channels))
-    return nn.Sequential(*modules)
+    half = len(blocks) // 2
+    later = ((block, NonLocal(out_channels(block), inner_channels)) for block in blocks[half:])
+    return nn.Sequential(*blocks[:half], *chain.from_iterable(later))
 
 
 def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
     """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C).
 
-    Stripe i holds the rows from floor(i h / count) to ceil((i + 1) h / count), as in adaptive average pooling, whose
-    own backward pass differs from run to run on a GPU.
+    As in adaptive average pooling, whose own backward pass differs from run to run on a GPU, stripe i holds the rows
+    from floor(i h / count) to ceil((i + 1) h / count).
     """
     rows, height = maps.mean(3), maps.shape[2]
     edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
@@ -253,17 +243,14 @@ def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
 
 
 def one_modality(modality: Modality) -> Modality:
-    """Return a modality of a whole batch. Raises InputError for anything else."""
+    """Return the modality of a whole batch, checked."""
     if modality not in (0, 1):
         raise InputError(f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}")
     return modality
 
 
 def generalised_mean(maps: Tensor, p: float = 3.0) -> Tensor:
-    """Return GeM pooling (mean(x^p) + 1e-12)^(1/p) of non-negative maps (N, C, h, w), (N, C) (AGW model.py:234-235).
-
-    Negative values, which no map after a ReLU has, count as 0.
-    """
+    """Return GeM pooling (mean(x^p) + 1e-12)^(1/p) of maps (N, C, h, w) cut at 0: (N, C) (AGW model.py:234)."""
     return (maps.clamp(min=0).pow(p).mean((2, 3)) + 1e-12).pow(1 / p)
 
 
@@ -288,9 +275,6 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
     Args:
         backbone: "resnet50", "resnet18" (torchvision's) or "lite" (narrow, one BasicBlock per layer, no max-pooling).
         pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
-
-    Raises:
-        InputError: for an unknown backbone, for a pretrained lite trunk, and where the download fails.
     """
     check_choice("models", "backbone", backbone, BACKBONES)
     if backbone == "lite":
@@ -303,7 +287,7 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
         try:
             network.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
         except (OSError, RuntimeError) as error:  # no network; truncated or foreign file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"models: ImageNet weights for {backbone} could not be loaded ({reason}); put {weights.url} under "
                 f"{torch.hub.get_dir()}/checkpoints or choose pretrained=False"
@@ -320,13 +304,10 @@ def _lite_trunk() -> tuple[nn.Sequential, list[nn.Sequential]]:
     channels = LITE_WIDTHS[0]
     convolution = nn.Conv2d(3, channels, 3, 2, 1, bias=False)
     stem = nn.Sequential(OrderedDict(conv1=convolution, bn1=nn.BatchNorm2d(channels), relu=nn.ReLU(True)))
-    layers = []
-    for width in LITE_WIDTHS:
-        stride, shortcut = 1, None
-        if channels != width:
-            stride, shortcut = 2, nn.Sequential(nn.Conv2d(channels, width, 1, 2, bias=False), nn.BatchNorm2d(width))
-        layers.append(nn.Sequential(BasicBlock(channels, width, stride, shortcut)))
-        channels = width
+    layers = [nn.Sequential(BasicBlock(channels, channels))]
+    for narrow, wide in pairwise(LITE_WIDTHS):
+        shortcut = nn.Sequential(nn.Conv2d(narrow, wide, 1, 2, bias=False), nn.BatchNorm2d(wide))
+        layers.append(nn.Sequential(BasicBlock(narrow, wide, 2, shortcut)))
     for module in nn.ModuleList([stem, *layers]).modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
