@@ -7,68 +7,104 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vireid_lite.errors import BuildError, InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-
 data_app = typer.Typer(no_args_is_help=True, help="Verify a copy of a data set.")
-
 app.add_typer(data_app, name="data")
 
-Tier = Annotated[str, typer.Option(help="lite, standard or full: the size of data and victim")]
 
-DatasetName = Annotated[
-    str | None, typer.Option(help="synthetic, sysu, regdb, llcm or paired_folder; default: the tier's")
-]
+def _takes(kind: Any, text: str, *names: str, **limits: object) -> Any:
+    """Return the type of an option: its value's, what --help says of it, its names where they are not the usual."""
+    return Annotated[kind, typer.Option(*names, help=text, **limits)]
 
-DataRoot = Annotated[Path | None, typer.Option("--data-root", "--root", help="folder of your own copy of the data set")]
 
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", "-o", help="KEY=VALUE for the data set, such as difficulty=hard or search=indoor"),
-]
+# What several commands take.
+Tier = _takes(str, "lite, standard or full: the size of data and victim")
+DatasetName = _takes(str | None, "synthetic, sysu, regdb, llcm or paired_folder; default: the tier's")
+DataRoot = _takes(Path | None, "folder of your own copy of the data set", "--data-root", "--root")
+DataOptions = "KEY=VALUE for the data set, such as difficulty=hard or search=indoor"
+Options = _takes(list[str] | None, DataOptions, "--option", "-o")
+Size = _takes(str | None, "HEIGHTxWIDTH of the crops in pixels; default: the tier's")
+Checkpoint = _takes(Path | None, "victim.safetensors; default: the tier's synthetic victim, trained if need be")
+Official = _takes(Path | None, "checkpoint of the published AGW code (.t or .pth), instead of --checkpoint")
+Split = _takes(str, "test, or val where a choice is made")
+Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=2**63 - 1)
+Device = _takes(str, "auto, cpu, cuda or cuda:N")
+OutDir = _takes(Path, "folder for what the command writes")
+RerunStale = _takes(bool, "make cards again whose code has changed", "--rerun-stale")
 
-Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the crops in pixels; default: the tier's")]
+# What one command takes.
+CheckRoot = _takes(Path, "folder of your own copy", "--root", "--data-root")
+Partial = _takes(bool, "accept a subset: counts that do not fit only warn", "--partial")
 
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of initialisation, batches and augmentation")]
+Network = _takes(str | None, "agw, caj, ddag, deen, ide or pcb; default: the tier's")
+NetworkSet = _takes(list[str] | None, "KEY=VALUE for the network, such as hetero_centre=0.5", "--set")
+Triplet = _takes(str | None, "wrt, hard, adp or none, in agw and caj; the others have losses of their own")
+Backbone = _takes(str | None, "lite, resnet18 or resnet50; default: the tier's")
+Weights = "ImageNet weights through torchvision; default: the tier's"
+Pretrained = _takes(bool | None, Weights, "--pretrained/--from-scratch")
+Epochs = _takes(int | None, "passes over the training images; default: the tier's")
+LearningRate = _takes(float | None, "peak learning rate; default: the tier's")
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Perturbation = _takes(Path | None, "what `vireid-lite attack` saved; applied to the queries, in 8 bits")
+QueryModality = _takes(str, "visible, infrared or both")
 
-OutDir = Annotated[Path, typer.Option(help="folder for what the command writes")]
+Eps = _takes(str, "largest change of a pixel in [0, 1], such as 8/255 or 0.03")
+Tied = _takes(bool, "three equal channels on infrared images", "--tied")
+Gradients = _takes(int | None, "batches forward and backward in all; default: the attack's own steps", min=1)
+Identities = _takes(int | None, "training identities a universal attack learns from; default: all", min=2)
+AttackSet = _takes(list[str] | None, "KEY=VALUE for the attack, such as mode=released or steps=400", "--set")
 
-Backbone = Annotated[str | None, typer.Option(help="lite, resnet18 or resnet50; default: the tier's")]
+Processes = _takes(int, "processes side by side", min=1)
+DryRun = _takes(bool, "print what is done and what is to do, a line a table and victim", "--dry-run")
+Verbose = _takes(bool, "with --dry-run: every row", "--verbose")
+DataRoots = _takes(list[str] | None, "NAME=FOLDER of your own copy, such as sysu=/data/SYSU", "--data-root", "--root")
+Only = _takes(str | None, 'rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
+Seeds = _takes(str | None, "such as 0,1,2; default: the grid's")
+RunSet = _takes(list[str] | None, "TABLE.KEY=VALUE in every run, such as train.epochs=2", "--set")
+Workers = _takes(int, "processes of a Dask cluster on this machine", min=1)
+Scheduler = _takes(str | None, "address of a running Dask cluster, tcp://HOST:PORT")
+Threads = _takes(int, "PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers", min=1)
 
-Epochs = Annotated[int | None, typer.Option(help="passes over the training images; default: the tier's")]
-
-LearningRate = Annotated[float | None, typer.Option(help="peak learning rate; default: the tier's")]
-
-Pretrained = Annotated[
-    bool | None,
-    typer.Option("--pretrained/--from-scratch", help="ImageNet weights through torchvision; default: the tier's"),
-]
+Chapters = _takes(str | None, "numbers to execute, such as 1,3; default: all")
+ParameterNames = ("--parameters", "--parameter", "-p")
+Parameters = _takes(list[str] | None, "NAME VALUE, as papermill's -p, or NAME=VALUE", *ParameterNames)
+ExecuteOnly = _takes(bool, "do not render", "--execute-only")
+Force = _takes(bool, "execute again what has not changed", "--force")
+Measure = _takes(bool, "start from empty caches and note in book/results what chapters cost", "--measure")
+Edition = _takes(str | None, "student (no solutions) or instructor: build that edition in OUT_DIR/EDITION")
+Pdf = _takes(bool, "print the rendered book to OUT_DIR/vireid-lite.pdf too; needs Chromium", "--pdf")
+Sync = _takes(bool, "only write what derives from the sources: notebooks, URL", "--sync")
 
 
 def _dataset(tier: str, dataset: str | None, root: Path | None, size: str | None, options: list[str] | None):
     from vireid_lite.victims import tier_dataset
 
-    return tier_dataset(tier, dataset, root, size=_parse_size(size), **_parse_options(options))
-
-
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, cross, width = text.lower().partition("x")
-    if not (cross and _is_number(height) and _is_number(width)):
-        raise InputError(f"--size {text!r}: give HEIGHTxWIDTH in pixels, such as 128x64")
-    return int(height), int(width)
+    sides = size.lower().split("x") if size is not None else None
+    if sides and not (len(sides) == 2 and all(map(_is_number, sides))):
+        raise InputError(f"--size {size!r}: give HEIGHTxWIDTH in pixels, such as 128x64")
+    given = _parse_pairs("-o", options, "difficulty=hard")
+    for key in given:
+        if key in ("tier", "dataset", "root", "name", "size"):
+            raise InputError(f"-o {key}: give it as an option of its own, --{'dataset' if key == 'name' else key}")
+    return tier_dataset(tier, dataset, root, size=sides and tuple(map(int, sides)), **given)
 
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
+
+
+def _numbers(option: str, text: str | None, what: str) -> list[int] | None:
+    """Read numbers with commas between them."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(map(_is_number, parts)):
+        raise InputError(f"{option} {text!r}: give {what}")
+    return [int(part) for part in parts] or None
 
 
 def _split_pair(option: str, pair: str, example: str) -> tuple[str, str]:
@@ -76,15 +112,6 @@ def _split_pair(option: str, pair: str, example: str) -> tuple[str, str]:
     if not (name and equals):
         raise InputError(f"{option} {pair!r}: a name and a value are needed, such as {option} {example}")
     return name, value
-
-
-def _parse_options(pairs: list[str] | None) -> dict:
-    """Read a data set's KEY=VALUE pairs."""
-    options = _parse_pairs("-o", pairs, "difficulty=hard")
-    for key in options:
-        if key in ("tier", "dataset", "root", "name", "size"):
-            raise InputError(f"-o {key}: give it as an option of its own, --{'dataset' if key == 'name' else key}")
-    return options
 
 
 def _parse_pairs(option: str, pairs: list[str] | None, example: str) -> dict:
@@ -101,10 +128,8 @@ def _parse_pairs(option: str, pairs: list[str] | None, example: str) -> dict:
 @data_app.command("check")
 def data_check(
     name: Annotated[str, typer.Argument(help="sysu, regdb, llcm or paired_folder")],
-    root: Annotated[Path, typer.Option("--root", "--data-root", help="folder of your own copy")],
-    partial: Annotated[
-        bool, typer.Option("--partial", help="accept a subset: counts that do not fit only warn")
-    ] = False,
+    root: CheckRoot,
+    partial: Partial = False,
 ) -> None:
     """Verify a copy of a data set: its counts, and every image decoded once."""
     from vireid_lite.data.benchmarks.check import check
@@ -122,13 +147,9 @@ def train(
     data_root: DataRoot = None,
     option: Options = None,
     size: Size = None,
-    model: Annotated[str | None, typer.Option(help="agw, caj, ddag, deen, ide or pcb; default: the tier's")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE for the network, such as hetero_centre=0.5")
-    ] = None,
-    triplet: Annotated[
-        str | None, typer.Option(help="wrt, hard, adp or none, in agw and caj; the others have losses of their own")
-    ] = None,
+    model: Network = None,
+    set_: NetworkSet = None,
+    triplet: Triplet = None,
     backbone: Backbone = None,
     pretrained: Pretrained = None,
     epochs: Epochs = None,
@@ -140,35 +161,16 @@ def train(
     """Train a victim, or resume a killed training; write OUT_DIR/victim.safetensors and its card."""
     from vireid_lite.victims import load_or_train, tier_recipe
 
-    recipe = tier_recipe(
-        tier,
-        model=model,
-        options=_parse_pairs("--set", set_, "hetero_centre=0.5"),
-        backbone=backbone,
-        pretrained=pretrained,
-        triplet=triplet,
-        epochs=epochs,
-        learning_rate=learning_rate,
-    )
-    _, card = load_or_train(
-        recipe, _dataset(tier, dataset, data_root, size, option), seed=seed, device=device, folder=out_dir
-    )
-    last = card["history"][-1]
+    network = {"options": _parse_pairs("--set", set_, "hetero_centre=0.5"), "backbone": backbone, "triplet": triplet}
+    settings = {"pretrained": pretrained, "epochs": epochs, "learning_rate": learning_rate}
+    recipe = tier_recipe(tier, model=model, **network, **settings)
+    data = _dataset(tier, dataset, data_root, size, option)
+    _, card = load_or_train(recipe, data, seed=seed, device=device, folder=out_dir)
+    history, seconds = card["history"], card["seconds"]
     print(
-        f"{out_dir / 'victim.safetensors'}: {len(card['history'])} epochs in {card['seconds']:.0f} s "
-        f"on {card['device']}, accuracy in the last one {last['accuracy']:.3f}"
+        f"{out_dir / 'victim.safetensors'}: {len(history)} epochs in {seconds:.0f} s on {card['device']}, "
+        f"accuracy in the last one {history[-1]['accuracy']:.3f}"
     )
-
-
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="victim.safetensors; default: the tier's synthetic victim, trained if need be")
-]
-
-Official = Annotated[
-    Path | None, typer.Option(help="checkpoint of the published AGW code (.t or .pth), instead of --checkpoint")
-]
-
-Split = Annotated[str, typer.Option(help="test, or val where a choice is made")]
 
 
 def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, split, seed, device):
@@ -216,10 +218,8 @@ def evaluate(
     size: Size = None,
     checkpoint: Checkpoint = None,
     official: Official = None,
-    perturbation: Annotated[
-        Path | None, typer.Option(help="what `vireid-lite attack` saved; applied to the queries, in 8 bits")
-    ] = None,
-    query_modality: Annotated[str, typer.Option(help="visible, infrared or both")] = "both",
+    perturbation: Perturbation = None,
+    query_modality: QueryModality = "both",
     split: Split = "test",
     seed: Seed = 0,
     device: Device = "auto",
@@ -283,17 +283,11 @@ def attack(
     name: Annotated[
         str, typer.Argument(help="cmps, uap, uap-retrieval, m-fgsm, sign-noise, ...; a wrong one lists all")
     ],
-    eps: Annotated[str, typer.Option(help="largest change of a pixel in [0, 1], such as 8/255 or 0.03")] = "8/255",
-    tied: Annotated[bool, typer.Option("--tied", help="three equal channels on infrared images")] = False,
-    gradients: Annotated[
-        int | None, typer.Option(min=1, help="batches forward and backward in all; default: the attack's own steps")
-    ] = None,
-    identities: Annotated[
-        int | None, typer.Option(min=2, help="training identities a universal attack learns from; default: all")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE for the attack, such as mode=released or steps=400")
-    ] = None,
+    eps: Eps = "8/255",
+    tied: Tied = False,
+    gradients: Gradients = None,
+    identities: Identities = None,
+    set_: AttackSet = None,
     tier: Tier = "lite",
     dataset: DatasetName = None,
     data_root: DataRoot = None,
@@ -356,9 +350,9 @@ def campaign(
     file: Annotated[Path, typer.Argument(help="TOML file of runs")],
     out_dir: OutDir = Path("book/results"),
     data_root: DataRoot = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes side by side")] = 1,
+    workers: Processes = 1,
     device: Device = "auto",
-    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="make cards again whose code has changed")] = False,
+    rerun_stale: RerunStale = False,
 ) -> None:
     """Run every run of FILE that has no card yet, one card each."""
     from vireid_lite.study.workers import run_campaign
@@ -374,47 +368,32 @@ def bench(
         str, typer.Argument(help="smoke, cmps-tables, cmps-figures, feature-level-tables, transfer, or a .toml file")
     ],
     tier: Tier = "lite",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print what is done and what is to do, a line a table and victim")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="with --dry-run: every row")] = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
     out_dir: OutDir = Path("book/results"),
-    data_root: Annotated[
-        list[str] | None,
-        typer.Option("--data-root", "--root", help="NAME=FOLDER of your own copy, such as sysu=/data/SYSU"),
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option(help='rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; default: the grid's")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE in every run, such as train.epochs=2")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes of a Dask cluster on this machine")] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="address of a running Dask cluster, tcp://HOST:PORT")] = None,
-    threads: Annotated[
-        int, typer.Option(min=1, help="PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers")
-    ] = 1,
+    data_root: DataRoots = None,
+    only: Only = None,
+    seeds: Seeds = None,
+    set_: RunSet = None,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    threads: Threads = 1,
     device: Device = "auto",
-    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="make cards again whose code has changed")] = False,
+    rerun_stale: RerunStale = False,
 ) -> None:
     """Run what a grid of the papers' tables has no card for yet, and print its tables."""
     from vireid_lite.study import grids
 
-    wanted = seeds.split(",") if seeds else None
-    if wanted and not all(map(_is_number, wanted)):
-        raise InputError(f"--seeds {seeds!r}: give whole numbers with commas between them, such as 0,1,2")
-    roots = {}
-    for pair in data_root or []:
-        dataset, folder = _split_pair("--data-root", pair, "sysu=/data/SYSU-MM01")
-        roots[dataset] = Path(folder)
+    wanted = _numbers("--seeds", seeds, "whole numbers with commas between them, such as 0,1,2")
+    pairs = [_split_pair("--data-root", pair, "sysu=/data/SYSU-MM01") for pair in data_root or []]
+    roots = {dataset: Path(folder) for dataset, folder in pairs} or None
     settings = _parse_pairs("--set", set_, "train.epochs=2")
-    grid = grids.read_grid(name, tier, seeds=[int(seed) for seed in wanted or []] or None, settings=settings, only=only)
+    grid = grids.read_grid(name, tier, seeds=wanted, settings=settings, only=only)
     if dry_run:
         found = grids.plan(grid, grids.Results(out_dir), rerun_stale=rerun_stale)
         print(grids.describe_plan(grid, found, verbose=verbose or only is not None))
         return
-    options = {"workers": workers, "scheduler": scheduler, "threads": threads, "device": device, "root": roots or None}
+    options = {"workers": workers, "scheduler": scheduler, "threads": threads, "device": device, "root": roots}
     report = grids.run_grid(grid, out_dir, rerun_stale=rerun_stale, **options)
     print(grids.describe(grid, grids.Results(out_dir)))
     print("; ".join(f"{state}: {len(names)}" for state, names in report.items()))
@@ -423,33 +402,19 @@ def bench(
 @app.command()
 def book(
     tier: Tier = "lite",
-    chapters: Annotated[str | None, typer.Option(help="numbers to execute, such as 1,3; default: all")] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameters", "--parameter", "-p", help="NAME VALUE, as papermill's -p, or NAME=VALUE"),
-    ] = None,
+    chapters: Chapters = None,
+    parameter: Parameters = None,
     out_dir: OutDir = Path("_build"),
-    execute_only: Annotated[bool, typer.Option("--execute-only", help="do not render")] = False,
-    force: Annotated[bool, typer.Option("--force", help="execute again what has not changed")] = False,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="start from empty caches and note in book/results what chapters cost")
-    ] = False,
-    edition: Annotated[
-        str | None, typer.Option(help="student (no solutions) or instructor: build that edition in OUT_DIR/EDITION")
-    ] = None,
-    pdf: Annotated[
-        bool, typer.Option("--pdf", help="print the rendered book to OUT_DIR/vireid-lite.pdf too; needs Chromium")
-    ] = False,
-    sync: Annotated[
-        bool, typer.Option("--sync", help="only write what derives from the sources: notebooks, URL")
-    ] = False,
+    execute_only: ExecuteOnly = False,
+    force: Force = False,
+    measure: Measure = False,
+    edition: Edition = None,
+    pdf: Pdf = False,
+    sync: Sync = False,
 ) -> None:
     """Execute the chapters that changed and render the book; open OUT_DIR/html/index.html."""
-    numbers = [part.strip() for part in chapters.split(",")] if chapters else []
-    if not all(_is_number(number) for number in numbers):
-        raise InputError(f"--chapters {chapters!r}: give numbers with commas between them, such as 1,3")
+    chosen = _numbers("--chapters", chapters, "numbers with commas between them, such as 1,3")
     given = dict(_split_pair("-p", pair, "EPS 4/255") for pair in parameter or [])
-    chosen = [int(number) for number in numbers] or None
     options = {"tier": tier, "chapters": chosen, "execute_only": execute_only, "force": force, "measure": measure}
     _production("book").book(given, out_dir, edition, pdf, sync, **options)
 
@@ -473,7 +438,7 @@ def _join_parameters(arguments: list[str]) -> list[str]:
     """Turn papermill's `-p NAME VALUE` into `-p NAME=VALUE`, which one option can hold."""
     joined = list(arguments)
     for place in range(len(joined) - 3, -1, -1):
-        if joined[place] in ("-p", "--parameter", "--parameters") and "=" not in joined[place + 1]:
+        if joined[place] in ParameterNames and "=" not in joined[place + 1]:
             joined[place + 1 : place + 3] = [f"{joined[place + 1]}={joined[place + 2]}"]
     return joined
 

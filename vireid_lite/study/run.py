@@ -236,11 +236,7 @@ def trials_of(dataset: Dataset, query_modality: Modality, split: str) -> list[Tr
 
 
 def clean_scores(
-    model: nn.Module,
-    dataset: Dataset,
-    split: str = "test",
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    model: nn.Module, dataset: Dataset, split: str = "test", device: torch.device | str = "cpu", progress: bool = False
 ) -> list[Evaluation]:
     """Return the scores of both directions without any attack."""
     options = {"device": device, "progress": progress}
