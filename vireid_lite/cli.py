@@ -17,21 +17,24 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Verify a copy of a data set.")
 app.add_typer(data_app, name="data")
 
+PARAMETERS = ("--parameters", "--parameter", "-p")
+
 
 def _takes(kind: Any, text: str, *names: str, **limits: object) -> Any:
     """Return the type of an option: its value's, what --help says of it, its names where they are not the usual."""
     return Annotated[kind, typer.Option(*names, help=text, **limits)]
 
 
+Text, Pairs, File = str | None, list[str] | None, Path | None
+
 # What several commands take.
 Tier = _takes(str, "lite, standard or full: the size of data and victim")
-DatasetName = _takes(str | None, "synthetic, sysu, regdb, llcm or paired_folder; default: the tier's")
-DataRoot = _takes(Path | None, "folder of your own copy of the data set", "--data-root", "--root")
-DataOptions = "KEY=VALUE for the data set, such as difficulty=hard or search=indoor"
-Options = _takes(list[str] | None, DataOptions, "--option", "-o")
-Size = _takes(str | None, "HEIGHTxWIDTH of the crops in pixels; default: the tier's")
-Checkpoint = _takes(Path | None, "victim.safetensors; default: the tier's synthetic victim, trained if need be")
-Official = _takes(Path | None, "checkpoint of the published AGW code (.t or .pth), instead of --checkpoint")
+DatasetName = _takes(Text, "synthetic, sysu, regdb, llcm or paired_folder; default: the tier's")
+DataRoot = _takes(File, "folder of your own copy of the data set", "--data-root", "--root")
+Options = _takes(Pairs, "KEY=VALUE for the data set, such as difficulty=hard or search=indoor", "--option", "-o")
+Size = _takes(Text, "HEIGHTxWIDTH of the crops in pixels; default: the tier's")
+Checkpoint = _takes(File, "victim.safetensors; default: the tier's synthetic victim, trained if need be")
+Official = _takes(File, "checkpoint of the published AGW code (.t or .pth), instead of --checkpoint")
 Split = _takes(str, "test, or val where a choice is made")
 Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=2**63 - 1)
 Device = _takes(str, "auto, cpu, cuda or cuda:N")
@@ -39,45 +42,45 @@ OutDir = _takes(Path, "folder for what the command writes")
 RerunStale = _takes(bool, "make cards again whose code has changed", "--rerun-stale")
 
 # What one command takes.
+DataCopy = Annotated[str, typer.Argument(help="sysu, regdb, llcm or paired_folder")]
 CheckRoot = _takes(Path, "folder of your own copy", "--root", "--data-root")
 Partial = _takes(bool, "accept a subset: counts that do not fit only warn", "--partial")
-
-Network = _takes(str | None, "agw, caj, ddag, deen, ide or pcb; default: the tier's")
-NetworkSet = _takes(list[str] | None, "KEY=VALUE for the network, such as hetero_centre=0.5", "--set")
-Triplet = _takes(str | None, "wrt, hard, adp or none, in agw and caj; the others have losses of their own")
-Backbone = _takes(str | None, "lite, resnet18 or resnet50; default: the tier's")
-Weights = "ImageNet weights through torchvision; default: the tier's"
-Pretrained = _takes(bool | None, Weights, "--pretrained/--from-scratch")
+Network = _takes(Text, "agw, caj, ddag, deen, ide or pcb; default: the tier's")
+NetworkSet = _takes(Pairs, "KEY=VALUE for the network, such as hetero_centre=0.5", "--set")
+Triplet = _takes(Text, "wrt, hard, adp or none, in agw and caj; the others have losses of their own")
+Backbone = _takes(Text, "lite, resnet18 or resnet50; default: the tier's")
+Pretrained = _takes(
+    bool | None, "ImageNet weights through torchvision; default: the tier's", "--pretrained/--from-scratch"
+)
 Epochs = _takes(int | None, "passes over the training images; default: the tier's")
 LearningRate = _takes(float | None, "peak learning rate; default: the tier's")
-
-Perturbation = _takes(Path | None, "what `vireid-lite attack` saved; applied to the queries, in 8 bits")
+Perturbation = _takes(File, "what `vireid-lite attack` saved; applied to the queries, in 8 bits")
 QueryModality = _takes(str, "visible, infrared or both")
-
+AttackNames = "cmps, uap, uap-retrieval, m-fgsm, sign-noise, ...; a wrong one lists all"
+AttackName = Annotated[str, typer.Argument(help=AttackNames)]
 Eps = _takes(str, "largest change of a pixel in [0, 1], such as 8/255 or 0.03")
 Tied = _takes(bool, "three equal channels on infrared images", "--tied")
 Gradients = _takes(int | None, "batches forward and backward in all; default: the attack's own steps", min=1)
 Identities = _takes(int | None, "training identities a universal attack learns from; default: all", min=2)
-AttackSet = _takes(list[str] | None, "KEY=VALUE for the attack, such as mode=released or steps=400", "--set")
-
+AttackSet = _takes(Pairs, "KEY=VALUE for the attack, such as mode=released or steps=400", "--set")
 Processes = _takes(int, "processes side by side", min=1)
+GridNames = "smoke, cmps-tables, cmps-figures, feature-level-tables, transfer, or a .toml file"
+GridName = Annotated[str, typer.Argument(help=GridNames)]
 DryRun = _takes(bool, "print what is done and what is to do, a line a table and victim", "--dry-run")
 Verbose = _takes(bool, "with --dry-run: every row", "--verbose")
-DataRoots = _takes(list[str] | None, "NAME=FOLDER of your own copy, such as sysu=/data/SYSU", "--data-root", "--root")
-Only = _takes(str | None, 'rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
-Seeds = _takes(str | None, "such as 0,1,2; default: the grid's")
-RunSet = _takes(list[str] | None, "TABLE.KEY=VALUE in every run, such as train.epochs=2", "--set")
+DataRoots = _takes(Pairs, "NAME=FOLDER of your own copy, such as sysu=/data/SYSU", "--data-root", "--root")
+Only = _takes(Text, 'rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
+Seeds = _takes(Text, "such as 0,1,2; default: the grid's")
+RunSet = _takes(Pairs, "TABLE.KEY=VALUE in every run, such as train.epochs=2", "--set")
 Workers = _takes(int, "processes of a Dask cluster on this machine", min=1)
-Scheduler = _takes(str | None, "address of a running Dask cluster, tcp://HOST:PORT")
+Scheduler = _takes(Text, "address of a running Dask cluster, tcp://HOST:PORT")
 Threads = _takes(int, "PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers", min=1)
-
-Chapters = _takes(str | None, "numbers to execute, such as 1,3; default: all")
-ParameterNames = ("--parameters", "--parameter", "-p")
-Parameters = _takes(list[str] | None, "NAME VALUE, as papermill's -p, or NAME=VALUE", *ParameterNames)
+Chapters = _takes(Text, "numbers to execute, such as 1,3; default: all")
+Parameters = _takes(Pairs, "NAME VALUE, as papermill's -p, or NAME=VALUE", *PARAMETERS)
 ExecuteOnly = _takes(bool, "do not render", "--execute-only")
 Force = _takes(bool, "execute again what has not changed", "--force")
 Measure = _takes(bool, "start from empty caches and note in book/results what chapters cost", "--measure")
-Edition = _takes(str | None, "student (no solutions) or instructor: build that edition in OUT_DIR/EDITION")
+Edition = _takes(Text, "student (no solutions) or instructor: build that edition in OUT_DIR/EDITION")
 Pdf = _takes(bool, "print the rendered book to OUT_DIR/vireid-lite.pdf too; needs Chromium", "--pdf")
 Sync = _takes(bool, "only write what derives from the sources: notebooks, URL", "--sync")
 
@@ -86,23 +89,17 @@ def _dataset(tier: str, dataset: str | None, root: Path | None, size: str | None
     from vireid_lite.victims import tier_dataset
 
     sides = size.lower().split("x") if size is not None else None
-    if sides and not (len(sides) == 2 and all(map(_is_number, sides))):
+    if sides and not (len(sides) == 2 and all(map(str.isdecimal, sides))):
         raise InputError(f"--size {size!r}: give HEIGHTxWIDTH in pixels, such as 128x64")
-    given = _parse_pairs("-o", options, "difficulty=hard")
-    for key in given:
-        if key in ("tier", "dataset", "root", "name", "size"):
-            raise InputError(f"-o {key}: give it as an option of its own, --{'dataset' if key == 'name' else key}")
+    own = {"name": "dataset", **{key: key for key in ("tier", "dataset", "root", "size")}}
+    given = _parse_pairs("-o", options, "difficulty=hard", own)
     return tier_dataset(tier, dataset, root, size=sides and tuple(map(int, sides)), **given)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
 
 
 def _numbers(option: str, text: str | None, what: str) -> list[int] | None:
     """Read numbers with commas between them."""
     parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(map(_is_number, parts)):
+    if not all(map(str.isdecimal, parts)):
         raise InputError(f"{option} {text!r}: give {what}")
     return [int(part) for part in parts] or None
 
@@ -114,10 +111,12 @@ def _split_pair(option: str, pair: str, example: str) -> tuple[str, str]:
     return name, value
 
 
-def _parse_pairs(option: str, pairs: list[str] | None, example: str) -> dict:
-    """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text."""
+def _parse_pairs(option: str, pairs: list[str] | None, example: str, own: dict[str, str] | None = None) -> dict:
+    """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text. own: keys with another option."""
     options = {}
     for key, value in (_split_pair(option, pair, example) for pair in pairs or []):
+        if key in (own or {}):
+            raise InputError(f"{option} {key}: give it as an option of its own, --{own[key]}")
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -126,11 +125,7 @@ def _parse_pairs(option: str, pairs: list[str] | None, example: str) -> dict:
 
 
 @data_app.command("check")
-def data_check(
-    name: Annotated[str, typer.Argument(help="sysu, regdb, llcm or paired_folder")],
-    root: CheckRoot,
-    partial: Partial = False,
-) -> None:
+def data_check(name: DataCopy, root: CheckRoot, partial: Partial = False) -> None:
     """Verify a copy of a data set: its counts, and every image decoded once."""
     from vireid_lite.data.benchmarks.check import check
 
@@ -191,11 +186,10 @@ def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, sp
 
 
 def _scores_line(data, direction: str, result, what: str = "") -> str:
-    _, low, high = result.chance.independent.rank1
-    return (
-        f"{data.name}, {direction}{what}: rank-1 {100 * result.rank1:.1f} %, mAP {100 * result.mAP:.1f} %, "
-        f"mINP {100 * result.mINP:.1f} %; chance rank-1 {100 * low:.1f} to {100 * high:.1f} %"
-    )
+    _, low, high = (100 * value for value in result.chance.independent.rank1)
+    rank1, mean, least = 100 * result.rank1, 100 * result.mAP, 100 * result.mINP
+    scores = f"rank-1 {rank1:.1f} %, mAP {mean:.1f} %, mINP {least:.1f} %"
+    return f"{data.name}, {direction}{what}: {scores}; chance rank-1 {low:.1f} to {high:.1f} %"
 
 
 def _save_figure(figure, path: Path) -> None:
@@ -247,42 +241,39 @@ def evaluate(
     set_style()
     with exclusive(out_dir):
         found = evaluate_victim(victim, named[query_modality], out_dir, split, made, chosen)
-        for modality, (clean, attacked, moved) in zip(named[query_modality], found, strict=True):
-            direction, trial = direction_name(modality), trials_of(data, modality, split)[0]
+        for clean, attacked, moved in found:
+            direction, trial = direction_name(clean.query_modality), trials_of(data, clean.query_modality, split)[0]
             print(_scores_line(data, direction, clean))
             strips = ranked(model, data, trial, queries=6, device=chosen)
-            name = direction.replace(" ", "_")
-            _save_figure(ranking_strips(data, *strips), out_dir / f"rankings_{name}.png")
+            _save_figure(ranking_strips(data, *strips), out_dir / f"rankings_{direction.replace(' ', '_')}.png")
             if attacked is not None:
                 low, high = 100 * moved["rank1"]["low"], 100 * moved["rank1"]["high"]
                 print(_scores_line(data, direction, attacked, ", attacked") + f"; change {low:+.1f} to {high:+.1f}")
-                _attacked_figures(made, model, data, trial, strips[0], chosen, out_dir, name)
+                _attacked_figures(made, model, data, trial, strips[0], chosen, out_dir)
     print(f"scores and rankings: {out_dir}")
 
 
-def _attacked_figures(made, model, data, trial, queries, device, out_dir: Path, name: str) -> None:
+def _attacked_figures(made, model, data, trial, queries, device, out_dir: Path) -> None:
     """Write the rankings of attacked queries, and the queries before and after at true scale and magnified."""
     import numpy as np
 
     from vireid_lite.chapters.plots import attack_sheet, picture, ranking_strips
     from vireid_lite.data import cached
-    from vireid_lite.metrics.evaluation import ranked
+    from vireid_lite.metrics.evaluation import direction_name, ranked
 
-    store = cached(data, trial.query, False)
-    clean = store.batch(np.array([store.row[query] for query in queries]))
-    attacked = made.apply_rounded(clean, queries[0].modality)
+    store, modality = cached(data, trial.query, False), queries[0].modality
+    clean, name = store.batch(np.array([store.row[query] for query in queries])), direction_name(modality)
+    attacked = made.apply_rounded(clean, modality)
     strips = ranked(model, data, trial, queries=queries, perturb=made.apply_rounded, device=device)
     figure = ranking_strips(data, *strips, crops=[picture(image) for image in attacked])
-    _save_figure(figure, out_dir / f"rankings_{name}_attacked.png")
+    _save_figure(figure, out_dir / f"rankings_{name.replace(' ', '_')}_attacked.png")
     sheet = attack_sheet(clean[:4], attacked[:4], made.eps, [f"query {n + 1}" for n in range(len(clean[:4]))])
-    _save_figure(sheet, out_dir / f"attacked_{name}.png")
+    _save_figure(sheet, out_dir / f"attacked_{name.replace(' ', '_')}.png")
 
 
 @app.command()
 def attack(
-    name: Annotated[
-        str, typer.Argument(help="cmps, uap, uap-retrieval, m-fgsm, sign-noise, ...; a wrong one lists all")
-    ],
+    name: AttackName,
     eps: Eps = "8/255",
     tied: Tied = False,
     gradients: Gradients = None,
@@ -317,17 +308,14 @@ def attack(
         budget = fraction(eps)
     except ValueError as error:
         raise InputError(f"--eps {eps!r}: {error} is needed") from None
-    given = _parse_pairs("--set", set_, "mode=released")
-    if repeated := sorted({"eps", "tied", "gradients", "identities", "name"} & set(given)):
-        raise InputError(f"--set {repeated[0]}: give it as an option of its own, --{repeated[0]}")
+    own = {key: key for key in ("eps", "gradients", "identities", "name", "tied")}
+    given = _parse_pairs("--set", set_, "mode=released", own)
     made = build_attack(name, gradients=gradients, eps=budget, tied=tied, **given)
     universal = isinstance(made, UniversalAttack)
-    for option_name, asked, taken in (
-        ("gradients", gradients, universal and made.gradients_per_step),
-        ("identities", identities, universal),
-    ):
-        if asked is not None and not taken:
-            raise InputError(f"{name} takes no --{option_name}: it learns nothing from training images; leave it out")
+    refused = {"gradients": gradients} if not (universal and made.gradients_per_step) else {}
+    refused |= {"identities": identities} if not universal else {}
+    for wrong in (key for key, asked in refused.items() if asked is not None):
+        raise InputError(f"{name} takes no --{wrong}: it learns nothing from training images; leave it out")
     chosen = pick_device(device)
     victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, split, seed, chosen)
     model, _, data = victim
@@ -335,13 +323,12 @@ def attack(
     with exclusive(out_dir):
         found = attack_victim(made, victim, out_dir, split, seed=seed, identities=identities, device=chosen)
         for before, exact, rounded in zip(found.clean, found.exact, found.rounded, strict=True):
-            direction = direction_name(before.query_modality)
             for what, scores in (("", before), (", attacked", exact), (", attacked, 8 bits", rounded)):
-                print(_scores_line(data, direction, scores, what))
+                print(_scores_line(data, direction_name(before.query_modality), scores, what))
             if found.made is not None:
                 trial = trials_of(data, before.query_modality, split)[0]
                 queries = trial.query[:: max(1, len(trial.query) // 6)][:6]
-                _attacked_figures(found.made, model, data, trial, queries, chosen, out_dir, direction.replace(" ", "_"))
+                _attacked_figures(found.made, model, data, trial, queries, chosen, out_dir)
     print(f"{'scores and perturbation' if found.made is not None else 'scores'}: {out_dir}")
 
 
@@ -364,9 +351,7 @@ def campaign(
 
 @app.command()
 def bench(
-    name: Annotated[
-        str, typer.Argument(help="smoke, cmps-tables, cmps-figures, feature-level-tables, transfer, or a .toml file")
-    ],
+    name: GridName,
     tier: Tier = "lite",
     dry_run: DryRun = False,
     verbose: Verbose = False,
@@ -438,7 +423,7 @@ def _join_parameters(arguments: list[str]) -> list[str]:
     """Turn papermill's `-p NAME VALUE` into `-p NAME=VALUE`, which one option can hold."""
     joined = list(arguments)
     for place in range(len(joined) - 3, -1, -1):
-        if joined[place] in ParameterNames and "=" not in joined[place + 1]:
+        if joined[place] in PARAMETERS and "=" not in joined[place + 1]:
             joined[place + 1 : place + 3] = [f"{joined[place + 1]}={joined[place + 2]}"]
     return joined
 

@@ -26,13 +26,9 @@ from vireid_lite.study.workers import run_all
 from vireid_lite.victims import tier_named
 
 FOLDER = Path(__file__).parent / "grids"
-
 GRIDS = ("smoke", "cmps-tables", "cmps-figures", "feature-level-tables", "transfer")
-
 STATUS = ("rerun on the same data", "mechanism shown on synthetic data", "open without licensed data", "not built")
-
 OFFICIAL = {"sysu": "infrared", "llcm": "infrared", "regdb": "visible"}  #: query modality
-
 QUERIES = {modality.name.lower(): direction_name(modality) for modality in Modality}
 
 # What a file, a [[table]] of it and what a name stands for may hold, and what a table is where it says nothing.

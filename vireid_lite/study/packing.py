@@ -28,19 +28,12 @@ DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 
 # Always said: they decide the defaults of what stands beside them, or are there or not.
 SAID = ("name", "model", "mode", "difficulty", "modification")
-
 SETS = ("scores", "scores_8_bit", "scores_query", "scores_clean")
-
 CHANCE = ("chance", "chance_cmc", "minimum")
-
 LISTS = ("cmc", "chance_cmc", "identity_rank1", "identity_AP", "identity_queries")
-
 FIELDS = ("rank1", "mAP", "mINP", "cmc", "trials", *CHANCE, *LISTS[2:], "difference", "broken")
-
 STATES = ("clean", "attacked")  #: of an anatomy
-
 MEASURED = ("craft_seconds", "train_seconds", "wall_seconds", "peak_memory_mib")
-
 LZMA = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA1}]}
 
 

@@ -31,7 +31,6 @@ from vireid_lite.study.cards import is_stale, read_card
 from vireid_lite.study.run import run_one
 
 ANSWER = 10.0  #: seconds a scheduler has to answer
-
 NO_WORKER = 60.0  #: seconds to wait for a first worker, or for the next when all died; starting again takes some
 
 # One run at a time in a process, also where two campaigns share a cluster whose workers have several threads.
