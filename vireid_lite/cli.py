@@ -7,82 +7,15 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
 
 import typer
 
+from vireid_lite import options as take
 from vireid_lite.errors import BuildError, InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, help="Verify a copy of a data set.")
 app.add_typer(data_app, name="data")
-
-PARAMETERS = ("--parameters", "--parameter", "-p")
-
-
-def _takes(kind: Any, text: str, *names: str, **limits: object) -> Any:
-    """Return the type of an option: its value's, what --help says of it, its names where they are not the usual."""
-    return Annotated[kind, typer.Option(*names, help=text, **limits)]
-
-
-Text, Pairs, File = str | None, list[str] | None, Path | None
-
-# What several commands take.
-Tier = _takes(str, "lite, standard or full: the size of data and victim")
-DatasetName = _takes(Text, "synthetic, sysu, regdb, llcm or paired_folder; default: the tier's")
-DataRoot = _takes(File, "folder of your own copy of the data set", "--data-root", "--root")
-Options = _takes(Pairs, "KEY=VALUE for the data set, such as difficulty=hard or search=indoor", "--option", "-o")
-Size = _takes(Text, "HEIGHTxWIDTH of the crops in pixels; default: the tier's")
-Checkpoint = _takes(File, "victim.safetensors; default: the tier's synthetic victim, trained if need be")
-Official = _takes(File, "checkpoint of the published AGW code (.t or .pth), instead of --checkpoint")
-Split = _takes(str, "test, or val where a choice is made")
-Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=2**63 - 1)
-Device = _takes(str, "auto, cpu, cuda or cuda:N")
-OutDir = _takes(Path, "folder for what the command writes")
-RerunStale = _takes(bool, "make cards again whose code has changed", "--rerun-stale")
-
-# What one command takes.
-DataCopy = Annotated[str, typer.Argument(help="sysu, regdb, llcm or paired_folder")]
-CheckRoot = _takes(Path, "folder of your own copy", "--root", "--data-root")
-Partial = _takes(bool, "accept a subset: counts that do not fit only warn", "--partial")
-Network = _takes(Text, "agw, caj, ddag, deen, ide or pcb; default: the tier's")
-NetworkSet = _takes(Pairs, "KEY=VALUE for the network, such as hetero_centre=0.5", "--set")
-Triplet = _takes(Text, "wrt, hard, adp or none, in agw and caj; the others have losses of their own")
-Backbone = _takes(Text, "lite, resnet18 or resnet50; default: the tier's")
-Pretrained = _takes(
-    bool | None, "ImageNet weights through torchvision; default: the tier's", "--pretrained/--from-scratch"
-)
-Epochs = _takes(int | None, "passes over the training images; default: the tier's")
-LearningRate = _takes(float | None, "peak learning rate; default: the tier's")
-Perturbation = _takes(File, "what `vireid-lite attack` saved; applied to the queries, in 8 bits")
-QueryModality = _takes(str, "visible, infrared or both")
-AttackNames = "cmps, uap, uap-retrieval, m-fgsm, sign-noise, ...; a wrong one lists all"
-AttackName = Annotated[str, typer.Argument(help=AttackNames)]
-Eps = _takes(str, "largest change of a pixel in [0, 1], such as 8/255 or 0.03")
-Tied = _takes(bool, "three equal channels on infrared images", "--tied")
-Gradients = _takes(int | None, "batches forward and backward in all; default: the attack's own steps", min=1)
-Identities = _takes(int | None, "training identities a universal attack learns from; default: all", min=2)
-AttackSet = _takes(Pairs, "KEY=VALUE for the attack, such as mode=released or steps=400", "--set")
-Processes = _takes(int, "processes side by side", min=1)
-GridNames = "smoke, cmps-tables, cmps-figures, feature-level-tables, transfer, or a .toml file"
-GridName = Annotated[str, typer.Argument(help=GridNames)]
-DryRun = _takes(bool, "print what is done and what is to do, a line a table and victim", "--dry-run")
-Verbose = _takes(bool, "with --dry-run: every row", "--verbose")
-DataRoots = _takes(Pairs, "NAME=FOLDER of your own copy, such as sysu=/data/SYSU", "--data-root", "--root")
-Only = _takes(Text, 'rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
-Seeds = _takes(Text, "such as 0,1,2; default: the grid's")
-RunSet = _takes(Pairs, "TABLE.KEY=VALUE in every run, such as train.epochs=2", "--set")
-Workers = _takes(int, "processes of a Dask cluster on this machine", min=1)
-Scheduler = _takes(Text, "address of a running Dask cluster, tcp://HOST:PORT")
-Threads = _takes(int, "PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers", min=1)
-Chapters = _takes(Text, "numbers to execute, such as 1,3; default: all")
-Parameters = _takes(Pairs, "NAME VALUE, as papermill's -p, or NAME=VALUE", *PARAMETERS)
-ExecuteOnly = _takes(bool, "do not render", "--execute-only")
-Force = _takes(bool, "execute again what has not changed", "--force")
-Measure = _takes(bool, "start from empty caches and note in book/results what chapters cost", "--measure")
-Edition = _takes(Text, "student (no solutions) or instructor: build that edition in OUT_DIR/EDITION")
-Pdf = _takes(bool, "print the rendered book to OUT_DIR/vireid-lite.pdf too; needs Chromium", "--pdf")
-Sync = _takes(bool, "only write what derives from the sources: notebooks, URL", "--sync")
 
 
 def _dataset(tier: str, dataset: str | None, root: Path | None, size: str | None, options: list[str] | None):
@@ -125,7 +58,7 @@ def _parse_pairs(option: str, pairs: list[str] | None, example: str, own: dict[s
 
 
 @data_app.command("check")
-def data_check(name: DataCopy, root: CheckRoot, partial: Partial = False) -> None:
+def data_check(name: take.DataCopy, root: take.CheckRoot, partial: take.Partial = False) -> None:
     """Verify a copy of a data set: its counts, and every image decoded once."""
     from vireid_lite.data.benchmarks.check import check
 
@@ -137,21 +70,21 @@ def data_check(name: DataCopy, root: CheckRoot, partial: Partial = False) -> Non
 
 @app.command()
 def train(
-    tier: Tier = "lite",
-    dataset: DatasetName = None,
-    data_root: DataRoot = None,
-    option: Options = None,
-    size: Size = None,
-    model: Network = None,
-    set_: NetworkSet = None,
-    triplet: Triplet = None,
-    backbone: Backbone = None,
-    pretrained: Pretrained = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    out_dir: OutDir = Path("victim"),
+    tier: take.Tier = "lite",
+    dataset: take.DatasetName = None,
+    data_root: take.DataRoot = None,
+    option: take.Options = None,
+    size: take.Size = None,
+    model: take.Network = None,
+    set_: take.NetworkSet = None,
+    triplet: take.Triplet = None,
+    backbone: take.Backbone = None,
+    pretrained: take.Pretrained = None,
+    epochs: take.Epochs = None,
+    learning_rate: take.LearningRate = None,
+    seed: take.Seed = 0,
+    device: take.Device = "auto",
+    out_dir: take.OutDir = Path("victim"),
 ) -> None:
     """Train a victim, or resume a killed training; write OUT_DIR/victim.safetensors and its card."""
     from vireid_lite.victims import load_or_train, tier_recipe
@@ -205,19 +138,19 @@ def _save_figure(figure, path: Path) -> None:
 
 @app.command()
 def evaluate(
-    tier: Tier = "lite",
-    dataset: DatasetName = None,
-    data_root: DataRoot = None,
-    option: Options = None,
-    size: Size = None,
-    checkpoint: Checkpoint = None,
-    official: Official = None,
-    perturbation: Perturbation = None,
-    query_modality: QueryModality = "both",
-    split: Split = "test",
-    seed: Seed = 0,
-    device: Device = "auto",
-    out_dir: OutDir = Path("evaluation"),
+    tier: take.Tier = "lite",
+    dataset: take.DatasetName = None,
+    data_root: take.DataRoot = None,
+    option: take.Options = None,
+    size: take.Size = None,
+    checkpoint: take.Checkpoint = None,
+    official: take.Official = None,
+    perturbation: take.Perturbation = None,
+    query_modality: take.QueryModality = "both",
+    split: take.Split = "test",
+    seed: take.Seed = 0,
+    device: take.Device = "auto",
+    out_dir: take.OutDir = Path("evaluation"),
 ) -> None:
     """Rank queries against a gallery; write OUT_DIR/scores.json and a figure of rankings for each direction.
 
@@ -273,23 +206,23 @@ def _attacked_figures(made, model, data, trial, queries, device, out_dir: Path) 
 
 @app.command()
 def attack(
-    name: AttackName,
-    eps: Eps = "8/255",
-    tied: Tied = False,
-    gradients: Gradients = None,
-    identities: Identities = None,
-    set_: AttackSet = None,
-    tier: Tier = "lite",
-    dataset: DatasetName = None,
-    data_root: DataRoot = None,
-    option: Options = None,
-    size: Size = None,
-    checkpoint: Checkpoint = None,
-    official: Official = None,
-    split: Split = "test",
-    seed: Seed = 0,
-    device: Device = "auto",
-    out_dir: OutDir = Path("attack"),
+    name: take.AttackName,
+    eps: take.Eps = "8/255",
+    tied: take.Tied = False,
+    gradients: take.Gradients = None,
+    identities: take.Identities = None,
+    set_: take.AttackSet = None,
+    tier: take.Tier = "lite",
+    dataset: take.DatasetName = None,
+    data_root: take.DataRoot = None,
+    option: take.Options = None,
+    size: take.Size = None,
+    checkpoint: take.Checkpoint = None,
+    official: take.Official = None,
+    split: take.Split = "test",
+    seed: take.Seed = 0,
+    device: take.Device = "auto",
+    out_dir: take.OutDir = Path("attack"),
 ) -> None:
     """Attack a frozen victim, score both directions, or resume a killed attack.
 
@@ -334,12 +267,12 @@ def attack(
 
 @app.command()
 def campaign(
-    file: Annotated[Path, typer.Argument(help="TOML file of runs")],
-    out_dir: OutDir = Path("book/results"),
-    data_root: DataRoot = None,
-    workers: Processes = 1,
-    device: Device = "auto",
-    rerun_stale: RerunStale = False,
+    file: take.CampaignFile,
+    out_dir: take.OutDir = Path("book/results"),
+    data_root: take.DataRoot = None,
+    workers: take.Processes = 1,
+    device: take.Device = "auto",
+    rerun_stale: take.RerunStale = False,
 ) -> None:
     """Run every run of FILE that has no card yet, one card each."""
     from vireid_lite.study.workers import run_campaign
@@ -351,20 +284,20 @@ def campaign(
 
 @app.command()
 def bench(
-    name: GridName,
-    tier: Tier = "lite",
-    dry_run: DryRun = False,
-    verbose: Verbose = False,
-    out_dir: OutDir = Path("book/results"),
-    data_root: DataRoots = None,
-    only: Only = None,
-    seeds: Seeds = None,
-    set_: RunSet = None,
-    workers: Workers = 1,
-    scheduler: Scheduler = None,
-    threads: Threads = 1,
-    device: Device = "auto",
-    rerun_stale: RerunStale = False,
+    name: take.GridName,
+    tier: take.Tier = "lite",
+    dry_run: take.DryRun = False,
+    verbose: take.Verbose = False,
+    out_dir: take.OutDir = Path("book/results"),
+    data_root: take.DataRoots = None,
+    only: take.Only = None,
+    seeds: take.Seeds = None,
+    set_: take.RunSet = None,
+    workers: take.Workers = 1,
+    scheduler: take.Scheduler = None,
+    threads: take.Threads = 1,
+    device: take.Device = "auto",
+    rerun_stale: take.RerunStale = False,
 ) -> None:
     """Run what a grid of the papers' tables has no card for yet, and print its tables."""
     from vireid_lite.study import grids
@@ -386,16 +319,16 @@ def bench(
 
 @app.command()
 def book(
-    tier: Tier = "lite",
-    chapters: Chapters = None,
-    parameter: Parameters = None,
-    out_dir: OutDir = Path("_build"),
-    execute_only: ExecuteOnly = False,
-    force: Force = False,
-    measure: Measure = False,
-    edition: Edition = None,
-    pdf: Pdf = False,
-    sync: Sync = False,
+    tier: take.Tier = "lite",
+    chapters: take.Chapters = None,
+    parameter: take.Parameters = None,
+    out_dir: take.OutDir = Path("_build"),
+    execute_only: take.ExecuteOnly = False,
+    force: take.Force = False,
+    measure: take.Measure = False,
+    edition: take.Edition = None,
+    pdf: take.Pdf = False,
+    sync: take.Sync = False,
 ) -> None:
     """Execute the chapters that changed and render the book; open OUT_DIR/html/index.html."""
     chosen = _numbers("--chapters", chapters, "numbers with commas between them, such as 1,3")
@@ -405,7 +338,7 @@ def book(
 
 
 @app.command("publish-check")
-def publish_check(out_dir: OutDir = Path("_build")) -> None:
+def publish_check(out_dir: take.OutDir = Path("_build")) -> None:
     """Refuse a built book with a page from licensed or private images; the publishing workflow runs it first."""
     _production("publish-check").publish_check(out_dir)
 
@@ -423,7 +356,7 @@ def _join_parameters(arguments: list[str]) -> list[str]:
     """Turn papermill's `-p NAME VALUE` into `-p NAME=VALUE`, which one option can hold."""
     joined = list(arguments)
     for place in range(len(joined) - 3, -1, -1):
-        if joined[place] in PARAMETERS and "=" not in joined[place + 1]:
+        if joined[place] in ("-p", "--parameter", "--parameters") and "=" not in joined[place + 1]:
             joined[place + 1 : place + 3] = [f"{joined[place + 1]}={joined[place + 2]}"]
     return joined
 

@@ -86,8 +86,8 @@ def card_key(configuration: dict) -> str:
 
 def records(configuration: dict) -> list[str | None]:
     """Return the fingerprints of the images of a run and of its surrogate, None where there is none."""
-    networks = configuration, configuration.get("surrogate", {"dataset": {}})
-    return [network["dataset"].get("records") for network in networks]
+    other = configuration.get("surrogate", {"dataset": {}})
+    return [data.get("records") for data in (configuration["dataset"], other["dataset"])]
 
 
 def card_name(configuration: dict) -> str:

@@ -48,7 +48,6 @@ class Row:
 
     Attributes:
         table, dataset, setting, query, victim, attack: as the paper prints them (`reported.csv`).
-        data: what the runs use.
         surrogate, learned_on: where the attack is made on another network.
         reason: why no run is built, or "".
     """
@@ -178,11 +177,7 @@ def _tables(content: dict, tier: str, settings: dict, names: dict[str, str]) -> 
 
 
 class Results:
-    """The run cards of a folder, each with its "file" name, found by what a run asks for; read once.
-
-    Raises:
-        InputError: for a card that cannot be read, naming it.
-    """
+    """The run cards of a folder, each with its "file" name, found by what a run asks for; read once."""
 
     def __init__(self, folder: Path) -> None:
         self.cards = [{**read_card(path), "file": path.name} for path in sorted(Path(folder).glob(CARDS))]
@@ -241,17 +236,12 @@ def _kind(card: dict) -> tuple:
 def run_grid(
     grid: Grid, out: Path, *, threads: int = 1, root: Root = None, rerun_stale: bool = False, **options: object
 ) -> dict[str, list[str]]:
-    """Run what a grid has no card for in `out`; return card names under "done", "ran" and "stale".
-
-    A killed grid resumes.
+    """Run what a grid has no card for in `out`, or resume; return card names under "done", "ran" and "stale".
 
     Args:
         threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a
             cluster of this machine.
-        options: workers, scheduler, device and progress, as `workers.run_all` takes them.
-
-    Raises:
-        InputError: as a campaign does.
+        options: workers, scheduler, device and progress, as `workers.run_all` takes them; so are its errors.
     """
     found = plan(grid, Results(out), root, data=True, rerun_stale=rerun_stale)
     written = run_all(found.todo, out, cluster=True, threads=threads, root=root, title=grid.name, **options)
