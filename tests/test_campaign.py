@@ -64,7 +64,7 @@ def test_a_card_tells_scores_chance_minimum_and_every_identity(small, tmp_path, 
 def test_a_stale_card_is_named_kept_and_made_again_only_when_asked(small, tmp_path, monkeypatch):
     out = tmp_path / "out"
     workers.run_campaign(small, out, progress=False)
-    path = sorted(out.iterdir())[0]
+    path = min(out.glob("*.json"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "made_with": {}}))
     kept = path.read_bytes()
     assert workers.run_campaign(small, out, progress=False)["stale"] == [path.name]
@@ -109,7 +109,7 @@ def test_two_campaigns_do_not_write_one_folder(small, tmp_path):
         ("[[run]]\ndataset = { size = 32 }", "size must be of type list"),
         ("[[run]]\ndataset = { size = [32] }", r"size must be \[height, width\]"),
         ("[[run]]\ndataset = { thermal = 'no' }", "thermal must be true or false"),
-        ("[[run]]\ndataset = { difficulty = ['easy'] }", "no difficulty"),
+        ("[[run]]\ndataset = { difficulty = ['easy'] }", "difficulty .* is unknown"),
         ("[[run]]\ntrain = { epochs = 'ten' }", "epochs must be a whole number"),
         ("[[run]]\ntrain = { learning_rate = 'x' }", "learning_rate must be a number"),
         ("[[run]]\ntrain = { backbone = 'lite' }", "backbone belongs to victim"),

@@ -178,7 +178,7 @@ def test_an_image_specific_attack_scores_both_directions_and_leaves_no_perturbat
     code, out, said = vireid(*command, "--set", "steps=2")
     assert code == 0, said
     assert out.count("attacked: rank-1") == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["scores.json"]
 
 
 def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vireid, tmp_path):

@@ -156,7 +156,7 @@ def test_a_run_that_cannot_be_made_says_so_and_the_others_are_kept(todo, schedul
     finished = run_all(todo, tmp_path, **OPTIONS, scheduler=scheduler, task=refuses)
     with pytest.raises(InputError, match=r"^RegDB: idx/train.txt is missing; check DATA_ROOT$"):
         list(finished)
-    assert "1.json" not in {path.name for path in tmp_path.iterdir()}
+    assert "1.json" not in {path.name for path in tmp_path.glob("[!.]*")}
 
 
 def test_other_code_is_refused_before_anything_runs(todo, scheduler, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_other_code_is_refused_before_anything_runs(todo, scheduler, tmp_path, m
     with pytest.raises(InputError, match="a worker does not run this machine's vireid_lite") as error:
         list(run_all(todo, tmp_path, **OPTIONS, scheduler=scheduler, task=kills))
     assert len(str(error.value).splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("[!.]*"))
 
 
 def test_a_run_that_always_kills_its_worker_is_named_after_all_others(todo, scheduler, tmp_path):
@@ -172,7 +172,7 @@ def test_a_run_that_always_kills_its_worker_is_named_after_all_others(todo, sche
         list(run_all(todo, tmp_path, **OPTIONS, scheduler=scheduler, task=kills))
     assert f"{todo[0].card_name()} ended one worker after the other" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.json", "2.json"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["1.json", "2.json"]
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])

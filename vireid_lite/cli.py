@@ -7,68 +7,34 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from vireid_lite import options as take
 from vireid_lite.errors import BuildError, InputError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-
 data_app = typer.Typer(no_args_is_help=True, help="Verify a copy of a data set.")
-
 app.add_typer(data_app, name="data")
-
-Tier = Annotated[str, typer.Option(help="lite, standard or full: the size of data and victim")]
-
-DatasetName = Annotated[
-    str | None, typer.Option(help="synthetic, sysu, regdb, llcm or paired_folder; default: the tier's")
-]
-
-DataRoot = Annotated[Path | None, typer.Option("--data-root", "--root", help="folder of your own copy of the data set")]
-
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", "-o", help="KEY=VALUE for the data set, such as difficulty=hard or search=indoor"),
-]
-
-Size = Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the crops in pixels; default: the tier's")]
-
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of initialisation, batches and augmentation")]
-
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
-
-OutDir = Annotated[Path, typer.Option(help="folder for what the command writes")]
-
-Backbone = Annotated[str | None, typer.Option(help="lite, resnet18 or resnet50; default: the tier's")]
-
-Epochs = Annotated[int | None, typer.Option(help="passes over the training images; default: the tier's")]
-
-LearningRate = Annotated[float | None, typer.Option(help="peak learning rate; default: the tier's")]
-
-Pretrained = Annotated[
-    bool | None,
-    typer.Option("--pretrained/--from-scratch", help="ImageNet weights through torchvision; default: the tier's"),
-]
 
 
 def _dataset(tier: str, dataset: str | None, root: Path | None, size: str | None, options: list[str] | None):
     from vireid_lite.victims import tier_dataset
 
-    return tier_dataset(tier, dataset, root, size=_parse_size(size), **_parse_options(options))
+    sides = size.lower().split("x") if size is not None else None
+    if sides and not (len(sides) == 2 and all(map(str.isdecimal, sides))):
+        raise InputError(f"--size {size!r}: give HEIGHTxWIDTH in pixels, such as 128x64")
+    own = {"name": "dataset", **{key: key for key in ("tier", "dataset", "root", "size")}}
+    given = _parse_pairs("-o", options, "difficulty=hard", own)
+    return tier_dataset(tier, dataset, root, size=sides and tuple(map(int, sides)), **given)
 
 
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, cross, width = text.lower().partition("x")
-    if not (cross and _is_number(height) and _is_number(width)):
-        raise InputError(f"--size {text!r}: give HEIGHTxWIDTH in pixels, such as 128x64")
-    return int(height), int(width)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+def _numbers(option: str, text: str | None, what: str) -> list[int] | None:
+    """Read numbers with commas between them."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(map(str.isdecimal, parts)):
+        raise InputError(f"{option} {text!r}: give {what}")
+    return [int(part) for part in parts] or None
 
 
 def _split_pair(option: str, pair: str, example: str) -> tuple[str, str]:
@@ -78,19 +44,12 @@ def _split_pair(option: str, pair: str, example: str) -> tuple[str, str]:
     return name, value
 
 
-def _parse_options(pairs: list[str] | None) -> dict:
-    """Read a data set's KEY=VALUE pairs."""
-    options = _parse_pairs("-o", pairs, "difficulty=hard")
-    for key in options:
-        if key in ("tier", "dataset", "root", "name", "size"):
-            raise InputError(f"-o {key}: give it as an option of its own, --{'dataset' if key == 'name' else key}")
-    return options
-
-
-def _parse_pairs(option: str, pairs: list[str] | None, example: str) -> dict:
-    """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text."""
+def _parse_pairs(option: str, pairs: list[str] | None, example: str, own: dict[str, str] | None = None) -> dict:
+    """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text. own: keys with another option."""
     options = {}
     for key, value in (_split_pair(option, pair, example) for pair in pairs or []):
+        if key in (own or {}):
+            raise InputError(f"{option} {key}: give it as an option of its own, --{own[key]}")
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -99,13 +58,7 @@ def _parse_pairs(option: str, pairs: list[str] | None, example: str) -> dict:
 
 
 @data_app.command("check")
-def data_check(
-    name: Annotated[str, typer.Argument(help="sysu, regdb, llcm or paired_folder")],
-    root: Annotated[Path, typer.Option("--root", "--data-root", help="folder of your own copy")],
-    partial: Annotated[
-        bool, typer.Option("--partial", help="accept a subset: counts that do not fit only warn")
-    ] = False,
-) -> None:
+def data_check(name: take.DataCopy, root: take.CheckRoot, partial: take.Partial = False) -> None:
     """Verify a copy of a data set: its counts, and every image decoded once."""
     from vireid_lite.data.benchmarks.check import check
 
@@ -117,58 +70,35 @@ def data_check(
 
 @app.command()
 def train(
-    tier: Tier = "lite",
-    dataset: DatasetName = None,
-    data_root: DataRoot = None,
-    option: Options = None,
-    size: Size = None,
-    model: Annotated[str | None, typer.Option(help="agw, caj, ddag, deen, ide or pcb; default: the tier's")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE for the network, such as hetero_centre=0.5")
-    ] = None,
-    triplet: Annotated[
-        str | None, typer.Option(help="wrt, hard, adp or none, in agw and caj; the others have losses of their own")
-    ] = None,
-    backbone: Backbone = None,
-    pretrained: Pretrained = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    out_dir: OutDir = Path("victim"),
+    tier: take.Tier = "lite",
+    dataset: take.DatasetName = None,
+    data_root: take.DataRoot = None,
+    option: take.Options = None,
+    size: take.Size = None,
+    model: take.Network = None,
+    set_: take.NetworkSet = None,
+    triplet: take.Triplet = None,
+    backbone: take.Backbone = None,
+    pretrained: take.Pretrained = None,
+    epochs: take.Epochs = None,
+    learning_rate: take.LearningRate = None,
+    seed: take.Seed = 0,
+    device: take.Device = "auto",
+    out_dir: take.OutDir = Path("victim"),
 ) -> None:
     """Train a victim, or resume a killed training; write OUT_DIR/victim.safetensors and its card."""
     from vireid_lite.victims import load_or_train, tier_recipe
 
-    recipe = tier_recipe(
-        tier,
-        model=model,
-        options=_parse_pairs("--set", set_, "hetero_centre=0.5"),
-        backbone=backbone,
-        pretrained=pretrained,
-        triplet=triplet,
-        epochs=epochs,
-        learning_rate=learning_rate,
-    )
-    _, card = load_or_train(
-        recipe, _dataset(tier, dataset, data_root, size, option), seed=seed, device=device, folder=out_dir
-    )
-    last = card["history"][-1]
+    network = {"options": _parse_pairs("--set", set_, "hetero_centre=0.5"), "backbone": backbone, "triplet": triplet}
+    settings = {"pretrained": pretrained, "epochs": epochs, "learning_rate": learning_rate}
+    recipe = tier_recipe(tier, model=model, **network, **settings)
+    data = _dataset(tier, dataset, data_root, size, option)
+    _, card = load_or_train(recipe, data, seed=seed, device=device, folder=out_dir)
+    history, seconds = card["history"], card["seconds"]
     print(
-        f"{out_dir / 'victim.safetensors'}: {len(card['history'])} epochs in {card['seconds']:.0f} s "
-        f"on {card['device']}, accuracy in the last one {last['accuracy']:.3f}"
+        f"{out_dir / 'victim.safetensors'}: {len(history)} epochs in {seconds:.0f} s on {card['device']}, "
+        f"accuracy in the last one {history[-1]['accuracy']:.3f}"
     )
-
-
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="victim.safetensors; default: the tier's synthetic victim, trained if need be")
-]
-
-Official = Annotated[
-    Path | None, typer.Option(help="checkpoint of the published AGW code (.t or .pth), instead of --checkpoint")
-]
-
-Split = Annotated[str, typer.Option(help="test, or val where a choice is made")]
 
 
 def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, split, seed, device):
@@ -189,11 +119,10 @@ def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, sp
 
 
 def _scores_line(data, direction: str, result, what: str = "") -> str:
-    _, low, high = result.chance.independent.rank1
-    return (
-        f"{data.name}, {direction}{what}: rank-1 {100 * result.rank1:.1f} %, mAP {100 * result.mAP:.1f} %, "
-        f"mINP {100 * result.mINP:.1f} %; chance rank-1 {100 * low:.1f} to {100 * high:.1f} %"
-    )
+    _, low, high = (100 * value for value in result.chance.independent.rank1)
+    rank1, mean, least = 100 * result.rank1, 100 * result.mAP, 100 * result.mINP
+    scores = f"rank-1 {rank1:.1f} %, mAP {mean:.1f} %, mINP {least:.1f} %"
+    return f"{data.name}, {direction}{what}: {scores}; chance rank-1 {low:.1f} to {high:.1f} %"
 
 
 def _save_figure(figure, path: Path) -> None:
@@ -209,21 +138,19 @@ def _save_figure(figure, path: Path) -> None:
 
 @app.command()
 def evaluate(
-    tier: Tier = "lite",
-    dataset: DatasetName = None,
-    data_root: DataRoot = None,
-    option: Options = None,
-    size: Size = None,
-    checkpoint: Checkpoint = None,
-    official: Official = None,
-    perturbation: Annotated[
-        Path | None, typer.Option(help="what `vireid-lite attack` saved; applied to the queries, in 8 bits")
-    ] = None,
-    query_modality: Annotated[str, typer.Option(help="visible, infrared or both")] = "both",
-    split: Split = "test",
-    seed: Seed = 0,
-    device: Device = "auto",
-    out_dir: OutDir = Path("evaluation"),
+    tier: take.Tier = "lite",
+    dataset: take.DatasetName = None,
+    data_root: take.DataRoot = None,
+    option: take.Options = None,
+    size: take.Size = None,
+    checkpoint: take.Checkpoint = None,
+    official: take.Official = None,
+    perturbation: take.Perturbation = None,
+    query_modality: take.QueryModality = "both",
+    split: take.Split = "test",
+    seed: take.Seed = 0,
+    device: take.Device = "auto",
+    out_dir: take.OutDir = Path("evaluation"),
 ) -> None:
     """Rank queries against a gallery; write OUT_DIR/scores.json and a figure of rankings for each direction.
 
@@ -247,64 +174,55 @@ def evaluate(
     set_style()
     with exclusive(out_dir):
         found = evaluate_victim(victim, named[query_modality], out_dir, split, made, chosen)
-        for modality, (clean, attacked, moved) in zip(named[query_modality], found, strict=True):
-            direction, trial = direction_name(modality), trials_of(data, modality, split)[0]
+        for clean, attacked, moved in found:
+            direction, trial = direction_name(clean.query_modality), trials_of(data, clean.query_modality, split)[0]
             print(_scores_line(data, direction, clean))
             strips = ranked(model, data, trial, queries=6, device=chosen)
-            name = direction.replace(" ", "_")
-            _save_figure(ranking_strips(data, *strips), out_dir / f"rankings_{name}.png")
+            _save_figure(ranking_strips(data, *strips), out_dir / f"rankings_{direction.replace(' ', '_')}.png")
             if attacked is not None:
                 low, high = 100 * moved["rank1"]["low"], 100 * moved["rank1"]["high"]
                 print(_scores_line(data, direction, attacked, ", attacked") + f"; change {low:+.1f} to {high:+.1f}")
-                _attacked_figures(made, model, data, trial, strips[0], chosen, out_dir, name)
+                _attacked_figures(made, model, data, trial, strips[0], chosen, out_dir)
     print(f"scores and rankings: {out_dir}")
 
 
-def _attacked_figures(made, model, data, trial, queries, device, out_dir: Path, name: str) -> None:
+def _attacked_figures(made, model, data, trial, queries, device, out_dir: Path) -> None:
     """Write the rankings of attacked queries, and the queries before and after at true scale and magnified."""
     import numpy as np
 
     from vireid_lite.chapters.plots import attack_sheet, picture, ranking_strips
     from vireid_lite.data import cached
-    from vireid_lite.metrics.evaluation import ranked
+    from vireid_lite.metrics.evaluation import direction_name, ranked
 
-    store = cached(data, trial.query, False)
-    clean = store.batch(np.array([store.row[query] for query in queries]))
-    attacked = made.apply_rounded(clean, queries[0].modality)
+    store, modality = cached(data, trial.query, False), queries[0].modality
+    clean, name = store.batch(np.array([store.row[query] for query in queries])), direction_name(modality)
+    attacked = made.apply_rounded(clean, modality)
     strips = ranked(model, data, trial, queries=queries, perturb=made.apply_rounded, device=device)
     figure = ranking_strips(data, *strips, crops=[picture(image) for image in attacked])
-    _save_figure(figure, out_dir / f"rankings_{name}_attacked.png")
+    _save_figure(figure, out_dir / f"rankings_{name.replace(' ', '_')}_attacked.png")
     sheet = attack_sheet(clean[:4], attacked[:4], made.eps, [f"query {n + 1}" for n in range(len(clean[:4]))])
-    _save_figure(sheet, out_dir / f"attacked_{name}.png")
+    _save_figure(sheet, out_dir / f"attacked_{name.replace(' ', '_')}.png")
 
 
 @app.command()
 def attack(
-    name: Annotated[
-        str, typer.Argument(help="cmps, uap, uap-retrieval, m-fgsm, sign-noise, ...; a wrong one lists all")
-    ],
-    eps: Annotated[str, typer.Option(help="largest change of a pixel in [0, 1], such as 8/255 or 0.03")] = "8/255",
-    tied: Annotated[bool, typer.Option("--tied", help="three equal channels on infrared images")] = False,
-    gradients: Annotated[
-        int | None, typer.Option(min=1, help="batches forward and backward in all; default: the attack's own steps")
-    ] = None,
-    identities: Annotated[
-        int | None, typer.Option(min=2, help="training identities a universal attack learns from; default: all")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE for the attack, such as mode=released or steps=400")
-    ] = None,
-    tier: Tier = "lite",
-    dataset: DatasetName = None,
-    data_root: DataRoot = None,
-    option: Options = None,
-    size: Size = None,
-    checkpoint: Checkpoint = None,
-    official: Official = None,
-    split: Split = "test",
-    seed: Seed = 0,
-    device: Device = "auto",
-    out_dir: OutDir = Path("attack"),
+    name: take.AttackName,
+    eps: take.Eps = "8/255",
+    tied: take.Tied = False,
+    gradients: take.Gradients = None,
+    identities: take.Identities = None,
+    set_: take.AttackSet = None,
+    tier: take.Tier = "lite",
+    dataset: take.DatasetName = None,
+    data_root: take.DataRoot = None,
+    option: take.Options = None,
+    size: take.Size = None,
+    checkpoint: take.Checkpoint = None,
+    official: take.Official = None,
+    split: take.Split = "test",
+    seed: take.Seed = 0,
+    device: take.Device = "auto",
+    out_dir: take.OutDir = Path("attack"),
 ) -> None:
     """Attack a frozen victim, score both directions, or resume a killed attack.
 
@@ -323,17 +241,14 @@ def attack(
         budget = fraction(eps)
     except ValueError as error:
         raise InputError(f"--eps {eps!r}: {error} is needed") from None
-    given = _parse_pairs("--set", set_, "mode=released")
-    if repeated := sorted({"eps", "tied", "gradients", "identities", "name"} & set(given)):
-        raise InputError(f"--set {repeated[0]}: give it as an option of its own, --{repeated[0]}")
+    own = {key: key for key in ("eps", "gradients", "identities", "name", "tied")}
+    given = _parse_pairs("--set", set_, "mode=released", own)
     made = build_attack(name, gradients=gradients, eps=budget, tied=tied, **given)
     universal = isinstance(made, UniversalAttack)
-    for option_name, asked, taken in (
-        ("gradients", gradients, universal and made.gradients_per_step),
-        ("identities", identities, universal),
-    ):
-        if asked is not None and not taken:
-            raise InputError(f"{name} takes no --{option_name}: it learns nothing from training images; leave it out")
+    refused = {"gradients": gradients} if not (universal and made.gradients_per_step) else {}
+    refused |= {"identities": identities} if not universal else {}
+    for wrong in (key for key, asked in refused.items() if asked is not None):
+        raise InputError(f"{name} takes no --{wrong}: it learns nothing from training images; leave it out")
     chosen = pick_device(device)
     victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, split, seed, chosen)
     model, _, data = victim
@@ -341,24 +256,23 @@ def attack(
     with exclusive(out_dir):
         found = attack_victim(made, victim, out_dir, split, seed=seed, identities=identities, device=chosen)
         for before, exact, rounded in zip(found.clean, found.exact, found.rounded, strict=True):
-            direction = direction_name(before.query_modality)
             for what, scores in (("", before), (", attacked", exact), (", attacked, 8 bits", rounded)):
-                print(_scores_line(data, direction, scores, what))
+                print(_scores_line(data, direction_name(before.query_modality), scores, what))
             if found.made is not None:
                 trial = trials_of(data, before.query_modality, split)[0]
                 queries = trial.query[:: max(1, len(trial.query) // 6)][:6]
-                _attacked_figures(found.made, model, data, trial, queries, chosen, out_dir, direction.replace(" ", "_"))
+                _attacked_figures(found.made, model, data, trial, queries, chosen, out_dir)
     print(f"{'scores and perturbation' if found.made is not None else 'scores'}: {out_dir}")
 
 
 @app.command()
 def campaign(
-    file: Annotated[Path, typer.Argument(help="TOML file of runs")],
-    out_dir: OutDir = Path("book/results"),
-    data_root: DataRoot = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes side by side")] = 1,
-    device: Device = "auto",
-    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="make cards again whose code has changed")] = False,
+    file: take.CampaignFile,
+    out_dir: take.OutDir = Path("book/results"),
+    data_root: take.DataRoot = None,
+    workers: take.Processes = 1,
+    device: take.Device = "auto",
+    rerun_stale: take.RerunStale = False,
 ) -> None:
     """Run every run of FILE that has no card yet, one card each."""
     from vireid_lite.study.workers import run_campaign
@@ -370,51 +284,34 @@ def campaign(
 
 @app.command()
 def bench(
-    name: Annotated[
-        str, typer.Argument(help="smoke, cmps-tables, cmps-figures, feature-level-tables, transfer, or a .toml file")
-    ],
-    tier: Tier = "lite",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print what is done and what is to do, a line a table and victim")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="with --dry-run: every row")] = False,
-    out_dir: OutDir = Path("book/results"),
-    data_root: Annotated[
-        list[str] | None,
-        typer.Option("--data-root", "--root", help="NAME=FOLDER of your own copy, such as sysu=/data/SYSU"),
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option(help='rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; default: the grid's")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="TABLE.KEY=VALUE in every run, such as train.epochs=2")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes of a Dask cluster on this machine")] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="address of a running Dask cluster, tcp://HOST:PORT")] = None,
-    threads: Annotated[
-        int, typer.Option(min=1, help="PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers")
-    ] = 1,
-    device: Device = "auto",
-    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="make cards again whose code has changed")] = False,
+    name: take.GridName,
+    tier: take.Tier = "lite",
+    dry_run: take.DryRun = False,
+    verbose: take.Verbose = False,
+    out_dir: take.OutDir = Path("book/results"),
+    data_root: take.DataRoots = None,
+    only: take.Only = None,
+    seeds: take.Seeds = None,
+    set_: take.RunSet = None,
+    workers: take.Workers = 1,
+    scheduler: take.Scheduler = None,
+    threads: take.Threads = 1,
+    device: take.Device = "auto",
+    rerun_stale: take.RerunStale = False,
 ) -> None:
     """Run what a grid of the papers' tables has no card for yet, and print its tables."""
     from vireid_lite.study import grids
 
-    wanted = seeds.split(",") if seeds else None
-    if wanted and not all(map(_is_number, wanted)):
-        raise InputError(f"--seeds {seeds!r}: give whole numbers with commas between them, such as 0,1,2")
-    roots = {}
-    for pair in data_root or []:
-        dataset, folder = _split_pair("--data-root", pair, "sysu=/data/SYSU-MM01")
-        roots[dataset] = Path(folder)
+    wanted = _numbers("--seeds", seeds, "whole numbers with commas between them, such as 0,1,2")
+    pairs = [_split_pair("--data-root", pair, "sysu=/data/SYSU-MM01") for pair in data_root or []]
+    roots = {dataset: Path(folder) for dataset, folder in pairs} or None
     settings = _parse_pairs("--set", set_, "train.epochs=2")
-    grid = grids.read_grid(name, tier, seeds=[int(seed) for seed in wanted or []] or None, settings=settings, only=only)
+    grid = grids.read_grid(name, tier, seeds=wanted, settings=settings, only=only)
     if dry_run:
         found = grids.plan(grid, grids.Results(out_dir), rerun_stale=rerun_stale)
         print(grids.describe_plan(grid, found, verbose=verbose or only is not None))
         return
-    options = {"workers": workers, "scheduler": scheduler, "threads": threads, "device": device, "root": roots or None}
+    options = {"workers": workers, "scheduler": scheduler, "threads": threads, "device": device, "root": roots}
     report = grids.run_grid(grid, out_dir, rerun_stale=rerun_stale, **options)
     print(grids.describe(grid, grids.Results(out_dir)))
     print("; ".join(f"{state}: {len(names)}" for state, names in report.items()))
@@ -422,40 +319,26 @@ def bench(
 
 @app.command()
 def book(
-    tier: Tier = "lite",
-    chapters: Annotated[str | None, typer.Option(help="numbers to execute, such as 1,3; default: all")] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameters", "--parameter", "-p", help="NAME VALUE, as papermill's -p, or NAME=VALUE"),
-    ] = None,
-    out_dir: OutDir = Path("_build"),
-    execute_only: Annotated[bool, typer.Option("--execute-only", help="do not render")] = False,
-    force: Annotated[bool, typer.Option("--force", help="execute again what has not changed")] = False,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="start from empty caches and note in book/results what chapters cost")
-    ] = False,
-    edition: Annotated[
-        str | None, typer.Option(help="student (no solutions) or instructor: build that edition in OUT_DIR/EDITION")
-    ] = None,
-    pdf: Annotated[
-        bool, typer.Option("--pdf", help="print the rendered book to OUT_DIR/vireid-lite.pdf too; needs Chromium")
-    ] = False,
-    sync: Annotated[
-        bool, typer.Option("--sync", help="only write what derives from the sources: notebooks, URL")
-    ] = False,
+    tier: take.Tier = "lite",
+    chapters: take.Chapters = None,
+    parameter: take.Parameters = None,
+    out_dir: take.OutDir = Path("_build"),
+    execute_only: take.ExecuteOnly = False,
+    force: take.Force = False,
+    measure: take.Measure = False,
+    edition: take.Edition = None,
+    pdf: take.Pdf = False,
+    sync: take.Sync = False,
 ) -> None:
     """Execute the chapters that changed and render the book; open OUT_DIR/html/index.html."""
-    numbers = [part.strip() for part in chapters.split(",")] if chapters else []
-    if not all(_is_number(number) for number in numbers):
-        raise InputError(f"--chapters {chapters!r}: give numbers with commas between them, such as 1,3")
+    chosen = _numbers("--chapters", chapters, "numbers with commas between them, such as 1,3")
     given = dict(_split_pair("-p", pair, "EPS 4/255") for pair in parameter or [])
-    chosen = [int(number) for number in numbers] or None
     options = {"tier": tier, "chapters": chosen, "execute_only": execute_only, "force": force, "measure": measure}
     _production("book").book(given, out_dir, edition, pdf, sync, **options)
 
 
 @app.command("publish-check")
-def publish_check(out_dir: OutDir = Path("_build")) -> None:
+def publish_check(out_dir: take.OutDir = Path("_build")) -> None:
     """Refuse a built book with a page from licensed or private images; the publishing workflow runs it first."""
     _production("publish-check").publish_check(out_dir)
 

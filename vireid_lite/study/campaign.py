@@ -13,7 +13,6 @@ lists for the data set alone. What the file's top level sets is every run's defa
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import re
 import tomllib
@@ -32,15 +31,10 @@ from vireid_lite.study.packing import mapped
 from vireid_lite.victims import Recipe, tier_dataset, tier_recipe
 
 TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
-
 SURROGATE_SEED = 100  #: how far a surrogate's seed lies from its target's, where it is not given
-
 VICTIM = {"model": str, "backbone": str, "pretrained": bool, "options": dict}
-
 SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": object}
-
 RUN = {"name": str, "tier": str, "seeds": list, "split": str, "anatomy": bool}
-
 RUN |= {"grid": dict, "each": dict, **dict.fromkeys(TABLES, dict)}
 
 Root = Path | dict[str, Path] | None  #: one folder, or one for each data set by name
@@ -54,8 +48,6 @@ class Run:
         kind: the name of its cards.
         dataset: as cards hold it.
         identities: how many a universal attack learns from, None for all.
-        surrogate: the victim the attack is made on instead.
-        split: "test" or "val".
     """
 
     kind: str
@@ -74,11 +66,10 @@ class Run:
     @cached_property
     def configuration(self) -> dict:
         """The run as its card says it, plain values, without fingerprints of images."""
+        attack = {**self.attack.describe(), "identities": self.identities} if self.attack else None
         found = {"kind": self.kind, "tier": self.tier, "dataset": self.dataset, "victim": described(self.recipe)}
-        found |= {"attack": None, "seed": self.seed}
-        if self.attack:
-            found["attack"] = {**self.attack.describe(), "identities": self.identities}
-            found |= {"split": self.split} if self.split != "test" else {}
+        found |= {"attack": attack, "seed": self.seed}
+        found |= {"split": self.split} if attack and self.split != "test" else {}
         if self.modification:
             found["modification"] = json.loads(json.dumps(asdict(self.modification)))
         if its := self.surrogate:
@@ -98,11 +89,11 @@ class Run:
 
     def with_images(self, root: Root = None) -> dict:
         """Return the configuration with the fingerprints of the data sets' records."""
-        found = {**self.configuration, "dataset": {**self.dataset, "records": _open(self.dataset, root)[1]}}
-        if self.surrogate:
-            data = self.surrogate.dataset
-            found["surrogate"] = {**found["surrogate"], "dataset": {**data, "records": _open(data, root)[1]}}
-        return found
+        found = {"dataset": {**self.dataset, "records": _open(self.dataset, root)[1]}}
+        if its := self.surrogate:
+            data = {**its.dataset, "records": _open(its.dataset, root)[1]}
+            found["surrogate"] = {**self.configuration["surrogate"], "dataset": data}
+        return self.configuration | found
 
     def card_name(self, root: Root = None) -> str:
         """Return the file name of the run's card."""
@@ -133,10 +124,10 @@ def read_campaign(path: Path) -> list[Run]:
     content = read_toml("campaign", path)
     runs = content.pop("run", [])
     with where(f"campaign {path}"):
+        found = []
         check("it", content, {key: kind for key, kind in RUN.items() if key != "name"})
         if not isinstance(runs, list) or not runs:
             raise InputError("it has no [[run]]")
-        found = []
         for number, run in enumerate(runs, 1):
             with where(f"run {number}"):
                 check("it", run, RUN)
@@ -183,12 +174,9 @@ def check(what: str, table: object, kinds: dict[str, type], others: bool = False
 
 
 def parse(tables: dict) -> list[Run]:
-    """Return the runs that a run's merged tables describe, for every cell of their grid one a seed.
+    """Return the runs that a run's merged tables describe, for every cell of their grid one a seed, or InputError.
 
     A surrogate's seed "next" is the seed after the run's own among its seeds, or in number where that is the only one.
-
-    Raises:
-        InputError: for what is no run.
     """
     check("it", tables, RUN)
     tables = {**{table: {} for table in TABLES}, **mapped(tables, _number)}
@@ -197,17 +185,16 @@ def parse(tables: dict) -> list[Run]:
         raise InputError(f"split {split!r} must be test or val")
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise InputError(f"name {name!r} must be small letters, digits and hyphens")
-    for seed in seeds:
-        if type(seed) is not int or not 0 <= seed < 2**63:
-            raise InputError(f"a seed must be a whole number of at least 0, got {seed!r}")
+    if wrong := [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]:
+        raise InputError(f"a seed must be a whole number of at least 0, got {wrong[0]!r}")
     found = []
     for cell in _cells(tables):
         run = _run(cell, cell.get("tier", "lite"))
-        run = replace(run, kind=name or ("attack" if run.attack else "victim"), split=split)
-        for place, seed in enumerate(seeds):
-            following = seeds[(place + 1) % len(seeds)] if len(seeds) > 1 else seed + 1
-            its = cell["surrogate"] and _surrogate(cell, run, seed, following)
-            found.append(replace(run, seed=seed, surrogate=its or None, anatomy=cell.get("anatomy", False)))
+        kind, apart = name or ("attack" if run.attack else "victim"), cell.get("anatomy", False)
+        after = seeds[1:] + seeds[:1] if len(seeds) > 1 else [seed + 1 for seed in seeds]
+        for seed, following in zip(seeds, after, strict=True):
+            its = _surrogate(cell, run, seed, following) if cell["surrogate"] else None
+            found.append(replace(run, kind=kind, seed=seed, surrogate=its, split=split, anatomy=apart))
     return found
 
 
@@ -228,17 +215,12 @@ def _cells(tables: dict) -> list[dict]:
         table, dot, name = key.partition(".")
         fits = isinstance(values, list) and values and table in TABLES and bool(dot) == bool(name)
         if not fits or not (name or all(isinstance(value, dict) for value in values)):
-            raise InputError(
-                'grid needs lists, of values for keys such as "attack.tied" or of tables for one of '
-                f"{', '.join(TABLES)}; got {key!r} = {values!r}"
-            )
-    cells = []
-    for values in itertools.product(*grid.values()):
-        cell = tables
-        for key, value in zip(grid, values, strict=True):
-            table, _, name = key.partition(".")
-            cell = merge(cell, {table: {name: value} if name else value})
-        cells.append(cell)
+            what = f'lists, of values for keys such as "attack.tied" or of tables for one of {", ".join(TABLES)}'
+            raise InputError(f"grid needs {what}; got {key!r} = {values!r}")
+    cells = [tables]
+    for key, values in grid.items():
+        table, _, name = key.partition(".")
+        cells = [merge(cell, {table: {name: value} if name else value}) for cell in cells for value in values]
     return cells
 
 
@@ -246,18 +228,14 @@ def _run(cell: dict, tier: str) -> Run:
     """Return the run of some tables, its kind, seed and surrogate apart."""
     dataset, recipe = _network(cell, tier)
     attack, identities, modification = None, None, None
-    check("compute", cell["compute"], dict.fromkeys(Compute.__dataclass_fields__, object))
-    compute = Compute(**cell["compute"])
+    compute = _fields("compute", Compute, cell["compute"])
     if cell["attack"]:
         check("attack", cell["attack"], {"name": str, "identities": int}, others=True)
         if "name" not in cell["attack"]:
             raise InputError("attack needs a name, such as cmps")
-        options = dict(cell["attack"])
-        identities = options.pop("identities", None)
-        attack = build_attack(options.pop("name"), **options)
-        identities = identities if isinstance(attack, UniversalAttack) else None
+        attack = build_attack(**{name: value for name, value in cell["attack"].items() if name != "identities"})
+        identities = cell["attack"].get("identities") if isinstance(attack, UniversalAttack) else None
     if cell["modified"]:
-        check("modified", cell["modified"], dict.fromkeys(Modification.__dataclass_fields__, object))
         for wrong, why in (
             (compute != Compute(), "is trained in float32; leave compute out"),
             (attack or cell.get("split") == "val", "is scored on test, and without an attack; leave those out"),
@@ -265,18 +243,23 @@ def _run(cell: dict, tier: str) -> Run:
         ):
             if wrong:
                 raise InputError(f"a modified victim {why}")
-        modification = Modification(**cell["modified"])
+        modification = _fields("modified", Modification, cell["modified"])
     if cell["surrogate"] and not attack:
         raise InputError("a surrogate is there to be attacked; give the run an attack")
     return Run("", tier, dataset, recipe, 0, attack, identities, modification, compute=compute)
+
+
+def _fields(what: str, kind: type, table: object) -> object:
+    """Return a dataclass of a table's values."""
+    check(what, table, dict.fromkeys(kind.__dataclass_fields__, object))
+    return kind(**table)
 
 
 def _surrogate(cell: dict, run: Run, seed: int, following: int) -> Run:
     """Return the surrogate's run: where its table says nothing it is the target's or, of other data, the tier's."""
     own = cell["surrogate"]
     check("surrogate", own, SURROGATE)
-    its = own.get("seed", seed + SURROGATE_SEED)
-    its = following if its == "next" else its
+    its = following if own.get("seed") == "next" else own.get("seed", seed + SURROGATE_SEED)
     if its == seed or type(its) is not int:
         raise InputError(f"surrogate and target share the seed {seed}; give the surrogate another")
     data = own.get("dataset", {})
@@ -286,8 +269,7 @@ def _surrogate(cell: dict, run: Run, seed: int, following: int) -> Run:
     with where("surrogate"):
         dataset, recipe = _network(network, run.tier)
     if dataset["size"] != run.dataset["size"] and not isinstance(run.attack, UniversalAttack):
-        name = run.attack.name
-        raise InputError(f"{name}: crafted for one image each; surrogate and target need crops of one size")
+        raise InputError(f"{run.attack.name}: crafted for one image each; surrogate and target need crops of one size")
     return Run("victim", run.tier, dataset, recipe, its)
 
 
@@ -305,8 +287,7 @@ def _network(tables: dict, tier: str) -> tuple[dict, Recipe]:
         raise InputError(f"size must be [height, width] in pixels, got {size}")
     settings = dict(tables["train"])
     if "augmentation" in settings:
-        check("augmentation", settings["augmentation"], dict.fromkeys(Augmentation.__dataclass_fields__, object))
-        settings["augmentation"] = Augmentation(**settings["augmentation"])
+        settings["augmentation"] = _fields("augmentation", Augmentation, settings["augmentation"])
     return _data(tier, json.dumps(tables["dataset"])), tier_recipe(tier, **tables["victim"], **settings)
 
 
@@ -314,10 +295,9 @@ def _network(tables: dict, tier: str) -> tuple[dict, Recipe]:
 def _data(tier: str, table: str) -> dict:
     """Return a data set as cards hold it; of licensed ones, whose images may be elsewhere, only names are checked."""
     given = json.loads(table)
-    usual = data_defaults(tier, given.get("name"), None)
+    usual = data_defaults(tier, given.pop("name", None), None)
     if usual["name"] == "synthetic":
-        options = {name: value for name, value in given.items() if name not in ("name", "size")}
-        return tier_dataset(tier, "synthetic", size=given.get("size"), **options).describe()
+        return tier_dataset(tier, "synthetic", **given).describe()
     if unknown := sorted(set(given) - set(usual)):
         taken = ", ".join(name for name in usual if name != "name")
         raise InputError(f"{usual['name']}: option {unknown[0]!r} is unknown; it takes {taken}")

@@ -28,11 +28,8 @@ from vireid_lite.study.packing import completed, packed, shortened, unpacked
 from vireid_lite.victims import Recipe, tier_named
 
 SCHEMA = 2
-
 CARDS = "*-s*-*.json"  #: the file names of `card_name`
-
 REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "made_with")
-
 CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modification", "surrogate", "compute")
 
 
@@ -90,8 +87,8 @@ def card_key(configuration: dict) -> str:
 
 def records(configuration: dict) -> list[str | None]:
     """Return the fingerprints of the images of a run and of its surrogate, None where there is none."""
-    networks = configuration, configuration.get("surrogate", {"dataset": {}})
-    return [network["dataset"].get("records") for network in networks]
+    other = configuration.get("surrogate", {"dataset": {}})
+    return [data.get("records") for data in (configuration["dataset"], other["dataset"])]
 
 
 def card_name(configuration: dict) -> str:
@@ -103,12 +100,7 @@ def card_name(configuration: dict) -> str:
 
 
 def write_card(folder: Path, configuration: dict, results: dict) -> Path:
-    """Write a card whole or not at all, and return its path.
-
-    Args:
-        configuration: kind, tier, dataset, victim, attack, seed ..., all plain values.
-        results: scores and the rest.
-    """
+    """Write the card of a run's configuration, plain values, and its results, whole or not at all; return its path."""
     card = {"schema": SCHEMA, "key": card_key(configuration), **shortened(configuration, defaults(configuration))}
     card |= {"made_with": made_with(configuration), "date": datetime.now(UTC).strftime("%Y-%m-%d")}
     card |= packed(json.loads(json.dumps(results, default=plain)))
@@ -155,6 +147,5 @@ def is_stale(card: dict) -> bool:
 
 def stale_note(cards: Iterable[dict]) -> str:
     """Return one sentence for a page: how many of its cards were made by code that has changed since."""
-    cards = list(cards)
-    stale = sum(is_stale(card) for card in cards)
-    return f"{stale} of {len(cards)} run cards are stale: the code behind them has changed." if stale else ""
+    stale = [is_stale(card) for card in cards]
+    return f"{sum(stale)} of {len(stale)} run cards are stale: the code behind them has changed." if any(stale) else ""

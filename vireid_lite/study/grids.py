@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -26,31 +26,20 @@ from vireid_lite.study.workers import run_all
 from vireid_lite.victims import tier_named
 
 FOLDER = Path(__file__).parent / "grids"
-
 GRIDS = ("smoke", "cmps-tables", "cmps-figures", "feature-level-tables", "transfer")
-
-STATUS = (
-    "rerun on the same data",
-    "mechanism shown on synthetic data",
-    "open without licensed data",
-    "not built",
-)
-
-CONTENT = {"title": str, "source": str, "seeds": list, "table": list}
-
-CONTENT |= dict.fromkeys(("data", "victims", "attacks", "not-built"), dict)
-
-TABLE = {"name": str, "dataset": str, "setting": str, "note": str}
-
-TABLE |= dict.fromkeys(("data", "query", "victims", "attacks", "eps", "surrogates", "learned-on", "seeds"), list)
-
-ENTRY = dict.fromkeys(("dataset", "victim", "train", "attack", "modified", "each", "grid", "compute"), dict)
-
-SETTABLE = ("dataset", "victim", "train", "attack", "modified")
-
+STATUS = ("rerun on the same data", "mechanism shown on synthetic data", "open without licensed data", "not built")
 OFFICIAL = {"sysu": "infrared", "llcm": "infrared", "regdb": "visible"}  #: query modality
-
 QUERIES = {modality.name.lower(): direction_name(modality) for modality in Modality}
+
+# What a file, a [[table]] of it and what a name stands for may hold, and what a table is where it says nothing.
+CONTENT = {"title": str, "source": str, "seeds": list, "table": list}
+CONTENT |= dict.fromkeys(("data", "victims", "attacks", "not-built"), dict)
+AXES = ("query", "data", "victims", "attacks", "eps", "surrogates", "learned-on")
+TABLE = dict.fromkeys(("name", "dataset", "setting", "note"), str) | dict.fromkeys((*AXES, "seeds"), list)
+USUAL = {"query": list(QUERIES), "attacks": ["none"], "eps": [""], "surrogates": [""], "learned-on": [""]}
+SETTABLE = ("dataset", "victim", "train", "attack", "modified")
+ENTRY = dict.fromkeys((*SETTABLE, "each", "grid", "compute"), dict)
+NETWORK = SETTABLE[:3]
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,6 @@ class Row:
 
     Attributes:
         table, dataset, setting, query, victim, attack: as the paper prints them (`reported.csv`).
-        data: what the runs use.
         surrogate, learned_on: where the attack is made on another network.
         reason: why no run is built, or "".
     """
@@ -119,26 +107,25 @@ def read_grid(
         InputError: one line, for what is not a grid, and where no row is kept.
     """
     path = FOLDER / f"{name}.toml" if name in GRIDS else Path(name)
-    if name not in GRIDS and path.suffix != ".toml":
+    if path.suffix != ".toml":
         raise InputError(f"grid {name!r} is unknown; choose from {', '.join(GRIDS)}, or give a .toml file")
     tier_named(tier)
     for key in settings or {}:
         if key.partition(".")[0] not in SETTABLE or not key.partition(".")[2]:
             raise InputError(f"--set {key}: give TABLE.KEY=VALUE, of dataset, victim, train, attack or modified")
-    content = read_toml("grid", path)
+    content, rows = read_toml("grid", path), []
     with where(f"grid {path.stem if name in GRIDS else path}"):
         check("it", content, CONTENT)
         if not content.get("table"):
             raise InputError("it has no [[table]]")
-        rows = []
         for number, table in enumerate(content["table"], 1):
             with where(f"table {number}"):
                 check("it", table, TABLE)
                 if "name" not in table:
                     raise InputError("it has no name")
-                chosen = {"seeds": content.get("seeds", [0]), **table}
-                chosen |= {"seeds": list(seeds)} if seeds is not None else {}
-                rows += _rows(chosen, content, tier, settings or {})
+                own = {"seeds": content.get("seeds", [0]), **USUAL, **table}
+                own |= {"seeds": list(seeds)} if seeds is not None else {}
+                rows += _rows(own, content, tier, settings or {})
         if only and not (rows := [row for row in rows if only.lower() in str(row).lower()]):
             raise InputError(f"no row holds {only!r}; --dry-run --verbose prints the rows")
     return Grid(path.stem, content.get("title", ""), content.get("source", ""), tier, tuple(rows))
@@ -146,81 +133,57 @@ def read_grid(
 
 def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
     """Return the rows of one [[table]] of a grid file."""
-
-    def listed(key: str, *default: object) -> list:
-        if not (values := table.get(key, list(default))):
-            raise InputError(f"{key} must be a list of at least one value, got {values!r}")
-        return values
-
-    def entries(data: str, victim: str, attack: str = "none") -> dict:
-        """Return the tables that names stand for: of each its "any", then the tier's own."""
-        found: dict = {}
-        for kind, name in (("data", data), ("victims", victim), ("attacks", attack)):
-            if kind == "attacks" and name == "none":
-                continue
-            known = content.get(kind, {})
-            if name not in known:
-                raise InputError(f"{kind} {name!r} is unknown; the grid names {', '.join(known) or 'none'}")
-            check(f"{kind} {name}", known[name], dict.fromkeys(("any", "lite", "standard", "full"), dict))
-            for part in ("any", tier):
-                check(f"{kind} {name}, {part}", known[name].get(part, {}), ENTRY)
-                found = merge(found, known[name].get(part, {}))
-        for key, value in settings.items():
-            part, _, option = key.partition(".")
-            if part in SETTABLE[:3] or found.get(part):
-                found = merge(found, {part: {option: value}})
-        return found
-
-    queries = listed("query", *QUERIES)
-    if wrong := [query for query in queries if query not in QUERIES]:
+    for axis in (*AXES, "seeds"):
+        if not table.get(axis):
+            raise InputError(f"{axis} must be a list of at least one value, got []")
+    if wrong := [query for query in table["query"] if query not in QUERIES]:
         raise InputError(f"query {wrong[0]!r} is unknown; choose from {', '.join(QUERIES)}")
-    rows = []
-    for data, victim, attack, eps, surrogate, learned in itertools.product(
-        listed("data"),
-        listed("victims"),
-        listed("attacks", "none"),
-        listed("eps", ""),
-        listed("surrogates", ""),
-        listed("learned-on", ""),
-    ):
-        words = {"table": table["name"], "dataset": table.get("dataset", ""), "data": data, "victim": victim}
-        words |= {"setting": table.get("setting", "").format(surrogate=surrogate, eps=eps), "attack": attack}
-        words |= {"eps": eps, "surrogate": surrogate, "learned_on": learned}
-        reason = next((content["not-built"][n] for n in (victim, attack) if n in content.get("not-built", {})), "")
-        runs = []
+    rows, missing = [], content.get("not-built", {})
+    for data, victim, attack, eps, surrogate, learned in itertools.product(*(table[axis] for axis in AXES[1:])):
+        reason, runs = missing.get(victim) or missing.get(attack, ""), []
         if not reason:
-            run = {"name": "bench", "tier": tier, "seeds": listed("seeds"), **entries(data, victim, attack)}
+            names = {"data": data, "victims": victim} | ({"attacks": attack} if attack != "none" else {})
+            run = {"name": "bench", "tier": tier, "seeds": table["seeds"], **_tables(content, tier, settings, names)}
             if eps and "attack" in run:
                 run = merge(run, {"attack": {"eps": eps}})
             if surrogate:
                 # Every victim serves as target and, of another seed, as surrogate: none is trained for one role alone.
-                its = {key: v for key, v in entries(learned or data, surrogate).items() if key in SETTABLE[:3]}
-                run |= {"name": "transfer", "surrogate": {"victim": {}, "train": {}, **its, "seed": "next"}}
+                its = _tables(content, tier, settings, {"data": learned or data, "victims": surrogate})
+                its = {"victim": {}, "train": {}, **{key: its[key] for key in NETWORK if key in its}, "seed": "next"}
+                run |= {"name": "transfer", "surrogate": its}
             runs = parse(run)
-        rows += [Row(**words, query=query, runs=tuple(runs), reason=reason) for query in queries]
+        printed = table["name"], table.get("dataset", ""), table.get("setting", "").format(surrogate=surrogate, eps=eps)
+        made_of = victim, attack, eps, data, surrogate, learned, tuple(runs), reason
+        rows += [Row(*printed, query, *made_of) for query in table["query"]]
     return rows
 
 
-class Results:
-    """The run cards of a folder, found by what a run asks for; read once.
+def _tables(content: dict, tier: str, settings: dict, names: dict[str, str]) -> dict:
+    """Return the tables of a run that names stand for: of each its "any", then the tier's own, then the settings."""
+    found: dict = {}
+    for kind, name in names.items():
+        known = content.get(kind, {})
+        if name not in known:
+            raise InputError(f"{kind} {name!r} is unknown; the grid names {', '.join(known) or 'none'}")
+        check(f"{kind} {name}", known[name], dict.fromkeys(("any", "lite", "standard", "full"), dict))
+        for part in ("any", tier):
+            check(f"{kind} {name}, {part}", known[name].get(part, {}), ENTRY)
+            found = merge(found, known[name].get(part, {}))
+    for key, value in settings.items():
+        part, _, option = key.partition(".")
+        if part in NETWORK or found.get(part):
+            found = merge(found, {part: {option: value}})
+    return found
 
-    Raises:
-        InputError: for a card that cannot be read, naming it.
-    """
+
+class Results:
+    """The run cards of a folder, each with its "file" name, found by what a run asks for; read once."""
 
     def __init__(self, folder: Path) -> None:
-        self._names: dict[int, str] = {}
+        self.cards = [{**read_card(path), "file": path.name} for path in sorted(Path(folder).glob(CARDS))]
         self._found: dict[str, list[dict]] = {}
-        self.cards = []
-        for path in sorted(Path(folder).glob(CARDS)):
-            self.cards.append(card := read_card(path))
-            self._names[id(card)] = path.name
         for card in sorted(self.cards, key=lambda card: (not is_stale(card), card["date"])):
             self._found.setdefault(card["key"], []).insert(0, card)
-
-    def name(self, card: dict) -> str:
-        """Return the file name of one of these cards."""
-        return self._names[id(card)]
 
     def card(self, run: Run, root: Root = None, data: bool = False) -> dict | None:
         """Return the newest card of a run that is not stale, else the newest, or None.
@@ -253,21 +216,15 @@ class Plan:
 
 def plan(grid: Grid, results: Results, root: Root = None, data: bool = False, rerun_stale: bool = False) -> Plan:
     """Return what is done and what is to do. data: as in `Results.card`. rerun_stale: count stale cards as to do."""
-    todo, done, stale = [], [], []
-    for run in grid.runs:
-        card = results.card(run, root, data)
-        if card is not None and is_stale(card):
-            stale.append(results.name(card))
-        if card is None or (rerun_stale and is_stale(card)):
-            todo.append(run)
-        else:
-            done.append(results.name(card))
+    found = [(run, results.card(run, root, data)) for run in grid.runs]
+    stale = [card["file"] for _, card in found if card and is_stale(card)]
+    again = set(stale) if rerun_stale else set()
+    todo = [run for run, card in found if card is None or card["file"] in again]
+    done = [card["file"] for _, card in found if card and card["file"] not in again]
     kinds: dict[tuple, list[float]] = {}
     for card in results.cards:
         kinds.setdefault(_kind(card), []).append(card["wall_seconds"])
-    known = [
-        statistics.median(kinds[kind]) for kind in map(_kind, (run.configuration for run in todo)) if kind in kinds
-    ]
+    known = [statistics.median(kinds[kind]) for run in todo if (kind := _kind(run.configuration)) in kinds]
     return Plan(todo, done, stale, sum(known), len(todo) - len(known))
 
 
@@ -279,17 +236,12 @@ def _kind(card: dict) -> tuple:
 def run_grid(
     grid: Grid, out: Path, *, threads: int = 1, root: Root = None, rerun_stale: bool = False, **options: object
 ) -> dict[str, list[str]]:
-    """Run what a grid has no card for in `out`; return card names under "done", "ran" and "stale".
-
-    A killed grid resumes.
+    """Run what a grid has no card for in `out`, or resume; return card names under "done", "ran" and "stale".
 
     Args:
         threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a
             cluster of this machine.
-        options: workers, scheduler, device and progress, as `workers.run_all` takes them.
-
-    Raises:
-        InputError: as a campaign does.
+        options: workers, scheduler, device and progress, as `workers.run_all` takes them; so are its errors.
     """
     found = plan(grid, Results(out), root, data=True, rerun_stale=rerun_stale)
     written = run_all(found.todo, out, cluster=True, threads=threads, root=root, title=grid.name, **options)
@@ -309,8 +261,8 @@ def _printed(row: Row, source: str) -> pd.DataFrame:
     for name in ("table", "dataset", "setting", "victim", "attack"):
         keep &= rows[name] == getattr(row, name)
     # Where a paper names no direction, the benchmark's official one is meant.
-    unsaid = ["", row.query] if OFFICIAL.get(row.dataset, row.query) == row.query else [row.query]
-    return rows[keep & rows["query"].isin(unsaid)]
+    unsaid = [""] if OFFICIAL.get(row.dataset, row.query) == row.query else []
+    return rows[keep & rows["query"].isin([row.query, *unsaid])]
 
 
 def table(grid: Grid, results: Results, precision: str = "8-bit") -> pd.DataFrame:
@@ -324,36 +276,30 @@ def table(grid: Grid, results: Results, precision: str = "8-bit") -> pd.DataFram
     """
     lines = []
     for row in grid.rows:
-        cards = [card for card in map(results.card, row.runs) if card is not None]
-        line = {field.name: getattr(row, field.name) for field in fields(Row) if field.name != "runs"}
+        cards = [card for run in row.runs if (card := results.card(run))]
+        line = {name: item for name, item in vars(row).items() if name != "runs"}
         line |= {"done": len(cards), "runs": len(row.runs), "stale": sum(map(is_stale, cards))}
-        line |= _scores(row, cards, precision) if cards else {}
-        printed = _printed(row, grid.source)
-        for metric in ("r1", "mAP"):
-            values = printed[printed.metric == metric].percent
-            line[f"paper {metric}"] = float(values.iloc[0]) if len(values) else float("nan")
-        if grid.tier == "full" and cards:
-            line["off r1"] = line["mean"] - line["paper r1"]
+        line |= _scores(QUERIES[row.query], cards, precision) if cards else {}
+        printed = _printed(row, grid.source).drop_duplicates("metric").set_index("metric").percent
+        line |= {f"paper {metric}": float(printed.get(metric, "nan")) for metric in ("r1", "mAP")}
+        line |= {"off r1": line["mean"] - line["paper r1"]} if grid.tier == "full" and cards else {}
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def _scores(row: Row, cards: list[dict], precision: str) -> dict:
+def _scores(direction: str, cards: list[dict], precision: str) -> dict:
     """Return a row's scores in percent, over the cards there are."""
-    direction = QUERIES[row.query]
     exact = [card["scores"][direction] for card in cards]
-    scores = [
-        card.get("scores" if precision == "float" else "scores_8_bit", card["scores"])[direction] for card in cards
-    ]
+    kind = "scores" if precision == "float" else "scores_8_bit"
+    scores = [card.get(kind, card["scores"])[direction] for card in cards]
     clean = [card.get("clean", card.get("scores_clean", card["scores"]))[direction] for card in cards]
-    chance = [score["chance"]["rank1"] for score in exact]
     line = {
         "mean": statistics.fmean(100 * score["rank1"] for score in scores),
         "rank-1": spread(100 * score["rank1"] for score in scores),
         "mAP": spread(100 * score["mAP"] for score in scores),
         "rank-1 clean": spread(100 * score["rank1"] for score in clean),
-        "chance low": 100 * min(level["low"] for level in chance),
-        "chance high": 100 * max(level["high"] for level in chance),
+        "chance low": 100 * min(score["chance"]["rank1"]["low"] for score in exact),
+        "chance high": 100 * max(score["chance"]["rank1"]["high"] for score in exact),
         "minimum": 100 * min(score["minimum"]["mAP"] for score in exact),
         "seconds": statistics.median(card["wall_seconds"] for card in cards),
     }
@@ -366,8 +312,7 @@ def status(results: Results, grids: Iterable[str] = GRIDS) -> pd.DataFrame:
     A number is rerun where cards of tier full exist for its line; its mechanism is shown where cards of another tier
     do; it is open where neither does, and not built, with the reason, where the grids say so or name no such line.
     """
-    rows = reported().copy()
-    rows["grid"], rows["status"], rows["reason"] = "", "not built", "no shipped grid has this line"
+    rows = reported().assign(grid="", status="not built", reason="no shipped grid has this line")
     rerun, shown, open_, not_built = STATUS
     for name, tier in itertools.product(grids, sorted({card["tier"] for card in results.cards} | {"lite", "full"})):
         grid = read_grid(name, tier)
@@ -383,30 +328,23 @@ def status(results: Results, grids: Iterable[str] = GRIDS) -> pd.DataFrame:
 
 def describe_plan(grid: Grid, found: Plan, verbose: bool = True) -> str:
     """Return what a dry run prints: what is done of every row, or of every table and victim, and the estimate."""
-    todo = {run.key for run in found.todo}
-
-    def state(rows: list[Row]) -> str:
+    todo, parts = {run.key for run in found.todo}, {}
+    wide = max(len(row.table) for row in grid.rows)
+    for row in grid.rows:
+        name = f"{row}:" if verbose else f"{row.table:{wide}}  {row.victim:12} "
+        parts.setdefault(name, []).append(row)
+    lines = [f"{grid.title} (tier {grid.tier})"]
+    for name, rows in parts.items():
         runs = {run.key for row in rows for run in row.runs}
         reasons = " ".join(dict.fromkeys(f"not built: {row.reason}" for row in rows if row.reason))
-        return f"{len(runs - todo)} of {len(runs)} done" if runs else reasons
-
-    lines = [f"{grid.title} (tier {grid.tier})"]
-    if verbose:
-        lines += [f"  {row}: {state([row])}" for row in grid.rows]
-    else:
-        parts: dict[tuple, list[Row]] = {}
-        for row in grid.rows:
-            parts.setdefault((row.table, row.victim), []).append(row)
-        wide = max(len(name) for name, _ in parts)
-        lines += [f"  {name:{wide}}  {victim:12}  {state(rows)}"[:100] for (name, victim), rows in parts.items()]
-    runs = len(found.todo) + len(found.done)
-    lines.append(f"{runs} runs: {len(found.done)} done ({len(found.stale)} stale), {len(found.todo)} to do")
-    if found.todo:
-        known = len(found.todo) - found.unknown
-        guess = f"about {found.seconds / 60:.0f} min for {known} of them, by the cards there are" if known else ""
-        rest = f"no card tells how long {found.unknown} of them take" if found.unknown else ""
-        lines.append("; ".join(filter(None, (guess, rest))))
-    return "\n".join(lines)
+        state = f"{len(runs - todo)} of {len(runs)} done" if runs else reasons
+        lines.append(f"  {name} {state}"[: None if verbose else 100])
+    many, done, unknown = len(found.todo), len(found.done), found.unknown
+    lines.append(f"{many + done} runs: {done} done ({len(found.stale)} stale), {many} to do")
+    about = f"about {found.seconds / 60:.0f} min for {many - unknown} of them, by the cards there are"
+    guesses = [about] if many > unknown else []
+    guesses += [f"no card tells how long {unknown} of them take"] if unknown else []
+    return "\n".join([*lines, "; ".join(guesses)] if guesses else lines)
 
 
 def describe(grid: Grid, results: Results) -> str:

@@ -28,19 +28,12 @@ DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 
 # Always said: they decide the defaults of what stands beside them, or are there or not.
 SAID = ("name", "model", "mode", "difficulty", "modification")
-
 SETS = ("scores", "scores_8_bit", "scores_query", "scores_clean")
-
 CHANCE = ("chance", "chance_cmc", "minimum")
-
 LISTS = ("cmc", "chance_cmc", "identity_rank1", "identity_AP", "identity_queries")
-
 FIELDS = ("rank1", "mAP", "mINP", "cmc", "trials", *CHANCE, *LISTS[2:], "difference", "broken")
-
 STATES = ("clean", "attacked")  #: of an anatomy
-
 MEASURED = ("craft_seconds", "train_seconds", "wall_seconds", "peak_memory_mib")
-
 LZMA = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA1}]}
 
 
@@ -102,13 +95,9 @@ def unpacked(card: dict) -> dict:
             found[name][way] = row
     if "anatomy" in card:
         whole = {field: _scored(found, field) for field in ("rank1", "mAP")} | card["anatomy"]
-        states = {name: whole[name] for name in whole if name in QueryState._fields}
-        rest = _rows({name: item for name, item in card["anatomy"].items() if name not in states}, 2)
-        states = _rows(states, 4)
-        found["anatomy"] = {
-            way: {**dict(zip(STATES, states[2 * n : 2 * n + 2], strict=True)), **rest[n]}
-            for n, way in enumerate(DIRECTIONS)
-        }
+        states = iter(_rows({name: whole[name] for name in whole if name in QueryState._fields}, 4))
+        rest = _rows({name: item for name, item in whole.items() if name not in QueryState._fields}, 2)
+        found["anatomy"] = {way: {s: next(states) for s in STATES} | rest[n] for n, way in enumerate(DIRECTIONS)}
     if card.get("history"):
         steps = zip(*card["history"].values(), strict=True)
         found["history"] = [dict(zip(card["history"], step, strict=True)) for step in steps]
@@ -120,9 +109,9 @@ def shortened(value: dict, usual: dict) -> dict:
     short = {}
     for name, item in value.items():
         table = isinstance(item, dict) and isinstance(usual.get(name), dict)
-        differs = shortened(item, usual[name]) if table else name not in usual or item != usual[name]
-        if differs or name in SAID:
-            short[name] = differs if table else item
+        own = shortened(item, usual[name]) if table else item
+        if name in SAID or (own if table else name not in usual or item != usual[name]):
+            short[name] = own
     return short
 
 

@@ -37,6 +37,8 @@ from vireid_lite.study.campaign import Root, Run
 from vireid_lite.study.cards import plain, write_card
 from vireid_lite.victims import load_or_train, tier_dataset, tier_named
 
+Victim = tuple[nn.Module, dict, Dataset]  #: on its device, its card, and the data at its size
+
 _CLEAN: dict[str, list[Evaluation]] = {}
 
 
@@ -125,9 +127,8 @@ class Attacked(NamedTuple):
     """What one attack did to one victim: `made`, the perturbation of a universal attack or None, and its scores.
 
     Attributes:
-        clean, exact, rounded: the scores of both directions without the attack, with attacked images as floats, and
-            after rounding these to 8 bits.
-        anatomies: of the rounded images, or None.
+        clean, exact, rounded: both directions without the attack, with attacked images as floats, and in 8 bits.
+        anatomies: of the rounded images.
         seconds: of crafting, without scoring.
         transferred: whether another network than the one scored was attacked.
     """
@@ -187,10 +188,9 @@ def run_attack(
         state_path: where a killed fit is noted.
         take_apart: compute the anatomy of the drop as well.
         surrogate: the network the attack is made on instead, and the data set whose training images a universal attack
-            learns from; what it makes is resized to the target's crops (`attacks.perturbation.resized`).
-        keep: where a universal attack's perturbation is kept, and read from if it is there: one surrogate serves many
-            targets.
-        clean: scores without the attack where they are known already (`clean_scores`).
+            learns from; what it makes is resized to the target's crops.
+        keep: where a universal attack's perturbation is kept, and read from: one surrogate serves many targets.
+        clean: scores without the attack where they are known already.
     """
     made, attacked, trials = None, [], {m: trials_of(dataset, m, split) for m in Modality}
     clean = clean or clean_scores(model, dataset, split, device)
@@ -220,13 +220,11 @@ def run_attack(
         [evaluate(model, dataset, m, trials=trials[m], clean=clean[m], **attacked[m][p], **options) for m in Modality]
         for p in (0, 1)
     )
-    anatomies = None
-    if take_apart:  # of one trial: of several, the first
-        known = [(clean[m], rounded[m]) if len(trials[m]) == 1 else None for m in Modality]
-        anatomies = [
-            anatomy(model, dataset, m, trial=trials[m][0], evaluated=known[m], device=device, **attacked[m][1])
-            for m in Modality
-        ]
+    anatomies = [] if take_apart else None
+    for m in Modality if take_apart else ():  # of one trial: of several, the first
+        known = (clean[m], rounded[m]) if len(trials[m]) == 1 else None
+        how = {"trial": trials[m][0], "evaluated": known, "device": device, **attacked[m][1]}
+        anatomies.append(anatomy(model, dataset, m, **how))
     return Attacked(made, clean, exact, rounded, anatomies, seconds, surrogate is not None)
 
 
@@ -236,11 +234,7 @@ def trials_of(dataset: Dataset, query_modality: Modality, split: str) -> list[Tr
 
 
 def clean_scores(
-    model: nn.Module,
-    dataset: Dataset,
-    split: str = "test",
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    model: nn.Module, dataset: Dataset, split: str = "test", device: torch.device | str = "cpu", progress: bool = False
 ) -> list[Evaluation]:
     """Return the scores of both directions without any attack."""
     options = {"device": device, "progress": progress}
@@ -250,38 +244,29 @@ def clean_scores(
 def difference(clean: Evaluation, attacked: Evaluation) -> dict[str, dict[str, float]]:
     """Return attacked minus clean rank-1 and mAP, each with its 95 % interval: difference, low, high."""
     before, after = clean.per_identity, attacked.per_identity
+    pairs = {"rank1": (before.rank1, after.rank1), "mAP": (before.ap, after.ap)}
     people = before.identity, before.queries
-    return {
-        name: metrics.paired_bootstrap(getattr(before, field), getattr(after, field), *people)._asdict()
-        for name, field in (("rank1", "rank1"), ("mAP", "ap"))
-    }
+    return {name: metrics.paired_bootstrap(*pair, *people)._asdict() for name, pair in pairs.items()}
 
 
 def broken(clean: Evaluation, attacked: Evaluation) -> float:
     """Return the share of queries ranked right before the attack (rank-1) that are ranked wrong after it, in [0, 1].
 
-    One of several things "transfer success rate" may mean: the CMPS paper's Table 4 does not define it. A ranking
-    without information breaks nearly all, and two noisy rankings break some: read it beside that of noise. All trials
-    are pooled. NaN where nothing was right before.
+    One of several things "transfer success rate" may mean: the CMPS paper's Table 4 does not define it. Two noisy
+    rankings break some as well: read it beside that of noise. Trials are pooled. NaN where nothing was right before.
     """
-    before, after = (
-        np.concatenate([trial.per_query_rank1 for trial in evaluation.trials]) > 0 for evaluation in (clean, attacked)
-    )
+    both = ([trial.per_query_rank1 for trial in evaluation.trials] for evaluation in (clean, attacked))
+    before, after = (np.concatenate(trials) > 0 for trials in both)
     return float((before & ~after).sum() / before.sum()) if before.any() else float("nan")
 
 
 def scores_for_card(result: Evaluation) -> dict:
     """Return one direction's scores as a card holds them: no path, no label, identities in a fixed anonymous order."""
     chance, people = result.chance, result.per_identity
+    own = [(float(t.cmc[0]), t.mAP, t.mINP, t.valid_queries) for t in result.trials]
     return {
-        "rank1": result.rank1,
-        "mAP": result.mAP,
-        "mINP": result.mINP,
-        "cmc": result.cmc,
-        "trials": [
-            {"rank1": float(t.cmc[0]), "mAP": t.mAP, "mINP": t.mINP, "valid_queries": t.valid_queries}
-            for t in result.trials
-        ],
+        **{name: getattr(result, name) for name in ("rank1", "mAP", "mINP", "cmc")},
+        "trials": [dict(zip(("rank1", "mAP", "mINP", "valid_queries"), trial, strict=True)) for trial in own],
         "chance": {name: getattr(chance.independent, name)._asdict() for name in ("rank1", "mAP", "mINP")},
         "chance_cmc": chance.independent.cmc,
         "minimum": chance.minimum._asdict(),
@@ -292,18 +277,11 @@ def scores_for_card(result: Evaluation) -> dict:
 
 
 def victim_and_data(
-    tier: str,
-    checkpoint: Path | None,
-    official: Path | None,
-    open_data: Callable[..., Dataset],
-    seed: int,
-    device: torch.device,
-) -> tuple[nn.Module, dict, Dataset]:
-    """Return the victim on its device, its card, and the data at the size it was trained on.
+    tier: str, checkpoint: Path | None, official: Path | None, open_data: Callable, seed: int, device: torch.device
+) -> Victim:
+    """Return the victim on its device, its card, and the data, which `open_data` opens at the size it was trained on.
 
-    Args:
-        checkpoint, official: where both are None, it is the tier's victim of the synthetic set.
-        open_data: called with the size it needs.
+    Without `checkpoint` and `official` it is the tier's victim of the synthetic set.
     """
     # Crops of another size than the victim was trained on would be scored without a word.
     model, card = load_checkpoint(checkpoint) if checkpoint else load_official(official) if official else (None, {})
@@ -315,18 +293,11 @@ def victim_and_data(
 
 
 def evaluate_victim(
-    victim: tuple[nn.Module, dict, Dataset],
-    directions: Sequence[Modality],
-    out: Path,
-    split: str,
-    made=None,
-    device="cpu",
+    victim: Victim, directions: Sequence[Modality], out: Path, split: str, made=None, device="cpu"
 ) -> list[tuple[Evaluation, Evaluation | None, dict | None]]:
     """Score some directions, write out/scores.json; return each's scores, those under `made`, and the difference."""
-    model, card, dataset = victim
-    found = []
-    facts: dict = {"dataset": dataset.describe(), "split": split, "victim": card.get("key"), "scores": {}}
-    facts |= {"perturbation": made.made_by, "clean": {}} if made is not None else {}
+    model, _, dataset = victim
+    found, facts = [], {"scores": {}} | ({"perturbation": made.made_by, "clean": {}} if made is not None else {})
     for modality in directions:
         options = {"trials": trials_of(dataset, modality, split), "device": device}
         clean, attacked, moved = evaluate(model, dataset, modality, **options), None, None
@@ -338,26 +309,27 @@ def evaluate_victim(
             facts["clean"][name] = facts["scores"][name]
             facts["scores"][name] = {**scores_for_card(attacked), "difference": moved}
         found.append((clean, attacked, moved))
-    write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
+    _write_scores(out, victim, split, facts)
     return found
 
 
-def attack_victim(
-    attack, victim: tuple[nn.Module, dict, Dataset], out: Path, split: str, **options: object
-) -> Attacked:
+def _write_scores(out: Path, victim: Victim, split: str, facts: dict) -> None:
+    """Write out/scores.json: some facts beside what was scored."""
+    facts = {"dataset": victim[2].describe(), "split": split, "victim": victim[1].get("key"), **facts}
+    write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
+
+
+def attack_victim(attack, victim: Victim, out: Path, split: str, **options: object) -> Attacked:
     """Attack a victim, or resume a killed attack; write out/scores.json and what a universal attack made beside it.
 
-    Args:
-        options: seed, identities and device, as `run_attack` takes them.
+    options: seed, identities and device, as `run_attack` takes them.
     """
-    model, card, dataset = victim
+    model, _, dataset = victim
     # Named by the data too: a note of other pixels must not be taken over.
     state = out / f"state-{stable_hash([dataset.describe(), split])}.pt"
     found = run_attack(attack, model, dataset, split=split, state_path=state, **options)
     asked = {name: options.get(name) for name in ("seed", "identities")}
-    facts = {"attack": {**attack.describe(), **asked}, "dataset": dataset.describe(), "split": split}
-    facts |= {"victim": card.get("key"), **found.describe()}
-    write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
+    _write_scores(out, victim, split, {"attack": {**attack.describe(), **asked}, **found.describe()})
     if found.made is not None:
         found.made.save(out / "perturbation.safetensors")
     state.unlink(missing_ok=True)

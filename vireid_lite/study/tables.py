@@ -10,40 +10,23 @@ import pandas as pd
 
 from vireid_lite import metrics
 from vireid_lite.attacks import ATTACKS
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.study.campaign import read_campaign
 from vireid_lite.study.packing import DIRECTIONS
 
-LABELS = {
-    "uniform-noise": "uniform noise",
-    "sign-noise": "sign noise",
-    "uap": "UAP",
-    "uap-retrieval": "UAP-Retrieval",
-    "uap-retrieval-grey": "UAP-Retrieval + grey",
-    "meta-attack": "MetaAttack",
-    "col-del": "Col.+Del.",
-    "dmr": "DMR",
-    "cmps": "CMPS",
-    "feature-level": "feature-level",
-    "fgsm": "FGSM",
-    "pgd": "PGD",
-    "metric-fgsm": "Metric-FGSM",
-    "m-fgsm": "M-FGSM",
-    "sma": "SMA",
-    "fna": "FNA",
-    "odfa": "ODFA",
-    "lta": "LTA",
+LABELS = {name: name.upper() for name in ATTACKS} | {
+    **{"uniform-noise": "uniform noise", "sign-noise": "sign noise", "feature-level": "feature-level"},
+    **{"uap-retrieval": "UAP-Retrieval", "uap-retrieval-grey": "UAP-Retrieval + grey", "meta-attack": "MetaAttack"},
+    **{"col-del": "Col.+Del.", "metric-fgsm": "Metric-FGSM"},
 }
 
 
 def label(attack: dict) -> str:
     """Return an attack's name as tables print it: CMPS with its mode, the feature-level attack with its two losses."""
     name = LABELS[attack["name"]]
-    if attack["name"] == "cmps":
-        return f"{name} ({attack['mode']})"
     if attack["name"] == "feature-level":
         return f"{name} ({attack['form']}, identity {attack['identity']})"
-    return name
+    return f"{name} ({attack['mode']})" if attack["name"] == "cmps" else name
 
 
 def knows(attack: dict) -> str:
@@ -67,8 +50,7 @@ def seed_rows(cards: Iterable[dict], precision: str = "8-bit") -> pd.DataFrame:
     Args:
         precision: "8-bit" (attacked images as a file holds them) or "float".
     """
-    if precision not in ("8-bit", "float"):
-        raise InputError(f"tables: precision {precision!r} is unknown; choose 8-bit or float")
+    check_choice("tables", "precision", precision, ("8-bit", "float"))
     rows = []
     for card in cards:
         attack = card["attack"]
@@ -105,29 +87,22 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
     if rows.duplicated(["attack", "infrared", "seed", "direction"]).any() or rows.difficulty.nunique() > 1:
         raise InputError("tables: one difficulty and one setting of each attack at a time; filter the cards first")
     order = list(LABELS.values())
-    lines = [{"attack": "none", "what the attacker knows": "", "infrared": ""}]
-    for direction in DIRECTIONS:
-        part = rows[rows.direction == direction]
-        lines[0][direction] = spread(part.drop_duplicates("seed")[f"{score} clean"])
-    groups = rows.groupby(["attack", "knows", "infrared"])
-    for (attack, known, infrared), group in sorted(
-        groups, key=lambda item: (order.index(item[0][0].split(" (")[0]), item[0][0], item[0][2])
-    ):
-        line = {"attack": attack, "what the attacker knows": known, "infrared": infrared}
-        for direction in DIRECTIONS:
-            part = group[group.direction == direction]
-            fallen = int((part[f"{score} high"] < 0).sum())
-            line[direction] = f"{spread(part[score])}; {fallen} of {len(part)} fell"
-        lines.append(line)
-    return pd.DataFrame(lines).set_index("attack")
+    names = ["attack", "what the attacker knows", "infrared"]
+    lines = [dict.fromkeys(names, "") | {"attack": "none"}]
+    for direction, part in rows.drop_duplicates(["seed", "direction"]).groupby("direction"):
+        lines[0][direction] = spread(part[f"{score} clean"])
+    groups = dict(iter(rows.groupby(["attack", "knows", "infrared"])))
+    for key in sorted(groups, key=lambda key: (order.index(key[0].split(" (")[0]), key[0], key[2])):
+        lines.append(dict(zip(names, key, strict=True)))
+        for direction, part in groups[key].groupby("direction"):
+            lines[-1][direction] = f"{spread(part[score])}; {(part[f'{score} high'] < 0).sum()} of {len(part)} fell"
+    return pd.DataFrame(lines, columns=[*names, *DIRECTIONS]).set_index("attack")
 
 
 def spread(values: Iterable[float]) -> str:
     """Return "mean (lowest to highest)" of some seeds' scores in percent, one decimal."""
     values = np.asarray(list(values), dtype=float)
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})"
+    return f"{values.mean():.1f}" + (f" ({values.min():.1f} to {values.max():.1f})" if len(values) > 1 else "")
 
 
 def paired(before: Sequence[dict], after: Sequence[dict], score: str = "rank1") -> metrics.Difference:
@@ -180,13 +155,8 @@ def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     Args:
         campaign: a file of `book/campaigns`.
         kind: only the runs of this name.
-
-    Raises:
-        InputError: where it is missing.
     """
     runs = [run for run in read_campaign(campaign) if kind in (None, run.kind)]
-    missing = [run for run in runs if not (folder / run.card_name()).exists()]
-    if not missing:
-        return ""
+    missing = sum(not (folder / run.card_name()).exists() for run in runs)
     command = f"vireid-lite campaign book/campaigns/{campaign.name}"
-    return f"**Pending**: {len(missing)} of {len(runs)} runs. `{command}` makes them."
+    return f"**Pending**: {missing} of {len(runs)} runs. `{command}` makes them." if missing else ""

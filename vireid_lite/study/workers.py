@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from vireid_lite.study.cards import is_stale, read_card
 from vireid_lite.study.run import run_one
 
 ANSWER = 10.0  #: seconds a scheduler has to answer
-
 NO_WORKER = 60.0  #: seconds to wait for a first worker, or for the next when all died; starting again takes some
 
 # One run at a time in a process, also where two campaigns share a cluster whose workers have several threads.
@@ -45,23 +45,14 @@ def run_campaign(
 
     Args:
         rerun_stale: make cards again that are stale; otherwise they are kept and named.
-        options: workers, device and progress, as `run_all` takes them.
-
-    Raises:
-        InputError: where a run cannot be made; the cards of the others are kept.
+        options: workers, device and progress, as `run_all` takes them; so are its errors.
     """
-    todo, report = [], {"done": [], "ran": [], "stale": []}
-    for run in read_campaign(path):
-        name = run.card_name(root)
-        stale = (out / name).exists() and is_stale(read_card(out / name))
-        if stale:
-            report["stale"].append(name)
-        if not (out / name).exists() or (stale and rerun_stale):
-            todo.append(run)
-        elif not stale:
-            report["done"].append(name)
-    report["ran"] = [written.name for written in run_all(todo, out, root=root, title=path.stem, **options)]
-    return report
+    runs = {run.card_name(root): run for run in read_campaign(path)}
+    made = [name for name in runs if (out / name).exists()]
+    stale = [name for name in made if is_stale(read_card(out / name))]
+    todo = [run for name, run in runs.items() if name not in made or (rerun_stale and name in stale)]
+    ran = [written.name for written in run_all(todo, out, root=root, title=path.stem, **options)]
+    return {"done": [name for name in made if name not in stale], "ran": ran, "stale": stale}
 
 
 def run_all(
@@ -93,10 +84,10 @@ def run_all(
             than this process, or a run cannot be made; and, after all others finished, where a run ended its workers.
     """
     workers, given_up, former = 1 if scheduler else max(1, min(workers, len(todo))), [], torch.get_num_threads()
-    threads = None if scheduler else threads or (max(1, (os.cpu_count() or 1) // workers) if workers > 1 else former)
+    threads = None if scheduler else threads or (former if workers == 1 else max(1, (os.cpu_count() or 1) // workers))
     with _ALONE:
         code = scheduler and source_hash()
-    calls = [_Call(task, run, device, root, code, threads, progress and workers == 1) for run in todo]
+    calls = [_Call((task, run, device, root, code, threads, progress and workers == 1)) for run in todo]
     bar = tqdm(total=len(todo), unit="run", desc=title, disable=not progress)
     with exclusive(out, wait=False), bar, _executor(scheduler if todo else None, workers, cluster) as (pool, places):
         try:
@@ -107,24 +98,22 @@ def run_all(
                     if type(error).__name__ != "KilledWorker":
                         raise _said(error, scheduler) from None
                     given_up.append(todo[number].card_name(root))
-                    continue
-                write_atomically(out / name, card)
-                bar.update()
-                yield out / name
+                else:
+                    write_atomically(out / name, card)
+                    bar.update()
+                    yield out / name
         finally:
             torch.set_num_threads(former)
     if given_up:
-        raise InputError(
-            f"cluster: {', '.join(given_up)} ended one worker after the other; all others are finished. The usual "
-            "cause is memory: use fewer workers on a machine, or a larger one"
-        )
+        why = "all others are finished. The usual cause is memory: use fewer workers on a machine, or a larger one"
+        raise InputError(f"cluster: {', '.join(given_up)} ended one worker after the other; {why}")
 
 
+@dataclass
 class _Call:
     """A run that is made where it is unpickled: a scheduler only passes bytes on, and needs no package but Dask."""
 
-    def __init__(self, *arguments: object):
-        self.arguments = arguments
+    arguments: tuple
 
     def __reduce__(self):
         return _card, self.arguments
@@ -222,30 +211,24 @@ def _connected(scheduler: str | None, workers: int) -> Iterator:
                 thread.submit(asyncio.run, _greet(scheduler)).result()
         except (OSError, ValueError, MemoryError):
             # The last where another server's greeting is read as the length of a message.
-            raise InputError(
-                f"cluster: no Dask scheduler answers at {scheduler}; give its address, such as tcp://host:8786, or "
-                "start one with: dask scheduler"
-            ) from None
+            mend = "give its address, such as tcp://host:8786, or start one with: dask scheduler"
+            raise InputError(f"cluster: no Dask scheduler answers at {scheduler}; {mend}") from None
         # That the connection is lost is said in one line above.
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         with Client(scheduler, timeout=ANSWER, set_as_default=False) as client:
             yield client
         return
-    options = {
-        # Dask would set OMP_NUM_THREADS in this process too, and sample every stack.
-        "distributed.nanny.pre-spawn-environ": {},
-        "distributed.worker.profile.enabled": False,
-    }
+    # Dask would set OMP_NUM_THREADS in this process too, and sample every stack.
+    options = {"distributed.nanny.pre-spawn-environ": {}, "distributed.worker.profile.enabled": False}
     # A dashboard address of None is port 8787, and a warning where that is taken.
     quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}, "host": "127.0.0.1"}
-    cluster = {
-        "n_workers": workers,
-        "threads_per_worker": 1,
-        "memory_limit": 0,
-        "silence_logs": logging.CRITICAL,
-        **quiet,
-    }
-    with dask.config.set(options), LocalCluster(**cluster) as local, Client(local, set_as_default=False) as client:
+    quiet |= {"silence_logs": logging.CRITICAL, "memory_limit": 0}
+    size = {"n_workers": workers, "threads_per_worker": 1}
+    with (
+        dask.config.set(options),
+        LocalCluster(**size, **quiet) as local,
+        Client(local, set_as_default=False) as client,
+    ):
         yield client
 
 
