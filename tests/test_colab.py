@@ -111,14 +111,14 @@ def test_a_checkout_reads_its_own_cards():
 READ = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from vireid_lite import parameters
+from vireid_lite.chapters import costs
 from vireid_lite.study import cards, tables
-folder = parameters.COSTS.parent
+folder = costs.COSTS.parent
 print(json.dumps({
     "folder": str(folder),
     "cards": [card["key"] for card in cards.read_cards(folder)],
     "stale": cards.stale_note(cards.read_cards(folder)),
-    "costs": repr(parameters.Costs("02_ranking")),
+    "costs": repr(costs.Costs("02_ranking")),
     "pending": tables.pending(folder.parent / "campaigns" / "victims.toml", folder),
 }))
 """

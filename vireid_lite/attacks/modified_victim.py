@@ -175,4 +175,4 @@ def train_modified_victim(
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
     model.load_state_dict(state)
-    return ModifiedVictim(model.to(device).eval(), perturbation, card)
+    return ModifiedVictim(model.to(device, memory_format=torch.channels_last).eval(), perturbation, card)
