@@ -31,7 +31,7 @@ VERSIONS = (
 )
 CARDS = """
 from vireid_lite.study.cards import read_cards
-from vireid_lite.chapters.parameters import COSTS
+from vireid_lite.chapters.costs import COSTS
 assert COSTS.exists() and read_cards(COSTS.parent), f"{COSTS.parent}: no run cards"
 """
 

@@ -1,7 +1,6 @@
 """Compute: what it changes inside, that gradients and statistics keep their kind, and that nothing is left after it."""
 
 import copy
-import math
 import warnings
 
 import pytest
@@ -221,7 +220,7 @@ def test_what_cannot_be_is_refused_in_one_line(monkeypatch):
     assert BF16.describe() == {"precision": "bf16"}
 
 
-def test_peak_memory_is_nan_where_nothing_counts_it(monkeypatch):
+def test_peak_memory_is_0_where_nothing_counts_it(monkeypatch):
     assert machine.peak_memory_mib(torch.device("cpu")) > 1
     monkeypatch.setattr(machine, "resource", None)
-    assert math.isnan(machine.peak_memory_mib(torch.device("cpu")))
+    assert machine.peak_memory_mib(torch.device("cpu")) == 0, "a card is plain JSON, which has no NaN"

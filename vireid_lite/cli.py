@@ -348,7 +348,10 @@ def _production(command: str):
     for folder in (Path.cwd() / "book", Path(__file__).parents[1] / "book"):
         if (folder / "_make" / "cli.py").is_file():
             sys.path.insert(0, str(folder))
-            return importlib.import_module("_make.cli")
+            try:
+                return importlib.import_module("_make.cli")
+            except ModuleNotFoundError as error:
+                raise InputError(f"{command}: {error.name} is not installed; pip install 'vireid-lite[book]'") from None
     raise InputError(f"{Path.cwd()}: no book here; run vireid-lite {command} in a checkout of the repository")
 
 

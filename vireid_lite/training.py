@@ -55,6 +55,8 @@ class TrainSettings:
         check_choice("training", "schedule", self.schedule, ["agw", "cosine"])
         check_choice("training", "triplet", self.triplet or "none", TRIPLETS)
         check_flag("training", "shuffle_labels", self.shuffle_labels)
+        if not isinstance(self.augmentation, Augmentation):
+            raise InputError(f"training: augmentation must be an Augmentation, got {self.augmentation!r}")
         for name, least in (("epochs", 1), ("identities", 2), ("images", 2)):
             check_whole("training", name, getattr(self, name), least)
         check_number("training", "learning_rate", self.learning_rate, 1e-12, 1e12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_choice("models", "network", self.model, models.NETWORKS)
         _ = self.triplet
+        if mixed := {"name", "num_identities", "backbone", "pretrained"} & self.options.keys():
+            raise InputError(f"models: {min(mixed)} is no option of a network's own; give it beside the options")
 
     @property
     def triplet(self) -> str | None:
@@ -153,9 +156,9 @@ def load_or_train(
     described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, source_hash(*VICTIM_CODE)]
     key = stable_hash([*described, *([compute.describe()] if compute else [])])
     path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
-    with exclusive(path.parent):
-        existed = path.exists()
-        if not existed:
+    existed = path.exists()
+    with contextlib.nullcontext() if existed else exclusive(path.parent):  # one that is whole may be read-only
+        if not path.exists():
             compute, note = compute or Compute(), path.with_name("state.pt")
             with torch.random.fork_rng():
                 torch.manual_seed(seed)

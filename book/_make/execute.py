@@ -84,7 +84,7 @@ def chapter_key(source: Path, given: Mapping[str, Any]) -> str:
 def package_key() -> str:
     """Return a hash of the machine, what is installed, and the package: code without docstrings and comments, grids."""
     digest = hashlib.sha256(json.dumps([versions(), device_name(pick_device("auto")), source_hash()]).encode())
-    for path in sorted(PACKAGE.rglob("grids/*")):
+    for path in sorted([*PACKAGE.rglob("grids/*"), *PACKAGE.glob("behaviour.json")]):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -111,8 +111,12 @@ def environment(out: Path, cache: Path | None = None) -> AbstractContextManager:
 
 # Runs last in every chapter's kernel and is taken out again: what the chapter cost.
 COST_CELL = """
-import json, os, platform, resource, sys
-_peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+import json, os, platform, sys
+try:
+    import resource
+    _peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+except ImportError:  # Windows does not say
+    _peaks = [0]
 _gib = max(_peaks) / (2**30 if sys.platform == "darwin" else 2**20)
 _cost = {"memory_gib": round(_gib, 2), "device": f"{platform.machine()} CPU, {os.cpu_count()} cores"}
 _torch, _victims = sys.modules.get("torch"), sys.modules.get("vireid_lite.victims")

@@ -10,16 +10,16 @@ from vireid_lite.attacks.cmps import CMPS
 from vireid_lite.attacks.descent import UniversalAttack
 from vireid_lite.attacks.dmr import DMR, GeneratorPerturbation
 from vireid_lite.attacks.feature_level import FeatureLevelAttack
-from vireid_lite.attacks.image_specific import IMAGE_SPECIFIC, AdversarialStore, ImageAttack, craft
+from vireid_lite.attacks.image_specific import IMAGE_SPECIFIC, AdversarialStore, Guides, ImageAttack, craft
 from vireid_lite.attacks.modified_victim import Modification, ModifiedVictim, train_modified_victim
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
 from vireid_lite.attacks.universal import UNIVERSAL
 from vireid_lite.errors import InputError, check_whole
 
 __all__ = [
-    "ATTACKS", "CMPS", "EPS", "IMAGE_SPECIFIC", "AdversarialStore", "FeatureLevelAttack", "GeneratorPerturbation",
-    "ImageAttack", "Modification", "ModifiedVictim", "UniversalAttack", "UniversalPerturbation", "build_attack",
-    "craft", "load_perturbation", "train_modified_victim",
+    "ATTACKS", "CMPS", "DMR", "EPS", "IMAGE_SPECIFIC", "UNIVERSAL", "AdversarialStore", "FeatureLevelAttack",
+    "GeneratorPerturbation", "Guides", "ImageAttack", "Modification", "ModifiedVictim", "UniversalAttack",
+    "UniversalPerturbation", "build_attack", "craft", "load_perturbation", "train_modified_victim",
 ]  # fmt: skip
 
 ATTACKS = {**UNIVERSAL, "dmr": DMR, "cmps": CMPS, "feature-level": FeatureLevelAttack, **IMAGE_SPECIFIC}

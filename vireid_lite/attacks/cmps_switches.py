@@ -19,7 +19,7 @@ from vireid_lite.attacks.features import Problem, centroids_for, extremes, ident
 from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
 from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import Batches
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.errors import InputError, check_choice, check_flag
 
 # Where each switch stands in the two modes, and what else it may be.
 SWITCHES = {
@@ -88,6 +88,7 @@ class SwitchedCMPS(Switches, SignDescent):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, at[self.mode])
         super().__post_init__()
+        check_flag(self.name, "rescale", self.rescale)
         if self.choice == "identity" and self.centroids != "identity":
             raise InputError("cmps: choice='identity' needs centroids='identity'")
         if self.modalities != "both" and self.update != "alternate":

@@ -40,6 +40,8 @@ def training_store(train: Dataset | ImageStore, identities: int | None = None, p
     Args:
         identities: how many people of a data set; None for all.
     """
+    if hasattr(train, "clean"):
+        raise InputError("fit: these crops are attacked already; pass the clean ones")
     if isinstance(train, ImageStore):
         return train
     if not isinstance(train, Dataset):

@@ -12,18 +12,23 @@ from vireid_lite.data.benchmarks.regdb import RegDB
 from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Dataset, Modality, Record, Size, Trial, all_against_all, fingerprint
 from vireid_lite.data.store import ImageStore, cached
-from vireid_lite.data.synthetic.people import Knobs, SyntheticVI
+from vireid_lite.data.synthetic.people import DIFFICULTIES, Knobs, SyntheticVI
 from vireid_lite.errors import InputError, check_choice
 
 __all__ = [
     "DATASETS",
+    "DIFFICULTIES",
+    "LLCM",
+    "SYSU",
     "Augmentation",
     "Dataset",
     "ImageStore",
     "Knobs",
     "Modality",
     "PKSampler",
+    "PairedFolder",
     "Record",
+    "RegDB",
     "SyntheticVI",
     "Trial",
     "all_against_all",

@@ -143,7 +143,7 @@ def evaluate(
         raise InputError(f"metrics: distance must be real numbers, got dtype {distance.dtype}")
     if distance.ndim != 2:
         raise InputError(f"metrics: distance must have shape (queries, gallery), got {distance.shape}")
-    setting = _setting(distance.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol)
+    setting = _setting(distance.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
 
     def block(start: int, stop: int) -> np.ndarray:
         rows = distance[start:stop].astype(np.result_type(distance, np.float32), copy=False)
@@ -180,9 +180,9 @@ def evaluate_features(
         shapes = f"{tuple(query.shape)} and {tuple(gallery.shape)}"
         raise InputError(f"metrics: query and gallery must be (Q, D) and (G, D) features, got {shapes}")
     count = len(gallery)
-    setting = _setting((len(query), count), query_ids, gallery_ids, query_cameras, gallery_cameras, protocol)
+    setting = _setting((len(query), count), query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
     chunk_size = max(1, FEATURE_CHUNK // count) if chunk_size is None else chunk_size
-    check_whole("metrics", "chunk_size", chunk_size, 1)
+    check_whole("metrics", "chunk_size", int(chunk_size), 1)
     dtype = torch.float64 if all("float64" in str(x.dtype) for x in (query, gallery)) else torch.float32
     device = gallery.device if isinstance(gallery, torch.Tensor) else torch.device("cpu")
     gallery, squares = _features(gallery, "gallery", dtype, device)
@@ -215,7 +215,11 @@ def chance(
         level: coverage of the interval of one ranking's score.
     """
     gallery = len(gallery_ids)
-    setting = _setting((len(query_ids), gallery), query_ids, gallery_ids, query_cameras, gallery_cameras, protocol)
+    setting = _setting(
+        (len(query_ids), gallery), query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank
+    )
+    if repeats < 2 or not 0 < level < 1:
+        raise InputError(f"metrics: chance needs repeats >= 2 and 0 < level < 1, got {repeats} and {level}")
     rng, chunk = np.random.default_rng(seed), max(1, MATRIX_CHUNK // gallery)
 
     def independent() -> tuple[np.ndarray, ...]:
@@ -266,9 +270,10 @@ def _features(values, name: str, dtype: torch.dtype, device: torch.device) -> tu
     return values, squares
 
 
-def _setting(shape: tuple[int, int], query_ids, gallery_ids, query_cameras, gallery_cameras, protocol: str) -> _Setting:
+def _setting(shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol: str, max_rank: int) -> _Setting:
     """Check identities and cameras against the shape of the ranking, and sort the gallery by identity."""
     check_choice("metrics", "protocol", protocol, PROTOCOLS)
+    check_whole("metrics", "max_rank", int(max_rank), 1)
     queries, gallery = shape
     if 0 in shape:
         raise InputError(f"metrics: nothing to rank: {queries} queries, {gallery} gallery images")
@@ -362,7 +367,6 @@ def _identities_ahead(setting: _Setting, distance, match, place, tied) -> np.nda
 
 def _scores(ranks: tuple[np.ndarray, ...], max_rank: int, protocol: str) -> RetrievalScores:
     """Return the scores of what `_rank` found."""
-    check_whole("metrics", "max_rank", max_rank, 1)
     valid = np.flatnonzero(ranks[0])
     if not len(valid):
         queries = f"none of {len(ranks[0])} queries"

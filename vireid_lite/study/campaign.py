@@ -179,7 +179,8 @@ def parse(tables: dict) -> list[Run]:
     A surrogate's seed "next" is the seed after the run's own among its seeds, or in number where that is the only one.
     """
     check("it", tables, RUN)
-    tables = {**{table: {} for table in TABLES}, **mapped(tables, _number)}
+    read = {key: mapped(item, _number) if isinstance(item, dict) else item for key, item in tables.items()}
+    tables = {**{table: {} for table in TABLES}, **read}
     seeds, split, name = tables.get("seeds", [0]), tables.get("split", "test"), tables.get("name")
     if split not in ("test", "val"):
         raise InputError(f"split {split!r} must be test or val")

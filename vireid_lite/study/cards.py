@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import lzma
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -129,8 +130,11 @@ def read_card(path: Path) -> dict:
     if missing or card["schema"] != SCHEMA:
         what = f"lacks {missing[0]!r}" if missing else f"has schema {card['schema']}, not {SCHEMA}"
         raise InputError(f"{path} {what}, so it is not a run card of this version; move it elsewhere")
-    card |= completed({name: card[name] for name in CONFIGURATION if name in card}, defaults(card))
-    return unpacked(card) if "lists" in card else card
+    try:
+        card |= completed({name: card[name] for name in CONFIGURATION if name in card}, defaults(card))
+        return unpacked(card) if "lists" in card else card
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, lzma.LZMAError) as error:
+        raise InputError(f"{path} is not a readable run card ({error}); move it elsewhere") from None
 
 
 def read_cards(folder: Path, **wanted: object) -> list[dict]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from vireid_lite.data import Modality
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, fraction
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import Root, Run, check, merge, parse, read_toml, where
 from vireid_lite.study.cards import CARDS, is_stale, read_card, records
@@ -145,7 +145,11 @@ def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
             names = {"data": data, "victims": victim} | ({"attacks": attack} if attack != "none" else {})
             run = {"name": "bench", "tier": tier, "seeds": table["seeds"], **_tables(content, tier, settings, names)}
             if eps and "attack" in run:
-                run = merge(run, {"attack": {"eps": eps}})
+                try:
+                    budget = fraction(eps)
+                except ValueError as error:
+                    raise InputError(f"eps {eps!r}: {error} is needed") from None
+                run = merge(run, {"attack": {"eps": settings.get("attack.eps", budget)}})
             if surrogate:
                 # Every victim serves as target and, of another seed, as surrogate: none is trained for one role alone.
                 its = _tables(content, tier, settings, {"data": learned or data, "victims": surrogate})
@@ -244,6 +248,8 @@ def run_grid(
         options: workers, scheduler, device and progress, as `workers.run_all` takes them; so are its errors.
     """
     found = plan(grid, Results(out), root, data=True, rerun_stale=rerun_stale)
+    for run in found.todo:
+        run.with_images(root)  # data that are not there are refused before anything runs
     written = run_all(found.todo, out, cluster=True, threads=threads, root=root, title=grid.name, **options)
     return {"done": found.done, "ran": [path.name for path in written], "stale": found.stale}
 

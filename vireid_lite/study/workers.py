@@ -87,7 +87,8 @@ def run_all(
     threads = None if scheduler else threads or (former if workers == 1 else max(1, (os.cpu_count() or 1) // workers))
     with _ALONE:
         code = scheduler and source_hash()
-    calls = [_Call((task, run, device, root, code, threads, progress and workers == 1)) for run in todo]
+    shown = progress and not scheduler and workers == 1
+    calls = [_Call((task, run, device, root, code, threads, shown)) for run in todo]
     bar = tqdm(total=len(todo), unit="run", desc=title, disable=not progress)
     with exclusive(out, wait=False), bar, _executor(scheduler if todo else None, workers, cluster) as (pool, places):
         try:
@@ -102,6 +103,8 @@ def run_all(
                     write_atomically(out / name, card)
                     bar.update()
                     yield out / name
+        except BrokenProcessPool as error:  # of a submission, where a worker died meanwhile
+            raise _said(error, scheduler) from None
         finally:
             torch.set_num_threads(former)
     if given_up:
