@@ -829,7 +829,7 @@ from dataclasses import asdict
 
 def lines_of(name):
     tier = tier_recipe(name)
-    rows = {"backbone": tier.backbone, "ImageNet weights": tier.pretrained, **asdict(tier.settings)}
+    rows = {"backbone": tier.backbone, "ImageNet weights": tier.pretrained, **tier.describe()["settings"]}
     for key in ("augmentation", "shuffle_labels"):
         rows.pop(key)
     changes = asdict(tier.settings.augmentation)
