@@ -38,8 +38,8 @@ class UniversalAttack:
     """What every universal attack shares: its parameters and the loop of `fit`.
 
     A subclass has `prepare(model, store, seed)`, which returns what its steps need and never change (a `Problem`);
-    `start(shape, seed)`, which returns the tensors of the first state for crops of a shape (3, H, W); and `step(model,
-    problem, state, step, seed)`, which makes one update of the state and returns what the history notes.
+    `start(shape, seed)`, which returns the tensors of the first state for crops of a shape (3, H, W); and
+    `step(model, problem, state, step, seed)`, which makes one update of the state and returns what the history notes.
 
     Args:
         eps: budget in [0, 1] pixels.

@@ -80,7 +80,7 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """What the run asks for: two ways of writing it, and a card of it, have one key."""
+        """What the run asks for; two ways of writing it, and a card of it, have one key."""
         return card_key(self.configuration)
 
     def open(self, root: Root = None) -> Dataset:

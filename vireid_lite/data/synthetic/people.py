@@ -43,13 +43,13 @@ PERSON, CAMERA, SHOT, SCENE = 1, 2, 3, 4
 class Knobs:
     """How hard the data are: numbers from 0 up to a limit in KNOB_LIMITS; the defaults are those of "easy"."""
 
-    similarity: float = 0.0  #: how alike people are: 0 all dress and are built apart, 1 all are the same person
+    similarity: float = 0.0  #: how alike people are, 0 all dress and are built apart, 1 all are the same person
     pattern_loss: float = 0.1  #: share of patterns whose two dyes look the same in the infrared
-    reflectance_shift: float = 0.6  #: 0: infrared reflectance follows visible brightness, 1: independent of it
+    reflectance_shift: float = 0.6  #: 0 where infrared reflectance follows visible brightness, 1 where it is apart
     pose_spread: float = 0.5  #: width of stride, arm swing, gestures and lean
-    view_spread: float = 0.5  #: how far the view strays from straight front or back: 0 not at all, 1 to either side
+    view_spread: float = 0.5  #: how far the view strays from straight front or back, 0 not at all, 1 to either side
     back_views: float = 0.3  #: share of images taken from behind
-    crop_jitter: float = 0.2  #: how badly the box fits: shift and scale, 1 is a fifth of the height
+    crop_jitter: float = 0.2  #: how badly the box fits, shift and scale; 1 is a fifth of the height
     clutter: float = 0.4  #: how busy the cameras' scenes are
     illumination: float = 0.4  #: half range of exposure, in stops
     colour_cast: float = 0.15  #: how far apart the visible cameras' white balances are
