@@ -15,6 +15,7 @@ import pytest
 from _make import execute
 from _make.build import build_book, sync
 from _make.notebooks import paired_notebook, repository_url
+from vireid_lite import files
 from vireid_lite.errors import BuildError, InputError
 
 ROOT = Path(__file__).parents[1]
@@ -157,11 +158,18 @@ def test_only_what_changed_runs_again(built, edit, capsys):
 
 
 def test_key_follows_the_package_and_cards_only_where_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "PACKAGE", tmp_path / "vireid_lite")
+    for module in (execute, files):
+        monkeypatch.setattr(module, "PACKAGE", tmp_path / "vireid_lite")
+    monkeypatch.setattr(execute, "source_hash", files.source_hash.__wrapped__)
     for folder in ("vireid_lite/grids", "notebooks", "book/results"):
         (tmp_path / folder).mkdir(parents=True)
     keys = []
-    for name, text in (("a.py", "1"), ("grids/x.toml", "1"), ("a.py", "2"), ("a.py", '"""Words."""\n# Words.\n2\n')):
+    for name, text in (
+        ("a.py", "x = 1"),
+        ("grids/x.toml", "1"),
+        ("a.py", "x = 2"),
+        ("a.py", '"""Words."""\n# Words.\nx = 2\n'),
+    ):
         (tmp_path / "vireid_lite" / name).write_text(text)
         keys.append(PACKAGE_KEY())
     assert len(set(keys)) == 3
