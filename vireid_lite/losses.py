@@ -15,9 +15,9 @@ from vireid_lite.errors import InputError, check_choice
 def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
     """Return the sum over a batch's identities of `|c_visible - c_infrared|^2`, c the mean feature of one modality.
 
-    Summed over identities and dimensions, as published, so it grows with their number. Of features side by side (PCB's
-    stripes) it is the sum of the losses of each. The published training gives it features of length 1, no threshold,
-    and weight 0.5 beside an identity loss, with 4 identities in a batch.
+    Summed over identities and dimensions, as published, so of features side by side (PCB's stripes) it is the sum of
+    the losses of each. The published training gives it features of length 1, no threshold, and weight 0.5 beside an
+    identity loss, with 4 identities in a batch.
     Features are (N, D), labels and modality (N,), the modality on the CPU. Every identity needs both modalities,
     otherwise the loss is NaN (checking would make the GPU wait).
     Source: Zhu et al., "Hetero-center loss for cross-modality person re-identification", Neurocomputing 2020, and its
@@ -54,8 +54,7 @@ def weighted_regularised_triplet(features: Tensor, labels: Tensor) -> Tensor:
     the loss is NaN (checking would make the GPU wait).
     Source: Ye et al., "Deep Learning for Person Re-identification", section 4, AGW loss.py:61-106.
     """
-    furthest_positive, closest_negative = _soft_extremes(*_distances(features, labels))
-    return F.softplus(furthest_positive - closest_negative).mean()
+    return F.softplus(_soft_difference(features, labels)).mean()
 
 
 def adp_triplet(features: Tensor, labels: Tensor) -> Tensor:
@@ -65,8 +64,7 @@ def adp_triplet(features: Tensor, labels: Tensor) -> Tensor:
     and where `|delta| > 9.38`.
     Source: Ye et al., "Channel Augmented Joint Learning", ICCV 2021, CAJ loss.py (the `square` branch).
     """
-    furthest_positive, closest_negative = _soft_extremes(*_distances(features, labels))
-    delta = furthest_positive - closest_negative
+    delta = _soft_difference(features, labels)
     squared = delta.square().clamp(max=88)  # exp(88) is the last to fit in float32
     return F.softplus(torch.where(delta > 0, squared, -squared)).mean()
 
@@ -84,7 +82,6 @@ def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
 
 
 def _check(where: str, features: Tensor, labels: Tensor, modality: Tensor) -> None:
-    """Refuse other shapes than (N, D) and twice (N,)."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or modality.shape != labels.shape:
         shapes = ", ".join(str(tuple(each.shape)) for each in (features, labels, modality))
         raise InputError(f"{where}: features must be (N, D), labels and modality (N,); got {shapes}")
@@ -104,11 +101,15 @@ def pairwise(features: Tensor) -> Tensor:
     return torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _soft_extremes(distance: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each anchor's softmax-weighted farthest positive and nearest negative distance, (N,) each."""
+def _soft_difference(features: Tensor, labels: Tensor) -> Tensor:
+    """Return each anchor's softmax-weighted farthest positive less its nearest negative distance, (N,)."""
+    distance, positive = _distances(features, labels)
     weight_positive = distance.masked_fill(~positive, -torch.inf).softmax(1)
     weight_negative = (-distance).masked_fill(positive, -torch.inf).softmax(1)
-    return (weight_positive * distance).sum(1), (weight_negative * distance).sum(1)
+    return (weight_positive * distance).sum(1) - (weight_negative * distance).sum(1)
+
+
+TRIPLETS = {"wrt": weighted_regularised_triplet, "hard": hard_triplet, "adp": adp_triplet, "none": None}
 
 
 class QuadrupleLoss(NamedTuple):
@@ -133,14 +134,13 @@ def class_centres(features: Tensor, labels: Tensor, modality: Tensor) -> tuple[T
     """
     _check("class_centres", features, labels, modality)
     identities, member = labels.unique(return_inverse=True)
-    cell = member + len(identities) * modality.to(member)  # the visible cells come first
-    counts = cell.bincount(minlength=2 * len(identities))
+    cell = F.one_hot(member + len(identities) * modality.to(member), 2 * len(identities))  # visible cells come first
+    counts = cell.sum(0)
     if (lacking := (counts == 0).view(2, -1).any(0)).any():
         named = identities[lacking].tolist()
         raise InputError(f"class_centres: every identity needs both modalities; one is missing of {named}")
     # A product, as scattered sums differ from run to run on a GPU.
-    weights = F.one_hot(cell, 2 * len(identities)).to(features) / counts.to(features)
-    return (weights.T @ features).chunk(2)
+    return ((cell.to(features) / counts.to(features)).T @ features).chunk(2)
 
 
 def quadruple_terms(
@@ -187,9 +187,10 @@ def quadruple_loss(
     labels = torch.arange(len(visible1)) if labels is None else labels
     if labels.shape != visible1.shape[:1]:
         raise InputError(f"quadruple loss: {len(visible1)} rows need as many labels, got {tuple(labels.shape)}")
-    pairs = (labels[:, None] != labels).to(visible1.device)
+    pairs = labels[:, None] != labels  # on the CPU unless labels are given elsewhere: asking waits for no GPU
     if not pairs.any():
         raise InputError("quadruple loss: 2 identities are needed to form a pair")
+    pairs = pairs.to(visible1.device, non_blocking=True)
     # [D(v2_j, v1_j) - D(i2_j, v1_j) - D(v2_j, v2_k) + alpha]_+, and the same with v and i exchanged, over all j and k
     arguments = (own - other)[:, :, None] - between + alpha
     summed = arguments.relu() if form == "hinge" else arguments
@@ -208,6 +209,3 @@ def pairwise_quadruple_loss(
     infrared one is not said there.
     """
     return quadruple_loss(visible1, infrared1, visible2, infrared2, labels, **options)
-
-
-TRIPLETS = {"wrt": weighted_regularised_triplet, "hard": hard_triplet, "adp": adp_triplet, "none": None}

@@ -7,7 +7,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +72,7 @@ def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
     if settings.schedule == "agw":
         whole = int(epoch)
         return (whole + 1) / 10 if whole < 10 else 1.0 if whole < 20 else 0.1 if whole < 50 else 0.01
-    warm_up = settings.epochs / 10
-    if epoch < warm_up:
+    if epoch < (warm_up := settings.epochs / 10):
         return 0.01 + 0.99 * epoch / warm_up
     return 0.5 * (1 + math.cos(math.pi * (epoch - warm_up) / (settings.epochs - warm_up)))
 
@@ -85,12 +84,11 @@ def contiguous_labels(records: list[Record]) -> np.ndarray:
 
 def optimiser_for(model: TwoStream, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimiser with two groups: the backbone at the reduced rate, BNNeck and classifier at the full one."""
-    body, head = [], []
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups = body, head = [{"params": [], "base_lr": rate * factor} for factor in (settings.backbone_factor, 1)]
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            (head if name.startswith(("bottleneck", "classifier")) else body).append(weight)
-    rate, decay = settings.learning_rate, settings.weight_decay
-    groups = [{"params": body, "base_lr": rate * settings.backbone_factor}, {"params": head, "base_lr": rate}]
+            (head if name.startswith(("bottleneck", "classifier")) else body)["params"].append(weight)
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
     return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
@@ -124,25 +122,21 @@ def train(
     Raises:
         InputError: where the note is another run's, the network takes no triplet, or the loss is not finite.
     """
-    device = torch.device(device)
-    objective = objective or model.objective
+    device, objective = torch.device(device), objective or model.objective
     triplet = TRIPLETS[model.chosen_triplet(settings.triplet) or "none"]
     store = cached(dataset, dataset.train, progress)
     labels = contiguous_labels(store.records)
     if settings.shuffle_labels:
         labels = _shuffled_within_modality(labels, store.modalities.numpy(), seed)
-    named = [Record(r.source, int(label), r.camera, r.modality) for r, label in zip(store.records, labels, strict=True)]
-    sampler = PKSampler(named, settings.identities, settings.images, seed)
-    model.to(device, memory_format=torch.channels_last)
+    labelled = [replace(record, identity=int(label)) for record, label in zip(store.records, labels, strict=True)]
+    sampler = PKSampler(labelled, settings.identities, settings.images, seed)
+    model.to(device, memory_format=torch.channels_last).train()
     optimiser = optimiser_for(model, settings)
     key = stable_hash([asdict(settings), dataset.describe(), fingerprint(store.records), seed, key])
     state = {"model": model, "optimiser": optimiser}
     history = resume(state_path, key, state)
-    model.train()
     steps, first = len(sampler), len(history)
-    with tqdm(
-        total=settings.epochs * steps, initial=first * steps, unit="step", desc="train", disable=not progress
-    ) as bar:
+    with tqdm(None, "train", settings.epochs * steps, unit="step", initial=first * steps, disable=not progress) as bar:
         for epoch in range(first, settings.epochs):
             started, sums = time.perf_counter(), 0
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from vireid_lite import models
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.files import VICTIM_CODE, cache_folder, exclusive, source_hash, stable_hash
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
-from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
+from vireid_lite.models.checkpoints import NETWORKS, build, load_checkpoint, save_checkpoint
 from vireid_lite.models.two_stream import TwoStream
 from vireid_lite.training import TrainSettings, train
 
@@ -37,7 +36,7 @@ class Recipe:
     options: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("models", "network", self.model, models.NETWORKS)
+        check_choice("models", "network", self.model, NETWORKS)
         _ = self.triplet
         if mixed := {"name", "num_identities", "backbone", "pretrained"} & self.options.keys():
             raise InputError(f"models: {min(mixed)} is no option of a network's own; give it beside the options")
@@ -45,7 +44,7 @@ class Recipe:
     @property
     def triplet(self) -> str | None:
         """The name of the triplet it is trained with; None for a network that takes none, and refuses one."""
-        return models.NETWORKS[self.model].chosen_triplet(self.settings.triplet)
+        return NETWORKS[self.model].chosen_triplet(self.settings.triplet)
 
     def describe(self) -> dict:
         """Return the recipe as plain values, for run cards and keys; triplet and options only where there are any."""
@@ -74,14 +73,12 @@ SMALL, LARGE = Augmentation(pad=4, erasing=0.2, channels=True), Augmentation(era
 LITE = replace(FROM_SCRATCH, epochs=10, learning_rate=2e-3, augmentation=SMALL)
 STANDARD = replace(FROM_SCRATCH, epochs=24, learning_rate=5e-4, augmentation=LARGE)
 
+MANY = {"num_identities": 2000, "images_per_modality": 10, "test_identities": 200}
+
 TIERS = {
     "lite": Tier((96, 48), {"num_identities": 1000, "images_per_modality": 6}, Recipe(backbone="lite", settings=LITE)),
-    "standard": Tier(
-        (256, 128),
-        {"num_identities": 2000, "images_per_modality": 10, "test_identities": 200},
-        Recipe(backbone="resnet50", settings=STANDARD),
-    ),
-    "full": Tier(None, {"validation": False}, Recipe(backbone="resnet50", pretrained=True)),
+    "standard": Tier((256, 128), MANY, Recipe(settings=STANDARD)),
+    "full": Tier(None, {"validation": False}, Recipe(pretrained=True)),
 }
 
 
@@ -102,8 +99,7 @@ def tier_dataset(
     **options: object,
 ) -> Dataset:
     """Return a tier's data set, or the named one at the tier's size; `options` override the tier's."""
-    chosen = tier_named(tier)
-    name = dataset or DATASET_OF_TIER[tier]
+    chosen, name = tier_named(tier), dataset or DATASET_OF_TIER[tier]
     defaults = chosen.options if name == DATASET_OF_TIER[tier] else {}
     return load_dataset(name, root or None, size=size or chosen.size, seed=seed, **{**defaults, **options})
 
@@ -125,14 +121,9 @@ def tier_recipe(
     given = {name: value for name, value in settings.items() if value is not None}
     for name in given:
         check_choice("training", "setting", name, TrainSettings.__dataclass_fields__)
-    return replace(
-        recipe,
-        model=model or recipe.model,
-        options=options or {},
-        backbone=backbone or recipe.backbone,
-        pretrained=recipe.pretrained if pretrained is None else pretrained,
-        settings=replace(recipe.settings, **given),
-    )
+    pretrained = recipe.pretrained if pretrained is None else pretrained
+    trained = replace(recipe.settings, **given)
+    return Recipe(model or recipe.model, backbone or recipe.backbone, pretrained, trained, options or {})
 
 
 def load_or_train(
@@ -156,9 +147,8 @@ def load_or_train(
     described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, source_hash(*VICTIM_CODE)]
     key = stable_hash([*described, *([compute.describe()] if compute else [])])
     path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
-    existed = path.exists()
-    with contextlib.nullcontext() if existed else exclusive(path.parent):  # one that is whole may be read-only
-        if not path.exists():
+    with contextlib.nullcontext() if path.exists() else exclusive(path.parent):  # one that is whole may be read-only
+        if not (existed := path.exists()):  # another process may have trained it while this one waited
             compute, note = compute or Compute(), path.with_name("state.pt")
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
@@ -182,7 +172,7 @@ def untrained(recipe: Recipe, dataset: Dataset, pretrained: bool) -> TwoStream:
     if not dataset.train:
         raise InputError(f"{dataset.name} has no training images; train on another data set")
     count = len({record.identity for record in dataset.train})
-    return models.build(recipe.model, count, recipe.backbone, pretrained, **recipe.options)
+    return build(recipe.model, count, recipe.backbone, pretrained, **recipe.options)
 
 
 def trained_card(

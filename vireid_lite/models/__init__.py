@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from vireid_lite.models.agw import AGW
+from vireid_lite.models.agw import AGW, CAJ
 from vireid_lite.models.baselines import IDE, PCB
-from vireid_lite.models.build import NETWORKS, build
-from vireid_lite.models.caj import CAJ
-from vireid_lite.models.checkpoints import load_checkpoint, save_checkpoint
+from vireid_lite.models.checkpoints import NETWORKS, build, load_checkpoint, save_checkpoint
 from vireid_lite.models.ddag import DDAG
 from vireid_lite.models.deen import DEEN
 from vireid_lite.models.official import load_official

@@ -22,6 +22,10 @@ from vireid_lite.models.two_stream import one_modality
 class Attention(nn.Module):
     """Weights in (0, 1) for maps (N, C, h, w), made by `excite` of the summary that `squeeze` makes of them."""
 
+    def squeeze(self, maps: Tensor) -> Tensor:
+        """Return the means of the channels, (N, C), or another summary of the maps."""
+        return maps.mean((2, 3))
+
     def forward(self, maps: Tensor) -> Tensor:
         """Return the weights, (N, 1, h, w) or (N, C, 1, 1)."""
         return self.excite(self.squeeze(maps))
@@ -45,15 +49,8 @@ class SpatialAttention(Attention):
         return self.conv(summary).sigmoid()
 
 
-class ChannelAttention(Attention):
-    """One weight per channel from the means of the channels, (N, C)."""
-
-    def squeeze(self, maps: Tensor) -> Tensor:
-        return maps.mean((2, 3))
-
-
-class SqueezeExcitation(ChannelAttention):
-    """Two linear layers with a ReLU between them, without biases: 2 C (C / reduction) parameters.
+class SqueezeExcitation(Attention):
+    """One weight per channel: two linear layers with a ReLU between them, without biases, 2 C (C / reduction) numbers.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", 2018, equation 3.
     """
@@ -61,17 +58,16 @@ class SqueezeExcitation(ChannelAttention):
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
         inner = max(1, channels // reduction)
-        self.down = nn.Linear(channels, inner, bias=False)
-        self.up = nn.Linear(inner, channels, bias=False)
+        self.down, self.up = nn.Linear(channels, inner, bias=False), nn.Linear(inner, channels, bias=False)
 
     def excite(self, summary: Tensor) -> Tensor:
         return self.up(self.down(summary).relu()).sigmoid()[:, :, None, None]
 
 
-class EfficientChannel(ChannelAttention):
-    """One convolution along the channels, without bias: as many parameters as its kernel is long.
+class EfficientChannel(Attention):
+    """One weight per channel: a convolution along the channels, without bias.
 
-    The kernel is (log2 C + 1) / 2, cut to a whole number and raised to an odd one (gamma 2, b 1 as published).
+    Its kernel is (log2 C + 1) / 2, cut to a whole number and raised to an odd one (gamma 2, b 1 as published).
     Source: Wang et al., "ECA-Net", 2020.
     """
 

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors with a JSON card, loaded strictly."""
+"""Networks by name, and their checkpoints: safetensors with a JSON card, loaded strictly."""
 
 from __future__ import annotations
 
@@ -9,24 +9,51 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice, check_whole
 from vireid_lite.files import write_atomically
-from vireid_lite.models.build import build
+from vireid_lite.models.agw import AGW, CAJ
+from vireid_lite.models.baselines import IDE, PCB
+from vireid_lite.models.ddag import DDAG
+from vireid_lite.models.deen import DEEN
 from vireid_lite.models.two_stream import TwoStream
+
+NETWORKS = {"agw": AGW, "caj": CAJ, "ddag": DDAG, "deen": DEEN, "ide": IDE, "pcb": PCB}
+
+
+def build(
+    name: str, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, **options: object
+) -> TwoStream:
+    """Return a new network of `NETWORKS` in train mode, its weights drawn from torch's global generator.
+
+    Args:
+        num_identities: classes of its classifier, at least 1.
+        backbone, pretrained: see `two_stream.trunk`.
+        options: the network's own, e.g. `non_local_channels` and `gem_p` of `AGW`.
+    """
+    check_choice("models", "network", name, NETWORKS)
+    check_whole("models", "num_identities", num_identities, 1)
+    network = NETWORKS[name]
+    known = network.__init__.__kwdefaults__  # the keywords that only it has
+    for option in options:
+        if option not in known:
+            raise InputError(f"models: {name} has no option {option!r}; it has {', '.join(known)}")
+    model = network(num_identities, backbone, pretrained, **options)
+    arguments = {"name": name, "num_identities": num_identities, "backbone": backbone, "pretrained": pretrained}
+    model.arguments = {**arguments, **options}
+    return model
 
 
 def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
     """Write weights to `path`, NAME.safetensors, and the card to NAME.json, each whole; return the card as written.
 
-    The card gains "model", the arguments `models.build` was called with, and is kept inside the weights file as well:
-    that copy is the one read back, so a kill between the two files never pairs weights with another card.
+    The card gains "model", the arguments of `build`, and is kept inside the weights file as well: that copy is the one
+    read back, so a kill between the two files never pairs weights with another card.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: a checkpoint's name must end in .safetensors")
-    card = {**card, "model": model.arguments}
     try:
-        text = json.dumps(card, indent=2, allow_nan=False)
+        text = json.dumps({**card, "model": model.arguments}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the card must be plain JSON ({error})") from None
     state = {name: value.contiguous() for name, value in model.state_dict().items()}

@@ -18,10 +18,10 @@ HEADS = 4  #: of the graph attention; each is a quarter of the trunk's width, 51
 class DDAG(TwoStream):
     """The DDAG two-stream network: average pooling and a BNNeck, then the parts that `PartAggregation` adds to it.
 
-    Trained by `objective`, where `GraphAttention` helps; at test time it plays no part. ResNet-50 with 395 identities
-    has 41,931,929 parameters, of which 41,927,833 are trained (not the two BNNecks' biases); 5,008,150 of them are the
-    graph's. The published network also holds parameters that nothing reads (two classifiers, a 1x1 convolution behind
-    the aggregation, most of three ResNets); they are left out, and the 1x1 convolutions on stripes are linear layers.
+    `GraphAttention` helps in training and plays no part at test time. ResNet-50 with 395 identities has 41,931,929
+    parameters, of which 41,927,833 are trained (not the two BNNecks' biases); 5,008,150 of them are the graph's. The
+    published network also holds parameters that nothing reads (two classifiers, a 1x1 convolution behind the
+    aggregation, most of three ResNets); they are left out, and the 1x1 convolutions on stripes are linear layers.
     Source: Ye et al., "Dynamic Dual-Attentive Aggregation Learning", ECCV 2020; DDAG model_main.py:133-198.
 
     Args:
@@ -62,8 +62,7 @@ class DDAG(TwoStream):
             "triplet": losses.hard_triplet(pooled, batch.labels, 0.3),
             "part": losses.identity_loss(self.classifier(embedding), batch.labels, batch.smoothing),
         }
-        last = batch.history[-1] if batch.history else None
-        weight = 1 / (1 + sum(last[f"{name}_loss"] for name in found)) if last else 0.0
+        weight = 1 / (1 + sum(batch.history[-1][f"{name}_loss"] for name in found)) if batch.history else 0.0
         return Objective({**found, "graph": weight * graph}, logits, batch.labels)
 
     def _features(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,10 +74,10 @@ class DDAG(TwoStream):
 
 
 class PartAggregation(nn.Module):
-    """Intra-modality weighted part aggregation: stripes attend to each other, and a gate sums them up.
+    """Intra-modality weighted part aggregation: BN(f + sum_i g_i sum_j a_ij v(x_j)).
 
-    BN(f + sum_i g_i sum_j a_ij v(x_j)), with a_i = softmax_j(q(x_i) . k(x_j)), unscaled, g a softmax over the parts and
-    f the BNNeck's feature of the whole map.
+    a_i = softmax_j(q(x_i) . k(x_j)) over stripes x, unscaled, g a softmax over the parts and f the BNNeck's feature of
+    the whole map.
     Source: Ye et al., DDAG; attention.py (IWPA).
     """
 
@@ -98,8 +97,8 @@ class PartAggregation(nn.Module):
 class GraphAttention(nn.Module):
     """Graph attention over a training batch: four layers side by side, then one that names the identities.
 
-    An edge joins two images of one identity, of either modality; the published adjacency is normalised, but only
-    whether an entry is above 0 is ever read, so it is a mask.
+    An edge joins two images of one identity, of either modality; of the published, normalised adjacency only whether an
+    entry is above 0 is ever read.
     Source: Ye et al., DDAG, equations 6 to 9; model_main.py and attention.py.
     """
 
@@ -114,7 +113,6 @@ class GraphAttention(nn.Module):
 
         The dropout of features, attention and hidden nodes is drawn from the generator, on the CPU.
         """
-        same = labels[:, None] == labels[None, :]
 
         def drop(values: Tensor) -> Tensor:
             if not self.dropout:
@@ -122,7 +120,7 @@ class GraphAttention(nn.Module):
             kept = torch.rand(values.shape, generator=generator) >= self.dropout
             return values * kept.to(values.device, non_blocking=True) / (1 - self.dropout)
 
-        nodes = drop(pooled)
+        same, nodes = labels[:, None] == labels, drop(pooled)
         nodes = torch.cat([F.elu(head(nodes, same, drop)) for head in self.heads], 1)
         return F.elu(self.out(drop(nodes), same, drop)).log_softmax(1)
 

@@ -22,13 +22,12 @@ CPM_WEIGHT, ORTHOGONALITY_WEIGHT = 0.8, 0.01  # DEEN train.py, lambda_1 and lamb
 class DEEN(TwoStream):
     """The DEEN two-stream network: each layer is fused with its input, and layer 4 runs on three maps an image.
 
-    Block 4 holds the expansion and layer 4: inside, the branches stand on the batch axis, so that its BatchNorm sees 3N
-    maps; it delivers them side by side, (N, 3C, h, w). The BNNeck and the classifier are shared by the branches.
-    ResNet-50 with 395 identities has 42,037,792 parameters, of which 42,035,744 are trained (not the BNNeck's
-    bias); without layer 4 and with 206 identities, as published for RegDB, 13,094,176 and 13,093,152.
-    Left out against the published code: a dropout of 0.01 behind the expansion (it would draw outside the objective's
-    generator). Its position attention reads C/2 channels x P positions as C x P/2, which mixes the two; here positions
-    attend to positions. Weights are counted the same.
+    In block 4 the branches stand on the batch axis, so that its BatchNorm sees 3N maps; it delivers them side by side,
+    (N, 3C, h, w). They share the BNNeck and the classifier. ResNet-50 with 395 identities has 42,037,792 parameters, of
+    which 42,035,744 are trained (not the BNNeck's bias); without layer 4 and with 206 identities, as published for
+    RegDB, 13,094,176 and 13,093,152. Left out against the published code: a dropout of 0.01 behind the expansion (it
+    would draw outside the objective's generator). Its position attention reads C/2 channels x P positions as C x P/2,
+    which mixes the two; here positions attend to positions.
     Source: Zhang and Wang, "Diverse Embedding Expansion Network", CVPR 2023; LLCM DEEN/model.py:91-272.
 
     Args:
@@ -47,8 +46,8 @@ class DEEN(TwoStream):
         if layer4:
             stages.append(nn.Sequential(Expansion(widths[3]), *layers[3], SideBySide(widths[4])))
         else:
-            expansion = nn.Sequential(Expansion(widths[2]), SideBySide(widths[2]))
-            stages[2:] = [expansion, nn.Sequential(Stacked(), *layers[2], SideBySide(widths[3]))]
+            stages[2] = nn.Sequential(Expansion(widths[2]), SideBySide(widths[2]))
+            stages.append(nn.Sequential(Stacked(), *layers[2], SideBySide(widths[3])))
         super().__init__(stem, stages)
         self.flip = flip
         self.add_head(num_identities, BRANCHES)
@@ -56,8 +55,8 @@ class DEEN(TwoStream):
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
         """Return pooled (N, 3C), embedding (N, 6C) and logits (N, num_identities), the mean of the three branches'.
 
-        embedding: pooled and BNNeck features of the branches, six vectors of length 1, side by side: the inner product
-        of two embeddings is the sum of the six similarity matrices that the published test adds up (DEEN test.py).
+        Embedding: the branches' pooled and BNNeck features, six vectors of length 1, side by side, so that an inner
+        product is the sum of the six similarity matrices that the published test adds up (DEEN test.py).
         """
         pooled, neck = self._branches(images, modality)
         embedding = F.normalize(torch.cat([pooled, neck], 1), dim=2).flatten(1)
@@ -99,30 +98,23 @@ class DEEN(TwoStream):
 
 
 def centre_pair_mining(plain: Tensor, made: Tensor, labels: Tensor, modality: Tensor, margin: float = 0.2) -> Tensor:
-    """Return the centre-guided pair mining loss of one expanded branch.
+    """Return the centre-guided pair mining loss of one expanded branch, `made`, with margin m.
 
-    v, i are the visible and infrared centres of an identity in the plain branch, w those of the expanded one, own and
-    other the two modalities in turn. An expanded centre is to lie nearer the other modality's centre than its own
-    modality's, and nearer than any two identities lie to each other::
+    An expanded centre w is to lie nearer the other modality's plain centre than its own modality's, and nearer than any
+    two identities lie to each other::
 
         [d - |own_j - w_j| + m]+ + ([d - min_k |w_j - w_k| + m]+ + [d - min_k |own_j - own_k| + m]+) / 2
 
     with `d = |other_j - w_j|`, k over the other identities, the first distance without gradient; averaged over
-    identities and the two modalities.
+    identities and the two modalities. Features are (N, C), labels and modality int64 (N,), both for every identity.
     Source: the released code, LLCM DEEN/loss.py (CPMLoss), where the centres are chunks of a sorted batch.
-
-    Args:
-        plain, made: (N, C) float.
-        labels, modality: int64 (N,); every identity needs an image of both modalities.
-        margin: m.
     """
     (visible, infrared), expanded = (losses.class_centres(features, labels, modality) for features in (plain, made))
     total = plain.new_zeros(())
     for own, other, centre in ((visible, infrared, expanded[0]), (infrared, visible, expanded[1])):
-        pulled = (other - centre).norm(dim=1)
-        left = (own - centre).norm(dim=1).detach()
-        hinges = [F.relu(pulled - far + margin) for far in (left, nearest(centre), nearest(own))]
-        total = total + (hinges[0] + (hinges[1] + hinges[2]) / 2).mean() / 2
+        pulled, left = (other - centre).norm(dim=1), (own - centre).norm(dim=1).detach()
+        first, second, third = (F.relu(pulled - far + margin) for far in (left, nearest(centre), nearest(own)))
+        total = total + (first + (second + third) / 2).mean() / 2
     return total
 
 
@@ -145,7 +137,7 @@ class Fusion(nn.Module):
     """Multi-stage feature aggregation: a layer's output attends to its input, over channels and then over positions.
 
     Both attentions are products without a softmax, divided by the number of what is summed over; each ends in a
-    BatchNorm at 0 and is added. `high` and `low` are the channels of output and input.
+    BatchNorm at 0 and is added.
     Source: LLCM DEEN/model.py (MFA_block, of CNL and PNL).
     """
 
@@ -172,8 +164,7 @@ class Fusion(nn.Module):
 class Expansion(nn.Module):
     """Diverse embedding expansion: a map and two more made from it, one below the other on the batch axis.
 
-    Each new map is the mean of three 3x3 convolutions of dilation 1, 2 and 3 to a quarter of the channels, a ReLU, and
-    a 1x1 convolution back.
+    Each new map: three 3x3 convolutions of dilation 1 to 3 to C / 4 channels, their mean, a ReLU and a 1x1 one back.
     Source: LLCM DEEN/model.py (DEE_module).
     """
 

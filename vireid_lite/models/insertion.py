@@ -23,14 +23,12 @@ def block_channels(model: TwoStream) -> list[int]:
 
 
 class _Hooks:
-    """Hooks of one insertion. An object and no closures, so that a deep copy of the network has its own."""
+    """An object and no closures, so that a deep copy of the network has its own."""
 
     def before_block_0(self, stem: nn.Module, arguments: tuple, keywords: dict) -> None:
-        """Keep the modality that the network is being called with, for the later blocks."""
         self.modality = arguments[1] if len(arguments) > 1 else keywords["modality"]
 
     def after(self, chain: nn.ModuleList, stage: nn.Module, arguments: tuple, maps: Tensor) -> Tensor:
-        """Return a block's map after its modules."""
         for module in chain:
             maps = module(maps, self.modality)
         return maps
@@ -56,9 +54,9 @@ def _hook(model: TwoStream, modules: Modules) -> tuple[nn.ModuleDict, list]:
 def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
     """Let modules act behind the blocks of a network inside the `with`: by block, 0 to 4, one or several in order.
 
-    They stand on the model's device but are no part of it: they neither save, move nor freeze with it, and gradients
-    reach their weights through a frozen one. Nested insertions act in the order they were made; a deep copy made inside
-    keeps copies of the modules. The network is called as a whole, as block 0 tells the later blocks the modality.
+    They are no part of the model: they neither save, move nor freeze with it. Nested insertions act in the order they
+    were made; a deep copy made inside keeps copies of the modules. The network is called as a whole, as block 0 tells
+    the later blocks the modality.
     """
     _, handles = _hook(model, modules)
     try:
@@ -98,12 +96,9 @@ def staged(model: TwoStream, attention: str, blocks: Sequence[int], sfm: bool) -
     Source: section 3.2 and table 4, blocks 0 and 4. No projection fits in the parameter count the paper reports, so a
     map of 64 channels cannot meet one of 2,048 in a distance; both stages are therefore read after block 4.
     """
-    channels, tap = block_channels(model), Tap()
-    kept = () if attention == "none" else blocks
-    modules: dict[int, list] = {block: [build_attention(attention, channels[block])] for block in kept}
-    modules.setdefault(4, []).append(tap)
-    if sfm:
-        modules[4].append(SFM())
+    channels, tap, kept = block_channels(model), Tap(), () if attention == "none" else blocks
+    modules = {block: [build_attention(attention, channels[block])] for block in kept}
+    modules[4] = [*modules.get(4, []), tap, *([SFM()] if sfm else [])]
     return modules, tap
 
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from vireid_lite.errors import InputError
 from vireid_lite.models.agw import AGW
-from vireid_lite.models.build import build
-from vireid_lite.models.checkpoints import existing, load_strictly
+from vireid_lite.models.checkpoints import build, existing, load_strictly
 from vireid_lite.models.two_stream import NonLocal
 
 SIZE = (288, 144)  # of the crops AGW is trained on: height and width in pixels (train.py, --img_h and --img_w)

@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,58 +19,36 @@ from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError, check_choice
 
 BACKBONES = ("resnet50", "resnet18", "lite")
-
 LITE_WIDTHS = (32, 64, 128, 256)  #: channels of the lite trunk's layers; its stem has the first one's
 
 
 class ModelOutput(NamedTuple):
-    """What a forward pass returns for N images.
+    """What a forward pass returns for N images; neither feature is normalised."""
 
-    Attributes:
-        pooled: (N, D) pooled features, not normalised; the triplet losses read these.
-        embedding: (N, D) BNNeck output, not normalised.
-        logits: (N, num_identities).
-    """
-
-    pooled: Tensor
-    embedding: Tensor
-    logits: Tensor
+    pooled: Tensor  #: (N, D), read by the triplet losses
+    embedding: Tensor  #: (N, D), the BNNeck's output
+    logits: Tensor  #: (N, num_identities)
 
 
 class Batch(NamedTuple):
-    """What an objective is computed from.
+    """What an objective is computed from."""
 
-    Attributes:
-        images: (N, 3, H, W) float in [0, 1], augmented, visible ones first.
-        modality: int64 (N,) on the CPU.
-        labels: int64 (N,), contiguous, on the images' device.
-        triplet: the loss chosen among `losses.TRIPLETS`, or None.
-        history: one dict for each finished epoch.
-        generator: on the CPU; every draw of an objective comes from it, so that a killed training resumes.
-    """
-
-    images: Tensor
-    modality: Tensor
-    labels: Tensor
+    images: Tensor  #: (N, 3, H, W) float in [0, 1], augmented, visible ones first
+    modality: Tensor  #: int64 (N,) on the CPU
+    labels: Tensor  #: int64 (N,), contiguous, on the images' device
     smoothing: float
-    triplet: Callable[[Tensor, Tensor], Tensor] | None
-    history: list[dict]
-    generator: torch.Generator
+    triplet: Callable[[Tensor, Tensor], Tensor] | None  #: one of `losses.TRIPLETS`
+    history: list[dict]  #: one for each finished epoch
+    generator: torch.Generator  #: on the CPU; every draw comes from it, so that a killed training resumes
 
 
 class Objective(NamedTuple):
-    """What an objective returns for a batch.
+    """What an objective returns for a batch; the accuracy of logits and labels is noted."""
 
-    Attributes:
-        losses: name to scalar, weighted already; their sum is minimised.
-        logits, labels: (M, num_identities) and (M,), of which the accuracy is noted.
-        noted: name to scalar, what a history keeps beside.
-    """
-
-    losses: dict[str, Tensor]
-    logits: Tensor
-    labels: Tensor
-    noted: dict[str, Tensor] | None = None
+    losses: dict[str, Tensor]  #: name to scalar, weighted already; their sum is minimised
+    logits: Tensor  #: (M, num_identities)
+    labels: Tensor  #: (M,)
+    noted: dict[str, Tensor] | None = None  #: name to scalar, what a history keeps beside
 
 
 class TwoStream(nn.Module):
@@ -111,7 +89,7 @@ class TwoStream(nn.Module):
         return asked or cls.triplet
 
     def feature_map(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return the map after block 4, (N, D, h, w), for images (N, 3, H, W) in [0, 1] (not checked)."""
+        """Return the map after block 4, (N, D, h, w); arguments are those of `forward`."""
         maps = self.stages[0](images, modality)
         for stage in self.stages[1:]:
             maps = stage(maps)
@@ -129,9 +107,8 @@ class TwoStream(nn.Module):
     def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the features that are ranked: the embedding divided by its length, (N, D).
 
-        Always computed as in eval mode, from running statistics; every module's mode is put back. Gradient flows to the
-        images unless the caller switches it off. Raises InputError for images of another shape or type, outside [0, 1]
-        or not finite (on a GPU this check waits).
+        Always computed as in eval mode; every module's mode is put back, and gradient flows to the images. Raises
+        InputError for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
         """
         check_images(images)
         with evaluating(self):
@@ -147,8 +124,8 @@ def check_images(images: Tensor) -> None:
         raise InputError(f"images: the shape must be (N, 3, H, W), got {tuple(images.shape)}")
     low, high = (value.item() for value in images.detach().aminmax())
     if not (low >= 0 and high <= 1):  # also refuses NaN, which aminmax passes on
-        found = f"got {low:g} to {high:g}; do not normalise, the model does that itself"
-        raise InputError(f"images: values must lie in [0, 1], {found}")
+        remedy = "do not normalise, the model does that itself"
+        raise InputError(f"images: values must lie in [0, 1], got {low:g} to {high:g}; {remedy}")
 
 
 @contextmanager
@@ -171,8 +148,7 @@ class Stems(nn.Module):
 
     def __init__(self, stem: nn.Module) -> None:
         super().__init__()
-        self.visible = stem
-        self.infrared = copy.deepcopy(stem)
+        self.visible, self.infrared = stem, copy.deepcopy(stem)
         for name, values in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
@@ -187,15 +163,11 @@ class Stems(nn.Module):
         groups = [(modality == value).nonzero().flatten() for value in Modality]
         if modality.shape != images.shape[:1] or sum(map(len, groups)) != len(images):
             raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(images)} in all")
-        for stem, group in zip(stems, groups, strict=True):
-            if len(group) == len(images):
-                return stem(images)
-        if (modality.diff() >= 0).all():  # visible first, infrared after: slices spare two copies
-            parts = images.split([len(group) for group in groups])
-            return torch.cat([stem(part) for stem, part in zip(stems, parts, strict=True)])
-        order = torch.cat(groups).argsort().to(images.device, non_blocking=True)
-        groups = [group.to(images.device, non_blocking=True) for group in groups]
-        return torch.cat([stem(images[group]) for stem, group in zip(stems, groups, strict=True)])[order]
+        ordered = bool((modality.diff() >= 0).all())  # visible first, infrared after: slices spare two copies
+        places = [group.to(images.device, non_blocking=True) for group in (*groups, torch.cat(groups).argsort())]
+        parts = images.split([*map(len, groups)]) if ordered else [images[place] for place in places[:2]]
+        maps = torch.cat([stem(part) for stem, part in zip(stems, parts, strict=True) if len(part)])
+        return maps if ordered else maps[places[2]]
 
 
 class NonLocal(nn.Module):
@@ -226,9 +198,10 @@ def with_non_local(blocks: nn.Sequential, inner_channels: int) -> nn.Sequential:
     Given layers 2 and 3 that is after blocks 2, 3 and 3, 4, 5 of ResNet-50, counted from 0 (AGW model.py:155-167), and
     after the last block where a layer has one or two (ResNet-18, lite).
     """
-    half = len(blocks) // 2
-    later = ((block, NonLocal(out_channels(block), inner_channels)) for block in blocks[half:])
-    return nn.Sequential(*blocks[:half], *chain.from_iterable(later))
+    layer, half = nn.Sequential(*blocks[: len(blocks) // 2]), len(blocks) // 2
+    for block in blocks[half:]:
+        layer.extend([block, NonLocal(out_channels(block), inner_channels)])
+    return layer
 
 
 def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
@@ -238,7 +211,7 @@ def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
     from floor(i h / count) to ceil((i + 1) h / count).
     """
     rows, height = maps.mean(3), maps.shape[2]
-    edges = [(i * height // count, -((i + 1) * height // -count)) for i in range(count)]
+    edges = ((i * height // count, -((i + 1) * height // -count)) for i in range(count))
     return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
 
 
@@ -277,9 +250,9 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
         pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
     """
     check_choice("models", "backbone", backbone, BACKBONES)
+    if backbone == "lite" and pretrained:
+        raise InputError("models: the lite trunk has no ImageNet weights; choose a ResNet or pretrained=False")
     if backbone == "lite":
-        if pretrained:
-            raise InputError("models: the lite trunk has no ImageNet weights; choose a ResNet or pretrained=False")
         return _lite_trunk()
     network = torchvision.models.get_model(backbone, weights=None)
     if pretrained:
