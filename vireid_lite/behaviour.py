@@ -9,13 +9,11 @@ Numbers must hold on every machine. So the crops below are whole numbers drawn b
 float64, where rounding cannot turn the sign of a gradient; what is computed in float32 as usual is compared loosely.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
@@ -46,11 +44,10 @@ def entries() -> dict[str, Found]:
 
 def parts_of(run: dict) -> list[str]:
     """Return the parts of a run card, or of a configuration; a surrogate adds its own data and victim."""
-    attack = (run["attack"] or {}).get("name")
     parts = []
     for side in filter(None, (run, run.get("surrogate"))):
         parts += [f"data/{side['dataset']['name']}", f"victim/{side['victim']['model']}"]
-    parts += [f"attack/{attack}"] if attack else []
+    parts += [f"attack/{run['attack']['name']}"] if run["attack"] else []
     return list(dict.fromkeys([*parts, *(["modified"] if run.get("modification") else []), "scores"]))
 
 
@@ -64,7 +61,7 @@ def differs(part: str, found: Found) -> list[str]:
     entry, absolute = entries().get(part, {}), LOOSER.get(part, ABSOLUTE)
     lines = [f"{part}: {name} is only on one side" for name in sorted(entry.keys() ^ found.keys())]
     for name in sorted(entry.keys() & found.keys()):
-        was, now = np.atleast_1d(entry[name]).astype(float), np.atleast_1d(found[name]).astype(float)
+        was, now = (np.atleast_1d(side[name]).astype(float) for side in (entry, found))
         if was.shape != now.shape:
             lines.append(f"{part}: {name} has {len(now)} numbers, and had {len(was)}")
             continue
@@ -75,12 +72,12 @@ def differs(part: str, found: Found) -> list[str]:
 
 def plain(values: Tensor | np.ndarray | Sequence[float]) -> list[float]:
     """Return numbers with seven digits, as the file has them."""
-    values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
-    return [float(f"{value:.7g}") for value in values.ravel()]
+    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    return [float(f"{value:.7g}") for value in np.asarray(values, dtype=float).ravel()]
 
 
 def blocks(images: Tensor | np.ndarray, rows: int = 4, columns: int = 2) -> Tensor:
-    """Return the means of a grid of blocks over the last two dimensions, (..., rows, columns)."""
+    """Return the means of a grid of blocks over the last two dimensions, (N, 1, rows, columns)."""
     images = torch.as_tensor(images).double()
     return nn.functional.adaptive_avg_pool2d(images.reshape(-1, 1, *images.shape[-2:]), (rows, columns))
 
@@ -100,46 +97,41 @@ def named(prefix: str, found: Found) -> Found:
 @contextmanager
 def aside(dtype: torch.dtype = torch.float64) -> Iterator[Path]:
     """Give a folder that vanishes, which is the cache too; inside, networks are made in `dtype`, on one thread."""
-    former, threads = torch.get_default_dtype(), torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict("os.environ", VIREID_CACHE=f"{folder}/cache"):
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as after:
+        after.enter_context(mock.patch.dict("os.environ", VIREID_CACHE=f"{folder}/cache"))
+        after.callback(torch.set_default_dtype, torch.get_default_dtype())
+        after.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_default_dtype(dtype)
         torch.set_num_threads(1)
-        try:
-            yield Path(folder)
-        finally:
-            torch.set_default_dtype(former)
-            torch.set_num_threads(threads)
+        yield Path(folder)
 
 
 class Painted(Dataset):
     """People of six bands of grey or colour under noise, all whole numbers: the same crops on every machine.
 
     Args:
-        identities: of training; `held_out` more are tested in `trials` trials under `protocol`.
+        identities: of training; `held_out` more are tested in `trials` trials, each of one gallery image less.
         images: of each modality.
     """
 
     def __init__(self, identities: int = 10, images: int = 2, held_out: int = 6, trials: int = 1) -> None:
         super().__init__("painted", None, (32, 16), {"identities": identities, "images": images, "held_out": held_out})
-        self.images, self.count = images, trials
-        self.train = self._records(0, identities)
-        self.val, self.test = self._records(500, held_out), self._records(900, held_out)
-
-    def _records(self, first: int, count: int) -> list[Record]:
-        return [
-            Record(1000 * identity + 10 * image + modality, identity, (1, 3)[modality] + image % 2, modality)
-            for identity in range(first, first + count)
-            for modality in Modality
-            for image in range(self.images)
-        ]
+        self.count = trials
+        self.train, self.val, self.test = (
+            [
+                Record(1000 * person + 10 * image + modality, person, (1, 3)[modality] + image % 2, modality)
+                for person in range(first, first + count)
+                for modality in Modality
+                for image in range(images)
+            ]
+            for first, count in ((0, identities), (500, held_out), (900, held_out))
+        )
 
     def trials(self, query_modality: Modality | None = None) -> list[Trial]:
-        """Return trials of ever fewer gallery images."""
-        whole = all_against_all(self.test, self.default_query if query_modality is None else query_modality)
+        whole = all_against_all(self.test, self.direction(query_modality))
         return [Trial(whole.query, whole.gallery[number:]) for number in range(self.count)]
 
     def read(self, record: Record) -> np.ndarray:
-        """Paint one crop, uint8 (height, width, 3)."""
         height, width = self.size
         bands = np.random.default_rng(record.identity).integers(40, 216, (6, 3))
         bands = bands[:, :1] if record.modality == Modality.INFRARED else bands
@@ -150,11 +142,10 @@ class Painted(Dataset):
 
 def features(model: nn.Module, dataset: Dataset, records: Sequence[Record]) -> list[float]:
     """Return four embeddings: the cosines between them, and how their first numbers are made up."""
-    chosen = sorted(records, key=lambda record: record.modality)[:: len(records) // 4]
-    store = cached(dataset, chosen, False)
-    weight = next(model.parameters())
+    store = cached(dataset, sorted(records, key=lambda record: record.modality)[:: len(records) // 4], False)
+    images = store.batch(np.arange(len(store))).to(next(model.parameters()))
     with torch.no_grad():
-        found = model.embed(store.batch(np.arange(len(store))).to(weight), store.modalities)
+        found = model.embed(images, store.modalities)
     return plain([*(found @ found.T)[np.triu_indices(len(found), 1)], *found[:, :6].flatten()])
 
 
@@ -182,9 +173,9 @@ def victim(model: str) -> Found:
     """Return what training a network does: first losses in float32, then two epochs of every way it is trained."""
     found: Found = {}
     for tier, kind in TIERS.items():
-        epochs = range(kind.recipe.settings.epochs)
-        places = [epoch + part for epoch in epochs for part in ((0,) if tier == "full" else (0, 0.5))]
-        found[f"schedule of {tier}"] = plain([learning_rate_factor(kind.recipe.settings, place) for place in places])
+        settings, halves = kind.recipe.settings, 1 if tier == "full" else 2
+        places = np.arange(halves * settings.epochs) / halves
+        found[f"schedule of {tier}"] = plain([learning_rate_factor(settings, place) for place in places])
 
     def trained(tier: str, options: dict, settings: dict, dtype: torch.dtype = torch.float64) -> Found:
         settings = {"model": model, "backbone": "lite", "pretrained": False, "epochs": 2, **settings}
@@ -202,33 +193,30 @@ def victim(model: str) -> Found:
 
 def synthetic() -> Found:
     """Return statistics of rendered crops: both spectra of both difficulties, heat, other sizes, another population."""
-    options = {
-        "easy": {"difficulty": "easy"},
-        "hard": {"difficulty": "hard"},
-        "thermal": {"thermal": True},
-        "small": {"size": (64, 32)},
-        "other people": {"seed": 1},
-    }
     found: Found = {}
     with aside(torch.float32):
-        for name, given in options.items():
+        for name, given in {
+            "easy": {"difficulty": "easy"},
+            "hard": {"difficulty": "hard"},
+            "thermal": {"thermal": True},
+            "small": {"size": (64, 32)},
+            "other people": {"seed": 1},
+        }.items():
             data = tier_dataset("lite", **given)
             found[f"{name} records"] = counted([data.train, data.val, *(side for t in data.trials() for side in t)])
             some = ((data.train, (0, 9)), (data.val, (13, 20)), (data.test, (2, 7, 700)))
             chosen = [side[place] for side, places in some for place in places]
             found |= named(name, crops(data, chosen if name in ("easy", "hard") else chosen[:2]))
         data = tier_dataset("standard")
-        found |= named("standard", crops(data, data.test[5:15:9]))
-    return found
+        return found | named("standard", crops(data, data.test[5:15:9]))
 
 
 def counted(sides: Sequence[Sequence[Record]]) -> list[float]:
-    """Return three numbers of each list of records: how many, and what says who comes where before which camera."""
+    """Return four numbers of each list of records: how many, and what says who comes where before which camera."""
     found = []
     for side in sides:
-        place = np.arange(1, len(side) + 1)
-        numbers = np.array([[record.identity, record.camera, int(record.modality)] for record in side] or [[0, 0, 0]])
-        found += [len(side), *np.average(numbers, axis=0, weights=place if len(side) else None)]
+        numbers = [[record.identity, record.camera, record.modality] for record in side]
+        found += [len(side), *np.average(numbers, axis=0, weights=np.arange(1, len(side) + 1))]
     return plain(found)
 
 
@@ -245,7 +233,5 @@ def crops(data: Dataset, records: Sequence[Record]) -> Found:
     }
 
 
-PROBES: dict[str, Callable[[], Found]] = {
-    "data/synthetic": synthetic,
-    **{f"victim/{model}": (lambda model=model: victim(model)) for model in models.NETWORKS},
-}
+PROBES: dict[str, Callable[[], Found]] = {f"victim/{model}": partial(victim, model) for model in models.NETWORKS}
+PROBES["data/synthetic"] = synthetic

@@ -1,7 +1,5 @@
 """The one error for input a person can mend, one line that says what, where and how; and the checks that raise it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """The losses of victims and attacks: identity, triplets, hetero-centre and quadruple, of a batch of both modalities."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -15,11 +13,9 @@ from vireid_lite.errors import InputError, check_choice
 def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
     """Return the sum over a batch's identities of `|c_visible - c_infrared|^2`, c the mean feature of one modality.
 
-    Summed over identities and dimensions, as published, so of features side by side (PCB's stripes) it is the sum of
-    the losses of each. The published training gives it features of length 1, no threshold, and weight 0.5 beside an
-    identity loss, with 4 identities in a batch.
-    Features are (N, D), labels and modality (N,), the modality on the CPU. Every identity needs both modalities,
-    otherwise the loss is NaN (checking would make the GPU wait).
+    The published training gives it features of length 1, no threshold, and weight 0.5 beside an identity loss, with 4
+    identities in a batch. Features are (N, D), labels and modality (N,), the modality on the CPU. Every identity needs
+    both modalities, otherwise the loss is NaN (checking would make the GPU wait).
     Source: Zhu et al., "Hetero-center loss for cross-modality person re-identification", Neurocomputing 2020, and its
     code (heterogeneity_loss.py, train.py).
     """
@@ -28,10 +24,9 @@ def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Te
     same = labels[:, None] == labels
     # A row of centres for each image, as counting the identities would make the GPU wait; a product, as scattered sums
     # differ from run to run there.
-    members = [(same & group).to(features) for group in (~of_infrared, of_infrared)]
+    members = ((same & group).to(features) for group in (~of_infrared, of_infrared))
     visible, infrared = (group / group.sum(1, keepdim=True) for group in members)
-    squared = ((visible - infrared) @ features).square().sum(1)
-    return (squared / same.sum(1)).sum()
+    return (((visible - infrared) @ features).square().sum(1) / same.sum(1)).sum()
 
 
 def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -48,10 +43,9 @@ def weighted_regularised_triplet(features: Tensor, labels: Tensor) -> Tensor:
     d_p = sum w d over the anchor's positives (itself included, as published) with w = softmax(d), and d_n the same over
     its negatives with w = softmax(-d); d is the Euclidean distance and the weights carry gradient. The published code
     computes exp(-d) without a shift and adds 1e-6 to the sum, so beyond d of about 15 its negatives attract; the masked
-    softmax here does not underflow. A negative more than 1 farther than d_n still has a (small) attracting gradient,
-    which is the loss as defined; all negatives together always repel.
-    Features are (N, D), pooled and not normalised; every label (N,) needs another one like it in the batch, otherwise
-    the loss is NaN (checking would make the GPU wait).
+    softmax here does not underflow.
+    Features are (N, D), pooled and not normalised; where an anchor has no negative, the loss is NaN (checking would
+    make the GPU wait).
     Source: Ye et al., "Deep Learning for Person Re-identification", section 4, AGW loss.py:61-106.
     """
     return F.softplus(_soft_difference(features, labels)).mean()
@@ -203,8 +197,7 @@ def pairwise_quadruple_loss(
 ) -> QuadrupleLoss:
     """Return the loss over samples instead of centres: all ordered pairs of rows of different identities.
 
-    All four are (M, D): row a of the visible and of the infrared show one identity, labels[a] of (M,). With one row per
-    identity it equals `quadruple_loss`.
+    All four are (M, D): row a of the visible and of the infrared show one identity, labels[a] of (M,).
     Source: equation 15 as the authors corrected it in the thread, x in place of c; which visible image meets which
     infrared one is not said there.
     """

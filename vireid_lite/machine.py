@@ -1,7 +1,5 @@
 """What a run is computed on: device, versions, memory; and the precision of a network's passes."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform
@@ -29,12 +27,9 @@ PRECISIONS = ("float32", "tf32", "bf16")
 class Compute:
     """How a network's passes are computed; what each precision costs is measured by `benchmarks/gpu.py`.
 
-    Attributes:
-        precision: "float32" is IEEE float32, TF32 switched off in products and convolutions alike. "tf32" is float32
-            with both allowed to round their inputs to 10 bits of mantissa (NVIDIA, compute capability 8.0 up); torch's
-            own default allows it in convolutions alone. "bf16" runs the five blocks under autocast; weights, their
-            gradients, BatchNorm statistics, what hooks behind the blocks see, and everything after block 4 stay
-            float32.
+    "float32" is IEEE float32, TF32 switched off in products and convolutions alike. "tf32" allows both to round their
+    inputs to 10 bits of mantissa (NVIDIA, compute capability 8.0 up). "bf16" runs the five blocks under autocast;
+    weights, gradients, BatchNorm statistics, what hooks see, and everything after block 4 stay float32.
     """
 
     precision: str = "float32"
@@ -50,9 +45,7 @@ class Compute:
     def on(self, model: nn.Module, device: torch.device | str) -> Iterator[None]:
         """Let a two-stream network run so inside the `with`; afterwards it and torch's switches are as they were.
 
-        Train it, call it, embed with it or attack it inside; gradients reach the images and the weights as usual, and
-        `ModelOutput` is float32. Its weights, hooks and modes are not touched; `type` of a block differs inside. Raises
-        InputError where the device lacks the precision; float32 on a CPU changes nothing.
+        `type` of a block differs inside. Raises InputError where the device lacks the precision.
         """
         device = torch.device(device)
         gpu = device.type == "cuda"
@@ -97,8 +90,7 @@ def versions() -> dict[str, str]:
     """Return the versions a numerical result depends on."""
     found = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "numpy", "pillow", "vireid-lite"):
-        # The package itself may run from a plain checkout, uninstalled.
-        with contextlib.suppress(ModuleNotFoundError):
+        with contextlib.suppress(ModuleNotFoundError):  # the package itself may run from a checkout, uninstalled
             found[name] = version(name)
     return found
 
@@ -116,16 +108,13 @@ def pick_device(name: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """Return a person's name for a device: the GPU's model, or the processor with its core count."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    gpu = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
 def peak_memory_mib(device: torch.device) -> float:
     """Return the peak memory so far in MiB: the GPU allocator's, or this process's resident set; 0 on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if resource is None:
-        return 0.0
-    # Linux counts ru_maxrss in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit if resource else 0.0

@@ -1,7 +1,5 @@
 """Training a victim by its own objective: resumable after a kill, the same weights bit for bit on CPU."""
 
-from __future__ import annotations
-
 import io
 import math
 import pickle
@@ -24,31 +22,20 @@ from vireid_lite.models.two_stream import Batch, Objective, TwoStream
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a victim is trained; the defaults are AGW's published recipe (train.py:205-233, utils.py:68-89).
+    """How a victim is trained; the defaults are AGW's published recipe (train.py:205-233, utils.py:68-89)."""
 
-    Attributes:
-        epochs: passes over the larger modality.
-        identities, images: P and K of a batch, K in each modality.
-        optimiser: "sgd" (momentum 0.9, Nesterov) or "adamw".
-        learning_rate: of the BNNeck and the classifier; everything else trains at backbone_factor times it.
-        schedule: "agw" (warm-up over 10 epochs, then steps at 20 and 50) or "cosine" (warm-up over the first tenth,
-            then down to zero).
-        triplet: "wrt", "hard", "adp" or "none"; None is the network's own.
-        shuffle_labels: train on identities permuted over the images, a control that must end at chance.
-    """
-
-    epochs: int = 81
-    identities: int = 8
-    images: int = 4
-    optimiser: str = "sgd"
-    learning_rate: float = 0.1
-    backbone_factor: float = 0.1
+    epochs: int = 81  #: passes over the larger modality
+    identities: int = 8  #: in a batch
+    images: int = 4  #: of each identity, in each modality
+    optimiser: str = "sgd"  #: with momentum 0.9, Nesterov; or "adamw"
+    learning_rate: float = 0.1  #: of the BNNeck and the classifier
+    backbone_factor: float = 0.1  #: of the learning rate, for everything else
     weight_decay: float = 5e-4
-    schedule: str = "agw"
-    triplet: str | None = None
+    schedule: str = "agw"  #: or "cosine", see `learning_rate_factor`
+    triplet: str | None = None  #: "wrt", "hard", "adp" or "none"; None is the network's own
     label_smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
-    shuffle_labels: bool = False
+    shuffle_labels: bool = False  #: train on identities permuted over the images, a control that must end at chance
 
     def __post_init__(self) -> None:
         check_choice("training", "optimiser", self.optimiser, ["sgd", "adamw"])
@@ -65,9 +52,10 @@ class TrainSettings:
 
 
 def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
-    """Return what the learning rate is multiplied by, `epoch` being the fraction of epochs done, 0 at the first step.
+    """Return what the learning rate is multiplied by after so many epochs, a fraction.
 
-    "agw" is constant within an epoch (train.py:205-233); "cosine" moves with every step.
+    "agw" warms up over 10 epochs and steps down at 20 and 50, constant within an epoch (train.py:205-233); "cosine"
+    warms up over the first tenth, then goes down to zero, with every step.
     """
     if settings.schedule == "agw":
         whole = int(epoch)
@@ -110,10 +98,8 @@ def train(
 
     Every draw derives from (seed, epoch). With `state_path` the run is noted there after each epoch, and a run that
     finds a note of the same key resumes after it: on CPU the final weights equal an uninterrupted run's bit for bit at
-    the same thread count. The model of the last epoch is kept; test identities play no part.
-
-    History keys: epoch, NAME_loss for each loss of the objective, what it notes beside them, accuracy (share of the
-    batch classified right), seconds.
+    the same thread count. History keys: epoch, NAME_loss for each loss of the objective, what it notes beside them,
+    accuracy (share of the batch classified right), seconds.
 
     Args:
         objective: what is minimised; None for the model's own.

@@ -1,7 +1,5 @@
 """The three tiers, and the victim a chapter, a command or a campaign asks for: loaded if it exists, else trained."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -113,10 +111,7 @@ def tier_recipe(
     options: dict | None = None,
     **settings: object,
 ) -> Recipe:
-    """Return a tier's recipe with named fields of its TrainSettings replaced; None keeps the tier's value.
-
-    `model` and `options` are another network than the tier's, and its own options.
-    """
+    """Return a tier's recipe with its network, or named fields of its TrainSettings, replaced; None keeps its value."""
     recipe = tier_named(tier).recipe
     given = {name: value for name, value in settings.items() if value is not None}
     for name in given:
@@ -138,9 +133,9 @@ def load_or_train(
 ) -> tuple[TwoStream, dict]:
     """Return the trained victim in eval mode and its checkpoint card.
 
-    The victim is keyed by recipe, training data, seed, the code of all training and `compute`, the precision it is
-    trained in (None: float32), and kept in `folder`, or in `files.cache_folder`. A killed training resumes at its last
-    epoch. Card keys beside those of `trained_card`: compute, threads, versions.
+    It is keyed by recipe, training data, seed, the code of all training and `compute`, the precision it is trained in
+    (None: float32), and kept in `folder`, or in `files.cache_folder`. A killed training resumes at its last epoch.
+    Card keys beside those of `trained_card`: compute, threads, versions.
     """
     device = pick_device(device) if isinstance(device, str) else device
     trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
@@ -178,10 +173,7 @@ def untrained(recipe: Recipe, dataset: Dataset, pretrained: bool) -> TwoStream:
 def trained_card(
     model: TwoStream, recipe: Recipe, dataset: Dataset, settings: TrainSettings, device: torch.device, **options
 ) -> dict:
-    """Train a network in place, `options` as of `training.train`, and return what its card says of that.
-
-    Card keys: key, recipe, dataset, seed, history, seconds, wall_seconds, peak_memory_mib, device.
-    """
+    """Train a network in place, `options` as of `training.train`, and return what its card says of that."""
     started = time.perf_counter()
     history = train(model, dataset, settings, device=device, **options)
     return {

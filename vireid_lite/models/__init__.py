@@ -1,7 +1,5 @@
 """Victim networks: `build` makes one by name; each has `forward`, `embed`, `objective`, `stages` and `classifier`."""
 
-from __future__ import annotations
-
 from vireid_lite.models.agw import AGW, CAJ
 from vireid_lite.models.baselines import IDE, PCB
 from vireid_lite.models.checkpoints import NETWORKS, build, load_checkpoint, save_checkpoint

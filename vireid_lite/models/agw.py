@@ -1,12 +1,10 @@
 """AGW: attention (non-local), generalised-mean pooling and a BNNeck on a two-stream ResNet; CAJ, a recipe of it."""
 
-from __future__ import annotations
-
 import torch
 
 from vireid_lite.data.augment import channel_exchange
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError, check_whole
+from vireid_lite.errors import check_number, check_whole
 from vireid_lite.losses import identity_loss
 from vireid_lite.models.two_stream import Batch, Objective, TwoStream, trunk, with_non_local
 
@@ -27,8 +25,7 @@ class AGW(TwoStream):
         self, num_identities: int, backbone="resnet50", pretrained=False, *, non_local_channels: int = 1, gem_p=3.0
     ) -> None:
         check_whole("models", "non_local_channels", non_local_channels)
-        if isinstance(gem_p, bool) or not isinstance(gem_p, int | float) or not 0 < gem_p < float("inf"):
-            raise InputError(f"models: gem_p must be a number above 0, got {gem_p!r}")
+        check_number("models", "gem_p", gem_p, 1e-6, 1e6)
         stem, layers = trunk(backbone, pretrained)
         if non_local_channels:
             layers[1:3] = [with_non_local(layer, non_local_channels) for layer in layers[1:3]]

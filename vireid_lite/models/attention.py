@@ -6,8 +6,6 @@ The four modules have one interface, `module(maps, modality) -> maps`, each with
 Source: Yang et al., "Feature-Level Adversarial Attacks and Ranking Disruption", NeurIPS 2024, section 3.2.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ its resolution, a BNNeck, cosine ranking. `hetero_centre` is the weight of the h
 features of length 1 (PCB: of each stripe, summed over the stripes); 0 leaves it out, the published weight is 0.5.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch
@@ -26,13 +24,9 @@ STRIPE_CHANNELS = 256  #: of each stripe after its reduction, as in PCB
 class IDE(TwoStream):
     """The identity-discriminative embedding: average pooling, a BNNeck and the identity loss alone.
 
-    With a ResNet-50 and 395 identities it has 24,330,624 parameters; the ResNet-18 of the transfer table is this class
-    on that trunk, with 11,389,312. The IDE of 2016 ranks the pooled features by Euclidean distance; here the BNNeck
-    stands between them and the classifier, and its output is ranked, as in every network of this project.
+    With 395 identities a ResNet-50 has 24,330,624 parameters, the ResNet-18 of the transfer table 11,389,312. The IDE
+    of 2016 ranks the pooled features by Euclidean distance.
     Source: Zheng et al., "Person Re-identification: Past, Present and Future", 2016; Zhu et al. (`hetero_centre_loss`).
-
-    Args:
-        hetero_centre: see above.
     """
 
     def __init__(
@@ -44,46 +38,45 @@ class IDE(TwoStream):
         self.add_head(num_identities)
 
     def objective(self, batch: Batch) -> Objective:
-        """Return the identity loss and, where it has a weight, the hetero-centre loss."""
-        output = self(batch.images, batch.modality)
-        identity = identity_loss(output.logits, batch.labels, batch.smoothing)
-        return self._weighted(identity, F.normalize(output.embedding), output.logits, batch)
-
-    def _weighted(self, identity: Tensor, features: Tensor, logits: Tensor, batch: Batch) -> Objective:
-        found = {"identity": identity}
+        """Return the identity loss and, where it has a weight, the hetero-centre loss, each summed over the stripes."""
+        _, features, logits = self.stripes(batch.images, batch.modality)
+        found = {"identity": sum(identity_loss(part, batch.labels, batch.smoothing) for part in logits.unbind(1))}
         if self.hetero_centre:
+            features = F.normalize(features, dim=2).flatten(1)
             found["hetero_centre"] = self.hetero_centre * hetero_centre_loss(features, batch.labels, batch.modality)
-        return Objective(found, logits, batch.labels)
+        return Objective(found, logits.mean(1), batch.labels)
+
+    def stripes(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pooled (N, D) of the whole map, and by stripe, of which there is one, features and logits."""
+        pooled, embedding, logits = self(images, modality)
+        return pooled, embedding[:, None], logits[:, None]
 
 
 class PCB(IDE):
     """The part-based convolutional baseline: six horizontal stripes, each with its own reduction and classifier.
 
-    A stripe is average-pooled, reduced to 256 channels, passed through a BNNeck and classified; the identity loss is
-    the sum over the stripes, as published. A feature is the stripes' BNNeck outputs, each divided by its length, side
-    by side: 1,536 numbers. `embed` divides them by their length once more, which is the square root of 6 for every
-    image and changes no ranking. Logits are the mean over the stripes, pooled the average of the whole map. With a
-    ResNet-50 and 395 identities there are 27,273,088 parameters.
+    A stripe is average-pooled, reduced to 256 channels, passed through a BNNeck and classified; losses are summed over
+    the stripes, as published. A feature is the stripes' BNNeck outputs, each divided by its length, side by side. With
+    a ResNet-50 and 395 identities there are 27,273,088 parameters.
 
     Left out: the ReLU and dropout between BatchNorm and classifier, and the classifier's bias, since a BNNeck does
     without. PCB's own code shares the reduction between the stripes and ranks what comes before it; Zhu et al. have one
     for each, of 512 channels, and rank what comes after it, as here.
-
-    A map lower than six rows is read with rows in common, as adaptive pooling does.
     Source: Sun et al., "Beyond Part Models", ECCV 2018, and its code (resnet.py); Zhu et al. (`hetero_centre_loss`).
     """
 
     def add_head(self, num_identities: int) -> None:
         """Add a reduction with a BNNeck and a classifier for each stripe."""
-        self.bottleneck = nn.ModuleList(_reduction(self.channels) for _ in range(STRIPES))
-        classifiers = (two_stream.identity_classifier(STRIPE_CHANNELS, num_identities) for _ in range(STRIPES))
-        self.classifier = nn.ModuleList(classifiers)
+        self.bottleneck, self.classifier = nn.ModuleList(), nn.ModuleList()
+        for _ in range(STRIPES):  # under this name both parts train at the full learning rate, as published
+            reduction = nn.Linear(self.channels, STRIPE_CHANNELS, bias=False)
+            nn.init.kaiming_normal_(reduction.weight, mode="fan_out")
+            self.bottleneck.append(nn.Sequential(OrderedDict(reduction=reduction, neck=bnneck(STRIPE_CHANNELS))))
+        for _ in range(STRIPES):
+            self.classifier.append(two_stream.identity_classifier(STRIPE_CHANNELS, num_identities))
 
     def stripes(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pooled (N, D) of the whole map, and by stripe, top first, features (N, 6, 256) and logits (N, 6, K).
-
-        Arguments are those of `forward`; features are the BNNeck outputs, not normalised.
-        """
+        """Return pooled (N, D) of the whole map, and by stripe, top first, features (N, 6, 256), logits (N, 6, K)."""
         maps = self.feature_map(images, modality)
         parts = two_stream.horizontal_stripes(maps, STRIPES).unbind(1)
         features = [bottleneck(part) for bottleneck, part in zip(self.bottleneck, parts, strict=True)]
@@ -91,24 +84,6 @@ class PCB(IDE):
         return generalised_mean(maps, self.gem_p), torch.stack(features, 1), torch.stack(logits, 1)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
-        """Return pooled (N, D), embedding (N, 1536), each stripe's part of length 1, and logits (N, num_identities)."""
+        """Return pooled (N, D), embedding (N, 1536), each stripe's part of length 1, and logits, the stripes' mean."""
         pooled, features, logits = self.stripes(images, modality)
-        return ModelOutput(pooled, _side_by_side(features), logits.mean(1))
-
-    def objective(self, batch: Batch) -> Objective:
-        """Return the losses of `IDE.objective`, each summed over the stripes."""
-        _, features, logits = self.stripes(batch.images, batch.modality)
-        identity = sum(identity_loss(part, batch.labels, batch.smoothing) for part in logits.unbind(1))
-        return self._weighted(identity, _side_by_side(features), logits.mean(1), batch)
-
-
-def _side_by_side(features: Tensor) -> Tensor:
-    """Return stripes (N, S, D), each divided by its length, as (N, S D)."""
-    return F.normalize(features, dim=2).flatten(1)
-
-
-def _reduction(channels: int) -> nn.Sequential:
-    """Return a stripe's reduction and BNNeck; under this name both train at the full learning rate, as published."""
-    reduction = nn.Linear(channels, STRIPE_CHANNELS, bias=False)
-    nn.init.kaiming_normal_(reduction.weight, mode="fan_out")
-    return nn.Sequential(OrderedDict(reduction=reduction, neck=bnneck(STRIPE_CHANNELS)))
+        return ModelOutput(pooled, F.normalize(features, dim=2).flatten(1), logits.mean(1))

@@ -1,7 +1,5 @@
 """Networks by name, and their checkpoints: safetensors with a JSON card, loaded strictly."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

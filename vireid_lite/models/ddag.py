@@ -1,7 +1,5 @@
 """DDAG: stripes of an image attend to each other, images of a training batch attend to those of their identity."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,10 +16,9 @@ HEADS = 4  #: of the graph attention; each is a quarter of the trunk's width, 51
 class DDAG(TwoStream):
     """The DDAG two-stream network: average pooling and a BNNeck, then the parts that `PartAggregation` adds to it.
 
-    `GraphAttention` helps in training and plays no part at test time. ResNet-50 with 395 identities has 41,931,929
-    parameters, of which 41,927,833 are trained (not the two BNNecks' biases); 5,008,150 of them are the graph's. The
-    published network also holds parameters that nothing reads (two classifiers, a 1x1 convolution behind the
-    aggregation, most of three ResNets); they are left out, and the 1x1 convolutions on stripes are linear layers.
+    `GraphAttention` helps in training alone. ResNet-50 with 395 identities has 41,931,929 parameters, 5,008,150 of them
+    the graph's. Left out is what nothing reads in the published network (two classifiers, a 1x1 convolution behind the
+    aggregation, most of three ResNets), and the 1x1 convolutions on stripes are linear layers.
     Source: Ye et al., "Dynamic Dual-Attentive Aggregation Learning", ECCV 2020; DDAG model_main.py:133-198.
 
     Args:
@@ -49,8 +46,6 @@ class DDAG(TwoStream):
     def objective(self, batch: Batch) -> Objective:
         """Return identity + triplet + part + w graph, and the logits of the global feature.
 
-        identity, part: cross-entropy of the global and of the part-aggregated feature; triplet: batch-hard, margin 0.3,
-        of the pooled features; graph: negative log-likelihood of `GraphAttention`.
         w = 1 / (1 + L), L the sum of the first three as noted for the last epoch, and 0 in the first epoch.
         Source: equations 1, 9, 10 and 11; train_ddag.py:286-321 (L there too leaves the graph's own loss out).
         """

@@ -1,7 +1,5 @@
 """DEEN: two more embeddings of every image, made from its middle map, kept apart by the loss and ranked together."""
 
-from __future__ import annotations
-
 from functools import partial
 from types import SimpleNamespace
 
@@ -23,11 +21,10 @@ class DEEN(TwoStream):
     """The DEEN two-stream network: each layer is fused with its input, and layer 4 runs on three maps an image.
 
     In block 4 the branches stand on the batch axis, so that its BatchNorm sees 3N maps; it delivers them side by side,
-    (N, 3C, h, w). They share the BNNeck and the classifier. ResNet-50 with 395 identities has 42,037,792 parameters, of
-    which 42,035,744 are trained (not the BNNeck's bias); without layer 4 and with 206 identities, as published for
-    RegDB, 13,094,176 and 13,093,152. Left out against the published code: a dropout of 0.01 behind the expansion (it
-    would draw outside the objective's generator). Its position attention reads C/2 channels x P positions as C x P/2,
-    which mixes the two; here positions attend to positions.
+    (N, 3C, h, w). They share the BNNeck and the classifier. ResNet-50 with 395 identities has 42,037,792 parameters;
+    without layer 4 and with 206, as published for RegDB, 13,094,176. Left out: a dropout of 0.01 behind the expansion
+    (it would draw outside the objective's generator). The published position attention reads C/2 channels x P positions
+    as C x P/2, which mixes the two; here positions attend to positions.
     Source: Zhang and Wang, "Diverse Embedding Expansion Network", CVPR 2023; LLCM DEEN/model.py:91-272.
 
     Args:
@@ -73,9 +70,8 @@ class DEEN(TwoStream):
     def objective(self, batch: Batch) -> Objective:
         """Return identity + triplet + 0.8 cpm + 0.01 orthogonality, and the logits of all 3N rows.
 
-        identity: cross-entropy, triplet: batch-hard of pooled features with margin 0.3, both over the 3N rows. cpm:
-        `centre_pair_mining` of the first branch with each of the others, summed. orthogonality: inner product of the
-        two expanded pooled features, summed over images and divided by 3N.
+        cpm: `centre_pair_mining` of the first branch with each of the others, summed. orthogonality: inner product of
+        the two expanded pooled features, summed over images and divided by 3N.
         Source: LLCM DEEN/train.py:284-294 and model.py.
         """
         pooled, neck = self._branches(batch.images, batch.modality)

@@ -1,7 +1,5 @@
 """Modules of attention hooked behind the blocks of a network, for a while or for good."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -91,8 +89,8 @@ class Tap(nn.Module):
 def staged(model: TwoStream, attention: str, blocks: Sequence[int], sfm: bool) -> tuple[dict[int, list], Tap]:
     """Return the paper's modules by block, freshly drawn, and the tap that reads stage 1.
 
-    Stage 1 is the map after block 4 and its module, stage 2 what SFM makes of it. What is left out is the identity, so
-    without SFM both stages are one. After each of `blocks` stands "fsam", "se", "eca" or "none".
+    Stage 1 is the map after block 4 and its module, stage 2 what SFM makes of it; without SFM both are one. After each
+    of `blocks` stands "fsam", "se", "eca" or "none".
     Source: section 3.2 and table 4, blocks 0 and 4. No projection fits in the parameter count the paper reports, so a
     map of 64 channels cannot meet one of 2,048 in a distance; both stages are therefore read after block 4.
     """

@@ -1,7 +1,5 @@
 """What every two-stream network is made of: one stem per modality, a shared trunk, non-local blocks, GeM, a BNNeck."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -54,17 +52,13 @@ class Objective(NamedTuple):
 class TwoStream(nn.Module):
     """A network with one stem per modality and a shared trunk; each says in `objective(batch)` how it is trained.
 
-    Attributes:
-        stages: five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4 take
-            and return feature maps, so a forward hook on any of the five sees that block's feature map.
-        gem_p: exponent of the pooling; 1 is average pooling.
-        triplet: what it is trained with unless told, a name of `losses.TRIPLETS`; None in a network that takes none.
-        arguments: what `models.build` made the network from; a checkpoint's card keeps it.
+    Its `stages` are five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4
+    take and return feature maps, so a forward hook on any of the five sees that block's feature map.
     """
 
-    arguments: dict
-    gem_p: float = 1.0
-    triplet: str | None = None
+    arguments: dict  #: what `models.build` made the network from; a checkpoint's card keeps it
+    gem_p: float = 1.0  #: exponent of the pooling; 1 is average pooling
+    triplet: str | None = None  #: trained with unless told, a name of `losses.TRIPLETS`; None where it takes none
 
     def __init__(self, stem: nn.Module, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -96,10 +90,7 @@ class TwoStream(nn.Module):
         return maps
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
-        """Return pooled (N, D), embedding (N, D) and logits (N, num_identities) of images (N, 3, H, W) in [0, 1].
-
-        They are not checked; `modality` is one Modality for the batch, or int64 (N,).
-        """
+        """Return the output for images (N, 3, H, W) in [0, 1], not checked, and one Modality for all or int64 (N,)."""
         pooled = generalised_mean(self.feature_map(images, modality), self.gem_p)
         embedding = self.bottleneck(pooled)
         return ModelOutput(pooled, embedding, self.classifier(embedding))
@@ -141,10 +132,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Stems(nn.Module):
-    """Block 0: ImageNet normalisation, then each image through the stem of its own modality.
-
-    Both stems start as copies of `stem`, as both start from the ImageNet stem in AGW (model.py:93-124).
-    """
+    """Block 0: ImageNet normalisation, then each image through the stem of its own modality, two copies at first."""
 
     def __init__(self, stem: nn.Module) -> None:
         super().__init__()
@@ -195,8 +183,7 @@ class NonLocal(nn.Module):
 def with_non_local(blocks: nn.Sequential, inner_channels: int) -> nn.Sequential:
     """Return the layer with a non-local block after each block of its later half.
 
-    Given layers 2 and 3 that is after blocks 2, 3 and 3, 4, 5 of ResNet-50, counted from 0 (AGW model.py:155-167), and
-    after the last block where a layer has one or two (ResNet-18, lite).
+    Given layers 2 and 3 that is after blocks 2, 3 and 3, 4, 5 of ResNet-50, counted from 0 (AGW model.py:155-167).
     """
     layer, half = nn.Sequential(*blocks[: len(blocks) // 2]), len(blocks) // 2
     for block in blocks[half:]:
