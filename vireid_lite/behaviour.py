@@ -33,7 +33,7 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-6
 # last digits of a network's first losses. Files are decoded by other versions of a decoder: half a level.
 LOOSER = {"data/synthetic": 1e-4, "data/sysu": 2e-3, "data/regdb": 2e-3, "data/llcm": 2e-3, "data/paired_folder": 2e-3}
 
-Found = dict[str, float | list[float]]
+Found = dict[str, list[float]]
 
 
 @cache
@@ -61,7 +61,7 @@ def differs(part: str, found: Found) -> list[str]:
     entry, absolute = entries().get(part, {}), LOOSER.get(part, ABSOLUTE)
     lines = [f"{part}: {name} is only on one side" for name in sorted(entry.keys() ^ found.keys())]
     for name in sorted(entry.keys() & found.keys()):
-        was, now = (np.atleast_1d(side[name]).astype(float) for side in (entry, found))
+        was, now = np.array(entry[name]), np.array(found[name])
         if was.shape != now.shape:
             lines.append(f"{part}: {name} has {len(now)} numbers, and had {len(was)}")
             continue
@@ -149,23 +149,23 @@ def features(model: nn.Module, dataset: Dataset, records: Sequence[Record]) -> l
     return plain([*(found @ found.T)[np.triu_indices(len(found), 1)], *found[:, :6].flatten()])
 
 
-# Of each network beside its own name: the tier, options of the network, and settings.
-VARIANTS: dict[str, dict[str, tuple[str, dict, dict]]] = {
+# Of each network beside the tiers: what it is trained with, as `tier_recipe` takes it, at the lite tier unless told.
+VARIANTS: dict[str, dict[str, dict]] = {
     "agw": {
-        "hard triplet": ("lite", {}, {"triplet": "hard"}),
-        "adp triplet": ("lite", {}, {"triplet": "adp"}),
-        "no triplet": ("lite", {}, {"triplet": "none"}),
-        "shuffled": ("lite", {}, {"shuffle_labels": True}),
-        "grey": ("full", {}, {"augmentation": Augmentation(pad=2, grey=0.5)}),
-        "average": ("lite", {"gem_p": 1.0, "non_local_channels": 0}, {}),
+        "hard triplet": {"triplet": "hard"},
+        "adp triplet": {"triplet": "adp"},
+        "no triplet": {"triplet": "none"},
+        "shuffled": {"shuffle_labels": True},
+        "grey": {"tier": "full", "augmentation": Augmentation(pad=2, grey=0.5)},
+        "average": {"options": {"gem_p": 1.0, "non_local_channels": 0}},
     },
     "caj": {
-        "adp triplet": ("lite", {}, {"triplet": "adp", "augmentation": Augmentation(pad=4, erasing=0.2)}),
-        "hard triplet": ("lite", {}, {"triplet": "hard"}),
+        "adp triplet": {"triplet": "adp", "augmentation": Augmentation(pad=4, erasing=0.2)},
+        "hard triplet": {"triplet": "hard"},
     },
-    "deen": {"flipped": ("full", {"flip": True}, {})},
-    "ide": {"hetero-centre": ("lite", {"hetero_centre": 0.5}, {})},
-    "pcb": {"hetero-centre": ("lite", {"hetero_centre": 0.5}, {})},
+    "deen": {"flipped": {"tier": "full", "options": {"flip": True}}},
+    "ide": {"hetero-centre": {"options": {"hetero_centre": 0.5}}},
+    "pcb": {"hetero-centre": {"options": {"hetero_centre": 0.5}}},
 }
 
 
@@ -177,17 +177,17 @@ def victim(model: str) -> Found:
         places = np.arange(halves * settings.epochs) / halves
         found[f"schedule of {tier}"] = plain([learning_rate_factor(settings, place) for place in places])
 
-    def trained(tier: str, options: dict, settings: dict, dtype: torch.dtype = torch.float64) -> Found:
-        settings = {"model": model, "backbone": "lite", "pretrained": False, "epochs": 2, **settings}
+    def trained(dtype: torch.dtype = torch.float64, tier: str = "lite", epochs: int = 2, **way) -> Found:
+        recipe = tier_recipe(tier, model=model, backbone="lite", pretrained=False, epochs=epochs, **way)
         with aside(dtype) as folder:
-            recipe, data = tier_recipe(tier, options=options, **settings), Painted()
-            network, card = load_or_train(recipe, data, seed=1, device="cpu", folder=folder / "victim", progress=False)
+            how = {"seed": 1, "device": "cpu", "folder": folder / "victim", "progress": False}
+            network, card = load_or_train(recipe, data := Painted(), **how)
             return {**history(card["history"]), "features": features(network, data, data.test)}
 
-    first = trained("lite", {}, {"epochs": 1}, torch.float32)
+    first = trained(torch.float32, epochs=1)
     found |= named("float32", {name: first[name] for name in ("identity_loss", "other")})
-    for name, way in ({tier: (tier, {}, {}) for tier in TIERS} | VARIANTS.get(model, {})).items():
-        found |= named(name, trained(*way))
+    for name, way in ({tier: {"tier": tier} for tier in TIERS} | VARIANTS.get(model, {})).items():
+        found |= named(name, trained(**way))
     return found
 
 

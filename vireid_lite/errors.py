@@ -7,10 +7,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input from outside: a missing file, an unknown parameter, an image out of range.
-
-    The message is one line. The command line prints it and exits with code 2; a notebook shows it without a traceback.
-    """
+    """Bad input from outside, said in one line; the command line prints it and exits with code 2."""
 
     def _render_traceback_(self) -> list[str]:
         """Show only the message in IPython, which looks this method up by name."""

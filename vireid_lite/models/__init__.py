@@ -7,21 +7,3 @@ from vireid_lite.models.ddag import DDAG
 from vireid_lite.models.deen import DEEN
 from vireid_lite.models.official import load_official
 from vireid_lite.models.two_stream import BACKBONES, ModelOutput, TwoStream, check_images
-
-__all__ = [
-    "AGW",
-    "BACKBONES",
-    "CAJ",
-    "DDAG",
-    "DEEN",
-    "IDE",
-    "NETWORKS",
-    "PCB",
-    "ModelOutput",
-    "TwoStream",
-    "build",
-    "check_images",
-    "load_checkpoint",
-    "load_official",
-    "save_checkpoint",
-]
