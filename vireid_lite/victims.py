@@ -102,23 +102,19 @@ def tier_dataset(
     return load_dataset(name, root or None, size=size or chosen.size, seed=seed, **{**defaults, **options})
 
 
-def tier_recipe(
-    tier: str,
-    *,
-    model: str | None = None,
-    backbone: str | None = None,
-    pretrained: bool | None = None,
-    options: dict | None = None,
-    **settings: object,
-) -> Recipe:
-    """Return a tier's recipe with its network, or named fields of its TrainSettings, replaced; None keeps its value."""
+def tier_recipe(tier: str, *, options: dict | None = None, **changes: object) -> Recipe:
+    """Return a tier's recipe, changed; None keeps the tier's value.
+
+    Args:
+        options: the network's own.
+        changes: `model`, `backbone`, `pretrained`, and fields of TrainSettings.
+    """
     recipe = tier_named(tier).recipe
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in changes.items() if value is not None}
+    network = {name: given.pop(name) for name in ("model", "backbone", "pretrained") if name in given}
     for name in given:
         check_choice("training", "setting", name, TrainSettings.__dataclass_fields__)
-    pretrained = recipe.pretrained if pretrained is None else pretrained
-    trained = replace(recipe.settings, **given)
-    return Recipe(model or recipe.model, backbone or recipe.backbone, pretrained, trained, options or {})
+    return replace(recipe, **network, options=options or {}, settings=replace(recipe.settings, **given))
 
 
 def load_or_train(

@@ -35,7 +35,7 @@ class DDAG(TwoStream):
         # The prefixes put all heads at the full learning rate, as published (train_ddag.py, optimizer_P).
         self.bottleneck = bnneck(self.channels)
         self.bottleneck_parts = PartAggregation(self.channels, parts)
-        self.classifier: nn.Linear = two_stream.identity_classifier(self.channels, num_identities)
+        self.classifier = two_stream.identity_classifier(self.channels, num_identities)
         self.classifier_graph = GraphAttention(self.channels, num_identities, dropout)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
