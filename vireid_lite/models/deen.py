@@ -60,10 +60,7 @@ class DEEN(TwoStream):
         return ModelOutput(pooled.flatten(1), embedding, self.classifier(neck).mean(1))
 
     def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return the features that are ranked, of length 1: (N, 6C), the embedding divided by the root of 6.
-
-        With `flip` it is the sum over the image and its mirror image, divided by its length (published: undivided).
-        """
+        """Return the ranked features (N, 6C) of length 1; with `flip`, of the sum over image and mirror image."""
         features = super().embed(images, modality)
         return F.normalize(features + super().embed(images.flip(3), modality)) if self.flip else features
 
@@ -124,7 +121,6 @@ class Fused(nn.Sequential):
     """The blocks of a layer and, last, a `Fusion` of what they deliver with what they were given."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map (N, C, h, w) to the layer's output shape."""
         *blocks, fusion = self
         return fusion(nn.Sequential(*blocks)(maps), maps)
 
@@ -181,21 +177,18 @@ class Expansion(nn.Module):
 
 
 class SideBySide(nn.Module):
-    """The branches from the batch axis to the channel axis, so that N images give N maps."""
+    """The branches from the batch axis to the channel axis: (3N, C, h, w) to (N, 3C, h, w)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Where `two_stream.out_channels` reads what a block delivers.
-        self.bn2 = SimpleNamespace(num_features=BRANCHES * channels)
+        self.bn2 = SimpleNamespace(num_features=BRANCHES * channels)  # read by `two_stream.out_channels`
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map (3N, C, h, w) to (N, 3C, h, w)."""
         return torch.cat(maps.chunk(BRANCHES), 1)
 
 
 class Stacked(nn.Module):
-    """The inverse of `SideBySide`."""
+    """The inverse of `SideBySide`, (N, 3C, h, w) to (3N, C, h, w)."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map (N, 3C, h, w) to (3N, C, h, w)."""
         return torch.cat(maps.chunk(BRANCHES, 1))

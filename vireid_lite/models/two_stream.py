@@ -151,11 +151,13 @@ class Stems(nn.Module):
         groups = [(modality == value).nonzero().flatten() for value in Modality]
         if modality.shape != images.shape[:1] or sum(map(len, groups)) != len(images):
             raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(images)} in all")
-        ordered = bool((modality.diff() >= 0).all())  # visible first, infrared after: slices spare two copies
-        places = [group.to(images.device, non_blocking=True) for group in (*groups, torch.cat(groups).argsort())]
-        parts = images.split([*map(len, groups)]) if ordered else [images[place] for place in places[:2]]
-        maps = torch.cat([stem(part) for stem, part in zip(stems, parts, strict=True) if len(part)])
-        return maps if ordered else maps[places[2]]
+        if (modality.diff() >= 0).all():  # visible first, infrared after: slices spare two copies
+            parts, back = images.split([*map(len, groups)]), slice(None)
+        else:
+            places = (*groups, torch.cat(groups).argsort())
+            *groups, back = (place.to(images.device, non_blocking=True) for place in places)
+            parts = [images[group] for group in groups]
+        return torch.cat([stem(part) for stem, part in zip(stems, parts, strict=True) if len(part)])[back]
 
 
 class NonLocal(nn.Module):
@@ -233,7 +235,7 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
     """Return a stem (conv1, bn1, relu, maxpool) and layers 1 to 4; layer4 of a ResNet keeps its resolution (stride 1).
 
     Args:
-        backbone: "resnet50", "resnet18" (torchvision's) or "lite" (narrow, one BasicBlock per layer, no max-pooling).
+        backbone: of `BACKBONES`; "lite" is narrow, one BasicBlock per layer, no max-pooling.
         pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
     """
     check_choice("models", "backbone", backbone, BACKBONES)
