@@ -14,19 +14,21 @@ from vireid_lite.models.two_stream import Batch, Objective
 class CAJ(AGW):
     """AGW trained on each visible image twice: as it is, and with one of its channels in all three.
 
-    Network, options and feature are AGW's; with a ResNet-50 and 395 identities there are 24,359,311 parameters.
+    Network, options and feature are AGW's; with a ResNet-50 and 395 identities there are 24,359,311 parameters. The
+    published test, and so the published numbers, are of `flip=True`.
 
-    The published recipe is `TrainSettings(triplet="adp", augmentation=Augmentation(erasing=0.5))`, trained without the
-    KL term, whose weight is 0 by default. Two things of it are not here: the two copies of a visible image share their
-    crop, flip and erased box, and an infrared image is passed on without a channel choice (ChannelAdapGray), which
-    changes nothing in three equal channels but the colour of an erased box. `Augmentation(channels=True)` brings that
-    choice, and exchanges half of the plain copies besides.
+    The published recipe is `TrainSettings(triplet="adp", augmentation=Augmentation(erasing=0.5), epochs=100)`, trained
+    without the KL term, whose weight is 0 by default. Two things of it are not here: the two copies of a visible image
+    share their crop, flip and erased box, and channels are chosen in pixels. Published, they are chosen after
+    normalisation, whose mean and spread differ by channel, and of infrared crops too (ChannelAdapGray): that changes
+    87 % of those, as their three equal channels are equal no longer. `Augmentation(channels=True)` brings the infrared
+    choice, in pixels, where it changes an erased box alone, and exchanges half of the plain copies besides.
 
     The collapse: with "adp" the triplet loss of some runs (issue 27 of the official repository) stays at log 2, its
     value where an anchor's positives and negatives are equally far; there, and where they differ by more than 9.38, its
     slope is zero, so any of `losses.TRIPLETS` may be chosen, "wrt" unless told.
     Source: Ye et al., "Channel Augmented Joint Learning for Visible-Infrared Recognition", ICCV 2021, CAJ
-    data_loader.py:67-106, train_ext.py.
+    data_loader.py:67-106, train_ext.py, testa.py:113-181.
     """
 
     def objective(self, batch: Batch) -> Objective:

@@ -80,12 +80,14 @@ class TwoStream(nn.Module):
         stages: five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4 take
             and return feature maps, so a forward hook on any of the five sees that block's feature map.
         gem_p: exponent of the pooling; 1 is average pooling.
+        flip: whether `embed` adds the mirror image's features.
         triplet: what it is trained with unless told, a name of `losses.TRIPLETS`; None in a network that takes none.
         arguments: what `models.build` made the network from; a checkpoint's card keeps it.
     """
 
     arguments: dict
     gem_p: float = 1.0
+    flip: bool = False
     triplet: str | None = None
 
     def __init__(self, stem: nn.Module, layers: list[nn.Module]) -> None:
@@ -129,13 +131,17 @@ class TwoStream(nn.Module):
     def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the features that are ranked: the embedding divided by its length, (N, D).
 
+        With `flip` it is the sum over the image and its mirror image, divided by its length.
         Always computed as in eval mode, from running statistics; every module's mode is put back. Gradient flows to the
         images unless the caller switches it off. Raises InputError for images of another shape or type, outside [0, 1]
         or not finite (on a GPU this check waits).
         """
         check_images(images)
         with evaluating(self):
-            return F.normalize(self(images, modality).embedding)
+            features = F.normalize(self(images, modality).embedding)
+            if not self.flip:
+                return features
+            return F.normalize(features + F.normalize(self(images.flip(3), modality).embedding))
 
 
 def check_images(images: Tensor) -> None:
