@@ -7,7 +7,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,8 @@ class TrainSettings:
         identities, images: P and K of a batch, K in each modality.
         optimiser: "sgd" (momentum 0.9, Nesterov) or "adamw".
         learning_rate: of the BNNeck and the classifier; everything else trains at backbone_factor times it.
-        schedule: "agw" (warm-up over 10 epochs, then steps at 20 and 50) or "cosine" (warm-up over the first tenth,
-            then down to zero).
+        schedule: "agw" (warm-up over 10 epochs, then steps at 20 and 50), "deen" (steps at 20 and 80) or "cosine"
+            (warm-up over the first tenth, then down to zero).
         triplet: "wrt", "hard", "adp" or "none"; None is the network's own.
         shuffle_labels: train on identities permuted over the images, a control that must end at chance.
     """
@@ -52,7 +52,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_choice("training", "optimiser", self.optimiser, ["sgd", "adamw"])
-        check_choice("training", "schedule", self.schedule, ["agw", "cosine"])
+        check_choice("training", "schedule", self.schedule, ["agw", "deen", "cosine"])
         check_choice("training", "triplet", self.triplet or "none", TRIPLETS)
         check_flag("training", "shuffle_labels", self.shuffle_labels)
         if not isinstance(self.augmentation, Augmentation):
@@ -67,8 +67,11 @@ class TrainSettings:
 def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
     """Return what the learning rate is multiplied by, `epoch` being the fraction of epochs done, 0 at the first step.
 
-    "agw" is constant within an epoch (train.py:205-233); "cosine" moves with every step.
+    "agw" and "deen" are constant within an epoch (train.py:205-233; DEEN train.py, whose step at 120 is never reached);
+    "cosine" moves with every step.
     """
+    if settings.schedule == "deen":
+        return learning_rate_factor(replace(settings, schedule="agw"), epoch if epoch >= 80 else min(epoch, 49))
     if settings.schedule == "agw":
         whole = int(epoch)
         return (whole + 1) / 10 if whole < 10 else 1.0 if whole < 20 else 0.1 if whole < 50 else 0.01

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from vireid_lite.data.augment import channel_exchange
+from vireid_lite.data.augment import channel_exchange, channel_or_grey
 from vireid_lite.data.records import Modality
+from vireid_lite.errors import check_flag
 from vireid_lite.losses import identity_loss
 from vireid_lite.models.agw import AGW
 from vireid_lite.models.two_stream import Batch, Objective
@@ -19,23 +20,49 @@ class CAJ(AGW):
 
     The published recipe is `TrainSettings(triplet="adp", augmentation=Augmentation(erasing=0.5), epochs=100)`, trained
     without the KL term, whose weight is 0 by default. Two things of it are not here: the two copies of a visible image
-    share their crop, flip and erased box, and channels are chosen in pixels. Published, they are chosen after
-    normalisation, whose mean and spread differ by channel, and of infrared crops too (ChannelAdapGray): that changes
-    87 % of those, as their three equal channels are equal no longer. `Augmentation(channels=True)` brings the infrared
-    choice, in pixels, where it changes an erased box alone, and exchanges half of the plain copies besides.
+    share their crop, flip and erased box, and channels are chosen in pixels, of visible images alone. Published, they
+    are chosen after normalisation, whose mean and spread differ by channel, and of infrared crops too: that changes
+    87 % of them, as their three channels are equal no longer (ChannelAdapGray). In pixels, as
+    `Augmentation(channels=True)` has it, such a choice changes an erased box alone.
 
     The collapse: with "adp" the triplet loss of some runs (issue 27 of the official repository) stays at log 2, its
     value where an anchor's positives and negatives are equally far; there, and where they differ by more than 9.38, its
     slope is zero, so any of `losses.TRIPLETS` may be chosen, "wrt" unless told.
     Source: Ye et al., "Channel Augmented Joint Learning for Visible-Infrared Recognition", ICCV 2021, CAJ
     data_loader.py:67-106, train_ext.py, testa.py:113-181.
+
+    Args:
+        non_local_channels, gem_p, flip: see `AGW`.
+        published_channels: choose channels as the published code does.
     """
+
+    def __init__(
+        self,
+        num_identities: int,
+        backbone: str = "resnet50",
+        pretrained: bool = False,
+        *,
+        non_local_channels: int = 1,
+        gem_p: float = 3.0,
+        flip: bool = False,
+        published_channels: bool = False,
+    ) -> None:
+        check_flag("models", "published_channels", published_channels)
+        options = {"non_local_channels": non_local_channels, "gem_p": gem_p, "flip": flip}
+        super().__init__(num_identities, backbone, pretrained, **options)
+        self.published_channels = published_channels
 
     def objective(self, batch: Batch) -> Objective:
         """Return the identity loss and the triplet over plain visible, exchanged visible and infrared images."""
         visible = int((batch.modality == Modality.VISIBLE).sum())  # they come first
-        plain = batch.images[:visible]
-        images = torch.cat([plain, channel_exchange(plain, batch.generator), batch.images[visible:]])
+        plain, infrared = batch.images[:visible], batch.images[visible:]
+        if self.published_channels:
+            mean, std = self.stages[0].mean, self.stages[0].std
+            exchanged = channel_exchange((plain - mean) / std, batch.generator) * std + mean
+            infrared = channel_or_grey((infrared - mean) / std, batch.generator) * std + mean
+        else:
+            exchanged = channel_exchange(plain, batch.generator)
+        images = torch.cat([plain, exchanged, infrared])
         modality, labels = (torch.cat([each[:visible], each]) for each in (batch.modality, batch.labels))
         output = self(images.contiguous(memory_format=torch.channels_last), modality)
         found = {"identity": identity_loss(output.logits, labels, batch.smoothing)}
