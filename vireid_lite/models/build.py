@@ -28,7 +28,8 @@ def build(
     check_choice("models", "network", name, NETWORKS)
     check_whole("models", "num_identities", num_identities, 1)
     network = NETWORKS[name]
-    known = [p.name for p in inspect.signature(network).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    made_by = [inspect.signature(each) for each in network.__mro__ if issubclass(each, TwoStream)]
+    known = {p.name: each for each in made_by[::-1] for p in each.parameters.values() if p.kind is p.KEYWORD_ONLY}
     for option in options:
         if option not in known:
             raise InputError(f"models: {name} has no option {option!r}; it has {', '.join(known)}")

@@ -36,20 +36,9 @@ class CAJ(AGW):
         published_channels: choose channels as the published code does.
     """
 
-    def __init__(
-        self,
-        num_identities: int,
-        backbone: str = "resnet50",
-        pretrained: bool = False,
-        *,
-        non_local_channels: int = 1,
-        gem_p: float = 3.0,
-        flip: bool = False,
-        published_channels: bool = False,
-    ) -> None:
+    def __init__(self, *arguments: object, published_channels: bool = False, **options: object) -> None:
         check_flag("models", "published_channels", published_channels)
-        options = {"non_local_channels": non_local_channels, "gem_p": gem_p, "flip": flip}
-        super().__init__(num_identities, backbone, pretrained, **options)
+        super().__init__(*arguments, **options)
         self.published_channels = published_channels
 
     def objective(self, batch: Batch) -> Objective:

@@ -41,12 +41,12 @@ class DEEN(TwoStream):
     def __init__(
         self,
         num_identities: int,
-        backbone: str = "resnet50",
-        pretrained: bool = False,
+        backbone="resnet50",
+        pretrained=False,
         *,
-        flip: bool = False,
-        layer4: bool = True,
-        published_view: bool = False,
+        flip=False,
+        layer4=True,
+        published_view=False,
     ) -> None:
         for name, value in (("flip", flip), ("layer4", layer4), ("published_view", published_view)):
             check_flag("models", name, value)
