@@ -63,6 +63,26 @@ def test_erased_area_is_a_filled_box_of_the_stated_size():
     assert torch.allclose(erased.permute(0, 2, 3, 1)[changed], fill)
 
 
+@pytest.mark.parametrize("box", augment.BOXES)
+def test_published_boxes_are_twice_as_high_and_fit(box):
+    low, high, colour = augment.BOXES[box]
+    images = crops(400, 72, 36)
+    erased = augment.erase(images, 1.0, seeded(), box)
+    changed, sides = (erased != images).any(1), []
+    for mask in changed:
+        height, width = (int(mask.any(axis).sum()) for axis in (1, 0))
+        assert mask.sum() == height * width
+        assert height < 72
+        assert width < 36
+        assert low - 0.02 < height * width / (72 * 36) < high + 0.02
+        sides.append(height / width)
+    # Half as wide as high, an image holds boxes up to twice as wide; the median of 400 uniform ratios lies at 1.8.
+    assert 1.6 < sorted(sides)[len(sides) // 2] < 2.4
+    assert torch.allclose(erased.permute(0, 2, 3, 1)[changed], torch.tensor(colour))
+    tall = crops(8, 4, 200)
+    assert torch.equal(augment.erase(tall, 1.0, seeded(), "deen-sysu"), tall)  # no box of a fifth fits a hundred times
+
+
 @pytest.mark.parametrize("function", [augment.channel_exchange, augment.channel_or_grey])
 def test_channel_augmentations_give_one_of_the_published_choices(function):
     images = crops(100)

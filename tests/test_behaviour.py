@@ -67,7 +67,10 @@ HARMLESS = [
         "from vireid_lite import errors\n\nInputError, check_choice = errors.InputError, errors.check_choice",
     ),
     ("delta.mean(-3, keepdim=True)", "(delta.sum(-3, keepdim=True) / 3)"),
-    ("return F.normalize(self(images, modality).embedding)", "return F.normalize(self(images, modality)[1] * 3.0)"),
+    (
+        "features = F.normalize(self(images, modality).embedding)",
+        "features = F.normalize(self(images, modality)[1] * 3.0)",
+    ),
 ]
 REAL = {
     "another feature is ranked": (

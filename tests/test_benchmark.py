@@ -108,6 +108,21 @@ def test_a_surrogate_is_of_another_seed_and_of_the_people_asked_for(file):
     assert alone.surrogate.seed == 8
 
 
+def test_published_recipes_at_full_are_those_of_their_data_set():
+    def recipe(victim, data):
+        rows = grids.read_grid("feature-level-tables", "full", only=f"[{data}], {victim}").rows
+        return rows[0].runs[0].recipe
+
+    for data, box in (("sysu", "deen-sysu"), ("regdb", "deen")):
+        deen = recipe("DEEN", data)
+        assert (deen.settings.schedule, deen.settings.epochs) == ("deen", 151)
+        assert (deen.settings.augmentation.box, deen.settings.augmentation.grey) == (box, 0.5)
+        assert deen.options == {"flip": True, "published_view": True} | ({} if data == "sysu" else {"layer4": False})
+        caj = recipe("CAJ", data)
+        assert (caj.settings.epochs, caj.settings.augmentation.box) == (100, "caj")
+        assert caj.options == {"flip": True, "published_channels": True}
+
+
 def test_seeds_and_settings_replace_the_grids_own(file):
     settings = {"train.epochs": 2, "attack.tied": True, "dataset.size": [48, 24]}
     grid = grids.read_grid(file, seeds=[4], settings=settings)

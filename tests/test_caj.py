@@ -86,6 +86,25 @@ def test_visible_images_enter_twice():
     assert not torch.equal(other[4:8], images[4:8])
 
 
+def test_published_channels_are_chosen_after_normalisation_of_infrared_too():
+    model, seen = build(published_channels=True).double(), []
+    model.stages[0].visible.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.stages[0].infrared.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    changed = []
+    for seed in range(40):
+        seen.clear()
+        given = batch(seed=seed)
+        model.objective(given)
+        visible, infrared = seen  # as the stems see them: normalised
+        equal = [(each - each[:, :1]).abs().amax((1, 2, 3)) < 1e-9 for each in (visible, infrared)]
+        assert equal[0][4:].all()  # every exchanged copy has one channel, as the network sees it
+        clean = (given.images[4:] - model.stages[0].mean) / model.stages[0].std
+        kept = (infrared - clean).abs().amax((1, 2, 3)) < 1e-9
+        assert (kept | equal[1]).all()
+        changed.append((~kept).double().mean().item())
+    assert sum(changed) / 40 == pytest.approx(7 / 8, abs=0.06)
+
+
 def soft_extremes_by_loops(features, labels):
     """Each anchor's delta: positives weighted by softmax(d), itself included, negatives by softmax(-d)."""
     deltas = []

@@ -2,6 +2,7 @@
 
 import pytest
 from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
+from PIL import Image
 
 from vireid_lite.data.benchmarks import check as check_module
 from vireid_lite.data.benchmarks.check import check
@@ -67,6 +68,18 @@ def test_unreadable_files_fail_by_name_even_when_partial(copy, damage):
     assert {"truncated": "truncated", "html": "an html page", "empty": "empty file"}[damage] in error.lower()
     assert error in str(report)
     assert "1 problem" in str(report).splitlines()[0]
+
+
+def test_infrared_images_of_unequal_channels_are_a_warning(copy):
+    name, root = copy
+    path = next(
+        path for path in sorted(root.rglob("*.*")) if check_module.INFRARED.match(path.relative_to(root).as_posix())
+    )
+    assert not [text for text in check(name, root, partial=True, progress=False).warnings if "unequal" in text]
+    red = Image.open(path).convert("L")
+    Image.merge("RGB", (red, red, red.point(lambda level: 255 - level))).save(path)
+    (warning,) = [text for text in check(name, root, partial=True, progress=False).warnings if "unequal" in text]
+    assert f"1 infrared images have unequal channels, first {path.relative_to(root).as_posix()}" in warning
 
 
 @pytest.mark.parametrize("name", ["regdb", "llcm"])

@@ -102,6 +102,13 @@ def test_an_official_checkpoint_is_evaluated_and_attacked(vireid, copies, tmp_pa
         assert code == 0, said
         assert "regdb, visible to infrared: rank-1" in out
         assert json.loads((tmp_path / command[0] / "scores.json").read_text())["victim"]
+    code, out, said = vireid("evaluate", *data, "--official", path, "--model", "caj", "--out-dir", tmp_path / "caj")
+    assert code == 0, said
+    scored = [json.loads((tmp_path / name / "scores.json").read_text())["scores"] for name in ("evaluate", "caj")]
+    assert scored[0] != scored[1]  # CAJ's published test adds the mirror image
+    one_line(vireid("evaluate", *data, "--official", path, "--model", "deen"), "choose from agw, caj")
+    one_line(vireid("evaluate", *data, "--checkpoint", path, "--model", "agw"), "--model agw names the network")
+    one_line(vireid("evaluate", *data, "--checkpoint", path), "give a published checkpoint to --official")
     one_line(vireid("evaluate", *data, "--official", path, "--checkpoint", path), "leave out --checkpoint")
     one_line(vireid("evaluate", *data, "--official", tmp_path / "none.t"), "no such checkpoint")
 

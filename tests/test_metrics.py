@@ -170,6 +170,20 @@ def test_features_equal_the_full_matrix(setting, protocol, chunk_size, dtype):
             same_scores(scores, score((full, *people), protocol))
 
 
+@pytest.mark.parametrize("spread", [1e-6, 1e-4, 1e-2, 1.0])
+def test_features_that_nearly_coincide_are_ranked_as_in_double_precision(spread):
+    rng = np.random.default_rng(1)
+    query, gallery = (
+        (np.ones(64) + spread * rng.normal(size=(count, 64))).astype(np.float32) / np.float32(8) for count in (40, 120)
+    )
+    ids = np.arange(40) % 30, np.arange(120) % 30
+    exact = np.sqrt(((query[:, None].astype(np.float64) - gallery) ** 2).sum(-1))
+    expected, found = metrics.evaluate(exact, *ids), metrics.evaluate_features(query, gallery, *ids)
+    assert [found.rank1, found.mAP, found.mINP] == pytest.approx(
+        [expected.rank1, expected.mAP, expected.mINP], abs=2e-4
+    )
+
+
 def test_features_of_half_precision_and_read_only_memory():
     rng = np.random.default_rng(0)
     query, gallery = rng.normal(size=(20, 8)).astype(np.float16), rng.normal(size=(30, 8)).astype(np.float16)

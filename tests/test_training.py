@@ -105,6 +105,11 @@ def test_agw_schedule_is_the_published_one():
         assert learning_rate_factor(TrainSettings(), epoch) == pytest.approx(factor)
 
 
+def test_deens_schedule_is_the_published_one():
+    for epoch, factor in [(0, 0.1), (10, 1.0), (19, 1.0), (20, 0.1), (50, 0.1), (79, 0.1), (80, 0.01), (150, 0.01)]:
+        assert learning_rate_factor(TrainSettings(schedule="deen"), epoch) == pytest.approx(factor)
+
+
 def test_cosine_schedule_warms_up_and_ends_at_zero():
     factors = [learning_rate_factor(QUICK, epoch / 100) for epoch in range(1, 301)]
     assert max(factors) == pytest.approx(1.0, abs=1e-2)

@@ -232,6 +232,23 @@ def test_grey_crops_are_the_luma(store, victim):
     assert 4 < kept < 28
 
 
+def test_uap_retrieval_compares_and_clips_as_published_where_asked(store, victim):
+    with frozen.frozen(victim):
+        ours, theirs = (UAPRetrieval(published=each).prepare(victim, store, 0) for each in (False, True))
+        features = victim.embed(store.batch(np.arange(len(store))), store.modalities)
+        dots = features @ theirs.centroids.T
+        assert torch.equal(dots.argmin(1), theirs.pull)
+        assert torch.equal(dots.argmax(1), theirs.push)
+        assert not torch.equal(torch.stack([ours.pull, ours.push]), torch.stack([theirs.pull, theirs.push]))
+        delta, rows = torch.full(store.images.shape[1:3], 0.1).expand(3, -1, -1), np.arange(8)
+        white = torch.ones(8, 3, *store.images.shape[1:3])  # with delta outside the range everywhere
+        straight, none = (
+            UAPRetrieval(published=each).gradient(victim, ours, delta, rows, white)[0] for each in (False, True)
+        )
+    assert straight.any()
+    assert not none.any()
+
+
 def test_a_delta_that_stands_still_is_halved():
     attack = UAPRetrieval(eps=0.1)
     state = {"delta": torch.full((3, 4, 4), 0.1), "saturation": torch.ones(())}

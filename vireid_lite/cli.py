@@ -101,7 +101,7 @@ def train(
     )
 
 
-def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, split, seed, device):
+def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, kind, split, seed, device):
     """Return the victim on its device, its card, and the data set at the size the victim was trained on."""
     from vireid_lite.study.run import victim_and_data
 
@@ -109,13 +109,15 @@ def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, sp
         raise InputError(f"--split {split!r}: give test or val")
     if checkpoint and official:
         raise InputError("--official names a victim already; leave out --checkpoint")
+    if kind and not official:
+        raise InputError(f"--model {kind} names the network of --official; leave it out, a checkpoint knows its own")
     if checkpoint is None and official is None and dataset not in (None, "synthetic", "paired_folder"):
         raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
 
     def open_data(trained: list | None):
         return _dataset(tier, dataset, root, size or (f"{trained[0]}x{trained[1]}" if trained else None), option)
 
-    return victim_and_data(tier, checkpoint, official, open_data, seed, device)
+    return victim_and_data(tier, checkpoint, official and (official, kind), open_data, seed, device)
 
 
 def _scores_line(data, direction: str, result, what: str = "") -> str:
@@ -145,6 +147,7 @@ def evaluate(
     size: take.Size = None,
     checkpoint: take.Checkpoint = None,
     official: take.Official = None,
+    kind: take.Kind = None,
     perturbation: take.Perturbation = None,
     query_modality: take.QueryModality = "both",
     split: take.Split = "test",
@@ -169,7 +172,7 @@ def evaluate(
         raise InputError(f"--query-modality {query_modality!r}: give visible, infrared or both")
     chosen = pick_device(device)
     made = load_perturbation(perturbation) if perturbation else None
-    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, split, seed, chosen)
+    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, kind, split, seed, chosen)
     model, _, data = victim
     set_style()
     with exclusive(out_dir):
@@ -219,6 +222,7 @@ def attack(
     size: take.Size = None,
     checkpoint: take.Checkpoint = None,
     official: take.Official = None,
+    kind: take.Kind = None,
     split: take.Split = "test",
     seed: take.Seed = 0,
     device: take.Device = "auto",
@@ -250,7 +254,7 @@ def attack(
     for wrong in (key for key, asked in refused.items() if asked is not None):
         raise InputError(f"{name} takes no --{wrong}: it learns nothing from training images; leave it out")
     chosen = pick_device(device)
-    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, split, seed, chosen)
+    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, kind, split, seed, chosen)
     model, _, data = victim
     set_style()
     with exclusive(out_dir):

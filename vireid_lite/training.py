@@ -31,7 +31,7 @@ class TrainSettings:
     learning_rate: float = 0.1  #: of the BNNeck and the classifier
     backbone_factor: float = 0.1  #: of the learning rate, for everything else
     weight_decay: float = 5e-4
-    schedule: str = "agw"  #: or "cosine", see `learning_rate_factor`
+    schedule: str = "agw"  #: "deen" or "cosine", see `learning_rate_factor`
     triplet: str | None = None  #: "wrt", "hard", "adp" or "none"; None is the network's own
     label_smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -39,7 +39,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_choice("training", "optimiser", self.optimiser, ["sgd", "adamw"])
-        check_choice("training", "schedule", self.schedule, ["agw", "cosine"])
+        check_choice("training", "schedule", self.schedule, ["agw", "deen", "cosine"])
         check_choice("training", "triplet", self.triplet or "none", TRIPLETS)
         check_flag("training", "shuffle_labels", self.shuffle_labels)
         if not isinstance(self.augmentation, Augmentation):
@@ -54,9 +54,12 @@ class TrainSettings:
 def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
     """Return what the learning rate is multiplied by after so many epochs, a fraction.
 
-    "agw" warms up over 10 epochs and steps down at 20 and 50, constant within an epoch (train.py:205-233); "cosine"
-    warms up over the first tenth, then goes down to zero, with every step.
+    "agw" warms up over 10 epochs and steps down at 20 and 50, "deen" at 20 and 80; both are constant within an epoch
+    (train.py:205-233; DEEN train.py, whose step at 120 is never reached). "cosine" warms up over the first tenth, then
+    goes down to zero, with every step.
     """
+    if settings.schedule == "deen":
+        return learning_rate_factor(replace(settings, schedule="agw"), epoch if epoch >= 80 else min(epoch, 49))
     if settings.schedule == "agw":
         whole = int(epoch)
         return (whole + 1) / 10 if whole < 10 else 1.0 if whole < 20 else 0.1 if whole < 50 else 0.01

@@ -142,6 +142,7 @@ class SignDescent(UniversalAttack):
             less than 1e-5 (UAP-Retrieval, MetaAttack; MI_SGD.py:61-71).
     """
 
+    published: ClassVar[bool] = False  # what is outside [0, 1] gets no gradient
     step_share: float = 0.1
     momentum: float = 1.0
     decay: float = 0.0
@@ -158,7 +159,7 @@ class SignDescent(UniversalAttack):
         """Return the gradient of the loss with respect to delta, (3, H, W), and the loss."""
         delta = delta.detach().requires_grad_()
         shift = tie_infrared(delta, problem.store.modalities[rows], self.tied)
-        loss = self.loss(model, problem, clip(images + shift), rows)
+        loss = self.loss(model, problem, clip(images + shift, masked=self.published), rows)
         return torch.autograd.grad(loss, delta)[0], loss.detach()
 
     def saturated(self, delta: Tensor) -> Tensor:

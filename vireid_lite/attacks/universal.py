@@ -84,6 +84,8 @@ class UAP(SignDescent):
 class UAPRetrieval(SignDescent):
     """UAP-Retrieval: pulled to the least and pushed from the most similar centroid of clean features, of any modality.
 
+    Similar is by cosine, and the clip to [0, 1] passes gradients straight through. The published code compares
+    centroids as they are, by dot product (another centroid for 3 to 25 % of the images), and clips with torch.clamp.
     Left out: the list-wise and class terms, random resizing of delta (256 to 1024 pixels), early stopping.
     Source: Li et al., "Universal Perturbation Attack Against Image Retrieval", ICCV 2019; UAPR attack.py:359-467.
 
@@ -91,9 +93,11 @@ class UAPRetrieval(SignDescent):
         scale: what features are multiplied by before the triplet, whose margin is .8.
         clusters: k of the k-means, 0 for min(256, training identities), as in CMPS; published: 512.
         grey_probability: how often a crop is replaced by its luma.
+        published: compare centroids and clip as the published code does.
     """
 
     name: ClassVar[str] = "uap-retrieval"
+    published: bool = False
     decay: float = 0.01
     rescale: bool = True
     margin: float = 0.8
@@ -104,7 +108,8 @@ class UAPRetrieval(SignDescent):
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         features = clean_features(model, store)
         centroids = centroids_for(features, store, self.clusters, seed)
-        return Problem(store, MixedBatches(store, self.batch_size, seed), centroids, *extremes(features, centroids))
+        found = extremes(features, centroids, score="dot" if self.published else "cosine")
+        return Problem(store, MixedBatches(store, self.batch_size, seed), centroids, *found)
 
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
         compared = model.embed(images, problem.store.modalities[rows]), *problem.picked(rows)

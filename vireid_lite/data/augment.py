@@ -12,10 +12,15 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 
 # CAJ fills erased boxes with (.4914, .4822, .4465) after ImageNet normalisation; this is that value as a pixel.
 ERASED = (0.485 + 0.229 * 0.4914, 0.456 + 0.224 * 0.4822, 0.406 + 0.225 * 0.4465)
+
+# The published boxes: least and most share of the area, colour. DEEN's is ImageNet's mean, after normalisation too; the
+# box of SYSU-MM01 is larger (CAJ ChannelAug.py, DEEN random_erasing.py and train.py).
+MEAN = (0.485 + 0.229 * 0.485, 0.456 + 0.224 * 0.456, 0.406 + 0.225 * 0.406)
+BOXES = {"caj": (0.02, 0.4, ERASED), "deen": (0.02, 0.4, MEAN), "deen-sysu": (0.2, 0.8, MEAN)}
 
 
 def _some(changed: Tensor, images: Tensor, probability: float, generator: Generator) -> Tensor:
@@ -46,20 +51,33 @@ def flip(images: Tensor, probability: float, generator: Generator) -> Tensor:
     return _some(F.horizontal_flip(images), images, probability, generator)
 
 
-def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Blank a rectangle of 2 to 40 % of the area, aspect ratio 0.3 to 1/0.3, with the given probability (CAJ)."""
+def erase(images: Tensor, probability: float, generator: Generator, box: str = "own") -> Tensor:
+    """Blank a rectangle of 2 to 40 % of the area, aspect ratio 0.3 to 1/0.3, with the given probability (CAJ).
+
+    The aspect ratio's logarithm is uniform, and a box that does not fit is cut. In the published code, one of `BOXES`,
+    the ratio itself is uniform, and a box that does not fit is drawn again, up to 100 times: boxes are twice as high.
+    """
     count, _, height, width = images.shape
-    area = (0.02 + 0.38 * torch.rand(count, generator=generator)) * height * width
-    aspect = torch.exp(torch.empty(count).uniform_(-1.204, 1.204, generator=generator))  # log(1/0.3) = 1.204
-    box_height = (area * aspect).sqrt().round().clamp(1, height - 1)
-    box_width = (area / aspect).sqrt().round().clamp(1, width - 1)
+    low, high, colour = BOXES.get(box, BOXES["caj"])
+    draws = (count,) if box == "own" else (100, count)
+    area = (low + (high - low) * torch.rand(draws, generator=generator)) * height * width
+    if box == "own":
+        aspect = torch.exp(torch.empty(count).uniform_(-1.204, 1.204, generator=generator))  # log(1/0.3) = 1.204
+        box_height = (area * aspect).sqrt().round().clamp(1, height - 1)
+        box_width = (area / aspect).sqrt().round().clamp(1, width - 1)
+    else:
+        aspect = 0.3 + (1 / 0.3 - 0.3) * torch.rand(draws, generator=generator)
+        sides = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (sides[0] < height) & (sides[1] < width)
+        first = fits.int().argmax(0, keepdim=True)
+        box_height, box_width = (side.gather(0, first)[0] * fits.any(0) for side in sides)
     top = (torch.rand(count, generator=generator) * (height - box_height + 1)).floor()
     left = (torch.rand(count, generator=generator) * (width - box_width + 1)).floor()
     rows, columns = torch.arange(height), torch.arange(width)
     inside_rows = (rows >= top[:, None]) & (rows < (top + box_height)[:, None])
     inside_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])
     inside = (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(images.device)
-    fill = torch.tensor(ERASED, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+    fill = torch.tensor(colour, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
     return _some(torch.where(inside, fill, images), images, probability, generator)
 
 
@@ -87,14 +105,16 @@ class Augmentation:
     pad: int = 10  #: pixels of black border before the random crop
     flip: float = 0.5
     erasing: float = 0.0
-    grey: float = 0.0  #: of turning a visible image into its luma
+    grey: float = 0.0  #: of turning a visible image into its luma, which three equal channels are already
     channels: bool = False  #: CAJ's random channel or grey on infrared images, channel exchange on half of the visible
+    box: str = "own"  #: what is erased: "own", or as published one of `BOXES`
 
     def __post_init__(self) -> None:
         numbers = all(isinstance(each, int | float) and 0 <= each <= 1 for each in (self.flip, self.erasing, self.grey))
         if not numbers or type(self.pad) is not int or self.pad < 0 or type(self.channels) is not bool:
             form = "pad is whole pixels; flip, erasing, grey are probabilities; channels is true or false"
             raise InputError(f"augmentation: {form}; got {self}")
+        check_choice("augmentation", "box", self.box, ("own", *BOXES))
 
     def __call__(self, images: Tensor, modality: Modality, generator: Generator) -> Tensor:
         """Return the augmented batch; images are all of one modality."""
@@ -103,7 +123,7 @@ class Augmentation:
         if self.flip:
             images = flip(images, self.flip, generator)
         if self.erasing:
-            images = erase(images, self.erasing, generator)
+            images = erase(images, self.erasing, generator, self.box)
         if modality == Modality.VISIBLE and self.grey:
             images = random_grey(images, self.grey, generator)
         if not self.channels:

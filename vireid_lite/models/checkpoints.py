@@ -31,10 +31,11 @@ def build(
     check_choice("models", "network", name, NETWORKS)
     check_whole("models", "num_identities", num_identities, 1)
     network = NETWORKS[name]
-    known = network.__init__.__kwdefaults__  # the keywords that only it has
+    made_by = [vars(each).get("__init__") for each in network.__mro__ if issubclass(each, TwoStream)]
+    known = {name for call in made_by if call for name in call.__kwdefaults__ or ()}  # its own, and its base's
     for option in options:
         if option not in known:
-            raise InputError(f"models: {name} has no option {option!r}; it has {', '.join(known)}")
+            raise InputError(f"models: {name} has no option {option!r}; it has {', '.join(sorted(known))}")
     model = network(num_identities, backbone, pretrained, **options)
     arguments = {"name": name, "num_identities": num_identities, "backbone": backbone, "pretrained": pretrained}
     model.arguments = {**arguments, **options}
@@ -67,7 +68,10 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     or its weights do not fit the network that the card describes (naming the first that does not).
     """
     path = existing(path)
-    state, card = read_weights(path, "a readable safetensors file", "save or copy it again")
+    with path.open("rb") as file:
+        torchs = file.read(3) in (b"PK\x03", b"\x80\x02\x8a")  # torch.save, now and before torch 1.6
+    remedy = "torch.save wrote it: give a published checkpoint to --official" if torchs else "save or copy it again"
+    state, card = read_weights(path, "a readable safetensors file", remedy)
     try:
         arguments = card["model"]
         with torch.random.fork_rng(devices=[]):
@@ -105,6 +109,8 @@ def load_strictly(model: TwoStream, state: dict[str, Tensor], names: dict[str, s
             raise InputError(f"{where}: {theirs} is missing for {what}; {remedy}")
         if (found := tuple(state[theirs].shape)) != (shape := tuple(value.shape)):
             raise InputError(f"{where}: {theirs} is {found} where {what} has {shape}; {remedy}")
+        if state[theirs].is_floating_point() != value.is_floating_point():
+            raise InputError(f"{where}: {theirs} holds {state[theirs].dtype} where {value.dtype} is needed; {remedy}")
     if foreign := [name for name in state if name not in set(names.values())]:
         raise InputError(f"{where}: {foreign[0]} has no place in {what}; {remedy}")
     model.load_state_dict({name: state[theirs] for name, theirs in names.items()})

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vireid_lite import losses
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import check_flag
+from vireid_lite.errors import InputError, check_flag
 from vireid_lite.models import two_stream
 from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, out_channels
 
@@ -24,22 +24,32 @@ class DEEN(TwoStream):
     (N, 3C, h, w). They share the BNNeck and the classifier. ResNet-50 with 395 identities has 42,037,792 parameters;
     without layer 4 and with 206, as published for RegDB, 13,094,176. Left out: a dropout of 0.01 behind the expansion
     (it would draw outside the objective's generator). The published position attention reads C/2 channels x P positions
-    as C x P/2, which mixes the two; here positions attend to positions.
+    as C x P/2, which mixes the two; here positions attend to positions, unless `published_view`.
     Source: Zhang and Wang, "Diverse Embedding Expansion Network", CVPR 2023; LLCM DEEN/model.py:91-272.
 
     Args:
-        flip: `embed` sums the features of the image and of its mirror image, as the published test does.
+        flip: `embed` sums the features of the image and of its mirror image, as the published test does (which leaves
+            the sum undivided).
         layer4: False leaves it and the fusion of layer 3 out: block 3 is the expansion of layer 2, block 4 is layer 3.
+        published_view: read the position attention's maps as the published code does, of which published weights are.
     """
 
     def __init__(
-        self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, flip=False, layer4=True
+        self,
+        num_identities: int,
+        backbone="resnet50",
+        pretrained=False,
+        *,
+        flip=False,
+        layer4=True,
+        published_view=False,
     ) -> None:
-        check_flag("models", "flip", flip)
-        check_flag("models", "layer4", layer4)
+        for name, value in (("flip", flip), ("layer4", layer4), ("published_view", published_view)):
+            check_flag("models", name, value)
         stem, layers = two_stream.trunk(backbone, pretrained)
         widths = [stem.conv1.out_channels, *(out_channels(layer[-1]) for layer in layers)]
-        stages = [Fused(*layers[k], Fusion(widths[k + 1], widths[k], stride)) for k, stride in enumerate((1, 2, 2))]
+        fusions = [Fusion(*widths[k : k + 2][::-1], s, published_view) for k, s in enumerate((1, 2, 2))]
+        stages = [Fused(*layers[k], fusion) for k, fusion in enumerate(fusions)]
         if layer4:
             stages.append(nn.Sequential(Expansion(widths[3]), *layers[3], SideBySide(widths[4])))
         else:
@@ -58,11 +68,6 @@ class DEEN(TwoStream):
         pooled, neck = self._branches(images, modality)
         embedding = F.normalize(torch.cat([pooled, neck], 1), dim=2).flatten(1)
         return ModelOutput(pooled.flatten(1), embedding, self.classifier(neck).mean(1))
-
-    def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return the ranked features (N, 6C) of length 1; with `flip`, of the sum over image and mirror image."""
-        features = super().embed(images, modality)
-        return F.normalize(features + super().embed(images.flip(3), modality)) if self.flip else features
 
     def objective(self, batch: Batch) -> Objective:
         """Return identity + triplet + 0.8 cpm + 0.01 orthogonality, and the logits of all 3N rows.
@@ -129,13 +134,13 @@ class Fusion(nn.Module):
     """Multi-stage feature aggregation: a layer's output attends to its input, over channels and then over positions.
 
     Both attentions are products without a softmax, divided by the number of what is summed over; each ends in a
-    BatchNorm at 0 and is added.
+    BatchNorm at 0 and is added. See `DEEN` for `published_view`.
     Source: LLCM DEEN/model.py (MFA_block, of CNL and PNL).
     """
 
-    def __init__(self, high: int, low: int, stride: int) -> None:
+    def __init__(self, high: int, low: int, stride: int, published_view: bool = False) -> None:
         super().__init__()
-        inner = low // 2
+        inner, self.published_view = low // 2, published_view
         self.theta1, self.phi1 = nn.Conv2d(high, low, 1), nn.Conv2d(low, low, 1, stride)
         self.g1, self.out1, self.bn1 = nn.Conv2d(low, low, 1), nn.Conv2d(low, high, 1, stride), nn.BatchNorm2d(high)
         self.theta2, self.phi2 = nn.Conv2d(high, inner, 1), nn.Conv2d(low, inner, 1)
@@ -148,9 +153,13 @@ class Fusion(nn.Module):
         theta, phi, g = (each.flatten(2) for each in (self.theta1(high), self.phi1(low), self.g1(low)))
         channels = (theta @ phi.mT / phi.shape[1]) @ g
         high = high + self.bn1(self.out1(channels.unflatten(2, low.shape[2:])))
+        if self.published_view and (high[0, 0].numel() % 2 or low[0, 0].numel() % 2):
+            raise InputError("deen: published_view halves the positions of each map; give crops of other sides")
         theta, phi, g = (each.flatten(2) for each in (self.theta2(high), self.phi2(low), self.g2(low)))
+        if self.published_view:
+            theta, phi, g = (each.reshape(len(each), low.shape[1], -1) for each in (theta, phi, g))
         positions = (g @ phi.mT / phi.shape[2]) @ theta  # associative: no positions x positions matrix is built
-        return high + self.bn2(self.out2(positions.unflatten(2, high.shape[2:])))
+        return high + self.bn2(self.out2(positions.flatten(1).unflatten(1, (-1, *high.shape[2:]))))
 
 
 class Expansion(nn.Module):

@@ -58,6 +58,7 @@ class TwoStream(nn.Module):
 
     arguments: dict  #: what `models.build` made the network from; a checkpoint's card keeps it
     gem_p: float = 1.0  #: exponent of the pooling; 1 is average pooling
+    flip: bool = False  #: whether `embed` adds the mirror image's features
     triplet: str | None = None  #: trained with unless told, a name of `losses.TRIPLETS`; None where it takes none
 
     def __init__(self, stem: nn.Module, layers: list[nn.Module]) -> None:
@@ -98,12 +99,16 @@ class TwoStream(nn.Module):
     def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the features that are ranked: the embedding divided by its length, (N, D).
 
+        With `flip` it is the sum over the image and its mirror image, divided by its length.
         Always computed as in eval mode; every module's mode is put back, and gradient flows to the images. Raises
         InputError for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
         """
         check_images(images)
         with evaluating(self):
-            return F.normalize(self(images, modality).embedding)
+            features = F.normalize(self(images, modality).embedding)
+            if not self.flip:
+                return features
+            return F.normalize(features + F.normalize(self(images.flip(3), modality).embedding))
 
 
 def check_images(images: Tensor) -> None:

@@ -163,14 +163,21 @@ def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
 
 
 def _tables(content: dict, tier: str, settings: dict, names: dict[str, str]) -> dict:
-    """Return the tables of a run that names stand for: of each its "any", then the tier's own, then the settings."""
+    """Return the tables of a run that names stand for: of each its "any", then the tier's own, then the settings.
+
+    Between the last two stands what a name has for a tier on one data set, such as "full on regdb".
+    """
     found: dict = {}
+    tiers = ("any", "lite", "standard", "full")
+    allowed = dict.fromkeys(
+        (*tiers, *(f"{each} on {data}" for each in tiers for data in content.get("data", {}))), dict
+    )
     for kind, name in names.items():
         known = content.get(kind, {})
         if name not in known:
             raise InputError(f"{kind} {name!r} is unknown; the grid names {', '.join(known) or 'none'}")
-        check(f"{kind} {name}", known[name], dict.fromkeys(("any", "lite", "standard", "full"), dict))
-        for part in ("any", tier):
+        check(f"{kind} {name}", known[name], allowed)
+        for part in ("any", tier, f"{tier} on {names['data']}"):
             check(f"{kind} {name}, {part}", known[name].get(part, {}), ENTRY)
             found = merge(found, known[name].get(part, {}))
     for key, value in settings.items():

@@ -277,14 +277,19 @@ def scores_for_card(result: Evaluation) -> dict:
 
 
 def victim_and_data(
-    tier: str, checkpoint: Path | None, official: Path | None, open_data: Callable, seed: int, device: torch.device
+    tier: str,
+    checkpoint: Path | None,
+    official: tuple[Path, str | None] | None,
+    open_data: Callable,
+    seed: int,
+    device: torch.device,
 ) -> Victim:
     """Return the victim on its device, its card, and the data, which `open_data` opens at the size it was trained on.
 
-    Without `checkpoint` and `official` it is the tier's victim of the synthetic set.
+    Without `checkpoint` and `official`, as `load_official` takes it, it is the tier's victim of the synthetic set.
     """
     # Crops of another size than the victim was trained on would be scored without a word.
-    model, card = load_checkpoint(checkpoint) if checkpoint else load_official(official) if official else (None, {})
+    model, card = load_checkpoint(checkpoint) if checkpoint else load_official(*official) if official else (None, {})
     data = open_data(card.get("dataset", {}).get("size"))
     if model is None:
         print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)

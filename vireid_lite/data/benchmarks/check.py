@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import Image, ImageChops
 from tqdm import tqdm
 
 from vireid_lite.data.benchmarks import llcm, regdb
@@ -17,6 +18,9 @@ from vireid_lite.data.benchmarks.paired_folder import PairedFolder
 from vireid_lite.data.benchmarks.sysu import SYSU
 from vireid_lite.data.records import Modality, Record
 from vireid_lite.errors import InputError, check_choice
+
+# Where each data set has its infrared images.
+INFRARED = re.compile(r"cam[36]/|Thermal/|(test_)?nir/|infrared/")
 
 NAMED = 20  #: files named one by one in a report
 
@@ -101,20 +105,24 @@ def check(name: str, root: str | Path | None, partial: bool = False, progress: b
         report.errors.append(str(error))
         return report
     report.files("missing", [f"{source} ({where})" for source, where in sorted(report.missing.items())])
-    report.files("unreadable", unreadable(folder, sorted(set(sources) - report.missing.keys()), progress))
+    looks = looked_at(folder, sorted(set(sources) - report.missing.keys()), progress)
+    report.files("unreadable", [f"{source} ({look})" for source, look in looks.items() if isinstance(look, str)])
+    if coloured := [source for source, look in looks.items() if look is True and INFRARED.match(source)]:
+        found = f"{len(coloured):,} infrared images have unequal channels, first {coloured[0]}"
+        report.warnings.append(f"{found}; they are read as their luma, which published code does not do")
     return report
 
 
-def unreadable(root: Path, sources: list[str], progress: bool = True) -> list[str]:
-    """Decode every image fully and return those that fail, each with the reason."""
+def looked_at(root: Path, sources: list[str], progress: bool = True) -> dict[str, str | bool]:
+    """Decode every image fully; return why it fails, or whether its channels are unequal."""
     with ThreadPoolExecutor(4) as pool:  # Pillow releases the interpreter while it decodes
-        problems = pool.map(lambda source: _problem(root / source), sources)
-        bar = tqdm(problems, total=len(sources), desc="decoding", unit="image", disable=not progress)
-        return [f"{source} ({problem})" for source, problem in zip(sources, bar, strict=True) if problem]
+        looks = pool.map(lambda source: _look(root / source), sources)
+        bar = tqdm(looks, total=len(sources), desc="decoding", unit="image", disable=not progress)
+        return dict(zip(sources, bar, strict=True))
 
 
-def _problem(path: Path) -> str | None:
-    """Say in a few words why a file is no whole image, or nothing."""
+def _look(path: Path) -> str | bool:
+    """Say in a few words why a file is no whole image, or else whether its channels are unequal."""
     try:
         with path.open("rb") as file:
             start = file.read(64).lstrip().lower()
@@ -124,9 +132,10 @@ def _problem(path: Path) -> str | None:
             return "an HTML page, not an image"
         with Image.open(path) as image:
             image.load()
+            red, *others = image.split() if image.mode == "RGB" else (image,)
+        return any(ImageChops.difference(red, other).getextrema()[1] > 2 for other in others)  # levels: JPEG rounds
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         return f"{error or type(error).__name__}".split("\n")[0]
-    return None
 
 
 def _survey_sysu(root: Path, report: CheckReport) -> Iterable[str]:
