@@ -31,11 +31,11 @@ def build(
     check_choice("models", "network", name, NETWORKS)
     check_whole("models", "num_identities", num_identities, 1)
     network = NETWORKS[name]
-    made_by = [vars(each).get("__init__") for each in network.__mro__ if issubclass(each, TwoStream)]
-    known = {name for call in made_by if call for name in call.__kwdefaults__ or ()}  # its own, and its base's
+    made_by = [vars(each).get("__init__") for each in reversed(network.__mro__) if issubclass(each, TwoStream)]
+    known = [name for call in made_by if call for name in call.__kwdefaults__ or ()]  # its base's and its own
     for option in options:
         if option not in known:
-            raise InputError(f"models: {name} has no option {option!r}; it has {', '.join(sorted(known))}")
+            raise InputError(f"models: {name} has no option {option!r}; it has {', '.join(known)}")
     model = network(num_identities, backbone, pretrained, **options)
     arguments = {"name": name, "num_identities": num_identities, "backbone": backbone, "pretrained": pretrained}
     model.arguments = {**arguments, **options}
