@@ -23,8 +23,8 @@ from vireid_lite.errors import DATASETS, TIERS, InputError, fraction, number
 if TYPE_CHECKING:
     import torch
 
-STANDARD = {"DATA_ROOT": "Optional[str]", "SEED": "whole", "DEVICE": "str", "OUT_DIR": "str"}
-STANDARD |= {"TIER": f"one_of[{', '.join(TIERS)}]", "DATASET": f"Optional[one_of[{', '.join(DATASETS)}]]"}
+STANDARD = {"TIER": f"one_of[{', '.join(TIERS)}]", "DATASET": f"Optional[one_of[{', '.join(DATASETS)}]]"}
+STANDARD |= {"DATA_ROOT": "Optional[str]", "SEED": "whole", "DEVICE": "str", "OUT_DIR": "str"}
 PLAIN = (str, int, float, list, tuple, dict, type(None))  # what papermill can inject
 
 
@@ -108,8 +108,9 @@ def check_parameters(names: dict[str, Any], costs: Costs | None = None) -> Simpl
         tier, dataset, data_root (Path or None), seed, device (torch.device), out_dir (Path) and the chapter's own.
     """
     again = names.get("_parameters_checked")
-    # From the source: under Python 3.14 a notebook's names have no annotations.
-    typed = {name: kind for cell in names.get("In", ()) for name, kind, _ in _assigned(cell) if kind}
+    typed = {name: getattr(kind, "__name__", kind) for name, kind in names.get("__annotations__", {}).items()}
+    # A notebook's names have no annotations under Python 3.14, so its cells are read as well.
+    typed |= {name: kind for cell in names.get("In", ()) for name, kind, _ in _assigned(cell) if kind}
     kinds = (again or typed) | STANDARD
     odd = {name for name, value in names.items() if isinstance(value, PLAIN) and (name.isupper() or not again)}
     odd -= {name for name in names if name.startswith("_") or name in ("In", "Out")}
