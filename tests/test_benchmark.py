@@ -313,7 +313,6 @@ def test_the_command_line_needs_no_data_for_a_dry_run(tmp_path):
         (["smoke", "--seeds", "0,x"], "--seeds '0,x': give whole numbers"),
         (["smoke", "--data-root", "/data"], "--data-root '/data': a name and a value"),
         (["smoke", "--set", "epochs"], "--set 'epochs'"),
-        (["smoke", "--tier", "huge"], "'huge' is not one of"),
         (["smok"], "'smok': give smoke, cmps-tables"),
         (["smoke", "--only", "RegDB"], "grid smoke: no row holds 'RegDB'"),
         (["cmps-tables", "--tier", "full", "--seeds", "0"], "sysu: give the folder of your own copy"),

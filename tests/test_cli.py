@@ -231,6 +231,7 @@ def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vir
         (["book", "-p", "EPZ", "4/255"], ["EPZ"]),
         (["book", "-p", "SEED", "x"], ["SEED"]),
         (["frobnicate"], ["frobnicate"]),
+        (["bench", "smoke", "--tier", "huge"], ["--tier", "'huge'", "lite"]),
         (["attack", "cmsp"], ["cmsp", "cmps"]),
         (["attack", "cmps", "--eps", "8"], ["--eps"]),
         (["attack", "cmps", "--set", "mode=both"], ["both"]),
