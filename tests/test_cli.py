@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
 from safetensors.torch import save_file
 
-from vireid_lite import cli
+from vireid_lite import attacks, cli, data, errors, models, options
+from vireid_lite.losses import TRIPLETS
+from vireid_lite.study import grids
 
 MAKE = {"sysu": make_sysu, "regdb": make_regdb, "llcm": make_llcm, "paired_folder": make_pairs}
 TINY = ["-o", "num_identities=8", "-o", "images_per_modality=2", "-o", "val_identities=4", "-o", "test_identities=4"]
@@ -84,7 +87,7 @@ def test_every_network_can_be_trained_and_refuses_what_does_not_fit(vireid, tmp_
         assert card["recipe"]["model"] == card["model"]["name"] == name
         assert ("triplet" in card["recipe"]["settings"]) == (name == "caj")
     for arguments, words in (
-        (["--model", "resnet"], "network 'resnet' is unknown; choose from agw, caj"),
+        (["--model", "resnet"], "'resnet' is not one of 'agw', 'caj'"),
         (["--model", "ddag", "--triplet", "hard"], "DDAG has its own losses and takes no triplet; leave 'hard' out"),
         (["--model", "ide", "--set", "parts=6"], "ide has no option 'parts'; it has hetero_centre"),
         (["--model", "pcb", "--pretrained"], "no ImageNet weights"),
@@ -110,7 +113,7 @@ def test_an_official_checkpoint_is_evaluated_and_attacked(vireid, copies, tmp_pa
     one_line(vireid("evaluate", *data, "--checkpoint", path, "--model", "agw"), "--model agw names the network")
     one_line(vireid("evaluate", *data, "--checkpoint", path), "give a published checkpoint to --official")
     one_line(vireid("evaluate", *data, "--official", path, "--checkpoint", path), "leave out --checkpoint")
-    one_line(vireid("evaluate", *data, "--official", tmp_path / "none.t"), "no such checkpoint")
+    one_line(vireid("evaluate", *data, "--official", tmp_path / "none.t"), "--official", "none.t", "does not exist")
 
 
 def paired_roots():
@@ -203,8 +206,9 @@ def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vir
     [
         (["train", "--epochs", "many"], ["--epochs"]),
         (["train", "--epoch", "3"], ["--epoch"]),
-        (["train", "--tier", "huge"], ["TIER 'huge'", "lite"]),
+        (["train", "--tier", "huge"], ["--tier", "'huge'", "lite"]),
         (["train", "--device", "cuda:9"], ["DEVICE 'cuda:9'"]),
+        (["train", "--device", "tpu"], ["--device 'tpu'", "cuda:N"]),
         (["train", "--backbone", "vgg"], ["vgg"]),
         (["train", "-o", "difficulty"], ["difficulty"]),
         (["train", "-o", "dificulty=hard"], ["dificulty"]),
@@ -214,7 +218,7 @@ def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vir
         (["train", "--root", "/tmp"], ["synthetic"]),
         (["train", "--size", "²x3"], ["HEIGHTxWIDTH"]),
         (["train", "--seed", "-1"], ["--seed"]),
-        (["train", "--learning-rate", "-1"], ["learning_rate"]),
+        (["train", "--learning-rate", "-1"], ["--learning-rate"]),
         (["train", "-o", "size=64"], ["--size"]),
         (["train", "-o", "thermal=no"], ["thermal"]),
         (["train", "-o", 'difficulty=["easy"]'], ["difficulty"]),
@@ -234,6 +238,7 @@ def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vir
         (["book", "-p", "EPZ", "4/255"], ["EPZ"]),
         (["book", "-p", "SEED", "x"], ["SEED"]),
         (["frobnicate"], ["frobnicate"]),
+        (["bench", "smoke", "--tier", "huge"], ["--tier", "'huge'", "lite"]),
         (["attack", "cmsp"], ["cmsp", "cmps"]),
         (["attack", "cmps", "--eps", "8"], ["--eps"]),
         (["attack", "cmps", "--set", "mode=both"], ["both"]),
@@ -248,6 +253,16 @@ def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vir
 )
 def test_a_mistake_is_one_line_and_code_2(vireid, arguments, words):
     one_line(vireid(*arguments), *words)
+
+
+def test_names_known_without_torch_are_the_modules_own():
+    assert tuple(data.DATASETS) == errors.DATASETS
+    assert set(options.NETWORKS) == set(models.NETWORKS)
+    assert set(options.BACKBONES) == set(models.BACKBONES)
+    assert tuple(TRIPLETS) == options.TRIPLETS
+    assert tuple(attacks.ATTACKS) == options.ATTACKS
+    assert options.GRID.startswith(", ".join(grids.GRIDS))
+    assert all(re.fullmatch(options.GRIDS, name) for name in (*grids.GRIDS, "own.toml"))
 
 
 def break_list(root):

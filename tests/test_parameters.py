@@ -84,7 +84,9 @@ def test_tiers_and_their_data_are_those_of_the_victims():
 def test_settings_are_ready_to_use(tmp_path, capsys):
     root = make_regdb(tmp_path)
     names = {**SIX, "EPS": "4/255", "DATA_ROOT": str(root), "DATASET": "regdb"}
-    settings = check_parameters({**names, "__annotations__": {"SEED": int, "EPS": "fraction"}})
+    cells = ["import math", "broken(", "SEED: int = 0\nEPS: 'fraction' = '8/255'"]
+    settings = check_parameters({**names, "In": cells})  # in a notebook
+    assert settings == check_parameters({**names, "__annotations__": {"SEED": int, "EPS": "fraction"}})  # in a script
     assert (settings.tier, settings.dataset, settings.seed) == ("lite", "regdb", 0)
     assert settings.eps == pytest.approx(4 / 255)
     assert settings.device == torch.device("cpu")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
-import json
 import sys
 from pathlib import Path
 
@@ -12,49 +10,11 @@ import typer
 
 from vireid_lite import options as take
 from vireid_lite.errors import BuildError, InputError
+from vireid_lite.files import exclusive
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, help="Verify a copy of a data set.")
 app.add_typer(data_app, name="data")
-
-
-def _dataset(tier: str, dataset: str | None, root: Path | None, size: str | None, options: list[str] | None):
-    from vireid_lite.victims import tier_dataset
-
-    sides = size.lower().split("x") if size is not None else None
-    if sides and not (len(sides) == 2 and all(map(str.isdecimal, sides))):
-        raise InputError(f"--size {size!r}: give HEIGHTxWIDTH in pixels, such as 128x64")
-    own = {"name": "dataset", **{key: key for key in ("tier", "dataset", "root", "size")}}
-    given = _parse_pairs("-o", options, "difficulty=hard", own)
-    return tier_dataset(tier, dataset, root, size=sides and tuple(map(int, sides)), **given)
-
-
-def _numbers(option: str, text: str | None, what: str) -> list[int] | None:
-    """Read numbers with commas between them."""
-    parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(map(str.isdecimal, parts)):
-        raise InputError(f"{option} {text!r}: give {what}")
-    return [int(part) for part in parts] or None
-
-
-def _split_pair(option: str, pair: str, example: str) -> tuple[str, str]:
-    name, equals, value = pair.partition("=")
-    if not (name and equals):
-        raise InputError(f"{option} {pair!r}: a name and a value are needed, such as {option} {example}")
-    return name, value
-
-
-def _parse_pairs(option: str, pairs: list[str] | None, example: str, own: dict[str, str] | None = None) -> dict:
-    """Read KEY=VALUE pairs; a value is a JSON number, true or false, or plain text. own: keys with another option."""
-    options = {}
-    for key, value in (_split_pair(option, pair, example) for pair in pairs or []):
-        if key in (own or {}):
-            raise InputError(f"{option} {key}: give it as an option of its own, --{own[key]}")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
-    return options
 
 
 @data_app.command("check")
@@ -70,43 +30,26 @@ def data_check(name: take.DataCopy, root: take.CheckRoot, partial: take.Partial 
 
 @app.command()
 def train(
-    tier: take.Tier = "lite",
-    dataset: take.DatasetName = None,
-    data_root: take.DataRoot = None,
-    option: take.Options = None,
-    size: take.Size = None,
-    model: take.Network = None,
-    set_: take.NetworkSet = None,
-    triplet: take.Triplet = None,
-    backbone: take.Backbone = None,
-    pretrained: take.Pretrained = None,
-    epochs: take.Epochs = None,
-    learning_rate: take.LearningRate = None,
-    seed: take.Seed = 0,
-    device: take.Device = "auto",
-    out_dir: take.OutDir = Path("victim"),
-) -> None:
+    tier: take.Tier = "lite", dataset: take.DatasetName = None, data_root: take.DataRoot = None,
+    option: take.Options = None, size: take.Size = None,
+    model: take.Network = None, set_: take.NetworkSet = None, triplet: take.Triplet = None,
+    backbone: take.Backbone = None, pretrained: take.Pretrained = None,
+    epochs: take.Epochs = None, learning_rate: take.LearningRate = None, seed: take.Seed = 0,
+    device: take.Device = "auto", out_dir: take.OutDir = Path("victim"),
+) -> None:  # fmt: skip
     """Train a victim, or resume a killed training; write OUT_DIR/victim.safetensors and its card."""
-    from vireid_lite.victims import load_or_train, tier_recipe
+    from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
-    network = {"options": _parse_pairs("--set", set_, "hetero_centre=0.5"), "backbone": backbone, "triplet": triplet}
-    settings = {"pretrained": pretrained, "epochs": epochs, "learning_rate": learning_rate}
-    recipe = tier_recipe(tier, model=model, **network, **settings)
-    data = _dataset(tier, dataset, data_root, size, option)
+    network = {"model": model, "options": dict(set_ or ()), "backbone": backbone, "pretrained": pretrained}
+    recipe = tier_recipe(tier, **network, triplet=triplet, epochs=epochs, learning_rate=learning_rate)
+    data = tier_dataset(tier, dataset, data_root, size=size, **dict(option or ()))
     _, card = load_or_train(recipe, data, seed=seed, device=device, folder=out_dir)
-    history, seconds = card["history"], card["seconds"]
-    print(
-        f"{out_dir / 'victim.safetensors'}: {len(history)} epochs in {seconds:.0f} s on {card['device']}, "
-        f"accuracy in the last one {history[-1]['accuracy']:.3f}"
-    )
+    history, took = card["history"], f"in {card['seconds']:.0f} s on {card['device']}"
+    accuracy = f"accuracy in the last one {history[-1]['accuracy']:.3f}"
+    print(f"{out_dir / 'victim.safetensors'}: {len(history)} epochs {took}, {accuracy}")
 
 
-def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, kind, split, seed, device):
-    """Return the victim on its device, its card, and the data set at the size the victim was trained on."""
-    from vireid_lite.study.run import victim_and_data
-
-    if split not in ("test", "val"):
-        raise InputError(f"--split {split!r}: give test or val")
+def _check_victim(dataset: str | None, checkpoint: Path | None, official: Path | None, kind: str | None) -> None:
     if checkpoint and official:
         raise InputError("--official names a victim already; leave out --checkpoint")
     if kind and not official:
@@ -114,149 +57,111 @@ def _victim_and_data(tier, dataset, root, option, size, checkpoint, official, ki
     if checkpoint is None and official is None and dataset not in (None, "synthetic", "paired_folder"):
         raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
 
+
+def _victim(checkpoint, official, kind, seed, device, tier, dataset, root, size, option):
+    """Return the victim on its device, its card, and the data set at the size asked for, or that of its training."""
+    from vireid_lite.study.run import victim_and_data
+    from vireid_lite.victims import tier_dataset
+
     def open_data(trained: list | None):
-        return _dataset(tier, dataset, root, size or (f"{trained[0]}x{trained[1]}" if trained else None), option)
+        return tier_dataset(tier, dataset, root, size=size or trained, **dict(option or ()))
 
     return victim_and_data(tier, checkpoint, official and (official, kind), open_data, seed, device)
 
 
 def _scores_line(data, direction: str, result, what: str = "") -> str:
-    _, low, high = (100 * value for value in result.chance.independent.rank1)
-    rank1, mean, least = 100 * result.rank1, 100 * result.mAP, 100 * result.mINP
-    scores = f"rank-1 {rank1:.1f} %, mAP {mean:.1f} %, mINP {least:.1f} %"
-    return f"{data.name}, {direction}{what}: {scores}; chance rank-1 {low:.1f} to {high:.1f} %"
-
-
-def _save_figure(figure, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    from vireid_lite.files import write_atomically
-
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150)
-    plt.close(figure)
-    write_atomically(path, picture.getvalue())
+    values = [100 * value for value in (result.rank1, result.mAP, result.mINP, *result.chance.independent.rank1[1:])]
+    scores = "rank-1 {:.1f} %, mAP {:.1f} %, mINP {:.1f} %; chance rank-1 {:.1f} to {:.1f} %".format(*values)
+    return f"{data.name}, {direction}{what}: {scores}"
 
 
 @app.command()
 def evaluate(
-    tier: take.Tier = "lite",
-    dataset: take.DatasetName = None,
-    data_root: take.DataRoot = None,
-    option: take.Options = None,
-    size: take.Size = None,
-    checkpoint: take.Checkpoint = None,
-    official: take.Official = None,
-    kind: take.Kind = None,
+    tier: take.Tier = "lite", dataset: take.DatasetName = None, data_root: take.DataRoot = None,
+    option: take.Options = None, size: take.Size = None,
+    checkpoint: take.Checkpoint = None, official: take.Official = None, kind: take.Kind = None,
     perturbation: take.Perturbation = None,
-    query_modality: take.QueryModality = "both",
-    split: take.Split = "test",
-    seed: take.Seed = 0,
-    device: take.Device = "auto",
-    out_dir: take.OutDir = Path("evaluation"),
-) -> None:
+    query_modality: take.QueryModality = "both", split: take.Split = "test", seed: take.Seed = 0,
+    device: take.Device = "auto", out_dir: take.OutDir = Path("evaluation"),
+) -> None:  # fmt: skip
     """Rank queries against a gallery; write OUT_DIR/scores.json and a figure of rankings for each direction.
 
     With --perturbation the scores are those of attacked queries, beside the clean ones, and the figures show both.
     """
+    _check_victim(dataset, checkpoint, official, kind)
     from vireid_lite.attacks import load_perturbation
-    from vireid_lite.chapters.plots import ranking_strips, set_style
+    from vireid_lite.chapters import plots
     from vireid_lite.data import Modality
-    from vireid_lite.files import exclusive
     from vireid_lite.machine import pick_device
     from vireid_lite.metrics.evaluation import direction_name, ranked
     from vireid_lite.study.run import evaluate_victim, trials_of
 
-    named = {modality.name.lower(): [modality] for modality in Modality} | {"both": list(Modality)}
-    if query_modality not in named:
-        raise InputError(f"--query-modality {query_modality!r}: give visible, infrared or both")
     chosen = pick_device(device)
     made = load_perturbation(perturbation) if perturbation else None
-    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, kind, split, seed, chosen)
+    victim = _victim(checkpoint, official, kind, seed, chosen, tier, dataset, data_root, size, option)
     model, _, data = victim
-    set_style()
+    directions = [modality for modality in Modality if query_modality in ("both", modality.name.lower())]
+    plots.set_style()
     with exclusive(out_dir):
-        found = evaluate_victim(victim, named[query_modality], out_dir, split, made, chosen)
-        for clean, attacked, moved in found:
-            direction, trial = direction_name(clean.query_modality), trials_of(data, clean.query_modality, split)[0]
-            print(_scores_line(data, direction, clean))
+        for clean, attacked, moved in evaluate_victim(victim, directions, out_dir, split, made, chosen):
+            name, trial = direction_name(clean.query_modality), trials_of(data, clean.query_modality, split)[0]
+            print(_scores_line(data, name, clean))
             strips = ranked(model, data, trial, queries=6, device=chosen)
-            _save_figure(ranking_strips(data, *strips), out_dir / f"rankings_{direction.replace(' ', '_')}.png")
+            plots.save(plots.ranking_strips(data, *strips), out_dir, f"rankings {name}")
             if attacked is not None:
                 low, high = 100 * moved["rank1"]["low"], 100 * moved["rank1"]["high"]
-                print(_scores_line(data, direction, attacked, ", attacked") + f"; change {low:+.1f} to {high:+.1f}")
-                _attacked_figures(made, model, data, trial, strips[0], chosen, out_dir)
+                print(_scores_line(data, name, attacked, ", attacked") + f"; change {low:+.1f} to {high:+.1f}")
+                _attacked_figures(made, model, data, trial, chosen, out_dir)
     print(f"scores and rankings: {out_dir}")
 
 
-def _attacked_figures(made, model, data, trial, queries, device, out_dir: Path) -> None:
+def _attacked_figures(made, model, data, trial, device, out_dir: Path) -> None:
     """Write the rankings of attacked queries, and the queries before and after at true scale and magnified."""
-    import numpy as np
-
-    from vireid_lite.chapters.plots import attack_sheet, picture, ranking_strips
+    from vireid_lite.chapters import plots
     from vireid_lite.data import cached
     from vireid_lite.metrics.evaluation import direction_name, ranked
 
+    queries, rankings = ranked(model, data, trial, queries=6, perturb=made.apply_rounded, device=device)
     store, modality = cached(data, trial.query, False), queries[0].modality
-    clean, name = store.batch(np.array([store.row[query] for query in queries])), direction_name(modality)
+    clean, name = store.batch([store.row[query] for query in queries]), direction_name(modality)
     attacked = made.apply_rounded(clean, modality)
-    strips = ranked(model, data, trial, queries=queries, perturb=made.apply_rounded, device=device)
-    figure = ranking_strips(data, *strips, crops=[picture(image) for image in attacked])
-    _save_figure(figure, out_dir / f"rankings_{name.replace(' ', '_')}_attacked.png")
-    sheet = attack_sheet(clean[:4], attacked[:4], made.eps, [f"query {n + 1}" for n in range(len(clean[:4]))])
-    _save_figure(sheet, out_dir / f"attacked_{name.replace(' ', '_')}.png")
+    strips = plots.ranking_strips(data, queries, rankings, crops=map(plots.picture, attacked))
+    plots.save(strips, out_dir, f"rankings {name} attacked")
+    sheet = plots.attack_sheet(clean[:4], attacked[:4], made.eps, [f"query {n + 1}" for n in range(len(clean[:4]))])
+    plots.save(sheet, out_dir, f"attacked {name}")
 
 
 @app.command()
 def attack(
-    name: take.AttackName,
-    eps: take.Eps = "8/255",
-    tied: take.Tied = False,
-    gradients: take.Gradients = None,
-    identities: take.Identities = None,
-    set_: take.AttackSet = None,
-    tier: take.Tier = "lite",
-    dataset: take.DatasetName = None,
-    data_root: take.DataRoot = None,
-    option: take.Options = None,
-    size: take.Size = None,
-    checkpoint: take.Checkpoint = None,
-    official: take.Official = None,
-    kind: take.Kind = None,
-    split: take.Split = "test",
-    seed: take.Seed = 0,
-    device: take.Device = "auto",
-    out_dir: take.OutDir = Path("attack"),
-) -> None:
+    name: take.AttackName, eps: take.Eps = "8/255", tied: take.Tied = False,
+    gradients: take.Gradients = None, identities: take.Identities = None, set_: take.AttackSet = None,
+    tier: take.Tier = "lite", dataset: take.DatasetName = None, data_root: take.DataRoot = None,
+    option: take.Options = None, size: take.Size = None,
+    checkpoint: take.Checkpoint = None, official: take.Official = None, kind: take.Kind = None,
+    split: take.Split = "test", seed: take.Seed = 0, device: take.Device = "auto", out_dir: take.OutDir = Path("attack"),
+) -> None:  # fmt: skip
     """Attack a frozen victim, score both directions, or resume a killed attack.
 
     Writes OUT_DIR/scores.json and, for a universal attack, OUT_DIR/perturbation.safetensors, which
     `vireid-lite evaluate --perturbation` applies to other data or another victim.
     """
+    _check_victim(dataset, checkpoint, official, kind)
     from vireid_lite.attacks import UniversalAttack, build_attack
-    from vireid_lite.chapters.plots import set_style
-    from vireid_lite.errors import fraction
-    from vireid_lite.files import exclusive
+    from vireid_lite.chapters import plots
     from vireid_lite.machine import pick_device
     from vireid_lite.metrics.evaluation import direction_name
     from vireid_lite.study.run import attack_victim, trials_of
 
-    try:
-        budget = fraction(eps)
-    except ValueError as error:
-        raise InputError(f"--eps {eps!r}: {error} is needed") from None
-    own = {key: key for key in ("eps", "gradients", "identities", "name", "tied")}
-    given = _parse_pairs("--set", set_, "mode=released", own)
-    made = build_attack(name, gradients=gradients, eps=budget, tied=tied, **given)
-    universal = isinstance(made, UniversalAttack)
-    refused = {"gradients": gradients} if not (universal and made.gradients_per_step) else {}
-    refused |= {"identities": identities} if not universal else {}
-    for wrong in (key for key, asked in refused.items() if asked is not None):
-        raise InputError(f"{name} takes no --{wrong}: it learns nothing from training images; leave it out")
+    made = build_attack(name, gradients=gradients, eps=eps, tied=tied, **dict(set_ or ()))
+    learns = isinstance(made, UniversalAttack)
+    steps = learns and made.gradients_per_step
+    for wrong, value, taken in (("gradients", gradients, steps), ("identities", identities, learns)):
+        if value is not None and not taken:
+            raise InputError(f"{name} takes no --{wrong}: it learns nothing from training images; leave it out")
     chosen = pick_device(device)
-    victim = _victim_and_data(tier, dataset, data_root, option, size, checkpoint, official, kind, split, seed, chosen)
+    victim = _victim(checkpoint, official, kind, seed, chosen, tier, dataset, data_root, size, option)
     model, _, data = victim
-    set_style()
+    plots.set_style()
     with exclusive(out_dir):
         found = attack_victim(made, victim, out_dir, split, seed=seed, identities=identities, device=chosen)
         for before, exact, rounded in zip(found.clean, found.exact, found.rounded, strict=True):
@@ -264,20 +169,15 @@ def attack(
                 print(_scores_line(data, direction_name(before.query_modality), scores, what))
             if found.made is not None:
                 trial = trials_of(data, before.query_modality, split)[0]
-                queries = trial.query[:: max(1, len(trial.query) // 6)][:6]
-                _attacked_figures(found.made, model, data, trial, queries, chosen, out_dir)
+                _attacked_figures(found.made, model, data, trial, chosen, out_dir)
     print(f"{'scores and perturbation' if found.made is not None else 'scores'}: {out_dir}")
 
 
 @app.command()
 def campaign(
-    file: take.CampaignFile,
-    out_dir: take.OutDir = Path("book/results"),
-    data_root: take.DataRoot = None,
-    workers: take.Processes = 1,
-    device: take.Device = "auto",
-    rerun_stale: take.RerunStale = False,
-) -> None:
+    file: take.CampaignFile, out_dir: take.OutDir = Path("book/results"), data_root: take.DataRoot = None,
+    workers: take.Processes = 1, device: take.Device = "auto", rerun_stale: take.RerunStale = False,
+) -> None:  # fmt: skip
     """Run every run of FILE that has no card yet, one card each."""
     from vireid_lite.study.workers import run_campaign
 
@@ -288,57 +188,36 @@ def campaign(
 
 @app.command()
 def bench(
-    name: take.GridName,
-    tier: take.Tier = "lite",
-    dry_run: take.DryRun = False,
-    verbose: take.Verbose = False,
-    out_dir: take.OutDir = Path("book/results"),
-    data_root: take.DataRoots = None,
-    only: take.Only = None,
-    seeds: take.Seeds = None,
-    set_: take.RunSet = None,
-    workers: take.Workers = 1,
-    scheduler: take.Scheduler = None,
-    threads: take.Threads = 1,
-    device: take.Device = "auto",
-    rerun_stale: take.RerunStale = False,
-) -> None:
+    name: take.GridName, tier: take.Tier = "lite", dry_run: take.DryRun = False, verbose: take.Verbose = False,
+    out_dir: take.OutDir = Path("book/results"), data_root: take.DataRoots = None,
+    only: take.Only = None, seeds: take.Seeds = None, set_: take.RunSet = None,
+    workers: take.Workers = 1, scheduler: take.Scheduler = None, threads: take.Threads = 1,
+    device: take.Device = "auto", rerun_stale: take.RerunStale = False,
+) -> None:  # fmt: skip
     """Run what a grid of the papers' tables has no card for yet, and print its tables."""
     from vireid_lite.study import grids
 
-    wanted = _numbers("--seeds", seeds, "whole numbers with commas between them, such as 0,1,2")
-    pairs = [_split_pair("--data-root", pair, "sysu=/data/SYSU-MM01") for pair in data_root or []]
-    roots = {dataset: Path(folder) for dataset, folder in pairs} or None
-    settings = _parse_pairs("--set", set_, "train.epochs=2")
-    grid = grids.read_grid(name, tier, seeds=wanted, settings=settings, only=only)
+    grid = grids.read_grid(name, tier, seeds=seeds, settings=dict(set_ or ()), only=only)
     if dry_run:
         found = grids.plan(grid, grids.Results(out_dir), rerun_stale=rerun_stale)
         print(grids.describe_plan(grid, found, verbose=verbose or only is not None))
         return
-    options = {"workers": workers, "scheduler": scheduler, "threads": threads, "device": device, "root": roots}
-    report = grids.run_grid(grid, out_dir, rerun_stale=rerun_stale, **options)
+    options = {"workers": workers, "scheduler": scheduler, "threads": threads, "device": device}
+    roots = dict(data_root or ()) or None
+    report = grids.run_grid(grid, out_dir, rerun_stale=rerun_stale, root=roots, **options)
     print(grids.describe(grid, grids.Results(out_dir)))
     print("; ".join(f"{state}: {len(names)}" for state, names in report.items()))
 
 
 @app.command()
 def book(
-    tier: take.Tier = "lite",
-    chapters: take.Chapters = None,
-    parameter: take.Parameters = None,
-    out_dir: take.OutDir = Path("_build"),
-    execute_only: take.ExecuteOnly = False,
-    force: take.Force = False,
-    measure: take.Measure = False,
-    edition: take.Edition = None,
-    pdf: take.Pdf = False,
-    sync: take.Sync = False,
-) -> None:
+    tier: take.Tier = "lite", chapters: take.Chapters = None, parameter: take.Parameters = None,
+    out_dir: take.OutDir = Path("_build"), execute_only: take.ExecuteOnly = False, force: take.Force = False,
+    measure: take.Measure = False, edition: take.Edition = None, pdf: take.Pdf = False, sync: take.Sync = False,
+) -> None:  # fmt: skip
     """Execute the chapters that changed and render the book; open OUT_DIR/html/index.html."""
-    chosen = _numbers("--chapters", chapters, "numbers with commas between them, such as 1,3")
-    given = dict(_split_pair("-p", pair, "EPS 4/255") for pair in parameter or [])
-    options = {"tier": tier, "chapters": chosen, "execute_only": execute_only, "force": force, "measure": measure}
-    _production("book").book(given, out_dir, edition, pdf, sync, **options)
+    options = {"tier": tier, "chapters": chapters, "execute_only": execute_only, "force": force, "measure": measure}
+    _production("book").book(dict(parameter or ()), out_dir, edition, pdf, sync, **options)
 
 
 @app.command("publish-check")
@@ -382,6 +261,6 @@ def main() -> None:
         # typer brings its own click, whose usage errors have no public name.
         if not hasattr(error, "format_message"):
             raise
-        message, code = " ".join(error.format_message().split()), 2
+        message, code = " ".join(error.format_message().split()).replace("Value error, ", ""), 2
     print(f"vireid-lite: {message}", file=sys.stderr)
     sys.exit(code)

@@ -19,6 +19,7 @@ class BuildError(RuntimeError):
 
 
 TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  #: with the data set each uses unless told
+DATASETS = ("synthetic", "sysu", "regdb", "llcm", "paired_folder")  #: by the names that `load_dataset` takes
 
 
 def fraction(value: object) -> float:

@@ -1,73 +1,131 @@
-"""The arguments and options of the command line, each with what --help says of it."""
+"""The arguments and options of the command line: what --help says of each, and what is refused before torch loads."""
 
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from vireid_lite.errors import DATASETS, TIERS, InputError, fraction
 
-def _takes(kind: Any, text: str, *names: str, **limits: object) -> Any:
-    """Return the type of an option: its value's, what --help says of it, its names where they are not the usual."""
-    return Annotated[kind, typer.Option(*names, help=text, **limits)]
+# Names known without torch; a test holds them equal to those of the modules.
+NETWORKS = ("agw", "caj", "ddag", "deen", "ide", "pcb")
+BACKBONES = ("lite", "resnet18", "resnet50")
+TRIPLETS = ("wrt", "hard", "adp", "none")
+UNIVERSAL = "uniform-noise sign-noise uap uap-retrieval uap-retrieval-grey meta-attack col-del dmr cmps feature-level"
+ATTACKS = (*UNIVERSAL.split(), "fgsm", "pgd", "metric-fgsm", "m-fgsm", "sma", "fna", "odfa", "lta")
 
 
-Text, Pairs, File = str | None, list[str] | None, Path | None
+def _takes(kind: Any, text: str, *names: str, read: Callable | None = None, how: Any = typer.Option, **limits) -> Any:
+    """Return the type of an option; read: takes the option's name and a value that is given."""
+
+    def callback(param: typer.CallbackParam, value: Any) -> Any:
+        return value if value in (None, [], ()) else read(param.opts[0], value)
+
+    return Annotated[kind, how(*names, help=text, callback=callback if read else None, **limits)]
+
+
+def _formed(pattern: str, expected: str, read: Callable, option: str, value: str) -> Any:
+    with contextlib.suppress(ValueError):
+        if re.fullmatch(pattern, value):
+            return read(value)
+    raise InputError(f"{option} {value!r}: give {expected}")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: str = "") -> Any:
+    """Return the type of an option of KEY=VALUE pairs; own: keys that have an option of their own."""
+
+    def read_pairs(option: str, pairs: list[str]) -> list[tuple[str, Any]]:
+        split = [pair.partition("=") for pair in pairs]
+        for pair, (name, equals, _) in zip(pairs, split, strict=True):
+            if not (name and equals):
+                raise InputError(f"{option} {pair!r}: a name and a value are needed, such as {option} {example}")
+            if name in own.split():
+                raise InputError(f"{option} {name}: give it as an option of its own, --{name}")
+        return [(name, read(value)) for name, _, value in split]
+
+    return _takes(list[str] | None, f"{text}, such as {example}", *names, read=read_pairs)
+
+
+Text, File = str | None, Path | None
+ROOT, ROOTS = {"exists": True, "file_okay": False}, ("--data-root", "--root")
+SIZE = partial(_formed, r"\d+[xX]\d+", "HEIGHTxWIDTH in pixels, such as 128x64", _numbers)
+NUMBERS = partial(_formed, r"\s*\d+\s*(,\s*\d+\s*)*", "whole numbers with commas between them, such as 0,1,2", _numbers)
+DEVICE = partial(_formed, "auto|cpu|cuda(:[0-9]+)?", "auto, cpu, cuda or cuda:N", str)
+EPS = partial(_formed, ".*", "a fraction in [0, 1], such as 8/255 or 0.03", fraction)
+GRIDS = r"smoke|cmps-(tables|figures)|feature-level-tables|transfer|.*\.toml"
+GRID = "smoke, cmps-tables, cmps-figures, feature-level-tables, transfer, or a .toml file"
 
 # What several commands take.
-Tier = _takes(str, "lite, standard or full: the size of data and victim")
-DatasetName = _takes(Text, "synthetic, sysu, regdb, llcm or paired_folder; default: the tier's")
-DataRoot = _takes(File, "folder of your own copy of the data set", "--data-root", "--root")
-Options = _takes(Pairs, "KEY=VALUE for the data set, such as difficulty=hard or search=indoor", "--option", "-o")
-Size = _takes(Text, "HEIGHTxWIDTH of the crops in pixels; default: the tier's")
-Checkpoint = _takes(File, "victim.safetensors; default: the tier's synthetic victim, trained if need be")
-Official = _takes(File, "checkpoint of the published AGW, CAJ, DDAG or DEEN code (.t or .pth), not --checkpoint")
-Kind = _takes(Text, "network of --official, where its keys do not tell: caj, as they are agw's", "--model")
-Split = _takes(str, "test, or val where a choice is made")
+Tier = _takes(Literal[tuple(TIERS)], "the size of data and victim")
+DatasetName = _takes(Literal[DATASETS] | None, "default: the tier's")
+DataRoot = _takes(File, "folder of your own copy of the data set", *ROOTS, **ROOT)
+Options = _pairs("KEY=VALUE for the data set", "difficulty=hard", "-o", "--option", own="tier dataset root size")
+Size = _takes(Text, "HEIGHTxWIDTH of the crops in pixels; default: the tier's", read=SIZE)
+Checkpoint = _takes(File, "victim.safetensors; default: the tier's synthetic victim, trained if need be", exists=True)
+Official = _takes(File, "checkpoint of the published AGW, CAJ, DDAG or DEEN code (.t or .pth)", exists=True)
+Kind = _takes(
+    Literal["agw", "caj", "ddag", "deen"] | None,
+    "network of --official, where its keys do not tell: caj, as they are agw's",
+    "--model",
+)
+Split = _takes(Literal["test", "val"], "test, or val where a choice is made")
 Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=2**63 - 1)
-Device = _takes(str, "auto, cpu, cuda or cuda:N")
+Device = _takes(str, "auto, cpu, cuda or cuda:N", read=DEVICE)
 OutDir = _takes(Path, "folder for what the command writes")
 RerunStale = _takes(bool, "make cards again whose code has changed", "--rerun-stale")
 
 # What one command takes.
-DataCopy = Annotated[str, typer.Argument(help="sysu, regdb, llcm or paired_folder")]
-CheckRoot = _takes(Path, "folder of your own copy", "--root", "--data-root")
+DataCopy = _takes(Literal[DATASETS[1:]], "data set", how=typer.Argument)
+CheckRoot = _takes(Path, "folder of your own copy", "--root", "--data-root", **ROOT)
 Partial = _takes(bool, "accept a subset: counts that do not fit only warn", "--partial")
-Network = _takes(Text, "agw, caj, ddag, deen, ide or pcb; default: the tier's")
-NetworkSet = _takes(Pairs, "KEY=VALUE for the network, such as hetero_centre=0.5", "--set")
-Triplet = _takes(Text, "wrt, hard, adp or none, in agw and caj; the others have losses of their own")
-Backbone = _takes(Text, "lite, resnet18 or resnet50; default: the tier's")
-Pretrained = _takes(
-    bool | None, "ImageNet weights through torchvision; default: the tier's", "--pretrained/--from-scratch"
-)
-Epochs = _takes(int | None, "passes over the training images; default: the tier's")
-LearningRate = _takes(float | None, "peak learning rate; default: the tier's")
-Perturbation = _takes(File, "what `vireid-lite attack` saved; applied to the queries, in 8 bits")
-QueryModality = _takes(str, "visible, infrared or both")
-AttackNames = "cmps, uap, uap-retrieval, m-fgsm, sign-noise, ...; a wrong one lists all"
-AttackName = Annotated[str, typer.Argument(help=AttackNames)]
-Eps = _takes(str, "largest change of a pixel in [0, 1], such as 8/255 or 0.03")
+Network = _takes(Literal[NETWORKS] | None, "default: the tier's")
+NetworkSet = _pairs("KEY=VALUE for the network", "hetero_centre=0.5", "--set")
+Triplet = _takes(Literal[TRIPLETS] | None, "in agw and caj; the others have losses of their own")
+Backbone = _takes(Literal[BACKBONES] | None, "default: the tier's")
+Pretrained = _takes(bool | None, "ImageNet weights, or none; default: the tier's", "--pretrained/--from-scratch")
+Epochs = _takes(int | None, "passes over the training images; default: the tier's", min=1)
+LearningRate = _takes(float | None, "peak learning rate; default: the tier's", min=1e-12, max=1e12)
+Perturbation = _takes(File, "what `vireid-lite attack` saved; applied to the queries, in 8 bits", exists=True)
+QueryModality = _takes(Literal["visible", "infrared", "both"], "whose images are queries")
+AttackName = _takes(Literal[ATTACKS], "attack", how=typer.Argument)
+Eps = _takes(str, "largest change of a pixel in [0, 1], such as 8/255 or 0.03", read=EPS)
 Tied = _takes(bool, "three equal channels on infrared images", "--tied")
 Gradients = _takes(int | None, "batches forward and backward in all; default: the attack's own steps", min=1)
 Identities = _takes(int | None, "training identities a universal attack learns from; default: all", min=2)
-AttackSet = _takes(Pairs, "KEY=VALUE for the attack, such as mode=released or steps=400", "--set")
-CampaignFile = Annotated[Path, typer.Argument(help="TOML file of runs")]
+AttackSet = _pairs("KEY=VALUE for the attack", "mode=released", "--set", own="eps gradients identities name tied")
+CampaignFile = _takes(Path, "TOML file of runs", how=typer.Argument, exists=True)
 Processes = _takes(int, "processes side by side", min=1)
-GridNames = "smoke, cmps-tables, cmps-figures, feature-level-tables, transfer, or a .toml file"
-GridName = Annotated[str, typer.Argument(help=GridNames)]
+GridName = _takes(str, GRID, how=typer.Argument, read=partial(_formed, GRIDS, GRID, str))
 DryRun = _takes(bool, "print what is done and what is to do, a line a table and victim", "--dry-run")
 Verbose = _takes(bool, "with --dry-run: every row", "--verbose")
-DataRoots = _takes(Pairs, "NAME=FOLDER of your own copy, such as sysu=/data/SYSU", "--data-root", "--root")
+DataRoots = _pairs("NAME=FOLDER of your own copy", "sysu=/data/SYSU-MM01", *ROOTS, read=Path)
 Only = _takes(Text, 'rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
-Seeds = _takes(Text, "such as 0,1,2; default: the grid's")
-RunSet = _takes(Pairs, "TABLE.KEY=VALUE in every run, such as train.epochs=2", "--set")
+Seeds = _takes(Text, "such as 0,1,2; default: the grid's", read=NUMBERS)
+RunSet = _pairs("TABLE.KEY=VALUE in every run", "train.epochs=2", "--set")
 Workers = _takes(int, "processes of a Dask cluster on this machine", min=1)
 Scheduler = _takes(Text, "address of a running Dask cluster, tcp://HOST:PORT")
 Threads = _takes(int, "PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers", min=1)
-Chapters = _takes(Text, "numbers to execute, such as 1,3; default: all")
-Parameters = _takes(Pairs, "NAME VALUE, as papermill's -p, or NAME=VALUE", "--parameters", "--parameter", "-p")
+Chapters = _takes(Text, "numbers to execute, such as 1,3; default: all", read=NUMBERS)
+Parameters = _pairs("NAME VALUE or NAME=VALUE", "EPS 4/255", "-p", "--parameter", "--parameters", read=str)
 ExecuteOnly = _takes(bool, "do not render", "--execute-only")
 Force = _takes(bool, "execute again what has not changed", "--force")
 Measure = _takes(bool, "start from empty caches and note in book/results what chapters cost", "--measure")
-Edition = _takes(Text, "student (no solutions) or instructor: build that edition in OUT_DIR/EDITION")
+Edition = _takes(Literal["student", "instructor"] | None, "built in OUT_DIR/EDITION; the student's has no solutions")
 Pdf = _takes(bool, "print the rendered book to OUT_DIR/vireid-lite.pdf too; needs Chromium", "--pdf")
 Sync = _takes(bool, "only write what derives from the sources: notebooks, URL", "--sync")

@@ -12,23 +12,23 @@ COSTS = results_folder() / "costs.json"
 
 
 class Costs:
-    """What one chapter costs per tier, as measured: a table in a notebook, drawn from `book/results/costs.json`."""
+    """What one chapter costs per tier: a table in a notebook, drawn from `book/results/costs.json`."""
 
     def __init__(self, chapter: str, path: Path = COSTS) -> None:
         measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.tiers: dict[str, dict] = measured.get(chapter, {})
 
     def price(self, tier: str, here: str | None = None) -> str:
-        """Return the measured cost of one tier in words, or that it is not measured yet.
-
-        Args:
-            here: the device of this run, by name; a cost that was measured on another one says so.
-        """
-        cost = self.tiers.get(tier)
-        if cost is None:
+        """Return the measured cost of a tier in words, and whether it is of another device than `here`, if given."""
+        if tier not in self.tiers:
             return "not measured yet"
-        elsewhere = ", not on this device" if here not in (None, cost["device"]) else ""
-        return f"{cost['minutes']:.1f} min and {_memory(cost)} on {cost['device']}{elsewhere}"
+        minutes, memory, device = self._measured(tier)
+        return f"{minutes} min and {memory} on {device}" + ", not on this device" * (here not in (None, device))
+
+    def _measured(self, tier: str) -> tuple[str, str, str]:
+        cost = self.tiers[tier]
+        gpu = f" + {cost['gpu_gib']:.1f} GiB of GPU" if "gpu_gib" in cost else ""
+        return f"{cost['minutes']:.1f}", f"{cost['memory_gib']:.1f} GiB{gpu}", cost["device"]
 
     def __repr__(self) -> str:
         return "\n".join(f"{tier}: {self.price(tier)}" for tier in TIERS)
@@ -37,13 +37,6 @@ class Costs:
         """Show the table in a notebook, which looks this method up by name."""
         rows = ["| Tier | Minutes | Peak memory | Measured on |", "|---|---|---|---|"]
         for tier in TIERS:
-            cells = "– | – | not measured yet"
-            if cost := self.tiers.get(tier):
-                cells = f"{cost['minutes']:.1f} | {_memory(cost)} | {cost['device']}"
-            rows.append(f"| `{tier}` | {cells} |")
+            cells = self._measured(tier) if tier in self.tiers else ("–", "–", "not measured yet")
+            rows.append(f"| `{tier}` | {' | '.join(cells)} |")
         return "\n".join(rows)
-
-
-def _memory(cost: dict) -> str:
-    gpu = f" + {cost['gpu_gib']:.1f} GiB of GPU" if "gpu_gib" in cost else ""
-    return f"{cost['memory_gib']:.1f} GiB{gpu}"

@@ -17,15 +17,12 @@ def seal(exercise: str, answer: object) -> str:
 
 
 def self_check(answer: object, exercise: str, sealed: str, decimals: int = 0) -> None:
-    """Print whether `answer` is what `sealed` stands for, or that there is no answer yet.
+    """Print whether an answer, a letter, a short text or a number, is right; InputError where it can be neither.
 
     Args:
-        answer: None, a letter, a short text, or a number, which is rounded to `decimals` places if there are any.
+        answer: None where there is none yet; a number is rounded to `decimals` places if there are any.
         exercise: its label.
         sealed: what `seal` made of the right answer.
-
-    Raises:
-        InputError: where the answer can be neither right nor wrong.
     """
     if answer is None:
         return print(UNANSWERED)
@@ -37,11 +34,7 @@ def self_check(answer: object, exercise: str, sealed: str, decimals: int = 0) ->
 
 
 def self_check_value(answer: float | None, right: Callable[[], float], within: float) -> None:
-    """Print whether `answer` is at most `within` from what `right()` returns, which is called only for an answer.
-
-    Raises:
-        InputError: where the answer is no finite number.
-    """
+    """Print whether `answer` is at most `within` from what `right()` returns, which is called only for a number."""
     if answer is None:
         return print(UNANSWERED)
     if not _is_number(answer):

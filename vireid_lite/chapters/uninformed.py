@@ -30,14 +30,12 @@ def one_order_a_person(
 ) -> tuple[metrics.RetrievalScores, np.ndarray]:
     """Return the scores of one ranking without information in which a person's queries share an order.
 
-    Queries of one person and camera score alike, so each such pair asks once; the second value says for how many
-    queries each scored one stands.
+    A person's queries of one camera score alike, so one of them asks; the second value says for how many it stands.
 
     Args:
         layout: one of `LAYOUTS`.
         blocks: the person's share of its variance; at 1 a gallery person's images stand together.
-        rng: where the orders are drawn from.
-        dtype: of the drawn numbers.
+        rng: where the orders are drawn from, as numbers of `dtype`.
     """
     protocol, query, gallery, cameras, gallery_cameras = layout
     cameras = np.zeros_like(query) if cameras is None else cameras
