@@ -138,7 +138,8 @@ def attack(
     tier: take.Tier = "lite", dataset: take.DatasetName = None, data_root: take.DataRoot = None,
     option: take.Options = None, size: take.Size = None,
     checkpoint: take.Checkpoint = None, official: take.Official = None, kind: take.Kind = None,
-    split: take.Split = "test", seed: take.Seed = 0, device: take.Device = "auto", out_dir: take.OutDir = Path("attack"),
+    split: take.Split = "test", seed: take.Seed = 0,
+    device: take.Device = "auto", out_dir: take.OutDir = Path("attack"),
 ) -> None:  # fmt: skip
     """Attack a frozen victim, score both directions, or resume a killed attack.
 
