@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -157,7 +156,7 @@ def load_or_train(
     key = stable_hash([*described, *([compute.describe()] if compute else [])])
     path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
     existed = path.exists()
-    with contextlib.nullcontext() if existed else exclusive(path.parent):  # one that is whole may be read-only
+    with exclusive(path.parent, whole=path):
         if not path.exists():
             compute, note = compute or Compute(), path.with_name("state.pt")
             with torch.random.fork_rng():

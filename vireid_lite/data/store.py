@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,7 @@ ROWS_PER_STEP = 256  #: crops written between two notes of progress
 
 
 class ImageStore:
-    """Decoded crops of a list of records in their order, read from disk when asked for.
-
-    Args:
-        images: (N, H, W, 3) uint8 memory map.
-    """
+    """Crops of a list of records in their order, (N, H, W, 3) uint8, read from a memory map when asked for."""
 
     def __init__(self, images: np.ndarray, records: Sequence[Record]) -> None:
         self.images, self.records = images, list(records)
@@ -61,10 +58,9 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
         raise InputError(f"{dataset.name}: no images to load; check the split and its options")
     folder = cache_folder() / "crops" / f"{dataset.name}-{_cache_key(dataset, records)}"
     whole = folder / "images.u8"
-    if not whole.exists():  # a cache that is whole needs no lock, so it may be read-only
-        with exclusive(folder), clear_no_space(f"cache of {dataset.name}", folder.parent):
-            if not whole.exists():
-                _decode(dataset, records, folder, progress)
+    with exclusive(folder, whole=whole), clear_no_space(f"cache of {dataset.name}", folder.parent):
+        if not whole.exists():
+            _decode(dataset, records, folder, progress)
     return ImageStore(np.memmap(whole, np.uint8, "r", shape=(len(records), *dataset.size, 3)), records)
 
 
@@ -74,16 +70,17 @@ def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
     if dataset.root is None:
         return stable_hash([*key, dataset.describe()])
     try:
-        files = {source: os.stat(dataset.root / source) for source in sorted({str(each.source) for each in records})}
+        files = [(source, os.stat(dataset.root / source)) for source in sorted({str(each.source) for each in records})]
     except OSError as error:
         raise InputError(f"{dataset.name}: {error.filename} cannot be read ({error.strerror})") from None
-    stats = [[source, stat.st_size, stat.st_mtime_ns] for source, stat in files.items()]
+    stats = [[source, stat.st_size, stat.st_mtime_ns] for source, stat in files]
     return stable_hash([*key, str(dataset.root.resolve()), stats])
 
 
 def _decode(dataset: Dataset, records: list[Record], folder: Path, progress: bool) -> None:
     """Fill images.part, noting finished rows in rows.json, and name it images.u8 when it is whole."""
-    part, note, size = folder / "images.part", folder / "rows.json", 3 * dataset.size[0] * dataset.size[1]
+    part, note, shape = folder / "images.part", folder / "rows.json", (*dataset.size, 3)
+    size = math.prod(shape)
     done = json.loads(note.read_text()) if note.exists() and part.exists() else 0
     if shutil.disk_usage(folder).free < (len(records) - done) * size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now, not after an hour of decoding
@@ -94,6 +91,8 @@ def _decode(dataset: Dataset, records: list[Record], folder: Path, progress: boo
         for start in range(done, len(records), ROWS_PER_STEP):
             rows = records[start : start + ROWS_PER_STEP]
             for crop in pool.map(dataset.read, rows):
+                if (crop.dtype, crop.shape) != (np.uint8, shape):
+                    raise InputError(f"{dataset.name}: read gave {crop.dtype} {crop.shape}, not uint8 {shape}")
                 file.write(crop.tobytes())
                 bar.update()
             file.flush()

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
 from tqdm import tqdm
 
 from vireid_lite.data.benchmarks import llcm, regdb
-from vireid_lite.data.benchmarks.lists import TEST_IDENTITY_OFFSET, open_root, read_list
+from vireid_lite.data.benchmarks.lists import TEST_IDENTITY_OFFSET, image_names, open_root, read_list
 from vireid_lite.data.benchmarks.paired_folder import PairedFolder
 from vireid_lite.data.benchmarks.sysu import SYSU
-from vireid_lite.data.records import Modality, Record
+from vireid_lite.data.records import Modality, Record, decoded
 from vireid_lite.errors import InputError, check_choice
 
 NAMED = 20  #: files named one by one in a report
 
 # What a complete copy holds (identities, visible images, infrared images).
 SYSU_KNOWN = {"train": (296, 20_284, 9_929), "val": (99, 1_974, 1_980), "test": (96, 6_775, 3_803)}
-
 SYSU_IMAGES = 30_071 + 15_792  #: in all six camera folders, as its page counts; the lists name fewer people
-
 REGDB_KNOWN = (206, 2_060)  #: identities and images that each of the forty lists names
-
 REGDB_IMAGES = 4_120  #: of each modality
-
 LLCM_IDENTITIES = {"train": 713, "test": 351}  #: 1,064 in all
-
 LLCM_IMAGES = 46_767
 
 
@@ -61,13 +55,12 @@ class CheckReport:
         if known not in (None, found):
             self.misfit(f"{what}: {found:,} found, a complete copy has {known:,}")
 
-    def part(self, part: str, records: list[Record], known: Iterable[int | None]) -> None:
+    def part(self, part: str, records: list[Record], known: Sequence[int | None]) -> None:
         """Count the identities and the visible and infrared images of a split."""
-        images = (sum(record.modality == modality for record in records) for modality in Modality)
-        found = (len({record.identity for record in records}), *images)
-        words = ("identities", "visible images", "infrared images")
-        for what, count, expected in zip(words, found, known, strict=True):
-            self.count(f"{part} {what}", count, expected)
+        self.count(f"{part} identities", len({record.identity for record in records}), known[0])
+        for modality, expected in zip(Modality, known[1:], strict=True):
+            found = sum(record.modality == modality for record in records)
+            self.count(f"{part} {modality.name.lower()} images", found, expected)
 
     def files(self, problem: str, names: list[str]) -> None:
         """Note files with a problem as errors: the first twenty by name, then how many more."""
@@ -93,40 +86,27 @@ def check(name: str, root: str | Path | None, partial: bool = False, progress: b
         InputError: for an unknown name or a root that is no folder; all else is in the report.
     """
     check_choice("data check", "name", name, SURVEYS)
-    folder = open_root(name, root)
-    report = CheckReport(name, str(root), partial)
+    folder, report = open_root(name, root), CheckReport(name, str(root), partial)
     try:
         sources = SURVEYS[name](folder, report)
     except InputError as error:
         report.errors.append(str(error))
         return report
     report.files("missing", [f"{source} ({where})" for source, where in sorted(report.missing.items())])
-    report.files("unreadable", unreadable(folder, sorted(set(sources) - report.missing.keys()), progress))
+    present = sorted(set(sources) - report.missing.keys())
+    with ThreadPoolExecutor(4) as pool:  # Pillow releases the interpreter while it decodes
+        problems = pool.map(lambda source: _problem(folder / source), present)
+        bar = tqdm(problems, total=len(present), desc="decoding", unit="image", disable=not progress)
+        report.files("unreadable", [f"{source} ({why})" for source, why in zip(present, bar, strict=True) if why])
     return report
 
 
-def unreadable(root: Path, sources: list[str], progress: bool = True) -> list[str]:
-    """Decode every image fully and return those that fail, each with the reason."""
-    with ThreadPoolExecutor(4) as pool:  # Pillow releases the interpreter while it decodes
-        problems = pool.map(lambda source: _problem(root / source), sources)
-        bar = tqdm(problems, total=len(sources), desc="decoding", unit="image", disable=not progress)
-        return [f"{source} ({problem})" for source, problem in zip(sources, bar, strict=True) if problem]
-
-
 def _problem(path: Path) -> str | None:
-    """Say in a few words why a file is no whole image, or nothing."""
+    """Say why a reader would refuse a file, or nothing."""
     try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
-        if not start:
-            return "empty file"
-        if start.startswith((b"<!doctype", b"<html")):
-            return "an HTML page, not an image"
-        with Image.open(path) as image:
-            image.load()
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        return f"{error or type(error).__name__}".split("\n")[0]
-    return None
+        decoded(path, "")
+    except InputError as error:
+        return str(error).removeprefix(f": {path} ").split("\n")[0]
 
 
 def _survey_sysu(root: Path, report: CheckReport) -> Iterable[str]:
@@ -136,7 +116,7 @@ def _survey_sysu(root: Path, report: CheckReport) -> Iterable[str]:
         report.part(split, records, SYSU_KNOWN[split])
         for identity in sorted(set(data.identities[split]) - {record.identity for record in records})[:NAMED]:
             report.misfit(f"exp/{split}_id.txt lists identity {identity}: no image in any cam*/{identity:04d}")
-    every = sum(1 for path in root.glob("cam[1-6]/*/*.jpg") if not path.name.startswith("."))
+    every = sum(len(image_names(folder)) for folder in root.glob("cam[1-6]/*"))
     report.count("images in the camera folders", every)
     if every != SYSU_IMAGES:
         report.warnings.append(f"images in the camera folders: {every:,} found, its page counts {SYSU_IMAGES:,}")
@@ -148,25 +128,21 @@ def _survey_regdb(root: Path, report: CheckReport) -> Iterable[str]:
     for split, part, (spectrum, modality) in product(range(1, 11), ("train", "test"), regdb.SPECTRA.items()):
         listing = f"idx/{part}_{spectrum}_{split}.txt"
         entries = read_list("RegDB", root, listing, report.missing)
-        paths = {entry.path for entry in entries}
+        paths, people = {entry.path for entry in entries}, len({entry.label for entry in entries})
         sources[modality] |= paths
-        if (people := len({entry.label for entry in entries}), len(paths)) != REGDB_KNOWN:
+        if (people, len(paths)) != REGDB_KNOWN:
             known = f"a complete copy {REGDB_KNOWN[1]:,} of {REGDB_KNOWN[0]}"
             report.misfit(f"{listing} lists {len(paths):,} images of {people} identities, {known}")
     for modality, found in sources.items():
         report.count(f"{modality.name.lower()} images", len(found), REGDB_IMAGES)
-    if not report.missing:
-        for split in range(1, 11):
-            regdb.RegDB(root, split=split)  # refuses what else is wrong with a split
+    for split in range(1, 11) if not report.missing else ():
+        regdb.RegDB(root, split=split)  # refuses what else is wrong with a split
     return set().union(*sources.values())
 
 
 def _survey_llcm(root: Path, report: CheckReport) -> Iterable[str]:
-    train = [
-        Record(entry.path, entry.label, 0, modality)
-        for spectrum, modality in llcm.SPECTRA.items()
-        for entry in read_list("LLCM", root, f"idx/train_{spectrum}.txt", report.missing)
-    ]
+    lists = {m: read_list("LLCM", root, f"idx/train_{name}.txt", report.missing) for name, m in llcm.SPECTRA.items()}
+    train = [Record(entry.path, entry.label, 0, modality) for modality, each in lists.items() for entry in each]
     if not report.missing:
         llcm.LLCM(root)  # refuses what else is wrong
     test = [record for groups in llcm.read_test_groups(root).values() for group in groups for record in group]

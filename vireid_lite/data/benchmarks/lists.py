@@ -12,15 +12,11 @@ from vireid_lite.data.records import Dataset, Modality, Record, Size
 from vireid_lite.errors import InputError, check_choice
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
-
 # RegDB and LLCM number the people of their training lists from 0, and those of their tests in a range that overlaps it.
 # Test identities are moved by this much, so that one number never means two people.
 TEST_IDENTITY_OFFSET = 10_000
-
 # Options that several have: each one's usual value, and what it may be.
-NO, YES = (False, (False, True)), (True, (False, True))
-
-NUM_TRIALS = (10, range(1, 11))
+NO, YES, NUM_TRIALS = (False, (False, True)), (True, (False, True)), (10, range(1, 11))
 
 
 def open_root(name: str, root: str | Path | None) -> Path:
@@ -35,28 +31,39 @@ def open_root(name: str, root: str | Path | None) -> Path:
 class Benchmark(Dataset):
     """A data set in the reader's own folder.
 
+    Args:
+        root: the folder.
+        size: (height, width) of the crops in pixels; None stands for `usual_size`.
+        seed: decides which identities are held out, where some are.
+
     Raises:
         InputError: for an unknown option, a missing root, folder or list, a malformed line, or a listed file that is
             absent or climbs out of the root.
     """
 
+    name: str  #: as `load_dataset` takes it
     title: str  #: what messages call it
+    usual_size: Size = (288, 144)
     folders: Sequence[str] = ()  #: what `root` must hold
     #: each option's usual value, and what it may be, type included (True is not 1)
     choices: ClassVar[dict[str, tuple[object, Collection]]]
 
-    def __init__(self, name: str, root: str | Path | None, size: Size, options: dict[str, object]) -> None:
+    def __init__(self, root: str | Path | None, *, size: Size | None = None, seed: int = 0, **options: object) -> None:
         for option, value in options.items():
             check_choice(self.title, "option", option, self.choices)
-            known = self.choices[option][1]
-            if not any(type(value) is type(choice) and value == choice for choice in known):
-                known = ", ".join(map(repr, known))
-                raise InputError(f"{self.title}: {option} must be one of {known}; got {value!r}")
+            known = [repr(choice) for choice in self.choices[option][1]]
+            if repr(value) not in known:
+                raise InputError(f"{self.title}: {option} must be one of {', '.join(known)}; got {value!r}")
         usual = {option: first for option, (first, _) in self.choices.items()}
-        super().__init__(name, open_root(name, root), size, usual | options)
+        super().__init__(self.name, open_root(self.name, root), size or self.usual_size, usual | options)
         for folder in self.folders:
             if not (self.root / folder).is_dir():
                 raise InputError(f"{self.title}: the folder {folder} is not under {root}; check --root or the download")
+        self._load(seed)
+
+    def _load(self, seed: int) -> None:
+        """Fill `train`, `val` and `test`, or what `trials` needs, from the files under `root`."""
+        raise NotImplementedError
 
     def hold_out(self, seed: int) -> None:
         """Move a tenth of the training identities, at least one, drawn from `seed`, from `train` to `val`."""
@@ -80,9 +87,9 @@ def records_in(root: Path, folder: str, identity: int, camera: int, modality: Mo
     return [Record(f"{folder}/{name}", identity, camera, modality) for name in image_names(root / folder)]
 
 
-def _read_text(name: str, root: Path, listing: str) -> str:
+def _lines(name: str, root: Path, listing: str) -> list[str]:
     try:
-        return (root / listing).read_text(encoding="utf-8-sig")
+        return (root / listing).read_text(encoding="utf-8-sig").split("\n")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{name}: the list {listing} is not under {root}; check --root or the download") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -91,20 +98,23 @@ def _read_text(name: str, root: Path, listing: str) -> str:
 
 def read_identities(name: str, root: Path, listing: str) -> list[int]:
     """Return the sorted identities on a list's first line, comma-separated whole numbers (AGW, data_manager.py)."""
-    line = _read_text(name, root, listing).split("\n")[0].strip()
+    line = _lines(name, root, listing)[0].strip()
     words = [word.strip() for word in line.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
-        raise InputError(
-            f"{name}: {listing} line 1 is not a list of different identities like 1,2,3: {line[:60]!r}; fetch it again"
-        )
+    if not all(map(_is_number, words)) or len(set(map(int, words))) < len(words):
+        found = f"{listing} line 1 is not a list of different identities like 1,2,3: {line[:60]!r}"
+        raise InputError(f"{name}: {found}; fetch it again")
     return sorted(map(int, words))
 
 
-class Entry(NamedTuple):
-    """One line of a file list: where it stands, the POSIX path relative to the root, the label."""
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()
 
-    where: str
-    path: str
+
+class Entry(NamedTuple):
+    """One line of a file list."""
+
+    where: str  #: list and line
+    path: str  #: relative to the root (POSIX separators)
     label: int
 
 
@@ -118,12 +128,12 @@ def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | Non
         InputError: with file and line; a path climbs out of the root if it is absolute, or by `..`, or through a link.
     """
     base, entries = root.resolve(), []
-    for number, line in enumerate(_read_text(name, root, listing).split("\n"), 1):
+    for number, line in enumerate(_lines(name, root, listing), 1):
         if not line.strip():
             continue
         where = f"{listing} line {number}"
         path, _, label = (part.strip() for part in line.strip().rpartition(" "))
-        if not (path and label.isascii() and label.isdigit()):
+        if not (path and _is_number(label)):
             raise InputError(f"{name}: {where} is not 'relative/path label': {line[:60]!r}; fetch the list again")
         state, path = _state(base, PurePosixPath(path)), str(PurePosixPath(path))
         if state == "outside":
@@ -152,10 +162,8 @@ def _state(base: Path, path: PurePosixPath) -> str:
 def draw_gallery(groups: Iterable[Sequence[Record]], trial: int) -> list[Record]:
     """Return one record of every group, drawn as AGW draws the gallery of a trial (data_manager.py:39-58; LLCM alike).
 
-    The same images as `random.seed(trial)` and one `random.choice` per group, without touching the global generator.
-
     Args:
         groups: the sorted images of one (identity, camera) each, identities ascending, then cameras.
     """
-    generator = random.Random(trial)
+    generator = random.Random(trial)  # draws what the published code draws from the global generator
     return [generator.choice(group) for group in groups]

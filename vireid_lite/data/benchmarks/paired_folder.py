@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from vireid_lite.data.benchmarks.lists import YES, Benchmark, image_names
-from vireid_lite.data.records import Box, Modality, Record, Size, opened
+from vireid_lite.data.records import Box, Modality, Record, opened
 from vireid_lite.errors import InputError
 
 FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
-
 MARGIN = 0.03  #: a box is widened by this share of its height on every side
 
 
@@ -27,10 +26,6 @@ class PairedFolder(Benchmark):
     `boxes.json` maps a frame's stem to a list of {"box": [x, y, width, height]} in pixels, the same in both images; a
     box is widened by 3 % of its height on every side and clipped to the frame. Frames it does not name give no crop.
 
-    Args:
-        root: the folder that holds `visible` and `infrared`.
-        seed: not used.
-
     Keyword Args:
         one_frame_per_sequence: keep the first frame (with a box) of each sequence only, as the same people recur in
             neighbouring frames. A sequence is the stem without its last `_` and frame number: `set06_V001` for
@@ -41,18 +36,16 @@ class PairedFolder(Benchmark):
             absent, a pair of frames of unequal size, or fewer than two crops.
     """
 
-    title, folders = "paired_folder", tuple(FOLDERS.values())
+    name, title, folders, usual_size = "paired_folder", "paired_folder", tuple(FOLDERS.values()), (128, 64)
     choices: ClassVar = {"one_frame_per_sequence": YES}
 
-    def __init__(self, root: str | Path | None, *, size: Size = (128, 64), seed: int = 0, **options: object) -> None:
-        super().__init__("paired_folder", root, size, options)
+    def _load(self, seed: int) -> None:
         alone = self.options["one_frame_per_sequence"]
         pairs = _find_pairs(self.root)
         boxes = _read_boxes(self.root, pairs)
         stems = sorted(pairs) if boxes is None else [stem for stem in sorted(pairs) if boxes.get(stem)]
         if alone:
             stems = sorted({re.sub(r"(?<=.)_[^_\d]*\d+$", "", stem): stem for stem in reversed(stems)}.values())
-        self.test: list[Record] = []
         for stem in stems:
             for box in [None] if boxes is None else _clip(self.root, pairs[stem], boxes[stem]):
                 identity = len(self.test) // 2
@@ -61,7 +54,7 @@ class PairedFolder(Benchmark):
         if len(self.test) < 4:
             remedy = "pass one_frame_per_sequence=False" if alone else "add pairs"
             found = f"{len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs"
-            raise InputError(f"paired_folder: {root} gives {found}, and two are needed; {remedy}")
+            raise InputError(f"paired_folder: {self.root} gives {found}, and two are needed; {remedy}")
 
 
 def _find_pairs(root: Path) -> dict[str, dict[Modality, str]]:
@@ -69,15 +62,15 @@ def _find_pairs(root: Path) -> dict[str, dict[Modality, str]]:
     pairs: dict[str, dict[Modality, str]] = {}
     for modality, folder in FOLDERS.items():
         for name in image_names(root / folder):
-            stem = Path(name).stem
-            if modality in pairs.setdefault(stem, {}):
+            pair = pairs.setdefault(stem := Path(name).stem, {})
+            if modality in pair:
                 raise InputError(f"paired_folder: {root / folder} has two images named {stem}; keep one of them")
-            pairs[stem][modality] = f"{folder}/{name}"
-    for stem, pair in pairs.items():
-        if len(pair) == 1:
-            ((modality, have),) = pair.items()
-            lacking = root / FOLDERS[modality.other]
-            raise InputError(f"paired_folder: {have} has no partner in {lacking}; add it, or remove {stem}")
+            pair[modality] = f"{folder}/{name}"
+    for pair in pairs.values():
+        for modality, have in pair.items():
+            if modality.other not in pair:
+                lacking = root / FOLDERS[modality.other]
+                raise InputError(f"paired_folder: {have} has no partner in {lacking}; add it, or remove {have}")
     return pairs
 
 
@@ -107,15 +100,14 @@ def _read_boxes(root: Path, pairs: dict) -> dict[str, list[list[float]]] | None:
 
 def _clip(root: Path, pair: dict[Modality, str], boxes: list[list[float]]) -> list[Box]:
     """Return the boxes widened by the margin and clipped to the frame, from the headers of the pair's files alone."""
-    sizes = []
+    sizes = {}
     for source in pair.values():
         with opened(root / source, "paired_folder") as image:
-            sizes.append(image.size)
-    if sizes[0] != sizes[1]:
-        found = (f"{source} is {wide}x{high}" for source, (wide, high) in zip(pair.values(), sizes, strict=True))
-        remedy = "boxes need aligned frames of one size"
-        raise InputError(f"paired_folder: {' and '.join(found)} pixels; {remedy}")
-    (width, height), clipped = sizes[0], []
+            sizes[source] = image.size
+    if len(set(sizes.values())) > 1:
+        found = " and ".join(f"{source} is {wide}x{high}" for source, (wide, high) in sizes.items())
+        raise InputError(f"paired_folder: {found} pixels; boxes need aligned frames of one size")
+    (width, height), clipped = sizes[source], []
     for x, y, w, h in boxes:
         left, right = max(0, round(x - MARGIN * h)), min(width, round(x + w + MARGIN * h))
         top, bottom = max(0, round(y - MARGIN * h)), min(height, round(y + h + MARGIN * h))
