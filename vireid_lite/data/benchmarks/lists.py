@@ -135,28 +135,23 @@ def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | Non
         path, _, label = (part.strip() for part in line.strip().rpartition(" "))
         if not (path and _is_number(label)):
             raise InputError(f"{name}: {where} is not 'relative/path label': {line[:60]!r}; fetch the list again")
-        state, path = _state(base, PurePosixPath(path)), str(PurePosixPath(path))
-        if state == "outside":
-            raise InputError(f"{name}: {where} lists {path!r}, which climbs out of {root}; remove that line")
-        if state == "absent" and missing is None:
+        path = PurePosixPath(path)
+        try:
+            target = (base / path).resolve()
+            outside = path.is_absolute() or ".." in path.parts or not target.is_relative_to(base)
+            absent = not target.is_file()
+        except (OSError, RuntimeError, ValueError):  # a loop of links (RuntimeError before 3.13); a NUL in the name
+            outside, absent = False, True
+        if outside:
+            raise InputError(f"{name}: {where} lists '{path}', which climbs out of {root}; remove that line")
+        if absent and missing is None:
             raise InputError(f"{name}: {where} lists {path}, which is not under {root}; check --root or the download")
-        if state == "absent":
-            missing.setdefault(path, where)
-        entries.append(Entry(where, path, int(label)))
+        if absent:
+            missing.setdefault(str(path), where)
+        entries.append(Entry(where, str(path), int(label)))
     if not entries:
         raise InputError(f"{name}: the list {listing} under {root} is empty; fetch it again")
     return entries
-
-
-def _state(base: Path, path: PurePosixPath) -> str:
-    """Say whether a listed file is "here", "absent" or "outside" the resolved root, links followed."""
-    try:
-        target = (base / path).resolve()
-        if path.is_absolute() or ".." in path.parts or not target.is_relative_to(base):
-            return "outside"
-        return "here" if target.is_file() else "absent"
-    except (OSError, RuntimeError, ValueError):  # a loop of links (RuntimeError before 3.13); a NUL in the name
-        return "absent"
 
 
 def draw_gallery(groups: Iterable[Sequence[Record]], trial: int) -> list[Record]:

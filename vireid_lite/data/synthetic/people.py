@@ -9,18 +9,16 @@ from functools import lru_cache
 import numpy as np
 
 from vireid_lite.data.records import Dataset, Modality, Record
-from vireid_lite.data.synthetic.figure import SPECTRA, Person, Shot, dyes
+from vireid_lite.data.synthetic.figure import SPECTRA, Person, Shot
+from vireid_lite.data.synthetic.paint import dyes
 from vireid_lite.data.synthetic.render import render
 from vireid_lite.data.synthetic.scene import draw_scene
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 
 # SYSU-MM01's numbering of cameras.
 CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}
-
 SCENE_OF = {1: "corridor", 2: "hall", 3: "corridor", 4: "street", 5: "garden", 6: "garden"}
-
 FIRST_IDENTITY = {"train": 0, "val": 1_000_000, "test": 2_000_000}
-
 # What people wear, and how many in a hundred; the first of each is what all wear when similarity is 1.
 WARDROBE = {
     "upper": {"shirt": 20, "tee": 20, "vest": 6, "jacket": 18, "coat": 13, "dress": 9, "hoodie": 14},
@@ -59,7 +57,6 @@ class Knobs:
 
 
 KNOB_LIMITS = {field.name: 1.0 for field in fields(Knobs)} | {"illumination": 3.0, "blur": 4.0, "noise": 0.3}
-
 # Both chosen on clean validation accuracy alone (lite victim, 60 people), never on how an attack fares.
 DIFFICULTIES = {
     "easy": Knobs(),
@@ -101,7 +98,6 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
         sleeve = 0.6
     hem = {"tee": 0.5, "vest": 0.49, "shirt": 0.5, "hoodie": 0.52, "jacket": 0.5}.get(upper, 0.0)
     hem = vary(hem, 0.025) if hem else vary(0.69, 0.07)
-
     colours = dyes(rng, similarity, pattern_loss, reflectance_shift, upper)
     return Person(
         stature=vary(1.0, 0.04),
@@ -242,8 +238,8 @@ class SyntheticVI(Dataset):
         check_flag("synthetic", "thermal", thermal)
         check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
         options = {f"{split}_identities".replace("train", "num"): count for split, count in counts.items()}
-        options |= {"images_per_modality": images_per_modality, "seed": seed, "difficulty": difficulty}
-        options["thermal"] = thermal
+        options |= {"images_per_modality": images_per_modality, "seed": seed}
+        options |= {"difficulty": difficulty, "thermal": thermal}
         for name, value in knobs.items():
             check_choice("synthetic", "option", name, {**options, **KNOB_LIMITS})
             check_number("synthetic", name, value, 0, KNOB_LIMITS[name])
@@ -265,19 +261,17 @@ class SyntheticVI(Dataset):
 
     def shot(self, record: Record) -> Shot:
         """Return the pose, view, framing, light and faults of one record's image."""
-        image = record.source % self.images_per_modality
-        rng = stream(self.seed, SHOT, record.identity, record.modality, image)
-        return draw_shot(rng, record.modality, self.knobs)
+        key = record.identity, record.modality, record.source % self.images_per_modality
+        return draw_shot(stream(self.seed, SHOT, *key), record.modality, self.knobs)
 
     def person(self, identity: int) -> Person:
         """Return the attributes of one identity."""
-        alike, lost, shift = self.knobs.similarity, self.knobs.pattern_loss, self.knobs.reflectance_shift
-        return draw_person(self.seed, identity, alike, lost, shift)
+        knobs = self.knobs
+        return draw_person(self.seed, identity, knobs.similarity, knobs.pattern_loss, knobs.reflectance_shift)
 
     def read(self, record: Record) -> np.ndarray:
         """Render one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
         spectrum = SPECTRA[0 if record.modality == Modality.VISIBLE else 1 + self.thermal]
-        height, _ = self.size
-        knobs = self.knobs
-        scene, cast = camera_scene(self.seed, record.camera, spectrum, height, knobs.clutter, knobs.colour_cast)
+        busy, cast = self.knobs.clutter, self.knobs.colour_cast
+        scene, cast = camera_scene(self.seed, record.camera, spectrum, self.size[0], busy, cast)
         return render(self.person(record.identity), self.shot(record), scene, cast, spectrum, self.size)
