@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -123,6 +124,10 @@ def test_pairs_are_ranked_in_both_directions_beside_chance(vireid, copies, tmp_p
     )
     assert code == 0, said
     assert out.count("chance rank-1") == 2
+    counts = re.findall(r"; (\S+) queries of (\S+) people, (\S+) gallery images", out)
+    assert len(counts) == 2
+    assert {number for each in counts for number in each} == {counts[0][0]}
+    assert root != copies("paired_folder") or out.count("one_frame_per_sequence leaves out 3 of 6 pairs") == 2
     assert len(list((tmp_path / "pairs").glob("rankings_*.png"))) == 2
 
 

@@ -125,6 +125,20 @@ def test_refuses_a_broken_copy(tmp_path):
         SYSU(root)
 
 
+def test_a_list_of_several_lines_is_read_whole_or_refused(tmp_path):
+    root = make_sysu(tmp_path / "SYSU", train=(1, 4, 5), val=(2,), test=(3, 6), images=1, size=(16, 8))
+    for text in ("1\n4\n5\n", "1, 4\n5", "1,4,\r\n5\r\n", "\n1,4,5"):
+        (root / "exp/train_id.txt").write_bytes(text.encode())
+        assert {record.identity for record in SYSU(root).train} == {1, 4, 5}, text
+    for text, line in (("1\n4\nfive", 3), ("1,4\n4,5", 2), ("1 4\n5", 1), ("1,4\n\n5,,6", 3), ("1\n" + "9" * 5000, 2)):
+        (root / "exp/train_id.txt").write_text(text)
+        with pytest.raises(InputError, match=rf"exp/train_id.txt line {line} is not a list of different identities"):
+            SYSU(root)
+    (root / "exp/train_id.txt").write_text(" \n")
+    with pytest.raises(InputError, match=r"the list exp/train_id.txt under .* is empty"):
+        SYSU(root)
+
+
 def test_a_permutation_of_another_copy_is_refused(tmp_path):
     root = make_sysu(tmp_path / "SYSU", train=(1,), val=(2,), test=(3,), images=3, permutations=True, size=(16, 8))
     with pytest.raises(InputError, match=r"shot=10"):

@@ -122,7 +122,11 @@ def _scores_line(data, direction: str, result, what: str = "") -> str:
     _, low, high = (100 * value for value in result.chance.independent.rank1)
     rank1, mean, least = 100 * result.rank1, 100 * result.mAP, 100 * result.mINP
     scores = f"rank-1 {rank1:.1f} %, mAP {mean:.1f} %, mINP {least:.1f} %"
-    return f"{data.name}, {direction}{what}: {scores}; chance rank-1 {low:.1f} to {high:.1f} %"
+    line = f"{data.name}, {direction}{what}: {scores}; chance rank-1 {low:.1f} to {high:.1f} %"
+    sizes = len(result.query), len(result.per_identity.identity), len(result.gallery)
+    of = "{:,} queries of {:,} people, {:,} gallery images".format(*sizes)
+    of += f" in {len(result.trials)} trials" * (len(result.trials) > 1)
+    return "; ".join(filter(None, (line, of, data.left_out)))
 
 
 def _save_figure(figure, path: Path) -> None:

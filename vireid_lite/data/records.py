@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vireid_lite.errors import InputError
 
@@ -65,6 +65,7 @@ class Dataset:
 
     protocol = "regdb"  #: the ranking rules of `metrics.evaluate`: "regdb", "sysu" or "llcm"
     default_query = Modality.VISIBLE  #: in the official direction
+    left_out = ""  #: what a default leaves out of `test`, for the lines that print scores
 
     def __init__(self, name: str, root: Path | None, size: Size, options: dict) -> None:
         height, width = size
@@ -80,7 +81,9 @@ class Dataset:
     def val_trial(self, query_modality: Modality | None = None) -> Trial:
         """Return the trial of the validation identities."""
         if not self.val:
-            raise InputError(f"{self.name}: no validation identities are held out; load it with validation=True")
+            given = "load it with -o validation=true (validation=True in Python)"
+            remedy = given if "validation" in self.options else "this data set has none, so use its test trials"
+            raise InputError(f"{self.name}: no validation identities are held out; {remedy}")
         return all_against_all(self.val, self.direction(query_modality))
 
     def direction(self, query_modality: Modality | int | None) -> Modality:
@@ -100,6 +103,8 @@ class Dataset:
         pixels = image.convert("RGB" if record.modality == Modality.VISIBLE else "L")
         if record.box is not None:
             x, y, width, height = record.box
+            if not (0 <= x < x + width <= pixels.width and 0 <= y < y + height <= pixels.height):
+                raise InputError(f"{self.name}: box {record.box} leaves {record.source}, {pixels.size}; mend it")
             pixels = pixels.crop((x, y, x + width, y + height))
         return np.asarray(pixels.resize(self.size[::-1], Image.Resampling.LANCZOS).convert("RGB"))
 
@@ -138,9 +143,20 @@ def opened(path: Path, name: str) -> Iterator[Image.Image]:
         raise InputError(f"{name}: {path} is not a readable image ({error}); fetch the file again") from None
 
 
+def turned(image: Image.Image) -> int:
+    """Return the EXIF orientation in an opened file's header: 1 as stored, from 5 on with its sides swapped."""
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(2, 9) else 1
+
+
 def decoded(path: Path, name: str) -> Image.Image:
-    """Return a file's whole picture; one that `opened` refuses, or of more than 8 bits a channel, is an InputError."""
+    """Return a file's whole picture, upright, as its EXIF orientation says.
+
+    Raises:
+        InputError: where `opened` refuses the file, or where it is damaged or has more than 8 bits a channel.
+    """
     with opened(path, name) as image:
+        ImageOps.exif_transpose(image, in_place=True)
         image.load()
     if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
         raise InputError(f"{name}: {path} has more than 8 bits a channel ({image.mode}); convert it to 8 bits")

@@ -14,7 +14,7 @@ from vireid_lite.data.benchmarks import llcm, regdb
 from vireid_lite.data.benchmarks.lists import TEST_IDENTITY_OFFSET, image_names, open_root, read_list
 from vireid_lite.data.benchmarks.paired_folder import PairedFolder
 from vireid_lite.data.benchmarks.sysu import SYSU
-from vireid_lite.data.records import Modality, Record, decoded
+from vireid_lite.data.records import Modality, Record, decoded, opened, turned
 from vireid_lite.errors import InputError, check_choice
 
 NAMED = 20  #: files named one by one in a report
@@ -95,18 +95,25 @@ def check(name: str, root: str | Path | None, partial: bool = False, progress: b
     report.files("missing", [f"{source} ({where})" for source, where in sorted(report.missing.items())])
     present = sorted(set(sources) - report.missing.keys())
     with ThreadPoolExecutor(4) as pool:  # Pillow releases the interpreter while it decodes
-        problems = pool.map(lambda source: _problem(folder / source), present)
-        bar = tqdm(problems, total=len(present), desc="decoding", unit="image", disable=not progress)
-        report.files("unreadable", [f"{source} ({why})" for source, why in zip(present, bar, strict=True) if why])
+        found = pool.map(lambda source: _decoding(folder / source), present)
+        bar = tqdm(found, total=len(present), desc="decoding", unit="image", disable=not progress)
+        problems, orientations = zip(*bar, strict=True) if present else ((), ())
+    report.files("unreadable", [f"{source} ({why})" for source, why in zip(present, problems, strict=True) if why])
+    if lying := [source for source, orientation in zip(present, orientations, strict=True) if orientation > 1]:
+        what = f"{len(lying):,} images are turned upright, as their EXIF orientation says, first {lying[0]}"
+        report.warnings.append(what)
     return report
 
 
-def _problem(path: Path) -> str | None:
-    """Say why a reader would refuse a file, or nothing."""
+def _decoding(path: Path) -> tuple[str, int]:
+    """Return why a reader would refuse a file, or "", and its EXIF orientation."""
     try:
+        with opened(path, "") as image:
+            orientation = turned(image)
         decoded(path, "")
+        return "", orientation
     except InputError as error:
-        return str(error).removeprefix(f": {path} ").split("\n")[0]
+        return str(error).removeprefix(f": {path} ").split("\n")[0], 1
 
 
 def _survey_sysu(root: Path, report: CheckReport) -> Iterable[str]:

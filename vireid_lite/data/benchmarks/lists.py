@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 from vireid_lite.data.records import Dataset, Modality, Record, Size
 from vireid_lite.errors import InputError, check_choice
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")  #: in small letters or capitals
 # RegDB and LLCM number the people of their training lists from 0, and those of their tests in a range that overlaps it.
 # Test identities are moved by this much, so that one number never means two people.
 TEST_IDENTITY_OFFSET = 10_000
@@ -23,9 +23,9 @@ def open_root(name: str, root: str | Path | None) -> Path:
     """Return a data set's folder, or raise InputError where it is not given or not a folder."""
     if root is None:
         raise InputError(f"{name}: give the folder of your own copy with --root (DATA_ROOT in a chapter)")
-    if not Path(root).is_dir():
+    if not (folder := Path(os.path.expanduser(root))).is_dir():
         raise InputError(f"{name}: {root} is not a folder; check --root or the download")
-    return Path(root)
+    return folder
 
 
 class Benchmark(Dataset):
@@ -87,27 +87,34 @@ def records_in(root: Path, folder: str, identity: int, camera: int, modality: Mo
     return [Record(f"{folder}/{name}", identity, camera, modality) for name in image_names(root / folder)]
 
 
-def _lines(name: str, root: Path, listing: str) -> list[str]:
+def _lines(name: str, root: Path, listing: str) -> list[tuple[str, str]]:
+    """Return the lines of a list that are not blank, each with where it stands."""
     try:
-        return (root / listing).read_text(encoding="utf-8-sig").split("\n")
+        lines = (root / listing).read_text(encoding="utf-8-sig").split("\n")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{name}: the list {listing} is not under {root}; check --root or the download") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{name}: the list {listing} under {root} is not readable ({error}); fetch it again") from None
+    found = [(f"{listing} line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise InputError(f"{name}: the list {listing} under {root} is empty; fetch it again")
+    return found
 
 
 def read_identities(name: str, root: Path, listing: str) -> list[int]:
-    """Return the sorted identities on a list's first line, comma-separated whole numbers (AGW, data_manager.py)."""
-    line = _lines(name, root, listing)[0].strip()
-    words = [word.strip() for word in line.split(",")]
-    if not all(map(_is_number, words)) or len(set(map(int, words))) < len(words):
-        found = f"{listing} line 1 is not a list of different identities like 1,2,3: {line[:60]!r}"
-        raise InputError(f"{name}: {found}; fetch it again")
-    return sorted(map(int, words))
+    """Return the sorted identities of a list: different whole numbers, comma-separated, on one line or on several."""
+    found: set[int] = set()
+    for where, line in _lines(name, root, listing):
+        words = [word.strip() for word in line.removesuffix(",").split(",")]
+        if not all(map(_is_number, words)) or found & (new := set(map(int, words))) or len(new) < len(words):
+            problem = f"{where} is not a list of different identities like 1,2,3: {line[:60]!r}"
+            raise InputError(f"{name}: {problem}; fetch it again")
+        found |= new
+    return sorted(found)
 
 
 def _is_number(word: str) -> bool:
-    return word.isascii() and word.isdigit()
+    return word.isascii() and word.isdigit() and len(word) < 10
 
 
 class Entry(NamedTuple):
@@ -128,11 +135,8 @@ def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | Non
         InputError: with file and line; a path climbs out of the root if it is absolute, or by `..`, or through a link.
     """
     base, entries = root.resolve(), []
-    for number, line in enumerate(_lines(name, root, listing), 1):
-        if not line.strip():
-            continue
-        where = f"{listing} line {number}"
-        path, _, label = (part.strip() for part in line.strip().rpartition(" "))
+    for where, line in _lines(name, root, listing):
+        path, _, label = (part.strip() for part in line.rpartition(" "))
         if not (path and _is_number(label)):
             raise InputError(f"{name}: {where} is not 'relative/path label': {line[:60]!r}; fetch the list again")
         path = PurePosixPath(path)
@@ -149,8 +153,6 @@ def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | Non
         if absent:
             missing.setdefault(str(path), where)
         entries.append(Entry(where, str(path), int(label)))
-    if not entries:
-        raise InputError(f"{name}: the list {listing} under {root} is empty; fetch it again")
     return entries
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vireid_lite.data.benchmarks.lists import YES, Benchmark, image_names
-from vireid_lite.data.records import Box, Modality, Record, opened
+from vireid_lite.data.records import Box, Modality, Record, opened, turned
 from vireid_lite.errors import InputError
 
 FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
@@ -23,8 +23,9 @@ class PairedFolder(Benchmark):
     frame, without `boxes.json`) is a pseudo-identity of its own. There is nothing to train on: `train` and `val` are
     empty. Visible crops are camera 1, infrared ones camera 2.
 
-    `boxes.json` maps a frame's stem to a list of {"box": [x, y, width, height]} in pixels, the same in both images; a
-    box is widened by 3 % of its height on every side and clipped to the frame. Frames it does not name give no crop.
+    `boxes.json` maps a frame's stem to a list of {"box": [x, y, width, height]} in pixels, the same in both upright
+    images; a box is widened by 3 % of its height on every side and clipped to the frame. Frames it does not name give
+    no crop.
 
     Keyword Args:
         one_frame_per_sequence: keep the first frame (with a box) of each sequence only, as the same people recur in
@@ -44,6 +45,7 @@ class PairedFolder(Benchmark):
         pairs = _find_pairs(self.root)
         boxes = _read_boxes(self.root, pairs)
         stems = sorted(pairs) if boxes is None else [stem for stem in sorted(pairs) if boxes.get(stem)]
+        boxed = len(stems)
         if alone:
             stems = sorted({re.sub(r"(?<=.)_[^_\d]*\d+$", "", stem): stem for stem in reversed(stems)}.values())
         for stem in stems:
@@ -51,8 +53,11 @@ class PairedFolder(Benchmark):
                 identity = len(self.test) // 2
                 for modality, source in pairs[stem].items():
                     self.test.append(Record(source, identity, 1 + modality, modality, box))
+        if len(stems) < boxed:
+            self.left_out = f"one_frame_per_sequence leaves out {boxed - len(stems)} of {boxed} pairs"
         if len(self.test) < 4:
-            remedy = "pass one_frame_per_sequence=False" if alone else "add pairs"
+            give = "load it with -o one_frame_per_sequence=false (one_frame_per_sequence=False in Python)"
+            remedy = give if self.left_out else "add pairs"
             found = f"{len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs"
             raise InputError(f"paired_folder: {self.root} gives {found}, and two are needed; {remedy}")
 
@@ -103,7 +108,8 @@ def _clip(root: Path, pair: dict[Modality, str], boxes: list[list[float]]) -> li
     sizes = {}
     for source in pair.values():
         with opened(root / source, "paired_folder") as image:
-            sizes[source] = image.size
+            swapped = turned(image) >= 5 and image.format != "TIFF"  # Pillow gives a TIFF's size upright
+            sizes[source] = image.size[::-1] if swapped else image.size
     if len(set(sizes.values())) > 1:
         found = " and ".join(f"{source} is {wide}x{high}" for source, (wide, high) in sizes.items())
         raise InputError(f"paired_folder: {found} pixels; boxes need aligned frames of one size")
