@@ -77,8 +77,16 @@ def test_a_changed_file_is_decoded_again(tmp_path):
 
 
 def test_an_empty_list_is_refused():
-    with pytest.raises(InputError, match="no images to load"):
+    with pytest.raises(InputError, match="no images to load, it has 600 for training and 0 for validation"):
         cached(Counting("counting"), [], progress=False)
+
+
+@pytest.mark.parametrize("crop", [np.zeros((16, 8, 3)), np.zeros((8, 16, 3), np.uint8), np.zeros((16, 8), np.uint8)])
+def test_a_crop_of_another_kind_is_refused_before_it_is_written(crop):
+    data = Counting("counting", 4)
+    data.read = lambda record: crop
+    with pytest.raises(InputError, match=r"counting: read gave .*, not uint8 \(16, 8, 3\)"):
+        cached(data, data.train, progress=False)
 
 
 def test_sampler_draws_the_same_identities_in_both_modalities(tiny):

@@ -93,6 +93,7 @@ def test_whole_frames_without_boxes(tmp_path):
     ("content", "words"),
     [
         ("{", "not readable JSON"),
+        ('{"set00_V000_I00019": [], "set00_V000_I00019": []}', "not readable JSON (a name stands in it twice)"),
         ("[]", "must map frame names"),
         ('{"set00_V000_I00019": [{"tag": ""}]}', "must map frame names"),
         ('{"../visible/set00_V000_I00019": []}', "is not under"),

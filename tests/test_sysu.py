@@ -94,6 +94,7 @@ def test_reads_crops_of_the_asked_size_and_infrared_is_grey(root):
         ({"shot": 10}, "draw='official'"),
         ({"num_trials": 11}, "num_trials"),
         ({"validation": "no"}, "False, True"),
+        ({"validation": "True"}, "false, true on the command line"),
     ],
 )
 def test_refuses_unknown_options_in_one_line(root, options, words):

@@ -123,8 +123,9 @@ def _scores_line(data, direction: str, result, what: str = "") -> str:
     rank1, mean, least = 100 * result.rank1, 100 * result.mAP, 100 * result.mINP
     scores = f"rank-1 {rank1:.1f} %, mAP {mean:.1f} %, mINP {least:.1f} %"
     line = f"{data.name}, {direction}{what}: {scores}; chance rank-1 {low:.1f} to {high:.1f} %"
-    sizes = len(result.query), len(result.per_identity.identity), len(result.gallery)
-    of = "{:,} queries of {:,} people, {:,} gallery images".format(*sizes)
+    people, scored = len(result.per_identity.identity), result.trials[0].valid_queries
+    only = f" ({scored:,} with a match in a trial)" * (scored < len(result.query))
+    of = f"{len(result.query):,} queries{only} of {people:,} people, {len(result.gallery):,} gallery images"
     of += f" in {len(result.trials)} trials" * (len(result.trials) > 1)
     return "; ".join(filter(None, (line, of, data.left_out)))
 

@@ -55,7 +55,8 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
     """
     records = list(records)
     if not records:
-        raise InputError(f"{dataset.name}: no images to load; check the split and its options")
+        found = f"it has {len(dataset.train):,} for training and {len(dataset.val):,} for validation"
+        raise InputError(f"{dataset.name}: no images to load, {found}; use other data or options for what needs them")
     folder = cache_folder() / "crops" / f"{dataset.name}-{_cache_key(dataset, records)}"
     whole = folder / "images.u8"
     with exclusive(folder, whole=whole), clear_no_space(f"cache of {dataset.name}", folder.parent):

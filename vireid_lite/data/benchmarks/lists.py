@@ -53,7 +53,8 @@ class Benchmark(Dataset):
             check_choice(self.title, "option", option, self.choices)
             known = [repr(choice) for choice in self.choices[option][1]]
             if repr(value) not in known:
-                raise InputError(f"{self.title}: {option} must be one of {', '.join(known)}; got {value!r}")
+                told = " (false, true on the command line)" if known == ["False", "True"] else ""
+                raise InputError(f"{self.title}: {option} must be one of {', '.join(known)}{told}; got {value!r}")
         usual = {option: first for option, (first, _) in self.choices.items()}
         super().__init__(self.name, open_root(self.name, root), size or self.usual_size, usual | options)
         for folder in self.folders:
@@ -134,7 +135,7 @@ def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | Non
     Raises:
         InputError: with file and line; a path climbs out of the root if it is absolute, or by `..`, or through a link.
     """
-    base, entries = root.resolve(), []
+    base, entries, labels = root.resolve(), [], {}
     for where, line in _lines(name, root, listing):
         path, _, label = (part.strip() for part in line.rpartition(" "))
         if not (path and _is_number(label)):
@@ -152,6 +153,10 @@ def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | Non
             raise InputError(f"{name}: {where} lists {path}, which is not under {root}; check --root or the download")
         if absent:
             missing.setdefault(str(path), where)
+        if int(label) >= TEST_IDENTITY_OFFSET:
+            raise InputError(f"{name}: {where} has a label over {TEST_IDENTITY_OFFSET - 1:,}; fetch the list again")
+        if labels.setdefault(str(path), label) != label:
+            raise InputError(f"{name}: {where} lists {path} as {label}, and a line before as another; mend the list")
         entries.append(Entry(where, str(path), int(label)))
     return entries
 

@@ -83,7 +83,7 @@ def _read_boxes(root: Path, pairs: dict) -> dict[str, list[list[float]]] | None:
     """Return the checked boxes of `boxes.json` per stem, or None where there is no such file."""
     path = root / "boxes.json"
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
         boxes = {stem: [item["box"] for item in items] for stem, items in table.items()}
     except FileNotFoundError:
         return None
@@ -101,6 +101,12 @@ def _read_boxes(root: Path, pairs: dict) -> dict[str, list[list[float]]] | None:
                 found = f"{stem} has {str(box)[:60]}, not [x, y, width, height] in pixels"
                 raise InputError(f"paired_folder: {path}: {found}; mend it")
     return boxes
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    if len(table := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return table
 
 
 def _clip(root: Path, pair: dict[Modality, str], boxes: list[list[float]]) -> list[Box]:
