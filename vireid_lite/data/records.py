@@ -88,17 +88,12 @@ class Dataset:
 
     def direction(self, query_modality: Modality | int | None) -> Modality:
         """Return the modality of the queries; None stands for the data set's official direction."""
-        try:
-            return self.default_query if query_modality is None else Modality(query_modality)
-        except ValueError:
-            raise InputError(f"{self.name}: query_modality must be a Modality; got {query_modality!r}") from None
+        if query_modality is not None and query_modality not in list(Modality):
+            raise InputError(f"{self.name}: query_modality must be a Modality; got {query_modality!r}")
+        return self.default_query if query_modality is None else Modality(query_modality)
 
     def read(self, record: Record) -> np.ndarray:
-        """Return one crop (Lanczos, as AGW's), uint8 (height, width, 3); infrared is the luma in three equal channels.
-
-        Raises:
-            InputError: as `decoded`.
-        """
+        """Return one crop (Lanczos, as AGW's), uint8 (height, width, 3); infrared is the luma in three equal channels."""
         image = decoded(Path(self.root, record.source), self.name)
         pixels = image.convert("RGB" if record.modality == Modality.VISIBLE else "L")
         if record.box is not None:
