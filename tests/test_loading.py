@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 
@@ -61,6 +62,46 @@ def test_a_full_disk_is_one_line(monkeypatch):
     with pytest.raises(InputError, match=r"cache of counting: no space left in .*; free some"):
         cached(data, data.train, progress=False)
     assert not data.reads
+
+
+def test_a_disk_that_fills_up_is_given_back(tmp_path):
+    data = Counting("counting")
+    read = data.read
+
+    def full(record):
+        if record.source == 590:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return read(record)
+
+    data.read = full
+    with pytest.raises(InputError, match=r"cache of counting: no space left in"):
+        cached(data, data.train, progress=False)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 100
+    data.read = read
+    assert len(cached(data, data.train, progress=False)) == 600
+
+
+@pytest.mark.parametrize("damage", ["", "{", "null", '"many"', "[3]", "-5", "100000", "2.5", "Infinity", "[" * 99999])
+def test_a_damaged_note_costs_time_and_no_pixels(tmp_path, damage):
+    data = Counting("counting", broken=590)
+    with pytest.raises(InputError, match="590 is broken"):
+        cached(data, data.train, progress=False)
+    (note,) = tmp_path.rglob("rows.json")
+    note.write_text(damage)
+    data.broken = None
+    store = cached(data, data.train, progress=False)
+    assert [int(image[0, 0, 0]) for image in store.images] == [i % 256 for i in range(600)]
+
+
+def test_a_damaged_cache_is_one_line(tmp_path):
+    data = Counting("counting")
+    cached(data, data.train, progress=False)
+    (whole,) = tmp_path.rglob("images.u8")
+    whole.write_bytes(whole.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"images.u8 is damaged; delete it"):
+        cached(data, data.train, progress=False)
+    whole.unlink()
+    assert len(cached(data, data.train, progress=False)) == 600
 
 
 def test_a_changed_file_is_decoded_again(tmp_path):

@@ -176,6 +176,7 @@ def test_raw_pixels_across_spectra_stay_near_chance():
         ({"num_identities": 10.5}, "num_identities"),
         ({"seed": -1}, "seed"),
         ({"size": (8, 8)}, "size"),
+        ({"size": (99999, 99999)}, "at most"),
     ],
 )
 def test_bad_requests_get_one_line(arguments, word):

@@ -69,8 +69,9 @@ class Dataset:
 
     def __init__(self, name: str, root: Path | None, size: Size, options: dict) -> None:
         height, width = size
-        if not (isinstance(height, int) and isinstance(width, int) and height >= 16 and width >= 8):
-            raise InputError(f"{name}: size must be (height, width) in whole pixels, at least (16, 8); got {size}")
+        if not (isinstance(height, int) and isinstance(width, int) and 4096 >= height >= 16 and 4096 >= width >= 8):
+            allowed = "at least (16, 8) and at most (4096, 4096)"
+            raise InputError(f"{name}: size must be (height, width) in whole pixels, {allowed}; got {size}")
         self.name, self.root, self.size, self.options = name, root, (height, width), options
         self.train, self.val, self.test = ([] for _ in range(3))
 
@@ -93,7 +94,7 @@ class Dataset:
         return self.default_query if query_modality is None else Modality(query_modality)
 
     def read(self, record: Record) -> np.ndarray:
-        """Return one crop (Lanczos, as AGW's), uint8 (height, width, 3); infrared is the luma in three equal channels."""
+        """Return a crop (Lanczos, as AGW's), uint8 (height, width, 3); infrared is the luma in three equal channels."""
         image = decoded(Path(self.root, record.source), self.name)
         pixels = image.convert("RGB" if record.modality == Modality.VISIBLE else "L")
         if record.box is not None:
