@@ -113,7 +113,7 @@ def test_links_that_stay_inside_blank_lines_and_windows_ends_are_fine(small):
 def test_refuses_missing_and_overlapping_lists(small):
     test = small / "idx/test_thermal_1.txt"
     test.write_text((small / "idx/train_thermal_1.txt").read_text())
-    with pytest.raises(InputError, match="for both training and test"):
+    with pytest.raises(InputError, match="or both training and test"):
         RegDB(small)
     test.write_text("")
     with pytest.raises(InputError, match="is empty"):

@@ -38,7 +38,7 @@ class Benchmark(Dataset):
 
     Raises:
         InputError: for an unknown option, a missing root, folder or list, a malformed line, or a listed file that is
-            absent or climbs out of the root.
+            absent, climbs out of the root, or is listed for two people.
     """
 
     name: str  #: as `load_dataset` takes it
@@ -61,6 +61,12 @@ class Benchmark(Dataset):
             if not (self.root / folder).is_dir():
                 raise InputError(f"{self.title}: the folder {folder} is not under {root}; check --root or the download")
         self._load(seed)
+        seen: dict[str, Record] = {}
+        for one in (*self.train, *self.val, *self.test):
+            other = seen.setdefault(one.source, one)
+            if one.box is None and (one.identity, one.modality) != (other.identity, other.modality):
+                found = f"{one.source} is listed for two people, two spectra, or both training and test"
+                raise InputError(f"{self.title}: {found}; fetch the lists again")
 
     def _load(self, seed: int) -> None:
         """Fill `train`, `val` and `test`, or what `trials` needs, from the files under `root`."""

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from vireid_lite.data.benchmarks.lists import NO, TEST_IDENTITY_OFFSET, Benchmark, read_list
 from vireid_lite.data.records import Modality, Record
-from vireid_lite.errors import InputError
 
 SPECTRA = {"visible": Modality.VISIBLE, "thermal": Modality.INFRARED}
 
@@ -21,9 +20,6 @@ class RegDB(Benchmark):
     Keyword Args:
         split: 1 to 10.
         validation: True holds a tenth of the training identities, drawn from `seed`, out as `val`.
-
-    Raises:
-        InputError: as `Benchmark`, or for a file that is listed for both training and test.
     """
 
     name, title = "regdb", "RegDB"
@@ -31,9 +27,6 @@ class RegDB(Benchmark):
 
     def _load(self, seed: int) -> None:
         self.train, self.test = self._read("train", 0), self._read("test", TEST_IDENTITY_OFFSET)
-        if shared := {r.source for r in self.train} & {r.source for r in self.test}:
-            where = f"split {self.options['split']} lists {min(shared)}"
-            raise InputError(f"RegDB: {where} for both training and test; fetch the lists again")
         if self.options["validation"]:
             self.hold_out(seed)
 
