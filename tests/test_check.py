@@ -1,11 +1,16 @@
 """`check` names what is wrong with a copy, and lets a partial one pass as such."""
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vireid_lite.data.benchmarks import check as check_module
 from vireid_lite.data.benchmarks.check import check
+from vireid_lite.data.benchmarks.paired_folder import PairedFolder
 from vireid_lite.errors import InputError
 
 TINY = {"size": (16, 8), "images": 2}
@@ -127,6 +132,70 @@ def test_test_people_in_the_training_lists_are_noticed(tmp_path):
     (root / "test_vis/cam1/0003").rename(root / "test_vis/cam1/0001")
     warnings = check("llcm", root, partial=True, progress=False).warnings
     assert any("1 folders of test identities, first 0001" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_an_image_on_its_side_is_read_upright_and_said_to_be(tmp_path, suffix):
+    """The right pixels are those of the same picture stored upright."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    upright, exif, crops = Image.fromarray(pixels), Image.Exif(), []
+    stored = {
+        1: upright,
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+    }
+    for orientation, picture in stored.items():
+        root = tmp_path / f"pairs{orientation}"
+        exif[ExifTags.Base.Orientation] = orientation
+        for folder, stem in ((folder, stem) for folder in ("visible", "infrared") for stem in "ab"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            picture.save(root / folder / f"{stem}{suffix}", exif=exif, **({"quality": 95} if suffix == ".jpg" else {}))
+        (root / "boxes.json").write_text(json.dumps({stem: [{"box": [2, 30, 20, 17]}] for stem in "ab"}))
+        data, report = PairedFolder(root, size=(48, 24)), check("paired_folder", root, progress=False)
+        crops.append(np.stack([data.read(record) for record in data.test]).astype(int))
+        assert {record.box for record in data.test} == {(1, 29, 22, 19)}
+        turned = "4 images are turned upright, as their EXIF orientation says, first infrared/a"
+        assert report.ok, report
+        assert [warning.startswith(turned) for warning in report.warnings] == [True] * (orientation > 1)
+    for crop in crops:
+        assert np.abs(crop - crops[0]).mean() < 3
+
+
+def test_a_box_that_leaves_its_file_is_refused(tmp_path):
+    data = PairedFolder(make_pairs(tmp_path / "pairs"))
+    for box in ((100, 50, 40, 20), (-1, 0, 20, 20), (0, 0, 0, 10)):
+        with pytest.raises(InputError, match=r"leaves visible/set00_V000_I00019\.png"):
+            data.read(replace(data.test[0], box=box))
+
+
+def test_check_and_readers_know_the_same_files(tmp_path):
+    root = make_pairs(tmp_path / "pairs", boxes=0)
+    for path in (root / "infrared").iterdir():
+        Image.open(path).save(path.with_suffix(".tiff"))
+        path.unlink()
+    assert check("paired_folder", root, progress=False).ok
+    data = PairedFolder(root)
+    assert data.test[1].source.endswith(".tiff")
+    assert data.read(data.test[1]).std() > 1
+    Image.fromarray(np.full((96, 128), 40_000, np.uint16)).save(root / data.test[1].source)
+    (error,) = check("paired_folder", root, progress=False).errors
+    assert error.startswith(f"unreadable: {data.test[1].source} (has more than 8 bits a channel")
+    with pytest.raises(InputError, match="has more than 8 bits a channel"):
+        data.read(data.test[1])
+    root = make_sysu(tmp_path / "sysu", **TINY)
+    before = check("sysu", root, progress=False).counts
+    for path in list(root.glob("cam*/*/*.jpg")):
+        path.rename(path.with_suffix(".JPG"))
+    assert check("sysu", root, progress=False).counts == before
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    make_pairs(tmp_path / "pairs")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check("paired_folder", "~/pairs", progress=False).ok
+    assert PairedFolder("~/pairs").root == tmp_path / "pairs"
+    with pytest.raises(InputError, match="~nobody/pairs is not a folder"):
+        PairedFolder("~nobody/pairs")
 
 
 def test_pairs_and_unknown_names(tmp_path, capfd):

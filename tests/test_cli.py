@@ -133,7 +133,21 @@ def test_pairs_are_ranked_in_both_directions_beside_chance(vireid, copies, tmp_p
     )
     assert code == 0, said
     assert out.count("chance rank-1") == 2
+    counts = re.findall(r"; (\S+) queries of (\S+) people, (\S+) gallery images", out)
+    assert len(counts) == 2
+    assert {number for each in counts for number in each} == {counts[0][0]}
+    assert root != copies("paired_folder") or out.count("one_frame_per_sequence leaves out 3 of 6 pairs") == 2
     assert len(list((tmp_path / "pairs").glob("rankings_*.png"))) == 2
+
+
+def test_a_line_of_scores_says_what_it_is_about():
+    chance = SimpleNamespace(independent=SimpleNamespace(rank1=(0.2, 0.1, 0.3)))
+    counts = {"query": range(1200), "gallery": range(300), "per_identity": SimpleNamespace(identity=range(7))}
+    trials = [SimpleNamespace(valid_queries=1100)] * 2
+    result = SimpleNamespace(chance=chance, rank1=0.5, mAP=0.4, mINP=0.3, trials=trials, **counts)
+    line = cli._scores_line(SimpleNamespace(name="sysu", left_out="a default leaves out 2"), "there", result)
+    about = "1,200 queries (1,100 with a match in a trial) of 7 people, 300 gallery images in 2 trials"
+    assert line.endswith(f"10.0 to 30.0 %; {about}; a default leaves out 2")
 
 
 @pytest.fixture(scope="session")

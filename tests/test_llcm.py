@@ -75,9 +75,12 @@ def test_refuses_what_is_absent_by_name(tmp_path, root):
     (copy / "idx/train_nir.txt").write_text("nir/0002/picture.jpg 1\n")
     with pytest.raises(InputError, match=r"line 1 .* names no camera"):
         LLCM(copy)
-    (copy / "idx/test_id.txt").write_text("")
     (copy / "idx/train_nir.txt").write_text((copy / "idx/train_vis.txt").read_text())
-    with pytest.raises(InputError, match=r"idx/test_id.txt line 1"):
+    with pytest.raises(InputError, match=r"LLCM: vis/0001/.* is listed for two people, two spectra"):
+        LLCM(copy)
+    (copy / "idx/train_nir.txt").write_text("nir/0001/0001_c01_s100000_f0000_nir.jpg 0\n")
+    (copy / "idx/test_id.txt").write_text("")
+    with pytest.raises(InputError, match=r"the list idx/test_id.txt .* is empty"):
         LLCM(copy)
     (copy / "idx/test_id.txt").write_text("77")
     with pytest.raises(InputError, match="lacks visible or infrared test images"):

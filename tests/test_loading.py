@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 
@@ -63,6 +64,46 @@ def test_a_full_disk_is_one_line(monkeypatch):
     assert not data.reads
 
 
+def test_a_disk_that_fills_up_is_given_back(tmp_path):
+    data = Counting("counting")
+    read = data.read
+
+    def full(record):
+        if record.source == 590:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return read(record)
+
+    data.read = full
+    with pytest.raises(InputError, match=r"cache of counting: no space left in"):
+        cached(data, data.train, progress=False)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 100
+    data.read = read
+    assert len(cached(data, data.train, progress=False)) == 600
+
+
+@pytest.mark.parametrize("damage", ["", "{", "null", '"many"', "[3]", "-5", "100000", "2.5", "Infinity", "[" * 99999])
+def test_a_damaged_note_costs_time_and_no_pixels(tmp_path, damage):
+    data = Counting("counting", broken=590)
+    with pytest.raises(InputError, match="590 is broken"):
+        cached(data, data.train, progress=False)
+    (note,) = tmp_path.rglob("rows.json")
+    note.write_text(damage)
+    data.broken = None
+    store = cached(data, data.train, progress=False)
+    assert [int(image[0, 0, 0]) for image in store.images] == [i % 256 for i in range(600)]
+
+
+def test_a_damaged_cache_is_one_line(tmp_path):
+    data = Counting("counting")
+    cached(data, data.train, progress=False)
+    (whole,) = tmp_path.rglob("images.u8")
+    whole.write_bytes(whole.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"images.u8 is damaged; delete it"):
+        cached(data, data.train, progress=False)
+    whole.unlink()
+    assert len(cached(data, data.train, progress=False)) == 600
+
+
 def test_a_changed_file_is_decoded_again(tmp_path):
     from PIL import Image
 
@@ -77,8 +118,16 @@ def test_a_changed_file_is_decoded_again(tmp_path):
 
 
 def test_an_empty_list_is_refused():
-    with pytest.raises(InputError, match="no images to load"):
+    with pytest.raises(InputError, match="no images to load, it has 600 for training and 0 for validation"):
         cached(Counting("counting"), [], progress=False)
+
+
+@pytest.mark.parametrize("crop", [np.zeros((16, 8, 3)), np.zeros((8, 16, 3), np.uint8), np.zeros((16, 8), np.uint8)])
+def test_a_crop_of_another_kind_is_refused_before_it_is_written(crop):
+    data = Counting("counting", 4)
+    data.read = lambda record: crop
+    with pytest.raises(InputError, match=r"counting: read gave .*, not uint8 \(16, 8, 3\)"):
+        cached(data, data.train, progress=False)
 
 
 def test_sampler_draws_the_same_identities_in_both_modalities(tiny):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -64,6 +65,19 @@ def test_one_frame_per_sequence_keeps_the_first_that_has_a_box(root):
     assert frames(PairedFolder(root))[1] == "visible/set01_V000_I00039.png"
 
 
+def test_what_the_default_leaves_out_is_said_and_the_advice_works(tmp_path):
+    root = make_pairs(tmp_path / "pairs", sequences=1, frames=3, boxes=0)
+    with pytest.raises(InputError, match="1 crops from 1 of 3 pairs") as caught:
+        PairedFolder(root)
+    key, value = re.search(r"-o (\w+)=(\w+)", str(caught.value)).groups()
+    data = PairedFolder(root, **{key: json.loads(value)})
+    assert (len(data.test), data.left_out) == (6, "")
+    root = make_pairs(tmp_path / "more", sequences=2, frames=6, boxes=0)
+    assert PairedFolder(root).left_out == "one_frame_per_sequence leaves out 10 of 12 pairs"
+    with pytest.raises(InputError, match="this data set has none"):
+        PairedFolder(root).val_trial()
+
+
 def test_whole_frames_without_boxes(tmp_path):
     root = make_pairs(tmp_path / "pairs", boxes=0)
     data = PairedFolder(root)
@@ -79,6 +93,7 @@ def test_whole_frames_without_boxes(tmp_path):
     ("content", "words"),
     [
         ("{", "not readable JSON"),
+        ('{"set00_V000_I00019": [], "set00_V000_I00019": []}', "not readable JSON (a name stands in it twice)"),
         ("[]", "must map frame names"),
         ('{"set00_V000_I00019": [{"tag": ""}]}', "must map frame names"),
         ('{"../visible/set00_V000_I00019": []}', "is not under"),

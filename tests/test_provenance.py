@@ -32,6 +32,16 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
         pass
 
 
+def test_what_is_whole_needs_no_lock(tmp_path):
+    whole = tmp_path / "whole"
+    with files.exclusive(tmp_path, whole=whole):
+        assert os.listdir(tmp_path) == [".lock"]
+    (tmp_path / ".lock").unlink(missing_ok=True)
+    whole.touch()
+    with files.exclusive(tmp_path, whole=whole):
+        assert os.listdir(tmp_path) == ["whole"]
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_line(name):
     with pytest.raises(InputError, match=f"DEVICE '{name}'"):

@@ -79,6 +79,8 @@ def test_refuses_a_split_that_does_not_exist(root, split):
         ("Visible/1/nobody.bmp 0", "line 2 lists Visible/1/nobody.bmp, which is not under"),
         ("Visible/1 0", "is not under"),
         ("Visible/a\0b.bmp 0", "is not under"),
+        ("{good} 3", "as 3, and a line before as another"),
+        ("{good} 10000", "line 2 has a label over 9,999"),
     ],
 )
 def test_refuses_bad_list_entries_by_file_and_line(small, line, words):
@@ -89,7 +91,7 @@ def test_refuses_bad_list_entries_by_file_and_line(small, line, words):
     os.symlink("loop.bmp", small / "Visible/loop.bmp")
     listing = small / "idx/train_visible_1.txt"
     good = listing.read_text().splitlines()
-    listing.write_text("\n".join([good[0], line.format(outside=outside), *good[1:]]))
+    listing.write_text("\n".join([good[0], line.format(outside=outside, good=good[0].split(" ")[0]), *good[1:]]))
     with pytest.raises(InputError, match=r"train_visible_1.txt") as caught:
         RegDB(small)
     assert words in str(caught.value)
@@ -111,7 +113,7 @@ def test_links_that_stay_inside_blank_lines_and_windows_ends_are_fine(small):
 def test_refuses_missing_and_overlapping_lists(small):
     test = small / "idx/test_thermal_1.txt"
     test.write_text((small / "idx/train_thermal_1.txt").read_text())
-    with pytest.raises(InputError, match="for both training and test"):
+    with pytest.raises(InputError, match="or both training and test"):
         RegDB(small)
     test.write_text("")
     with pytest.raises(InputError, match="is empty"):

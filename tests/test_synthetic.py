@@ -170,12 +170,13 @@ def test_raw_pixels_across_spectra_stay_near_chance():
         ({"noise": 2.0}, "noise"),
         ({"blur": float("nan")}, "blur"),
         ({"occlusion": "much"}, "occlusion"),
-        ({"num_identities": 1}, "train identities"),
-        ({"test_identities": 0}, "test identities"),
+        ({"num_identities": 1}, "num_identities"),
+        ({"test_identities": 0}, "test_identities"),
         ({"images_per_modality": 0}, "images_per_modality"),
-        ({"num_identities": 10.5}, "train identities"),
+        ({"num_identities": 10.5}, "num_identities"),
         ({"seed": -1}, "seed"),
         ({"size": (8, 8)}, "size"),
+        ({"size": (99999, 99999)}, "at most"),
     ],
 )
 def test_bad_requests_get_one_line(arguments, word):

@@ -94,6 +94,7 @@ def test_reads_crops_of_the_asked_size_and_infrared_is_grey(root):
         ({"shot": 10}, "draw='official'"),
         ({"num_trials": 11}, "num_trials"),
         ({"validation": "no"}, "False, True"),
+        ({"validation": "True"}, "false, true on the command line"),
     ],
 )
 def test_refuses_unknown_options_in_one_line(root, options, words):
@@ -122,6 +123,20 @@ def test_refuses_a_broken_copy(tmp_path):
         SYSU(root)
     (root / "cam4").rename(root / "camera4")
     with pytest.raises(InputError, match="cam4 is not under"):
+        SYSU(root)
+
+
+def test_a_list_of_several_lines_is_read_whole_or_refused(tmp_path):
+    root = make_sysu(tmp_path / "SYSU", train=(1, 4, 5), val=(2,), test=(3, 6), images=1, size=(16, 8))
+    for text in ("1\n4\n5\n", "1, 4\n5", "1,4,\r\n5\r\n", "\n1,4,5"):
+        (root / "exp/train_id.txt").write_bytes(text.encode())
+        assert {record.identity for record in SYSU(root).train} == {1, 4, 5}, text
+    for text, line in (("1\n4\nfive", 3), ("1,4\n4,5", 2), ("1 4\n5", 1), ("1,4\n\n5,,6", 3), ("1\n" + "9" * 5000, 2)):
+        (root / "exp/train_id.txt").write_text(text)
+        with pytest.raises(InputError, match=rf"exp/train_id.txt line {line} is not a list of different identities"):
+            SYSU(root)
+    (root / "exp/train_id.txt").write_text(" \n")
+    with pytest.raises(InputError, match=r"the list exp/train_id.txt under .* is empty"):
         SYSU(root)
 
 

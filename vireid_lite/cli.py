@@ -70,9 +70,15 @@ def _victim(checkpoint, official, kind, seed, device, tier, dataset, root, size,
 
 
 def _scores_line(data, direction: str, result, what: str = "") -> str:
-    values = [100 * value for value in (result.rank1, result.mAP, result.mINP, *result.chance.independent.rank1[1:])]
-    scores = "rank-1 {:.1f} %, mAP {:.1f} %, mINP {:.1f} %; chance rank-1 {:.1f} to {:.1f} %".format(*values)
-    return f"{data.name}, {direction}{what}: {scores}"
+    _, low, high = (100 * value for value in result.chance.independent.rank1)
+    rank1, mean, least = 100 * result.rank1, 100 * result.mAP, 100 * result.mINP
+    scores = f"rank-1 {rank1:.1f} %, mAP {mean:.1f} %, mINP {least:.1f} %"
+    line = f"{data.name}, {direction}{what}: {scores}; chance rank-1 {low:.1f} to {high:.1f} %"
+    people, scored = len(result.per_identity.identity), result.trials[0].valid_queries
+    only = f" ({scored:,} with a match in a trial)" * (scored < len(result.query))
+    of = f"{len(result.query):,} queries{only} of {people:,} people, {len(result.gallery):,} gallery images"
+    of += f" in {len(result.trials)} trials" * (len(result.trials) > 1)
+    return "; ".join(filter(None, (line, of, data.left_out)))
 
 
 @app.command()

@@ -1,14 +1,14 @@
-"""What a result came from: code, versions, device; and files written whole or not at all."""
+"""What a result came from: the code it was made by; and files written whole or not at all."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -17,10 +17,7 @@ from filelock import FileLock, Timeout
 from vireid_lite.errors import InputError
 
 PACKAGE = Path(__file__).parent
-
-# What a victim and an attack are made by: folders and files, as `source_hash` takes them.
-VICTIM_CODE = ("data", "models", "losses", "training", "victims")
-
+VICTIM_CODE = ("data", "models", "losses", "training", "victims")  #: what a victim is made by, for `source_hash`
 ATTACK_CODE = (*VICTIM_CODE, "attacks", "frequency")
 
 
@@ -42,10 +39,8 @@ def cache_folder() -> Path:
 def source_hash(*places: str) -> str:
     """Return 12 hex digits of the code at some places of the package, or of all of it, without docstrings and comments.
 
-    For keys of what is cached on this machine only, as another Python may give another hash of the same code.
-
-    Args:
-        places: folders, of which every file counts, or files without their suffix.
+    For keys of what is cached on this machine only, as another Python may give another hash of the same code. A place
+    is a folder, of which every file counts, or a file without its suffix.
     """
     digest = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
@@ -66,7 +61,7 @@ def stable_hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@contextlib.contextmanager
+@contextmanager
 def clear_no_space(what: str, folder: Path) -> Iterator[None]:
     """Turn a full disk, or a folder that cannot be made or written, into one line that names what was for where."""
     try:
@@ -88,23 +83,26 @@ def write_atomically(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-        except OSError:
+        finally:
             part.unlink(missing_ok=True)
-            raise
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path, wait: bool = True) -> Iterator[None]:
+@contextmanager
+def exclusive(folder: Path, wait: bool = True, whole: Path | None = None) -> Iterator[None]:
     """Hold a folder, made if need be, against other processes and threads; the lock ends with the process.
+
+    Where the file `whole` exists, nothing is held: what is whole needs no lock, so it may be read-only.
 
     Raises:
         InputError: where another process holds it and `wait` is false, or where it cannot be made.
     """
-    lock = FileLock(folder / ".lock")
+    if whole and whole.exists():
+        yield
+        return
     with clear_no_space(folder.name, folder.parent):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            held = lock.acquire(blocking=wait)
+            held = FileLock(folder / ".lock").acquire(blocking=wait)
         except Timeout:
             raise InputError(f"{folder}: another run is writing there; wait for it, or choose another folder") from None
     with held:

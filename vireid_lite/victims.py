@@ -1,6 +1,5 @@
 """The three tiers, and the victim a chapter, a command or a campaign asks for: loaded if it exists, else trained."""
 
-import contextlib
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -138,7 +137,7 @@ def load_or_train(
     described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, source_hash(*VICTIM_CODE)]
     key = stable_hash([*described, *([compute.describe()] if compute else [])])
     path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
-    with contextlib.nullcontext() if path.exists() else exclusive(path.parent):  # one that is whole may be read-only
+    with exclusive(path.parent, whole=path):
         if not (existed := path.exists()):  # another process may have trained it while this one waited
             compute, note = compute or Compute(), path.with_name("state.pt")
             with torch.random.fork_rng():

@@ -7,7 +7,6 @@ loop trains a victim with FSAM, SE or ECA and its usual losses, to see what they
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -162,7 +161,7 @@ def train_modified_victim(
             model.load_state_dict(victim.state_dict())
         perturbation = modification.perturbation(dataset.size, seed)
         objective = modification.objective(model, perturbation)
-    with contextlib.nullcontext() if path.exists() else exclusive(folder):  # one that is whole may be read-only
+    with exclusive(folder, whole=path):
         if not path.exists():
             note = folder / "state.pt"
             settings = replace(recipe.settings, epochs=modification.epochs or recipe.settings.epochs)

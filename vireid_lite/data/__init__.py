@@ -15,27 +15,9 @@ from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.data.synthetic.people import DIFFICULTIES, Knobs, SyntheticVI
 from vireid_lite.errors import InputError, check_choice
 
-__all__ = [
-    "DATASETS",
-    "DIFFICULTIES",
-    "LLCM",
-    "SYSU",
-    "Augmentation",
-    "Dataset",
-    "ImageStore",
-    "Knobs",
-    "Modality",
-    "PKSampler",
-    "PairedFolder",
-    "Record",
-    "RegDB",
-    "SyntheticVI",
-    "Trial",
-    "all_against_all",
-    "cached",
-    "fingerprint",
-    "load_dataset",
-]
+__all__ = ["DATASETS", "DIFFICULTIES", "LLCM", "SYSU", "Augmentation", "Dataset", "ImageStore", "Knobs", "Modality"]
+__all__ += ["PKSampler", "PairedFolder", "Record", "RegDB", "SyntheticVI", "Trial", "all_against_all", "cached"]
+__all__ += ["fingerprint", "load_dataset"]
 
 DATASETS = {"synthetic": SyntheticVI, "sysu": SYSU, "regdb": RegDB, "llcm": LLCM, "paired_folder": PairedFolder}
 
@@ -49,7 +31,7 @@ def load_dataset(
         root: the folder of the reader's own copy; the synthetic set takes none.
         size: (height, width) of the crops in pixels; None stands for the data set's usual size.
         seed: decides rendering and held-out identities.
-        options: those of the data set's class (SyntheticVI, SYSU, RegDB, LLCM, PairedFolder).
+        options: those of the data set's class.
 
     Raises:
         InputError: for an unknown name or option, a missing root, or a root where none belongs.

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.errors import check_choice, check_flag, check_number, check_whole
 
 # CAJ fills erased boxes with (.4914, .4822, .4465) after ImageNet normalisation; this is that value as a pixel.
 ERASED = (0.485 + 0.229 * 0.4914, 0.456 + 0.224 * 0.4822, 0.406 + 0.225 * 0.4465)
@@ -25,25 +25,25 @@ BOXES = {"caj": (0.02, 0.4, ERASED), "deen": (0.02, 0.4, MEAN), "deen-sysu": (0.
 
 def _some(changed: Tensor, images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Return each image changed with the given probability."""
-    chosen = torch.rand(len(images), generator=generator) < probability
+    return _where(torch.rand(len(images), generator=generator) < probability, changed, images)
+
+
+def _where(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
     return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), changed, images)
 
 
 def _channel(images: Tensor, channel: Tensor) -> Tensor:
     """Return one channel of each image, (N,), as all three."""
-    device = images.device
-    return images[torch.arange(len(images), device=device), channel.to(device)][:, None].expand_as(images)
+    rows = torch.arange(len(images), device=images.device)
+    return images[rows, channel.to(images.device)][:, None].expand_as(images)
 
 
 def pad_crop(images: Tensor, pad: int, generator: Generator) -> Tensor:
     """Pad with black on every side and crop back to size at a random place (AGW: pad 10)."""
     count, _, height, width = images.shape
-    padded = F.pad(images, [pad])
-    top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
-    rows = (top[:, None] + torch.arange(height)).to(images.device)
-    columns = (left[:, None] + torch.arange(width)).to(images.device)
-    sample = torch.arange(count, device=images.device)
-    return padded.permute(0, 2, 3, 1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    corners = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).T.tolist()
+    padded = zip(F.pad(images, [pad]), corners, strict=True)
+    return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in padded])
 
 
 def flip(images: Tensor, probability: float, generator: Generator) -> Tensor:
@@ -94,8 +94,7 @@ def channel_exchange(images: Tensor, generator: Generator) -> Tensor:
 def channel_or_grey(images: Tensor, generator: Generator) -> Tensor:
     """Copy R, G or B to all channels, a quarter each; else grey with probability one half (CAJ, ChannelAdapGray)."""
     draw = torch.randint(0, 4, (len(images),), generator=generator)
-    copied = (draw < 3).view(-1, 1, 1, 1).to(images.device)
-    return torch.where(copied, _channel(images, draw.clamp(max=2)), random_grey(images, 0.5, generator))
+    return _where(draw < 3, _channel(images, draw.clamp(max=2)), random_grey(images, 0.5, generator))
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,11 @@ class Augmentation:
     box: str = "own"  #: what is erased: "own", or as published one of `BOXES`
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(each, int | float) and 0 <= each <= 1 for each in (self.flip, self.erasing, self.grey))
-        if not numbers or type(self.pad) is not int or self.pad < 0 or type(self.channels) is not bool:
-            form = "pad is whole pixels; flip, erasing, grey are probabilities; channels is true or false"
-            raise InputError(f"augmentation: {form}; got {self}")
+        check_whole("augmentation", "pad", self.pad)
+        check_flag("augmentation", "channels", self.channels)
         check_choice("augmentation", "box", self.box, ("own", *BOXES))
+        for name in ("flip", "erasing", "grey"):
+            check_number("augmentation", name, getattr(self, name), 0, 1)
 
     def __call__(self, images: Tensor, modality: Modality, generator: Generator) -> Tensor:
         """Return the augmented batch; images are all of one modality."""

@@ -31,15 +31,16 @@ class Batches:
         return rows[place * self.size : (place + 1) * self.size]
 
 
+def _halves(size: int) -> dict[Modality, int]:
+    return {Modality.VISIBLE: size - size // 2, Modality.INFRARED: size // 2}
+
+
 class MixedBatches:
     """Rows of both modalities by step: half visible, then half infrared, each in its own seeded order."""
 
     def __init__(self, store: ImageStore, size: int, seed: int) -> None:
-        shares = {Modality.VISIBLE: size - size // 2, Modality.INFRARED: size // 2}
-        self.each = {
-            modality: Batches(np.flatnonzero(store.modalities.numpy() == modality), share, seed + modality)
-            for modality, share in shares.items()
-        }
+        modalities = store.modalities.numpy()
+        self.each = {m: Batches(np.flatnonzero(modalities == m), half, seed + m) for m, half in _halves(size).items()}
         self.per_epoch = max(batches.per_epoch for batches in self.each.values())
 
     def at(self, step: int) -> np.ndarray:
@@ -58,8 +59,7 @@ def rows_of(records: Sequence[Record]) -> dict[int, tuple[np.ndarray, np.ndarray
 class IdentityBatches:
     """Rows by step: as many identities as fit, up to `instances` images of each from both modalities, visible first.
 
-    Attributes:
-        identities: (N,) the place of each row's identity among all of them.
+    `identities` is the place of each row's identity among all of them, (N,).
 
     Raises:
         InputError: for fewer than two identities, or a batch too small for them.
@@ -73,8 +73,7 @@ class IdentityBatches:
         if size < 4:
             raise InputError(f"attack: batch_size must be at least 4, for 2 images of 2 identities; got {size}")
         instances = min(instances, size // 2)
-        self.count = min(size // instances, len(self.rows))
-        self.shares = {Modality.VISIBLE: instances - instances // 2, Modality.INFRARED: instances // 2}
+        self.count, self.shares = min(size // instances, len(self.rows)), _halves(instances)
         self.per_epoch = max(1, len(store) // size)
 
     def at(self, step: int) -> np.ndarray:
@@ -86,12 +85,10 @@ class IdentityBatches:
 
 
 class PKSampler:
-    """P identities a batch, K images of each in each modality, as AGW samples (utils.py:68-89).
-
-    Every draw derives from (seed, epoch). An identity that lacks a modality is left out.
+    """P identities a batch, K images of each in each modality, as AGW samples (utils.py:68-89), by (seed, epoch).
 
     Raises:
-        InputError: where fewer than two are left.
+        InputError: where fewer than two identities have both modalities; others are left out.
     """
 
     def __init__(self, records: Sequence[Record], identities: int = 8, images: int = 4, seed: int = 0) -> None:
@@ -111,7 +108,5 @@ class PKSampler:
         names = np.array(list(self.rows))
         for _ in range(self.steps):
             chosen = generator.choice(names, self.identities, replace=False)
-            yield tuple(
-                np.concatenate([generator.choice(self.rows[name][modality], self.images) for name in chosen])
-                for modality in Modality
-            )
+            drawn = ([generator.choice(self.rows[name][m], self.images) for name in chosen] for m in Modality)
+            yield tuple(map(np.concatenate, drawn))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,7 @@ ROWS_PER_STEP = 256  #: crops written between two notes of progress
 
 
 class ImageStore:
-    """Decoded crops of a list of records in their order, read from disk when asked for.
-
-    Args:
-        images: (N, H, W, 3) uint8 memory map.
-    """
+    """Crops of a list of records in their order, (N, H, W, 3) uint8, read from a memory map when asked for."""
 
     def __init__(self, images: np.ndarray, records: Sequence[Record]) -> None:
         self.images, self.records = images, list(records)
@@ -54,18 +52,22 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
     """Return the records' crops, decoding only what no earlier run, killed or not, left in `files.cache_folder()`.
 
     Raises:
-        InputError: where a file cannot be read or the disk is full; what was decoded before is kept.
+        InputError: where a file cannot be read, and what was decoded before is kept; where the disk is full, and it is
+            given back; or where the cache is damaged.
     """
     records = list(records)
     if not records:
-        raise InputError(f"{dataset.name}: no images to load; check the split and its options")
+        found = f"it has {len(dataset.train):,} for training and {len(dataset.val):,} for validation"
+        raise InputError(f"{dataset.name}: no images to load, {found}; use other data or options for what needs them")
     folder = cache_folder() / "crops" / f"{dataset.name}-{_cache_key(dataset, records)}"
     whole = folder / "images.u8"
-    if not whole.exists():  # a cache that is whole needs no lock, so it may be read-only
-        with exclusive(folder), clear_no_space(f"cache of {dataset.name}", folder.parent):
-            if not whole.exists():
-                _decode(dataset, records, folder, progress)
-    return ImageStore(np.memmap(whole, np.uint8, "r", shape=(len(records), *dataset.size, 3)), records)
+    with exclusive(folder, whole=whole), clear_no_space(f"cache of {dataset.name}", folder.parent):
+        if not whole.exists():
+            _decode(dataset, records, folder, progress)
+    shape = (len(records), *dataset.size, 3)
+    if whole.stat().st_size != math.prod(shape):
+        raise InputError(f"cache of {dataset.name}: {whole} is damaged; delete it, and it is made again")
+    return ImageStore(np.memmap(whole, np.uint8, "r", shape=shape), records)
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
@@ -74,29 +76,37 @@ def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
     if dataset.root is None:
         return stable_hash([*key, dataset.describe()])
     try:
-        files = {source: os.stat(dataset.root / source) for source in sorted({str(each.source) for each in records})}
+        files = [(source, os.stat(dataset.root / source)) for source in sorted({str(each.source) for each in records})]
     except OSError as error:
         raise InputError(f"{dataset.name}: {error.filename} cannot be read ({error.strerror})") from None
-    stats = [[source, stat.st_size, stat.st_mtime_ns] for source, stat in files.items()]
+    stats = [[source, stat.st_size, stat.st_mtime_ns] for source, stat in files]
     return stable_hash([*key, str(dataset.root.resolve()), stats])
 
 
 def _decode(dataset: Dataset, records: list[Record], folder: Path, progress: bool) -> None:
     """Fill images.part, noting finished rows in rows.json, and name it images.u8 when it is whole."""
-    part, note, size = folder / "images.part", folder / "rows.json", 3 * dataset.size[0] * dataset.size[1]
-    done = json.loads(note.read_text()) if note.exists() and part.exists() else 0
+    part, note, shape = folder / "images.part", folder / "rows.json", (*dataset.size, 3)
+    size, done = math.prod(shape), 0
+    with suppress(OSError, TypeError, ValueError, OverflowError, RecursionError):  # nothing noted, or damaged
+        done = max(0, min(int(json.loads(note.read_text())), part.stat().st_size // size))
     if shutil.disk_usage(folder).free < (len(records) - done) * size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now, not after an hour of decoding
     bar = tqdm(total=len(records), initial=done, unit="crop", desc=f"decode {dataset.name}", disable=not progress)
     # Written, not mapped: where the disk fills up meanwhile, a memory map would kill the process instead of raising.
-    with open(part, "r+b" if done else "wb") as file, bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        file.seek(done * size)
-        for start in range(done, len(records), ROWS_PER_STEP):
-            rows = records[start : start + ROWS_PER_STEP]
-            for crop in pool.map(dataset.read, rows):
-                file.write(crop.tobytes())
-                bar.update()
-            file.flush()
-            os.fsync(file.fileno())
-            write_atomically(note, json.dumps(start + len(rows)).encode())
-    os.replace(part, folder / "images.u8")
+    try:
+        with open(part, "r+b" if done else "wb") as file, bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+            file.seek(done * size)
+            for start in range(done, len(records), ROWS_PER_STEP):
+                rows = records[start : start + ROWS_PER_STEP]
+                for crop in pool.map(dataset.read, rows):
+                    if (crop.dtype, crop.shape) != (np.uint8, shape):
+                        raise InputError(f"{dataset.name}: read gave {crop.dtype} {crop.shape}, not uint8 {shape}")
+                    file.write(crop.tobytes())
+                    bar.update()
+                file.flush()
+                os.fsync(file.fileno())
+                write_atomically(note, json.dumps(start + len(rows)).encode())
+        os.replace(part, folder / "images.u8")
+    except OSError:  # a full disk is given back
+        part.unlink(missing_ok=True)
+        raise

@@ -7,7 +7,6 @@ How its numbers are packed, and read without this package, is said in `packing`.
 
 from __future__ import annotations
 
-import inspect
 import json
 import lzma
 from collections.abc import Iterable
@@ -50,9 +49,8 @@ def data_defaults(tier: str, name: str | None, difficulty: str | None) -> dict:
     if name not in DATASETS:
         raise InputError(f"data set {name!r} is unknown; choose from {', '.join(DATASETS)}")
     reader = DATASETS[name]
-    known = inspect.signature(reader).parameters
-    options = {"seed": known["seed"].default, **{each: usual for each, (usual, _) in reader.choices.items()}, **options}
-    return {"name": name, **options, "size": list(chosen.size or known["size"].default)}
+    options = {"seed": 0, **{each: usual for each, (usual, _) in reader.choices.items()}, **options}
+    return {"name": name, **options, "size": list(chosen.size or reader.usual_size)}
 
 
 def defaults(run: dict) -> dict:

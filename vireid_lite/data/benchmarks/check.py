@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageChops
+from PIL import ImageChops
 from tqdm import tqdm
 
 from vireid_lite.data.benchmarks import llcm, regdb
-from vireid_lite.data.benchmarks.lists import TEST_IDENTITY_OFFSET, open_root, read_list
+from vireid_lite.data.benchmarks.lists import TEST_IDENTITY_OFFSET, image_names, open_root, read_list
 from vireid_lite.data.benchmarks.paired_folder import PairedFolder
 from vireid_lite.data.benchmarks.sysu import SYSU
-from vireid_lite.data.records import Modality, Record
+from vireid_lite.data.records import Modality, Record, decoded, opened, turned
 from vireid_lite.errors import InputError, check_choice
 
 # Where each data set has its infrared images.
@@ -26,15 +26,10 @@ NAMED = 20  #: files named one by one in a report
 
 # What a complete copy holds (identities, visible images, infrared images).
 SYSU_KNOWN = {"train": (296, 20_284, 9_929), "val": (99, 1_974, 1_980), "test": (96, 6_775, 3_803)}
-
 SYSU_IMAGES = 30_071 + 15_792  #: in all six camera folders, as its page counts; the lists name fewer people
-
 REGDB_KNOWN = (206, 2_060)  #: identities and images that each of the forty lists names
-
 REGDB_IMAGES = 4_120  #: of each modality
-
 LLCM_IDENTITIES = {"train": 713, "test": 351}  #: 1,064 in all
-
 LLCM_IMAGES = 46_767
 
 
@@ -65,13 +60,12 @@ class CheckReport:
         if known not in (None, found):
             self.misfit(f"{what}: {found:,} found, a complete copy has {known:,}")
 
-    def part(self, part: str, records: list[Record], known: Iterable[int | None]) -> None:
+    def part(self, part: str, records: list[Record], known: Sequence[int | None]) -> None:
         """Count the identities and the visible and infrared images of a split."""
-        images = (sum(record.modality == modality for record in records) for modality in Modality)
-        found = (len({record.identity for record in records}), *images)
-        words = ("identities", "visible images", "infrared images")
-        for what, count, expected in zip(words, found, known, strict=True):
-            self.count(f"{part} {what}", count, expected)
+        self.count(f"{part} identities", len({record.identity for record in records}), known[0])
+        for modality, expected in zip(Modality, known[1:], strict=True):
+            found = sum(record.modality == modality for record in records)
+            self.count(f"{part} {modality.name.lower()} images", found, expected)
 
     def files(self, problem: str, names: list[str]) -> None:
         """Note files with a problem as errors: the first twenty by name, then how many more."""
@@ -97,45 +91,39 @@ def check(name: str, root: str | Path | None, partial: bool = False, progress: b
         InputError: for an unknown name or a root that is no folder; all else is in the report.
     """
     check_choice("data check", "name", name, SURVEYS)
-    folder = open_root(name, root)
-    report = CheckReport(name, str(root), partial)
+    folder, report = open_root(name, root), CheckReport(name, str(root), partial)
     try:
         sources = SURVEYS[name](folder, report)
     except InputError as error:
         report.errors.append(str(error))
         return report
     report.files("missing", [f"{source} ({where})" for source, where in sorted(report.missing.items())])
-    looks = looked_at(folder, sorted(set(sources) - report.missing.keys()), progress)
-    report.files("unreadable", [f"{source} ({look})" for source, look in looks.items() if isinstance(look, str)])
-    if coloured := [source for source, look in looks.items() if look is True and INFRARED.match(source)]:
-        found = f"{len(coloured):,} infrared images have unequal channels, first {coloured[0]}"
-        report.warnings.append(f"{found}; they are read as their luma, which published code does not do")
+    present = sorted(set(sources) - report.missing.keys())
+    with ThreadPoolExecutor(4) as pool:  # Pillow releases the interpreter while it decodes
+        found = pool.map(lambda source: _decoding(folder / source), present)
+        bar = tqdm(found, total=len(present), desc="decoding", unit="image", disable=not progress)
+        looks = dict(zip(present, bar, strict=True))
+    report.files("unreadable", [f"{source} ({why})" for source, (why, _, _) in looks.items() if why])
+    if lying := [source for source, (_, lies, _) in looks.items() if lies]:
+        what = f"{len(lying):,} images are turned upright, as their EXIF orientation says, first {lying[0]}"
+        report.warnings.append(what)
+    if coloured := [source for source, (_, _, unequal) in looks.items() if unequal and INFRARED.match(source)]:
+        what = f"{len(coloured):,} infrared images have unequal channels, first {coloured[0]}"
+        report.warnings.append(f"{what}; they are read as their luma, which published code does not do")
     return report
 
 
-def looked_at(root: Path, sources: list[str], progress: bool = True) -> dict[str, str | bool]:
-    """Decode every image fully; return why it fails, or whether its channels are unequal."""
-    with ThreadPoolExecutor(4) as pool:  # Pillow releases the interpreter while it decodes
-        looks = pool.map(lambda source: _look(root / source), sources)
-        bar = tqdm(looks, total=len(sources), desc="decoding", unit="image", disable=not progress)
-        return dict(zip(sources, bar, strict=True))
-
-
-def _look(path: Path) -> str | bool:
-    """Say in a few words why a file is no whole image, or else whether its channels are unequal."""
+def _decoding(path: Path) -> tuple[str, bool, bool]:
+    """Return why a reader would refuse a file, or ""; whether it is turned upright; whether its channels differ."""
     try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
-        if not start:
-            return "empty file"
-        if start.startswith((b"<!doctype", b"<html")):
-            return "an HTML page, not an image"
-        with Image.open(path) as image:
-            image.load()
-            red, *others = image.split() if image.mode == "RGB" else (image,)
-        return any(ImageChops.difference(red, other).getextrema()[1] > 2 for other in others)  # levels: JPEG rounds
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        return f"{error or type(error).__name__}".split("\n")[0]
+        with opened(path, "") as image:
+            lies = turned(image) > 1
+        image = decoded(path, "")
+    except InputError as error:
+        return str(error).removeprefix(f": {path} ").split("\n")[0], False, False
+    red, *others = image.split() if image.mode == "RGB" else (image,)
+    differ = (ImageChops.difference(red, other).getextrema()[1] > 2 for other in others)  # levels: JPEG rounds
+    return "", lies, any(differ)
 
 
 def _survey_sysu(root: Path, report: CheckReport) -> Iterable[str]:
@@ -145,7 +133,7 @@ def _survey_sysu(root: Path, report: CheckReport) -> Iterable[str]:
         report.part(split, records, SYSU_KNOWN[split])
         for identity in sorted(set(data.identities[split]) - {record.identity for record in records})[:NAMED]:
             report.misfit(f"exp/{split}_id.txt lists identity {identity}: no image in any cam*/{identity:04d}")
-    every = sum(1 for path in root.glob("cam[1-6]/*/*.jpg") if not path.name.startswith("."))
+    every = sum(len(image_names(folder)) for folder in root.glob("cam[1-6]/*"))
     report.count("images in the camera folders", every)
     if every != SYSU_IMAGES:
         report.warnings.append(f"images in the camera folders: {every:,} found, its page counts {SYSU_IMAGES:,}")
@@ -157,25 +145,21 @@ def _survey_regdb(root: Path, report: CheckReport) -> Iterable[str]:
     for split, part, (spectrum, modality) in product(range(1, 11), ("train", "test"), regdb.SPECTRA.items()):
         listing = f"idx/{part}_{spectrum}_{split}.txt"
         entries = read_list("RegDB", root, listing, report.missing)
-        paths = {entry.path for entry in entries}
+        paths, people = {entry.path for entry in entries}, len({entry.label for entry in entries})
         sources[modality] |= paths
-        if (people := len({entry.label for entry in entries}), len(paths)) != REGDB_KNOWN:
+        if (people, len(paths)) != REGDB_KNOWN:
             known = f"a complete copy {REGDB_KNOWN[1]:,} of {REGDB_KNOWN[0]}"
             report.misfit(f"{listing} lists {len(paths):,} images of {people} identities, {known}")
     for modality, found in sources.items():
         report.count(f"{modality.name.lower()} images", len(found), REGDB_IMAGES)
-    if not report.missing:
-        for split in range(1, 11):
-            regdb.RegDB(root, split=split)  # refuses what else is wrong with a split
+    for split in range(1, 11) if not report.missing else ():
+        regdb.RegDB(root, split=split)  # refuses what else is wrong with a split
     return set().union(*sources.values())
 
 
 def _survey_llcm(root: Path, report: CheckReport) -> Iterable[str]:
-    train = [
-        Record(entry.path, entry.label, 0, modality)
-        for spectrum, modality in llcm.SPECTRA.items()
-        for entry in read_list("LLCM", root, f"idx/train_{spectrum}.txt", report.missing)
-    ]
+    lists = {m: read_list("LLCM", root, f"idx/train_{name}.txt", report.missing) for name, m in llcm.SPECTRA.items()}
+    train = [Record(entry.path, entry.label, 0, modality) for modality, each in lists.items() for entry in each]
     if not report.missing:
         llcm.LLCM(root)  # refuses what else is wrong
     test = [record for groups in llcm.read_test_groups(root).values() for group in groups for record in group]

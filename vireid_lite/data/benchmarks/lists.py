@@ -11,52 +11,66 @@ from typing import ClassVar, NamedTuple
 from vireid_lite.data.records import Dataset, Modality, Record, Size
 from vireid_lite.errors import InputError, check_choice
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
-
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")  #: in small letters or capitals
 # RegDB and LLCM number the people of their training lists from 0, and those of their tests in a range that overlaps it.
 # Test identities are moved by this much, so that one number never means two people.
 TEST_IDENTITY_OFFSET = 10_000
-
 # Options that several have: each one's usual value, and what it may be.
-NO, YES = (False, (False, True)), (True, (False, True))
-
-NUM_TRIALS = (10, range(1, 11))
+NO, YES, NUM_TRIALS = (False, (False, True)), (True, (False, True)), (10, range(1, 11))
 
 
 def open_root(name: str, root: str | Path | None) -> Path:
     """Return a data set's folder, or raise InputError where it is not given or not a folder."""
     if root is None:
         raise InputError(f"{name}: give the folder of your own copy with --root (DATA_ROOT in a chapter)")
-    if not Path(root).is_dir():
+    if not (folder := Path(os.path.expanduser(root))).is_dir():
         raise InputError(f"{name}: {root} is not a folder; check --root or the download")
-    return Path(root)
+    return folder
 
 
 class Benchmark(Dataset):
     """A data set in the reader's own folder.
 
+    Args:
+        root: the folder.
+        size: (height, width) of the crops in pixels; None stands for `usual_size`.
+        seed: decides which identities are held out, where some are.
+
     Raises:
         InputError: for an unknown option, a missing root, folder or list, a malformed line, or a listed file that is
-            absent or climbs out of the root.
+            absent, climbs out of the root, or is listed for two people.
     """
 
+    name: str  #: as `load_dataset` takes it
     title: str  #: what messages call it
+    usual_size: Size = (288, 144)
     folders: Sequence[str] = ()  #: what `root` must hold
     #: each option's usual value, and what it may be, type included (True is not 1)
     choices: ClassVar[dict[str, tuple[object, Collection]]]
 
-    def __init__(self, name: str, root: str | Path | None, size: Size, options: dict[str, object]) -> None:
+    def __init__(self, root: str | Path | None, *, size: Size | None = None, seed: int = 0, **options: object) -> None:
         for option, value in options.items():
             check_choice(self.title, "option", option, self.choices)
-            known = self.choices[option][1]
-            if not any(type(value) is type(choice) and value == choice for choice in known):
-                known = ", ".join(map(repr, known))
-                raise InputError(f"{self.title}: {option} must be one of {known}; got {value!r}")
+            known = [repr(choice) for choice in self.choices[option][1]]
+            if repr(value) not in known:
+                told = " (false, true on the command line)" if known == ["False", "True"] else ""
+                raise InputError(f"{self.title}: {option} must be one of {', '.join(known)}{told}; got {value!r}")
         usual = {option: first for option, (first, _) in self.choices.items()}
-        super().__init__(name, open_root(name, root), size, usual | options)
+        super().__init__(self.name, open_root(self.name, root), size or self.usual_size, usual | options)
         for folder in self.folders:
             if not (self.root / folder).is_dir():
                 raise InputError(f"{self.title}: the folder {folder} is not under {root}; check --root or the download")
+        self._load(seed)
+        seen: dict[str, Record] = {}
+        for one in (*self.train, *self.val, *self.test):
+            other = seen.setdefault(one.source, one)
+            if one.box is None and (one.identity, one.modality) != (other.identity, other.modality):
+                found = f"{one.source} is listed for two people, two spectra, or both training and test"
+                raise InputError(f"{self.title}: {found}; fetch the lists again")
+
+    def _load(self, seed: int) -> None:
+        """Fill `train`, `val` and `test`, or what `trials` needs, from the files under `root`."""
+        raise NotImplementedError
 
     def hold_out(self, seed: int) -> None:
         """Move a tenth of the training identities, at least one, drawn from `seed`, from `train` to `val`."""
@@ -80,31 +94,41 @@ def records_in(root: Path, folder: str, identity: int, camera: int, modality: Mo
     return [Record(f"{folder}/{name}", identity, camera, modality) for name in image_names(root / folder)]
 
 
-def _read_text(name: str, root: Path, listing: str) -> str:
+def _lines(name: str, root: Path, listing: str) -> list[tuple[str, str]]:
+    """Return the lines of a list that are not blank, each with where it stands."""
     try:
-        return (root / listing).read_text(encoding="utf-8-sig")
+        lines = (root / listing).read_text(encoding="utf-8-sig").split("\n")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{name}: the list {listing} is not under {root}; check --root or the download") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{name}: the list {listing} under {root} is not readable ({error}); fetch it again") from None
+    found = [(f"{listing} line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise InputError(f"{name}: the list {listing} under {root} is empty; fetch it again")
+    return found
 
 
 def read_identities(name: str, root: Path, listing: str) -> list[int]:
-    """Return the sorted identities on a list's first line, comma-separated whole numbers (AGW, data_manager.py)."""
-    line = _read_text(name, root, listing).split("\n")[0].strip()
-    words = [word.strip() for word in line.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words) or len({int(word) for word in words}) < len(words):
-        raise InputError(
-            f"{name}: {listing} line 1 is not a list of different identities like 1,2,3: {line[:60]!r}; fetch it again"
-        )
-    return sorted(map(int, words))
+    """Return the sorted identities of a list: different whole numbers, comma-separated, on one line or on several."""
+    found: set[int] = set()
+    for where, line in _lines(name, root, listing):
+        words = [word.strip() for word in line.removesuffix(",").split(",")]
+        if not all(map(_is_number, words)) or found & (new := set(map(int, words))) or len(new) < len(words):
+            problem = f"{where} is not a list of different identities like 1,2,3: {line[:60]!r}"
+            raise InputError(f"{name}: {problem}; fetch it again")
+        found |= new
+    return sorted(found)
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 10
 
 
 class Entry(NamedTuple):
-    """One line of a file list: where it stands, the POSIX path relative to the root, the label."""
+    """One line of a file list."""
 
-    where: str
-    path: str
+    where: str  #: list and line
+    path: str  #: relative to the root (POSIX separators)
     label: int
 
 
@@ -117,45 +141,37 @@ def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | Non
     Raises:
         InputError: with file and line; a path climbs out of the root if it is absolute, or by `..`, or through a link.
     """
-    base, entries = root.resolve(), []
-    for number, line in enumerate(_read_text(name, root, listing).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{listing} line {number}"
-        path, _, label = (part.strip() for part in line.strip().rpartition(" "))
-        if not (path and label.isascii() and label.isdigit()):
+    base, entries, labels = root.resolve(), [], {}
+    for where, line in _lines(name, root, listing):
+        path, _, label = (part.strip() for part in line.rpartition(" "))
+        if not (path and _is_number(label)):
             raise InputError(f"{name}: {where} is not 'relative/path label': {line[:60]!r}; fetch the list again")
-        state, path = _state(base, PurePosixPath(path)), str(PurePosixPath(path))
-        if state == "outside":
-            raise InputError(f"{name}: {where} lists {path!r}, which climbs out of {root}; remove that line")
-        if state == "absent" and missing is None:
+        path = PurePosixPath(path)
+        try:
+            target = (base / path).resolve()
+            outside = path.is_absolute() or ".." in path.parts or not target.is_relative_to(base)
+            absent = not target.is_file()
+        except (OSError, RuntimeError, ValueError):  # a loop of links (RuntimeError before 3.13); a NUL in the name
+            outside, absent = False, True
+        if outside:
+            raise InputError(f"{name}: {where} lists '{path}', which climbs out of {root}; remove that line")
+        if absent and missing is None:
             raise InputError(f"{name}: {where} lists {path}, which is not under {root}; check --root or the download")
-        if state == "absent":
-            missing.setdefault(path, where)
-        entries.append(Entry(where, path, int(label)))
-    if not entries:
-        raise InputError(f"{name}: the list {listing} under {root} is empty; fetch it again")
+        if absent:
+            missing.setdefault(str(path), where)
+        if int(label) >= TEST_IDENTITY_OFFSET:
+            raise InputError(f"{name}: {where} has a label over {TEST_IDENTITY_OFFSET - 1:,}; fetch the list again")
+        if labels.setdefault(str(path), label) != label:
+            raise InputError(f"{name}: {where} lists {path} as {label}, and a line before as another; mend the list")
+        entries.append(Entry(where, str(path), int(label)))
     return entries
-
-
-def _state(base: Path, path: PurePosixPath) -> str:
-    """Say whether a listed file is "here", "absent" or "outside" the resolved root, links followed."""
-    try:
-        target = (base / path).resolve()
-        if path.is_absolute() or ".." in path.parts or not target.is_relative_to(base):
-            return "outside"
-        return "here" if target.is_file() else "absent"
-    except (OSError, RuntimeError, ValueError):  # a loop of links (RuntimeError before 3.13); a NUL in the name
-        return "absent"
 
 
 def draw_gallery(groups: Iterable[Sequence[Record]], trial: int) -> list[Record]:
     """Return one record of every group, drawn as AGW draws the gallery of a trial (data_manager.py:39-58; LLCM alike).
 
-    The same images as `random.seed(trial)` and one `random.choice` per group, without touching the global generator.
-
     Args:
         groups: the sorted images of one (identity, camera) each, identities ascending, then cameras.
     """
-    generator = random.Random(trial)
+    generator = random.Random(trial)  # draws what the published code draws from the global generator
     return [generator.choice(group) for group in groups]

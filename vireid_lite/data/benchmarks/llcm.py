@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from vireid_lite.data.benchmarks import lists
-from vireid_lite.data.records import Modality, Record, Size, Trial
+from vireid_lite.data.records import Modality, Record, Trial
 from vireid_lite.errors import InputError
 
 SPECTRA = {"vis": Modality.VISIBLE, "nir": Modality.INFRARED}
-
 CAMERAS = {"vis": range(1, 10), "nir": (1, 2, 4, 5, 6, 7, 8, 9)}  # camera 3 has no NIR images (data_manager.py:72-74)
 
 
@@ -19,9 +18,6 @@ class LLCM(lists.Benchmark):
     """LLCM (Zhang and Wang, CVPR 2023): all images of one modality against one per identity and camera of the other.
 
     Training labels and test folder numbers overlap, so a test identity is its folder's number + 10,000.
-
-    Args:
-        root: the folder that holds `idx`, `test_vis` and `test_nir`.
 
     Keyword Args:
         validation: True holds a tenth of the training identities, drawn from `seed`, out as `val`.
@@ -32,13 +28,12 @@ class LLCM(lists.Benchmark):
         num_trials: 1 to 10; trial t draws its gallery with seed t.
     """
 
-    title, protocol = "LLCM", "llcm"
+    name, title, protocol = "llcm", "LLCM", "llcm"
     default_query = Modality.INFRARED  # the setting the authors' code has switched on (DEEN/test.py:61)
     folders = ("test_vis", "test_nir")
     choices: ClassVar = {"validation": lists.NO, "official_vis2ir": lists.NO, "num_trials": lists.NUM_TRIALS}
 
-    def __init__(self, root: str | Path | None, *, size: Size = (288, 144), seed: int = 0, **options: object) -> None:
-        super().__init__("llcm", root, size, options)
+    def _load(self, seed: int) -> None:
         self.train = [record for spectrum in SPECTRA for record in self._read_train(spectrum)]
         self.test_groups = read_test_groups(self.root)
         if self.options["validation"]:
@@ -50,10 +45,8 @@ class LLCM(lists.Benchmark):
         for where, path, label in lists.read_list("LLCM", self.root, f"idx/train_{spectrum}.txt"):
             camera = re.search(r"(?:^|/)cam(\d+)/", path) or re.search(r"(?:^|_|/)c(\d+)(?=[_.])[^/]*$", path)
             if camera is None:
-                raise InputError(
-                    f"LLCM: {where} lists {path}, which names no camera (a folder cam1, or _c01_ in the file's name); "
-                    "restore the official names"
-                )
+                found = f"{where} lists {path}, which names no camera (a folder cam1, or _c01_ in the file's name)"
+                raise InputError(f"LLCM: {found}; restore the official names")
             records.append(Record(path, label, int(camera[1]), SPECTRA[spectrum]))
         return records
 

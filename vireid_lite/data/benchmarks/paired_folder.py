@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from vireid_lite.data.benchmarks.lists import YES, Benchmark, image_names
-from vireid_lite.data.records import Box, Modality, Record, Size, opened
+from vireid_lite.data.records import Box, Modality, Record, opened, turned
 from vireid_lite.errors import InputError
 
 FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
-
 MARGIN = 0.03  #: a box is widened by this share of its height on every side
 
 
@@ -24,12 +23,9 @@ class PairedFolder(Benchmark):
     frame, without `boxes.json`) is a pseudo-identity of its own. There is nothing to train on: `train` and `val` are
     empty. Visible crops are camera 1, infrared ones camera 2.
 
-    `boxes.json` maps a frame's stem to a list of {"box": [x, y, width, height]} in pixels, the same in both images; a
-    box is widened by 3 % of its height on every side and clipped to the frame. Frames it does not name give no crop.
-
-    Args:
-        root: the folder that holds `visible` and `infrared`.
-        seed: not used.
+    `boxes.json` maps a frame's stem to a list of {"box": [x, y, width, height]} in pixels, the same in both upright
+    images; a box is widened by 3 % of its height on every side and clipped to the frame. Frames it does not name give
+    no crop.
 
     Keyword Args:
         one_frame_per_sequence: keep the first frame (with a box) of each sequence only, as the same people recur in
@@ -41,27 +37,29 @@ class PairedFolder(Benchmark):
             absent, a pair of frames of unequal size, or fewer than two crops.
     """
 
-    title, folders = "paired_folder", tuple(FOLDERS.values())
+    name, title, folders, usual_size = "paired_folder", "paired_folder", tuple(FOLDERS.values()), (128, 64)
     choices: ClassVar = {"one_frame_per_sequence": YES}
 
-    def __init__(self, root: str | Path | None, *, size: Size = (128, 64), seed: int = 0, **options: object) -> None:
-        super().__init__("paired_folder", root, size, options)
+    def _load(self, seed: int) -> None:
         alone = self.options["one_frame_per_sequence"]
         pairs = _find_pairs(self.root)
         boxes = _read_boxes(self.root, pairs)
         stems = sorted(pairs) if boxes is None else [stem for stem in sorted(pairs) if boxes.get(stem)]
+        boxed = len(stems)
         if alone:
             stems = sorted({re.sub(r"(?<=.)_[^_\d]*\d+$", "", stem): stem for stem in reversed(stems)}.values())
-        self.test: list[Record] = []
         for stem in stems:
             for box in [None] if boxes is None else _clip(self.root, pairs[stem], boxes[stem]):
                 identity = len(self.test) // 2
                 for modality, source in pairs[stem].items():
                     self.test.append(Record(source, identity, 1 + modality, modality, box))
+        if len(stems) < boxed:
+            self.left_out = f"one_frame_per_sequence leaves out {boxed - len(stems)} of {boxed} pairs"
         if len(self.test) < 4:
-            remedy = "pass one_frame_per_sequence=False" if alone else "add pairs"
+            give = "load it with -o one_frame_per_sequence=false (one_frame_per_sequence=False in Python)"
+            remedy = give if self.left_out else "add pairs"
             found = f"{len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs"
-            raise InputError(f"paired_folder: {root} gives {found}, and two are needed; {remedy}")
+            raise InputError(f"paired_folder: {self.root} gives {found}, and two are needed; {remedy}")
 
 
 def _find_pairs(root: Path) -> dict[str, dict[Modality, str]]:
@@ -69,15 +67,15 @@ def _find_pairs(root: Path) -> dict[str, dict[Modality, str]]:
     pairs: dict[str, dict[Modality, str]] = {}
     for modality, folder in FOLDERS.items():
         for name in image_names(root / folder):
-            stem = Path(name).stem
-            if modality in pairs.setdefault(stem, {}):
+            pair = pairs.setdefault(stem := Path(name).stem, {})
+            if modality in pair:
                 raise InputError(f"paired_folder: {root / folder} has two images named {stem}; keep one of them")
-            pairs[stem][modality] = f"{folder}/{name}"
-    for stem, pair in pairs.items():
-        if len(pair) == 1:
-            ((modality, have),) = pair.items()
-            lacking = root / FOLDERS[modality.other]
-            raise InputError(f"paired_folder: {have} has no partner in {lacking}; add it, or remove {stem}")
+            pair[modality] = f"{folder}/{name}"
+    for pair in pairs.values():
+        for modality, have in pair.items():
+            if modality.other not in pair:
+                lacking = root / FOLDERS[modality.other]
+                raise InputError(f"paired_folder: {have} has no partner in {lacking}; add it, or remove {have}")
     return pairs
 
 
@@ -85,7 +83,7 @@ def _read_boxes(root: Path, pairs: dict) -> dict[str, list[list[float]]] | None:
     """Return the checked boxes of `boxes.json` per stem, or None where there is no such file."""
     path = root / "boxes.json"
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
         boxes = {stem: [item["box"] for item in items] for stem, items in table.items()}
     except FileNotFoundError:
         return None
@@ -105,17 +103,23 @@ def _read_boxes(root: Path, pairs: dict) -> dict[str, list[list[float]]] | None:
     return boxes
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    if len(table := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return table
+
+
 def _clip(root: Path, pair: dict[Modality, str], boxes: list[list[float]]) -> list[Box]:
     """Return the boxes widened by the margin and clipped to the frame, from the headers of the pair's files alone."""
-    sizes = []
+    sizes = {}
     for source in pair.values():
         with opened(root / source, "paired_folder") as image:
-            sizes.append(image.size)
-    if sizes[0] != sizes[1]:
-        found = (f"{source} is {wide}x{high}" for source, (wide, high) in zip(pair.values(), sizes, strict=True))
-        remedy = "boxes need aligned frames of one size"
-        raise InputError(f"paired_folder: {' and '.join(found)} pixels; {remedy}")
-    (width, height), clipped = sizes[0], []
+            swapped = turned(image) >= 5 and image.format != "TIFF"  # Pillow gives a TIFF's size upright
+            sizes[source] = image.size[::-1] if swapped else image.size
+    if len(set(sizes.values())) > 1:
+        found = " and ".join(f"{source} is {wide}x{high}" for source, (wide, high) in sizes.items())
+        raise InputError(f"paired_folder: {found} pixels; boxes need aligned frames of one size")
+    (width, height), clipped = sizes[source], []
     for x, y, w, h in boxes:
         left, right = max(0, round(x - MARGIN * h)), min(width, round(x + w + MARGIN * h))
         top, bottom = max(0, round(y - MARGIN * h)), min(height, round(y + h + MARGIN * h))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 from vireid_lite.data.benchmarks.lists import NO, TEST_IDENTITY_OFFSET, Benchmark, read_list
-from vireid_lite.data.records import Modality, Record, Size
-from vireid_lite.errors import InputError
+from vireid_lite.data.records import Modality, Record
 
 SPECTRA = {"visible": Modality.VISIBLE, "thermal": Modality.INFRARED}
 
@@ -19,26 +17,16 @@ class RegDB(Benchmark):
     Labels run from 0 in both the training and the test lists but name different people, so a test identity is its
     label + 10,000. Visible images are camera 1, thermal ones camera 2.
 
-    Args:
-        root: the folder that holds `Visible`, `Thermal` and `idx`.
-
     Keyword Args:
         split: 1 to 10.
         validation: True holds a tenth of the training identities, drawn from `seed`, out as `val`.
-
-    Raises:
-        InputError: as `Benchmark`, or for a file that is listed for both training and test.
     """
 
-    title = "RegDB"
+    name, title = "regdb", "RegDB"
     choices: ClassVar = {"split": (1, range(1, 11)), "validation": NO}
 
-    def __init__(self, root: str | Path | None, *, size: Size = (288, 144), seed: int = 0, **options: object) -> None:
-        super().__init__("regdb", root, size, options)
+    def _load(self, seed: int) -> None:
         self.train, self.test = self._read("train", 0), self._read("test", TEST_IDENTITY_OFFSET)
-        if shared := {r.source for r in self.train} & {r.source for r in self.test}:
-            where = f"split {self.options['split']} lists {min(shared)}"
-            raise InputError(f"RegDB: {where} for both training and test; fetch the lists again")
         if self.options["validation"]:
             self.hold_out(seed)
 

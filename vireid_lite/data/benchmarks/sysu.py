@@ -5,28 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from vireid_lite.data.benchmarks.lists import NUM_TRIALS, YES, Benchmark, draw_gallery, read_identities, records_in
-from vireid_lite.data.records import Modality, Record, Size, Trial
+from vireid_lite.data.records import Modality, Record, Trial
 from vireid_lite.errors import InputError
 
 INFRARED_CAMERAS = (3, 6)
-
 VISIBLE_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
-
 PERMUTATIONS = "exp/rand_perm_cam.mat"
 
 
 class SYSU(Benchmark):
-    """SYSU-MM01 (Wu et al., ICCV 2017) with its official splits, searches and gallery draws.
-
-    Args:
-        root: the folder that holds `cam1` to `cam6` and `exp`.
-        seed: not used; every split and draw of SYSU-MM01 is fixed.
+    """SYSU-MM01 (Wu et al., ICCV 2017) with its official splits, searches and gallery draws, whatever the seed.
 
     Keyword Args:
         search: "all" draws the gallery from visible cameras 1, 2, 4, 5; "indoor" from 1 and 2.
@@ -42,15 +35,14 @@ class SYSU(Benchmark):
         InputError: as `Benchmark`, or for lists that share an identity.
     """
 
-    title, protocol, default_query = "SYSU-MM01", "sysu", Modality.INFRARED
+    name, title, protocol, default_query = "sysu", "SYSU-MM01", "sysu", Modality.INFRARED
     folders = tuple(f"cam{camera}" for camera in range(1, 7))
     choices: ClassVar = {
         **{"search": ("all", tuple(VISIBLE_CAMERAS)), "shot": (1, (1, 10)), "draw": ("agw", ("agw", "official"))},
         **{"validation": YES, "num_trials": NUM_TRIALS},
     }
 
-    def __init__(self, root: str | Path | None, *, size: Size = (288, 144), seed: int = 0, **options: object) -> None:
-        super().__init__("sysu", root, size, options)
+    def _load(self, seed: int) -> None:
         if self.options["draw"] == "agw" and self.options["shot"] != 1:
             raise InputError("SYSU-MM01: AGW's draw is defined for shot=1 only; pass draw='official' for shot=10")
         lists = {split: f"exp/{split}_id.txt" for split in ("train", "val", "test")}
@@ -63,7 +55,9 @@ class SYSU(Benchmark):
         if not self.options["validation"]:
             self.train, self.val = sorted(self.train + self.val, key=lambda record: record.identity), []
         if not self.train:
-            raise InputError(f"SYSU-MM01: {root} has no image of a training identity; check --root or the download")
+            raise InputError(
+                f"SYSU-MM01: {self.root} has no image of a training identity; check --root or the download"
+            )
         self.test_groups = self._groups("test")
 
     def _groups(self, split: str) -> list[list[Record]]:

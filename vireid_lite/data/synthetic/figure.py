@@ -8,27 +8,20 @@ the image in units of its height. Light is linear until the camera's square-root
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections import namedtuple
 from collections.abc import Callable
 
 import numpy as np
 
+from vireid_lite.data.synthetic.paint import BAG, DARK, HAIR, HAT, INNER, LOWER, SCARF, SHOES, SKIN, UPPER, Canvas
+
 SPECTRA = ("visible", "near infrared", "thermal")
-
-MATERIALS = ("nothing", "skin", "hair", "upper", "inner", "lower", "shoes", "bag", "hat", "dark", "scarf")
-
-# A material owns two numbers: its first dye and its second (the pattern).
-SKIN, HAIR, UPPER, INNER, LOWER, SHOES, BAG, HAT, DARK, SCARF = range(2, 2 * len(MATERIALS), 2)
-
-
 PERSON = (
     "stature shoulder waist hip depth arm leg crotch head hair beard glasses hat upper hem sleeve sleeve_dye opening "
     "pattern repeats phase pattern_back trim lower lower_hem leg_pattern cut boots bag bag_side bag_size scarf "
     "visible infrared heat"
 )
-
 SHOT = (
     "yaw phase stride swing elbow arm_pose spread lean head_turn scale stretch shift foot pan mirror exposure "
     "scene_exposure light ambient hotspot folds blur noise noise_seed occluder"
@@ -53,180 +46,34 @@ class Shot(namedtuple("Shot", SHOT)):
     """
 
 
-# Colour, near-infrared reflectance, share.
-HAIR_COLOURS = (
-    *(((0.07, 0.06, 0.05), 0.03, 0.38), ((0.22, 0.14, 0.09), 0.1, 0.24), ((0.45, 0.28, 0.15), 0.2, 0.14)),
-    *(((0.8, 0.66, 0.42), 0.35, 0.1), ((0.62, 0.62, 0.62), 0.4, 0.08), ((0.5, 0.2, 0.1), 0.25, 0.06)),
-)
-
-
-def dyes(rng: np.random.Generator, similarity: float, pattern_loss: float, shift: float, upper: str) -> tuple:
-    """Draw colour (22, 3), near-infrared reflectance (22,) and heat (22,) of every dye of every material."""
-    count = 2 * len(MATERIALS)
-    visible, infrared, heat = np.zeros((count, 3)), np.zeros(count), np.zeros(count)
-
-    def colour() -> np.ndarray:
-        # Street clothes: greys, navy and denim, earth tones, and now and then a strong colour.
-        kind = rng.random()
-        if kind < 0.35:
-            grey = rng.choice((0.14, 0.3, 0.55, 0.9)) + rng.uniform(-0.06, 0.06)
-            return grey * rng.uniform(0.95, 1.05, 3)
-        hue, saturation, value = rng.random(), rng.uniform(0.5, 0.9), rng.uniform(0.35, 0.95)
-        if kind < 0.6:
-            hue, saturation, value = rng.normal(0.61, 0.03), rng.uniform(0.3, 0.75), rng.uniform(0.2, 0.65)
-        elif kind < 0.78:
-            hue, saturation, value = rng.normal(0.08, 0.03) % 1, rng.uniform(0.2, 0.55), rng.uniform(0.3, 0.85)
-        return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
-
-    for material in (UPPER, INNER, LOWER, SHOES, BAG, HAT, SCARF):
-        first = colour()
-        second = colour()
-        if abs(first.mean() - second.mean()) < 0.2:
-            second = np.clip(second + (0.4 if first.mean() < 0.5 else -0.35), 0.05, 0.95)
-        # Dyes absorb in the visible and are mostly clear beyond 700 nm, so reflectance there is the fibre's own.
-        fibre = rng.uniform(0.12, 0.95, 2)
-        if abs(fibre[0] - fibre[1]) < 0.25:
-            fibre[1] = (fibre[0] + rng.uniform(0.3, 0.55)) % 0.9 + 0.06
-        if rng.random() < pattern_loss:
-            fibre[1] = fibre[0]
-        for dye, rgb in enumerate((first, second)):
-            middle = np.array([0.45, 0.45, 0.5])
-            rgb = middle + (rgb - middle) * (1 - 0.7 * similarity)
-            visible[material + dye] = np.clip(rgb, 0.03, 0.97) ** 2
-            level = (1 - shift) * rgb.mean() + shift * fibre[dye]
-            infrared[material + dye] = np.clip(0.5 + (level - 0.5) * (1 - 0.6 * similarity), 0.1, 0.95) ** 1.6
-        heat[material : material + 2] = rng.uniform(0.32, 0.72)
-    tan = rng.beta(1.3, 1.8)
-    visible[SKIN] = (np.array([0.92, 0.74, 0.62]) * (1 - tan) + np.array([0.36, 0.22, 0.15]) * tan) ** 2
-    visible[SKIN + 1] = visible[SKIN] * (0.75, 0.45, 0.45)
-    infrared[SKIN], infrared[SKIN + 1] = rng.uniform(0.42, 0.55), 0.38
-    rgb, level, _ = HAIR_COLOURS[rng.choice(len(HAIR_COLOURS), p=[share for *_, share in HAIR_COLOURS])]
-    visible[HAIR] = visible[HAIR + 1] = np.array(rgb) ** 2
-    infrared[HAIR] = infrared[HAIR + 1] = level + rng.uniform(0, 0.1)
-    visible[DARK] = visible[DARK + 1] = 0.01
-    infrared[DARK] = infrared[DARK + 1] = 0.05
-    heat[SKIN] = heat[SKIN + 1] = 0.95
-    heat[HAIR] = heat[HAIR + 1] = 0.62
-    heat[DARK] = heat[DARK + 1] = 0.85
-    heat[BAG : BAG + 2] = rng.uniform(0.15, 0.3)
-    heat[SHOES : SHOES + 2] *= 0.75
-    # A coat keeps its warmth inside.
-    heat[UPPER : UPPER + 2] *= {"coat": 0.7, "jacket": 0.8, "hoodie": 0.85}.get(upper, 1.0)
-    return visible.astype(np.float32), infrared.astype(np.float32), (heat**1.5).astype(np.float32)
-
-
-Point = tuple[float, float]
-
-Paint = int | Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-class Canvas:
-    """A supersampled picture of material numbers and shades that tubes and columns are painted on, back to front."""
-
-    def __init__(self, height: int, width: int, light: tuple[float, float, float], ambient: float) -> None:
-        self.index = np.zeros((height, width), np.uint8)
-        self.shade = np.zeros((height, width), np.float32)
-        self.x = np.arange(width, dtype=np.float32) + 0.5
-        self.y = np.arange(height, dtype=np.float32)[:, None] + 0.5
-        self.light, self.ambient = light, ambient
-
-    def _window(self, x0: float, x1: float, y0: float, y1: float) -> tuple[slice, slice]:
-        return tuple(slice(max(0, int(low)), max(0, int(high) + 2)) for low, high in ((y0, y1), (x0, x1)))
-
-    def _put(self, window, inside, u, v, slope: tuple[float, float], paint: Paint, gain) -> None:
-        toward = np.sqrt(np.maximum(1.0 - u * u, 0.0))
-        shade = u * (slope[0] * self.light[0] + slope[1] * self.light[1])
-        shade += toward * self.light[2]
-        np.maximum(shade, 0.0, out=shade)
-        shade += self.ambient
-        shade *= gain
-        np.copyto(self.shade[window], shade, where=inside)
-        np.copyto(self.index[window], paint if isinstance(paint, int) else paint(u, v), where=inside, casting="unsafe")
-
-    def _limb(self, a: Point, b: Point, start: float, end: float, reach: float) -> tuple:
-        """Return window, across / radius, squared distance / radius (both 1 on the outline) and the way along."""
-        (ax, ay), (bx, by) = a, b
-        length = math.hypot(bx - ax, by - ay) + 1e-3
-        dx, dy = (bx - ax) / length, (by - ay) / length
-        reach = max(start, end) * reach + 1
-        window = self._window(min(ax, bx) - reach, max(ax, bx) + reach, min(ay, by) - reach, max(ay, by) + reach)
-        x, y = self.x[window[1]] - ax, self.y[window[0]] - ay
-        along = x * dx + y * dy
-        clipped = np.minimum(np.maximum(along, 0.0), length)
-        radius = clipped * ((end - start) / length) + start
-        u = (x * -dy + y * dx) / radius
-        beyond = (along - clipped) / radius
-        return window, u, u * u + beyond * beyond, clipped / length, (-dy, dx)
-
-    def tube(self, a: Point, b: Point, start: float, end: float, paint: Paint, gain: float = 1.0) -> None:
-        """Paint a round-ended limb from a to b (x, y in pixels) whose radius goes from `start` to `end` pixels."""
-        window, u, square, v, slope = self._limb(a, b, start, end, 1.0)
-        self._put(window, square < 1.0, u, v, slope, paint, gain)
-
-    def contact(self, a: Point, b: Point, start: float, end: float, strength: float) -> None:
-        """Darken what lies behind a limb that is about to be painted, most at its outline."""
-        window, _, square, _, _ = self._limb(a, b, start, end, 1.5)
-        self.shade[window] *= np.clip(square * (strength / 1.25) + (1 - 1.8 * strength), 1 - strength, 1.0)
-
-    def column(self, y, centre, half, paint: Paint, gain: float = 1.0, contact: float = 0.0, tilt: float = 0.0) -> None:
-        """Paint an upright solid given by knots: rows y, centre line and half widths, all in pixels.
-
-        `tilt` is how much brighter its top is than its foot, as a fraction.
-        """
-        reach = max(half) * 1.3 + 1
-        window = self._window(min(centre) - reach, max(centre) + reach, y[0], y[-1])
-        rows = self.y[window[0], 0]
-        self._rows(window, rows, np.interp(rows, y, centre), np.interp(rows, y, half), y, paint, gain, contact, tilt)
-
-    def ellipse(
-        self, x, y, half_width, half_height, paint: Paint, gain=1.0, contact=0.0, tilt=0.0, power=2.0, taper=0.0
-    ):
-        """Paint a superellipse about (x, y) in pixels: a power over 2 is a rounded box; taper narrows its foot."""
-        window = self._window(x - half_width * 1.3 - 1, x + half_width * 1.3 + 1, y - half_height, y + half_height)
-        rows = self.y[window[0], 0]
-        height = np.minimum(np.abs(rows - y) / half_height, 1.0)
-        half = half_width * (1.0 - height**power) ** (1 / power) * (1 - taper * np.clip((rows - y) / half_height, 0, 1))
-        self._rows(window, rows, x, half, (y - half_height, y + half_height), paint, gain, contact, tilt)
-
-    def _rows(self, window, rows, centre, half, y, paint, gain, contact, tilt) -> None:
-        half = np.maximum(half, 1e-3).astype(np.float32)[:, None]
-        centre = centre[:, None].astype(np.float32) if isinstance(centre, np.ndarray) else np.float32(centre)
-        u = (self.x[window[1]] - centre) / half
-        v = ((rows - y[0]) / (y[-1] - y[0]))[:, None].astype(np.float32)
-        # Outside the rows of the solid nothing is painted.
-        inside = (np.abs(u) < 1.0) & (v >= 0) & (v <= 1)
-        if contact:
-            shadow = np.minimum(np.abs(u) * (contact * 4) + (1 - contact * 5), 1.0)
-            self.shade[window] *= np.maximum(shadow, 1 - contact)
-        self._put(window, inside, u, v, (1.0, 0.0), paint, gain * (1 + tilt * (0.5 - v)))
-
-
-def pattern_mask(name: str, azimuth: np.ndarray, v: np.ndarray, person: Person) -> np.ndarray | bool:
-    """Return where the second dye shows on a torso: azimuth in radians from the front, v from shoulder 0 to hip 1."""
-    n, phase = person.repeats, person.phase
-    side = math.pi if person.pattern_back else 0.0
-    if name == "hoops":
-        return ((v * n + phase) % 1.0) < 0.5
-    if name == "stripes":
-        return ((azimuth * (n / 2.4) + phase) % 1.0) < 0.42
-    if name == "checks":
-        return (((v * n + phase) % 1.0) < 0.5) ^ (((azimuth * (n / 2.8)) % 1.0) < 0.5)
-    if name == "yoke":
-        return v < 0.22 + 0.3 * phase
-    if name == "band":
-        return np.abs(v - (0.25 + 0.45 * phase)) < 0.10
-    if name == "halves":
-        return np.sin(azimuth) > 0
-    if name == "print":
-        return wrap(azimuth - side) ** 2 / 0.45 + (v - 0.36) ** 2 / (0.02 + 0.03 * phase) < 1.0
-    if name == "sash":
-        return np.abs(v - 0.45 - 0.42 * np.sin(azimuth) * (1 if phase > 0.5 else -1)) < 0.11
-    if name == "sides":
-        return np.abs(np.sin(azimuth)) > 0.72
-    if name == "dots":
-        row = np.floor(v * n)
-        return ((v * n) % 1.0 - 0.5) ** 2 + ((azimuth * (n / 2.8) + 0.5 * row) % 1.0 - 0.5) ** 2 < 0.1
-    return False
+# Where the second dye shows on a torso: azimuth a in radians from the front, v from shoulder 0 to hip 1, person p.
+PATTERNS = {
+    "plain": lambda a, v, p: False,
+    "hoops": lambda a, v, p: ((v * p.repeats + p.phase) % 1.0) < 0.5,
+    "stripes": lambda a, v, p: ((a * (p.repeats / 2.4) + p.phase) % 1.0) < 0.42,
+    "checks": lambda a, v, p: (((v * p.repeats + p.phase) % 1.0) < 0.5) ^ (((a * (p.repeats / 2.8)) % 1.0) < 0.5),
+    "yoke": lambda a, v, p: v < 0.22 + 0.3 * p.phase,
+    "band": lambda a, v, p: np.abs(v - (0.25 + 0.45 * p.phase)) < 0.10,
+    "halves": lambda a, v, p: np.sin(a) > 0,
+    "print": lambda a, v, p: (
+        wrap(a - math.pi * p.pattern_back) ** 2 / 0.45 + (v - 0.36) ** 2 / (0.02 + 0.03 * p.phase) < 1.0
+    ),
+    "sash": lambda a, v, p: np.abs(v - 0.45 - 0.42 * np.sin(a) * (1 if p.phase > 0.5 else -1)) < 0.11,
+    "sides": lambda a, v, p: np.abs(np.sin(a)) > 0.72,
+    "dots": lambda a, v, p: (
+        ((v * p.repeats) % 1.0 - 0.5) ** 2 + ((a * (p.repeats / 2.8) + 0.5 * np.floor(v * p.repeats)) % 1.0 - 0.5) ** 2
+        < 0.1
+    ),
+}
+# The same on a leg: t from hip 0 to ankle 1, azimuth a, and the side, -1 or 1.
+LEG_PATTERNS = {
+    "plain": lambda t, a, side: False,
+    "knees": lambda t, a, side: np.abs(t - 0.5) < 0.13,
+    "cuffs": lambda t, a, side: t > 0.82,
+    "side stripe": lambda t, a, side: wrap(a - side * math.pi / 2) ** 2 < 0.3,
+    "stripes": lambda t, a, side: (a * 1.3) % 1.0 < 0.4,
+    "checks": lambda t, a, side: ((t * 5 % 1.0) < 0.5) ^ ((a * 0.8 % 1.0) < 0.5),
+}
 
 
 def wrap(angle: np.ndarray) -> np.ndarray:
@@ -265,11 +112,19 @@ class Figure:
         """Return the angle from the body's front of the surface seen at u in [-1, 1] across a solid."""
         return np.arcsin(np.clip(u, -1, 1)) - self.s.yaw
 
-    def solid(self, y: list[float], across: list[float], deep: list[float], paint: Paint, **shading: float) -> None:
+    def solid(
+        self, y: list[float], across: list[float], deep: list[float], paint: int | Callable, **shading: float
+    ) -> None:
         """Paint a column whose knots are body rows with their half widths seen from the front and from the side."""
         points = [self.at(0.0, row) for row in y]
         halves = [self.half(a, d) for a, d in zip(across, deep, strict=True)]
         self.canvas.column([q[1] for q in points], [q[0] for q in points], halves, paint, **shading)
+
+    def blob(
+        self, place: tuple, half: float, tall: float, paint: int | Callable, gain: float = 1.0, **shading: float
+    ) -> None:
+        """Paint an ellipse about a body point: half its width in pixels, half its height in statures."""
+        self.canvas.ellipse(*self.at(*place), half, tall * self.unit, paint, gain, **shading)
 
     def draw(self) -> Canvas:
         """Paint everything and return the canvas."""
@@ -286,8 +141,7 @@ class Figure:
         for limb in legs:
             self.paint_leg(*limb[1:])
         self.hips()
-        x, y = self.at(0.0, 0.15)
-        self.canvas.ellipse(x, y, 0.031 * self.wide, 0.05 * self.unit, SKIN, 0.8, power=4)
+        self.blob((0.0, 0.15), 0.031 * self.wide, 0.05, SKIN, 0.8, power=4)
         self.torso()
         behind = [] if facing else back
         for part in [*behind[:-1], self.head, *behind[-1:], *side * bag_near]:
@@ -342,19 +196,7 @@ class Figure:
 
     def leg_dye(self, u: np.ndarray, t: np.ndarray, side: int) -> np.ndarray:
         """Return the dye of a leg's cloth: u across it, t from hip 0 to ankle 1."""
-        name = self.p.leg_pattern
-        if name == "plain":
-            return np.uint8(LOWER)
-        if name == "knees":
-            return (np.abs(t - 0.5) < 0.13) + np.uint8(LOWER)
-        if name == "cuffs":
-            return (t > 0.82) + np.uint8(LOWER)
-        azimuth = -self.azimuth(-u)
-        if name == "side stripe":
-            return (wrap(azimuth - side * math.pi / 2) ** 2 < 0.3) + np.uint8(LOWER)
-        if name == "stripes":
-            return ((azimuth * 1.3) % 1.0 < 0.4) + np.uint8(LOWER)
-        return (((t * 5 % 1.0) < 0.5) ^ ((azimuth * 0.8 % 1.0) < 0.5)) + np.uint8(LOWER)
+        return LEG_PATTERNS[self.p.leg_pattern](t, -self.azimuth(-u), side) + np.uint8(LOWER)
 
     def arm(self, side: int) -> tuple:
         """Return (nearness, side, shoulder, elbow, wrist) of one arm."""
@@ -432,15 +274,14 @@ class Figure:
         self.hip_v = (p.crotch - 0.02 - y[0]) / (y[-1] - y[0])
         self.solid(y, across, deep, self.torso_dye, contact=0.2, tilt=0.25)
         if p.upper in ("shirt", "jacket", "coat"):
-            x, row = self.at(0.0, 0.163)
             collar = INNER + 1 if p.trim else UPPER
-            self.canvas.ellipse(x, row, self.half(0.047, 0.047), 0.014 * self.unit, collar, contact=0.2)
+            self.blob((0.0, 0.163), self.half(0.047, 0.047), 0.014, collar, contact=0.2)
 
     def torso_dye(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Return the dye of the upper garment: pattern, opening, neckline, zip, hem and straps."""
         p = self.p
         azimuth, v = self.azimuth(u), v / self.hip_v  # v is 1 at the hips whatever the hem
-        dye = pattern_mask(p.pattern, azimuth, v, p) + np.uint8(UPPER)
+        dye = PATTERNS[p.pattern](azimuth, v, p) + np.uint8(UPPER)
         front = wrap(azimuth)
         away = np.abs(front)
         if p.opening:
@@ -492,18 +333,16 @@ class Figure:
             c.ellipse(x, y - 0.62 * tall, wide * 1.05, tall * 0.62, HAT, tilt=0.3, power=3.2)
             c.ellipse(x, y - 0.26 * tall, wide * 1.9, tall * 0.17, HAT + 1, tilt=0.3)
         if p.scarf:
-            x, y = self.at(0.0, 0.16)
-            c.ellipse(x, y, self.half(0.06, 0.06), 0.024 * self.unit, SCARF, contact=0.25, tilt=0.3, power=2.6)
+            self.blob((0.0, 0.16), self.half(0.06, 0.06), 0.024, SCARF, contact=0.25, tilt=0.3, power=2.6)
 
     def face_dye(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Return skin, eyes, mouth, beard and hairline as the head's turn shows them."""
         p = self.p
         away = np.abs(wrap(np.arcsin(np.clip(u, -1, 1)) - self.face))
         dye = np.full(away.shape, SKIN, np.uint8)
-        mouth = (np.abs(v - 0.77) < 0.03) & (away < 0.3)
         if p.beard:
             dye[(v > 0.64) & (away < 1.5)] = HAIR
-        dye[mouth] = SKIN + 1
+        dye[(np.abs(v - 0.77) < 0.03) & (away < 0.3)] = SKIN + 1
         dye[(np.abs(v - 0.48) < 0.045) & (np.abs(away - 0.42) < 0.17)] = DARK
         if p.glasses:
             dye[(np.abs(v - 0.48) < 0.07) & (np.abs(away - 0.44) < 0.28)] = DARK
@@ -514,36 +353,29 @@ class Figure:
         return dye
 
     def hair_behind(self) -> None:
-        p, c = self.p, self.canvas
+        p = self.p
         if p.hair == "long":
-            x, y = self.at(0.0, 0.135, -0.025)
             half = self.half(0.06, 0.042) * p.head
-            c.ellipse(x, y, half, 0.115 * self.unit, HAIR, 0.9, contact=0.2, tilt=0.3, power=3)
+            self.blob((0.0, 0.135, -0.025), half, 0.115, HAIR, 0.9, contact=0.2, tilt=0.3, power=3)
         elif p.hair == "bob":
-            x, y = self.at(0.0, 0.09, -0.012)
-            c.ellipse(x, y, self.half(0.062, 0.058) * p.head, 0.072 * self.unit, HAIR, 0.9, tilt=0.3, power=3)
+            self.blob((0.0, 0.09, -0.012), self.half(0.062, 0.058) * p.head, 0.072, HAIR, 0.9, tilt=0.3, power=3)
         elif p.hair == "ponytail":
-            root, tip = self.at(0.0, 0.05, -0.055), self.at(0.0, 0.19, -0.085)
-            c.contact(root, tip, 0.018 * self.unit, 0.012 * self.unit, 0.2)
-            c.tube(root, tip, 0.018 * self.unit, 0.012 * self.unit, HAIR)
+            tail = self.at(0.0, 0.05, -0.055), self.at(0.0, 0.19, -0.085), 0.018 * self.unit, 0.012 * self.unit
+            self.canvas.contact(*tail, 0.2)
+            self.canvas.tube(*tail, HAIR)
 
     def hood_down(self) -> None:
         if self.p.upper == "hoodie" and self.p.hat != "hood":
-            x, y = self.at(0.0, 0.178, -0.045)
-            self.canvas.ellipse(x, y, self.half(0.068, 0.04), 0.034 * self.unit, UPPER, 0.95, contact=0.3, tilt=0.5)
+            self.blob((0.0, 0.178, -0.045), self.half(0.068, 0.04), 0.034, UPPER, 0.95, contact=0.3, tilt=0.5)
 
     def bag_dye(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         return np.where((np.abs(v - 0.6) < 0.045) | (v < 0.1) | (np.abs(u) > 0.92), np.uint8(BAG + 1), np.uint8(BAG))
 
     def backpack(self) -> None:
-        p = self.p
-        height = 0.075 + 0.8 * (p.bag_size - 0.03)
-        x, y = self.at(0.0, 0.195 + height, -p.shoulder * 0.5 - 0.035)
-        wide = self.half(p.shoulder * 0.8, 0.055)
-        self.canvas.ellipse(x, y, wide, height * self.unit, self.bag_dye, contact=0.3, tilt=0.3, power=4)
+        across, tall = self.half(self.p.shoulder * 0.8, 0.055), 0.075 + 0.8 * (self.p.bag_size - 0.03)
+        place = (0.0, 0.195 + tall, -self.p.shoulder * 0.5 - 0.035)
+        self.blob(place, across, tall, self.bag_dye, contact=0.3, tilt=0.3, power=4)
 
     def shoulder_bag(self) -> None:
-        p = self.p
-        x, y = self.at(p.bag_side * (p.hip + 0.03), 0.5, 0.0)
-        wide = self.half(0.035, p.bag_size * 1.3)
-        self.canvas.ellipse(x, y, wide, p.bag_size * self.unit, self.bag_dye, contact=0.3, tilt=0.3, power=4)
+        place, across = (self.p.bag_side * (self.p.hip + 0.03), 0.5), self.half(0.035, self.p.bag_size * 1.3)
+        self.blob(place, across, self.p.bag_size, self.bag_dye, contact=0.3, tilt=0.3, power=4)

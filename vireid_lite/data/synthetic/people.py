@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 
 from vireid_lite.data.records import Dataset, Modality, Record
-from vireid_lite.data.synthetic.figure import SPECTRA, Person, Shot, dyes
+from vireid_lite.data.synthetic.figure import SPECTRA, Person, Shot
+from vireid_lite.data.synthetic.paint import dyes
 from vireid_lite.data.synthetic.render import render
 from vireid_lite.data.synthetic.scene import draw_scene
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 
 # SYSU-MM01's numbering of cameras.
 CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}
-
 SCENE_OF = {1: "corridor", 2: "hall", 3: "corridor", 4: "street", 5: "garden", 6: "garden"}
-
-FIRST_IDENTITY = {"train": 0, "val": 1_000_000, "test": 2_000_000}
-
 # What people wear, and how many in a hundred; the first of each is what all wear when similarity is 1.
 WARDROBE = {
     "upper": {"shirt": 20, "tee": 20, "vest": 6, "jacket": 18, "coat": 13, "dress": 9, "hoodie": 14},
@@ -59,7 +58,6 @@ class Knobs:
 
 
 KNOB_LIMITS = {field.name: 1.0 for field in fields(Knobs)} | {"illumination": 3.0, "blur": 4.0, "noise": 0.3}
-
 # Both chosen on clean validation accuracy alone (lite victim, 60 people), never on how an attack fares.
 DIFFICULTIES = {
     "easy": Knobs(),
@@ -101,43 +99,24 @@ def draw_person(seed: int, identity: int, similarity: float, pattern_loss: float
         sleeve = 0.6
     hem = {"tee": 0.5, "vest": 0.49, "shirt": 0.5, "hoodie": 0.52, "jacket": 0.5}.get(upper, 0.0)
     hem = vary(hem, 0.025) if hem else vary(0.69, 0.07)
-
-    colours = dyes(rng, similarity, pattern_loss, reflectance_shift, upper)
-    return Person(
-        stature=vary(1.0, 0.04),
-        shoulder=vary(0.112, 0.012) + 0.012 * build,
-        waist=vary(0.078, 0.008) + 0.020 * build,
-        hip=vary(0.086, 0.012) + 0.010 * build,
-        depth=vary(0.68, 0.07) + 0.08 * build,
-        arm=vary(0.026, 0.002) + 0.005 * build,
-        leg=vary(0.051, 0.004) + 0.009 * build,
-        crotch=vary(0.505, 0.022),
-        head=vary(1.0, 0.08),
-        hair=pick("hair"),
-        beard=maybe(0.15),
-        glasses=maybe(0.12),
-        hat=hat,
-        upper=upper,
-        hem=hem,
-        sleeve=sleeve,
-        sleeve_dye=int(rng.choice(3, p=(0.45, 0.25, 0.3))) if maybe(1.0) else 0,
-        opening=rng.uniform(0.25, 0.6) if upper in ("jacket", "coat") and maybe(0.65) else 0.0,
-        pattern=pick("pattern"),
-        repeats=rng.uniform(2.2, 6.5),
-        phase=rng.random(),
-        pattern_back=maybe(0.35),
-        trim=maybe(0.35),
-        lower=lower,
-        lower_hem={"shorts": vary(0.4, 0.12), "skirt": vary(0.4, 0.13), "long skirt": vary(0.85, 0.12)}.get(lower, 1.0),
-        leg_pattern=pick("leg pattern"),
-        cut={"wide trousers": 1.0}.get(lower, vary(0.4, 0.3)),
-        boots=rng.uniform(0.35, 0.85) if maybe(0.25) else 0.0,
-        bag=pick("bag"),
-        bag_side=1 if rng.random() < 0.5 else -1,
-        bag_size=vary(0.062, 0.016),
-        scarf=maybe(0.15),
-        **dict(zip(("visible", "infrared", "heat"), colours, strict=True)),
-    )
+    visible, infrared, heat = dyes(rng, similarity, pattern_loss, reflectance_shift, upper)
+    body = {"stature": vary(1.0, 0.04), "shoulder": vary(0.112, 0.012) + 0.012 * build}
+    body |= {"waist": vary(0.078, 0.008) + 0.020 * build, "hip": vary(0.086, 0.012) + 0.010 * build}
+    body |= {"depth": vary(0.68, 0.07) + 0.08 * build, "arm": vary(0.026, 0.002) + 0.005 * build}
+    body |= {"leg": vary(0.051, 0.004) + 0.009 * build, "crotch": vary(0.505, 0.022)}
+    head = {"head": vary(1.0, 0.08), "hair": pick("hair"), "beard": maybe(0.15), "glasses": maybe(0.12), "hat": hat}
+    dress = {"upper": upper, "hem": hem, "sleeve": sleeve}
+    dress["sleeve_dye"] = int(rng.choice(3, p=(0.45, 0.25, 0.3))) if maybe(1.0) else 0
+    dress["opening"] = rng.uniform(0.25, 0.6) if upper in ("jacket", "coat") and maybe(0.65) else 0.0
+    dress |= {"pattern": pick("pattern"), "repeats": rng.uniform(2.2, 6.5), "phase": rng.random()}
+    dress |= {"pattern_back": maybe(0.35), "trim": maybe(0.35), "lower": lower}
+    hems = {"shorts": vary(0.4, 0.12), "skirt": vary(0.4, 0.13), "long skirt": vary(0.85, 0.12)}
+    dress |= {"lower_hem": hems.get(lower, 1.0), "leg_pattern": pick("leg pattern")}
+    dress |= {"cut": {"wide trousers": 1.0}.get(lower, vary(0.4, 0.3))}
+    dress["boots"] = rng.uniform(0.35, 0.85) if maybe(0.25) else 0.0
+    bag = {"bag": pick("bag"), "bag_side": 1 if rng.random() < 0.5 else -1, "bag_size": vary(0.062, 0.016)}
+    scarf = maybe(0.15)
+    return Person(**body, **head, **dress, **bag, scarf=scarf, visible=visible, infrared=infrared, heat=heat)
 
 
 def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> Shot:
@@ -163,33 +142,21 @@ def draw_shot(rng: np.random.Generator, modality: Modality, knobs: Knobs) -> Sho
         side = 1 if rng.random() < 0.5 else -1
         place, half = side * rng.uniform(0.1, 0.24), rng.uniform(0.03, 0.09)
         occluder = (place, rng.uniform(0.05, 0.7), half, rng.uniform(0.03, 0.5), rng.choice((0.0, 0.3)))
-    return Shot(
-        yaw=yaw,
-        phase=rng.uniform(0, 2 * math.pi),
-        stride=0.15 + 0.32 * pose * rng.random() if walking else 0.06 * rng.random(),
-        swing=0.15 + 0.6 * pose * rng.random() if walking else 0.1 * rng.random(),
-        elbow=(rng.uniform(0.1, 0.2 + 0.6 * pose), rng.uniform(0.1, 0.2 + 0.6 * pose)),
-        arm_pose=tuple(str(rng.choice(list(gestures), p=list(gestures.values()))) for _ in range(2)),
-        spread=rng.uniform(0.08, 0.14 + 0.2 * pose),
-        lean=spread(0.12 * pose),
-        head_turn=spread(0.8 * pose),
-        scale=0.88 * (1 + spread(jitter)),
-        stretch=1.16 * (1 + spread(jitter)),
-        shift=spread(jitter * 0.6),
-        foot=0.955 + spread(jitter * 0.5),
-        pan=(rng.random(), rng.random()),
-        mirror=bool(rng.random() < 0.5),
-        exposure=exposure * 2.0**stops,
-        scene_exposure=2.0 ** spread(0.5 * knobs.illumination),
-        light=light,
-        ambient=ambient,
-        hotspot=(rng.uniform(0.3, 0.6), spread(0.1), hotspot),
-        folds=(rng.random(), rng.random()),
-        blur=knobs.blur * rng.random(),
-        noise=knobs.noise * rng.uniform(0.4, 1.0),
-        noise_seed=int(rng.integers(1 << 62)),
-        occluder=occluder,
-    )
+    step = {"yaw": yaw, "phase": rng.uniform(0, 2 * math.pi)}
+    step["stride"] = 0.15 + 0.32 * pose * rng.random() if walking else 0.06 * rng.random()
+    step["swing"] = 0.15 + 0.6 * pose * rng.random() if walking else 0.1 * rng.random()
+    step["elbow"] = (rng.uniform(0.1, 0.2 + 0.6 * pose), rng.uniform(0.1, 0.2 + 0.6 * pose))
+    step["arm_pose"] = tuple(str(rng.choice(list(gestures), p=list(gestures.values()))) for _ in range(2))
+    step["spread"] = rng.uniform(0.08, 0.14 + 0.2 * pose)
+    step |= {"lean": spread(0.12 * pose), "head_turn": spread(0.8 * pose)}
+    frame = {"scale": 0.88 * (1 + spread(jitter)), "stretch": 1.16 * (1 + spread(jitter))}
+    frame |= {"shift": spread(jitter * 0.6), "foot": 0.955 + spread(jitter * 0.5)}
+    frame |= {"pan": (rng.random(), rng.random()), "mirror": bool(rng.random() < 0.5)}
+    seen = {"exposure": exposure * 2.0**stops, "scene_exposure": 2.0 ** spread(0.5 * knobs.illumination)}
+    seen |= {"light": light, "ambient": ambient, "hotspot": (rng.uniform(0.3, 0.6), spread(0.1), hotspot)}
+    seen |= {"folds": (rng.random(), rng.random()), "blur": knobs.blur * rng.random()}
+    seen |= {"noise": knobs.noise * rng.uniform(0.4, 1.0), "noise_seed": int(rng.integers(1 << 62))}
+    return Shot(**step, **frame, **seen, occluder=occluder)
 
 
 @lru_cache(maxsize=12)
@@ -207,8 +174,8 @@ class SyntheticVI(Dataset):
     An image depends on (seed, identity, modality, its number within the modality), the size and the options alone.
 
     Args:
-        num_identities: training identities; `val_identities` and `test_identities` come on top, all disjoint, and stay
-            the same people whatever the other counts are.
+        num_identities: of training; `val_identities` and `test_identities` come on top, the same people whatever the
+            other counts are.
         seed: which population; another seed is other people before other cameras.
         difficulty: a name in DIFFICULTIES.
         thermal: infrared shows heat (far infrared) rather than reflectance.
@@ -231,53 +198,49 @@ class SyntheticVI(Dataset):
         test_identities: int = 60,
         **knobs: float,
     ) -> None:
-        counts = {"train": num_identities, "val": val_identities, "test": test_identities}
-        for split, count in counts.items():
-            check_whole("synthetic", f"{split} identities", count, 2)
-            check_number("synthetic", f"{split} identities", count, 2, 1_000_000)
+        options = {"num_identities": num_identities, "val_identities": val_identities}
+        options["test_identities"] = test_identities
+        for name, people in options.items():
+            check_whole("synthetic", name, people, 2)
+            check_number("synthetic", name, people, 2, 1_000_000)
         check_whole("synthetic", "images_per_modality", images_per_modality, 1)
         if size[1] > 4 * size[0]:
             raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
         check_whole("synthetic", "seed", seed)
         check_flag("synthetic", "thermal", thermal)
         check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
-        options = {f"{split}_identities".replace("train", "num"): count for split, count in counts.items()}
-        options |= {"images_per_modality": images_per_modality, "seed": seed, "difficulty": difficulty}
-        options["thermal"] = thermal
+        options |= {"images_per_modality": images_per_modality, "seed": seed}
+        options |= {"difficulty": difficulty, "thermal": thermal}
         for name, value in knobs.items():
             check_choice("synthetic", "option", name, {**options, **KNOB_LIMITS})
             check_number("synthetic", name, value, 0, KNOB_LIMITS[name])
         self.knobs = replace(DIFFICULTIES[difficulty], **{name: float(value) for name, value in knobs.items()})
         self.seed, self.thermal, self.images_per_modality = seed, thermal, images_per_modality
         super().__init__("synthetic", None, size, {**options, "knobs": asdict(self.knobs)})
-        self.train = self._records("train", num_identities, 0)
-        self.val = self._records("val", val_identities, len(self.train))
-        self.test = self._records("test", test_identities, len(self.train) + len(self.val))
+        places = count(0)
+        self.train = list(self._records(0, num_identities, places))
+        self.val = list(self._records(1_000_000, val_identities, places))
+        self.test = list(self._records(2_000_000, test_identities, places))
 
-    def _records(self, split: str, count: int, start: int) -> list[Record]:
-        records, first = [], FIRST_IDENTITY[split]
-        for identity in range(first, first + count):
+    def _records(self, first: int, people: int, places: Iterator[int]) -> Iterator[Record]:
+        for identity in range(first, first + people):
             for modality, cameras in CAMERAS.items():
                 for draw in stream(self.seed, CAMERA, identity, modality).random(self.images_per_modality):
-                    camera = cameras[int(draw * len(cameras))]
-                    records.append(Record(start + len(records), identity, camera, modality))
-        return records
+                    yield Record(next(places), identity, cameras[int(draw * len(cameras))], modality)
 
     def shot(self, record: Record) -> Shot:
         """Return the pose, view, framing, light and faults of one record's image."""
-        image = record.source % self.images_per_modality
-        rng = stream(self.seed, SHOT, record.identity, record.modality, image)
-        return draw_shot(rng, record.modality, self.knobs)
+        key = record.identity, record.modality, record.source % self.images_per_modality
+        return draw_shot(stream(self.seed, SHOT, *key), record.modality, self.knobs)
 
     def person(self, identity: int) -> Person:
         """Return the attributes of one identity."""
-        alike, lost, shift = self.knobs.similarity, self.knobs.pattern_loss, self.knobs.reflectance_shift
-        return draw_person(self.seed, identity, alike, lost, shift)
+        knobs = self.knobs
+        return draw_person(self.seed, identity, knobs.similarity, knobs.pattern_loss, knobs.reflectance_shift)
 
     def read(self, record: Record) -> np.ndarray:
         """Render one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
         spectrum = SPECTRA[0 if record.modality == Modality.VISIBLE else 1 + self.thermal]
-        height, _ = self.size
-        knobs = self.knobs
-        scene, cast = camera_scene(self.seed, record.camera, spectrum, height, knobs.clutter, knobs.colour_cast)
+        busy, cast = self.knobs.clutter, self.knobs.colour_cast
+        scene, cast = camera_scene(self.seed, record.camera, spectrum, self.size[0], busy, cast)
         return render(self.person(record.identity), self.shot(record), scene, cast, spectrum, self.size)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from vireid_lite.data.synthetic.figure import BAG, DARK, HAIR, MATERIALS, SHOES, SKIN, SPECTRA, Figure, Person, Shot
+from vireid_lite.data.synthetic.figure import SPECTRA, Figure, Person, Shot
+from vireid_lite.data.synthetic.paint import BAG, DARK, HAIR, MATERIALS, SHOES, SKIN
 from vireid_lite.data.synthetic.scene import folds
 
 # Skin, hair, eyes and bags do not wrinkle as cloth does.
@@ -27,13 +28,11 @@ def render(
     height, width = size
     sub = 2 if height >= 96 else -(-192 // height)
     canvas = Figure(person, shot, height * sub, width * sub, spectrum == "thermal").draw()
-    rows = (person.visible.T, person.infrared[None], person.heat[None])
-    table = dict(zip(SPECTRA, rows, strict=True))[spectrum]
+    table = (person.visible.T, person.infrared[None], person.heat[None])[SPECTRA.index(spectrum)]
     shade, index = canvas.shade, canvas.index.astype(np.intp)
     if spectrum != "thermal":
         shade = shade * (1 + ROUGHNESS[index] * folds(*shade.shape, shot.folds))
     covered = shrink((canvas.index > 0).astype(np.float32), sub)
-
     top = int(shot.pan[1] * (scene.shape[1] - height))
     left = int(shot.pan[0] * (scene.shape[2] - width))
     backdrop = scene[:, top : top + height, left : left + width]

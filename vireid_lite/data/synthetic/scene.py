@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 
-# Scenes --------------------------------------------------------------------------------------------------------------
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float, wide: float = 0) -> np.ndarray:
     """Return smooth noise in [0, 1], (height, width), with features `cell` pixels tall and `wide` (or as) wide."""
     rows, columns = max(2, round(height / cell)), max(2, round(width / (wide or cell)))
@@ -48,8 +47,7 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
     foot = rng.uniform(0.62, 0.78)
     horizon = foot - rng.uniform(0.3, 0.5)
     wall = tone(0.6, 0.9, 0.08) if kind == "garden" else tone(0.25, 0.6)
-    image = np.ones((rows, columns, channels), np.float32) * wall
-    image *= (1.1 - 0.35 * y)[..., None]
+    image = np.ones((rows, columns, channels), np.float32) * wall * (1.1 - 0.35 * y)[..., None]
     image *= 0.85 + 0.3 * smooth_noise(rng, rows, columns, height * 0.35)[..., None]
 
     def box(left: float, top: float, width: float, tall: float, colour: np.ndarray, relief: float = 0.0) -> None:
@@ -66,9 +64,8 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
     if kind == "garden":
         fine = smooth_noise(rng, rows, columns, height * 0.02)
         leaves = 0.6 * smooth_noise(rng, rows, columns, height * 0.05) + 0.4 * fine
-        crown = smooth_noise(rng, rows, columns, height * 0.4)
-        cover = (crown > 0.42)[..., None]
-        image = np.where(cover, leaf() * (0.35 + 1.5 * leaves**2)[..., None], image)
+        crown = smooth_noise(rng, rows, columns, height * 0.4)[..., None]
+        image = np.where(crown > 0.42, leaf() * (0.35 + 1.5 * leaves**2)[..., None], image)
 
     left = rng.uniform(0, 0.3)
     while left < 6:
@@ -99,9 +96,9 @@ def draw_scene(rng: np.random.Generator, kind: str, spectrum: str, height: int, 
     if outdoor:
         grain = 0.75 + 0.5 * smooth_noise(rng, rows, columns, height * 0.03)
         if kind == "garden":
-            grain = grain * np.where(smooth_noise(rng, rows, columns, height * 0.5) > 0.5, 1.0, 0.8)
+            grain *= np.where(smooth_noise(rng, rows, columns, height * 0.5) > 0.5, 1.0, 0.8)
         else:
-            grain = grain * np.where(np.abs(away % 2.0 - 1) < 0.07, 1.7, 1.0)
+            grain *= np.where(np.abs(away % 2.0 - 1) < 0.07, 1.7, 1.0)
         floor *= grain[..., None]
     else:
         joint = ((across / tile) % 1 < 0.06) | ((away / tile) % 1 < 0.08)
