@@ -156,7 +156,8 @@ def test_an_image_on_its_side_is_read_upright_and_said_to_be(tmp_path, suffix):
         assert {record.box for record in data.test} == {(1, 29, 22, 19)}
         turned = "4 images are turned upright, as their EXIF orientation says, first infrared/a"
         assert report.ok, report
-        assert [warning.startswith(turned) for warning in report.warnings] == [True] * (orientation > 1)
+        said = [warning for warning in report.warnings if "unequal channels" not in warning]  # of random colours
+        assert [warning.startswith(turned) for warning in said] == [True] * (orientation > 1)
     for crop in crops:
         assert np.abs(crop - crops[0]).mean() < 3
 

@@ -31,7 +31,7 @@ def test_a_victim_that_was_trained_while_one_waited_counts_too(tmp_path, monkeyp
     _, trained = load_or_train(recipe, small, folder=tmp_path / "theirs", **options)
 
     @contextlib.contextmanager
-    def waited(folder):
+    def waited(folder, whole):
         shutil.copytree(tmp_path / "theirs", folder)
         yield
 
