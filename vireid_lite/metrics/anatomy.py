@@ -47,8 +47,7 @@ class Anatomy(NamedTuple):
 
     Attributes:
         displacement: mean `|f(x') - f(x)|`, in [0, 2] as features have length 1.
-        cosine: mean cosine of f(x') and f(x).
-        ssim: mean over images, in [-1, 1].
+        cosine, ssim: means over images, of f(x') and f(x), and of x' and x; in [-1, 1].
         psnr: in dB, of the mean squared error over all images; infinite if that is 0.
     """
 
@@ -102,10 +101,9 @@ def anatomy(
         before = evaluate(model, dataset, modality, **options)
         attack = {"perturb": perturb, "query_store": query_store}
         evaluated = before, evaluate(model, dataset, modality, clean=before, **attack, **options)
-    queries = distinct([trial], "query")
-    clean, attacked = (in_order(evaluation.query, queries, trial.query) for evaluation in evaluated)
+    clean, attacked = (in_order(each.query, distinct([trial], "query"), trial.query) for each in evaluated)
     gallery = in_order(evaluated[0].gallery, distinct([trial], "gallery"), trial.gallery)
-    likeness, error = [], []
+    people, likeness, error = identities_and_cameras(trial), [], []
     for rows, images in cached(dataset, trial.query, False).batches(batch_size, device):
         changed = images
         if query_store is not None:
@@ -117,7 +115,6 @@ def anatomy(
             error.append((changed - images).square().mean((1, 2, 3)))
 
     def state(query: Tensor) -> QueryState:
-        people = identities_and_cameras(trial)
         scores = evaluate_features(query, gallery, *people, protocol=dataset.protocol)
         within, apart = within_modality(query, clean, people[0]), shift_and_spread(query, clean, gallery)
         return QueryState(scores.rank1, scores.mAP, *within, *apart, *hubs(query, gallery, trial, dataset.protocol))

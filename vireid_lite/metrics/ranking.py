@@ -170,7 +170,7 @@ def evaluate_features(
     gallery, squares = _features(gallery, "gallery", dtype, device)
     query, _ = _features(query, "query", dtype, device)
     centre = gallery.mean(0)
-    if squares.mean() < 1.001 * centre.square().sum():
+    if squares.mean() < 1.01 * centre.square().sum():
         # Nearly the same features: of |g|^2 - 2 q.g only rounding would be left. With any c in the middle of them,
         # |g - c|^2 - 2 (q - c).g orders alike, and needs no second gallery.
         squares, query = _squares(gallery, centre), query - centre
