@@ -59,18 +59,12 @@ def direction_name(query_modality: Modality) -> str:
 
 
 def embed_store(
-    model: nn.Module,
-    store: ImageStore,
-    *,
-    perturb: Perturbation | None = None,
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
+    model: nn.Module, store: ImageStore, *, perturb=None, batch_size=256, device="cpu", progress=True
 ) -> torch.Tensor:
     """Return L2-normalised BNNeck features (N, D) on the device, in the store's order.
 
     Args:
-        perturb: called as perturb(images, modality) on batches of one modality before they are embedded.
+        perturb: a `Perturbation`, called on batches of one modality before they are embedded.
     """
     model = model.to(device).eval()
     order, features = [], []
@@ -107,10 +101,9 @@ def evaluate(
     Args:
         query_modality: None stands for the official direction.
         perturb: applied to the queries alone; the gallery stays clean, unless perturb_gallery says otherwise.
-        query_store: queries crafted beforehand, in place of the clean crops; an ImageStore, or what has its `records`,
-            `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
+        query_store: queries crafted beforehand, in place of the clean crops; it may hold more, and all is embedded.
         trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
-        clean: an evaluation of the same model on the same trials, of which gallery features and chance are taken over.
+        clean: of the same model on the same trials; its gallery features and chance are taken over.
 
     Raises:
         InputError: where the store lacks a query, two attacks are given, or clean does not fit the trials or gallery.
@@ -171,16 +164,9 @@ def _per_identity(scores: list[ranking.RetrievalScores], trials: list[Trial]) ->
 
 
 def ranked(
-    model: nn.Module,
-    dataset: Dataset,
-    trial: Trial,
-    queries: int | Sequence[Record] = 6,
-    top: int = 10,
-    *,
-    perturb: Perturbation | None = None,
-    device: torch.device | str = "cpu",
+    model: nn.Module, dataset: Dataset, trial: Trial, queries: int | Sequence[Record] = 6, *, perturb=None, device="cpu"
 ) -> tuple[list[Record], list[list[Record]]]:
-    """Return some queries and, for each, the `top` nearest gallery records that the protocol keeps.
+    """Return some queries and, for each, the ten nearest gallery records that the protocol keeps.
 
     Args:
         queries: the records themselves, or how many to take at even distances through the trial's list.
@@ -196,7 +182,7 @@ def ranked(
     rankings = []
     for query, order in zip(queries, torch.cdist(found, gallery).argsort(stable=True).numpy(force=True), strict=True):
         out = ranking.dropped(dataset.protocol, people == query.identity, query.camera, cameras)
-        rankings.append([trial.gallery[place] for place in order[~out[order]][:top]])
+        rankings.append([trial.gallery[place] for place in order[~out[order]][:10]])
     return list(queries), rankings
 
 

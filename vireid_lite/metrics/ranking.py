@@ -200,20 +200,26 @@ def chance(
     distinct, pair = setting._replace(query_identity=identity, query_camera=camera), pair.ravel()
     rng = np.random.default_rng(seed)
 
+    def once_a_pair(block: Callable[[slice], np.ndarray]) -> tuple[np.ndarray, ...]:
+        return tuple(values[pair] for values in _rank(distinct, block))
+
     def independent() -> tuple[np.ndarray, ...]:
         return _rank(setting, lambda rows: rng.random((rows.stop - rows.start, shape[1]), dtype=np.float32))
 
     def collapsed() -> tuple[np.ndarray, ...]:
         order = rng.random(shape[1], dtype=np.float32)
-        ranks = _rank(distinct, lambda rows: np.tile(order, (rows.stop - rows.start, 1)))
-        return tuple(values[pair] for values in ranks)
+        return once_a_pair(lambda rows: np.tile(order, (rows.stop - rows.start, 1)))
+
+    def worst(rows: slice) -> np.ndarray:
+        return (identity[rows, None] == setting.gallery_identity).astype(np.float32)
 
     def simulate(ranking: Callable[[], tuple[np.ndarray, ...]]) -> ChanceScores:
         runs = [_scores(ranking(), max_rank, protocol) for _ in range(repeats)]
         columns = [[getattr(run, name) for run in runs] for name in ("rank1", "mAP", "mINP")]
         return ChanceScores(*(interval(x, np.mean(x)) for x in columns), np.mean([x.cmc for x in runs], axis=0))
 
-    return ChanceLevel(simulate(independent), simulate(collapsed), _minimum(distinct, pair))
+    least = _scores(once_a_pair(worst), max_rank, protocol)
+    return ChanceLevel(simulate(independent), simulate(collapsed), Minimum(least.rank1, least.mAP, least.mINP))
 
 
 def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
@@ -353,20 +359,3 @@ def _scores(ranks: tuple[np.ndarray, ...], max_rank: int, protocol: str) -> Retr
     found = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1:-1]
     cmc, rank1 = np.cumsum(found) / len(valid), (first == 1).astype(float)
     return RetrievalScores(cmc, float(ap.mean()), float(inp.mean()), len(valid), valid, rank1, ap)
-
-
-def _minimum(setting: _Setting, member: np.ndarray) -> Minimum:
-    """Return the scores when every positive is ranked last: with n ranked and P positives, the k-th at n - P + k.
-
-    `setting` holds distinct queries, `member`, (Q,), which of them each query is.
-    """
-    matches = _own(setting)[1].sum(axis=1)
-    cameras, images = np.unique(setting.gallery_camera, return_counts=True)
-    ranked = images.sum() - dropped(setting.protocol, False, setting.query_camera[:, None], cameras) @ images
-    if setting.protocol == "llcm":  # drops no other person's image
-        ranked -= np.where(setting.query_identity >= 0, setting.sizes[setting.query_identity], 0) - matches
-    pairs = np.stack([ranked, matches])[:, member]
-    (ranked, matches), queries = np.unique(pairs[:, pairs[1] > 0], axis=1, return_counts=True)
-    places = [np.arange(1, matched + 1) for matched in matches]
-    ap = [(k / (n - k[-1] + k)).mean() for n, k in zip(ranked, places, strict=True)]
-    return Minimum(*(float(np.average(x, weights=queries)) for x in (ranked == matches, ap, matches / ranked)))
