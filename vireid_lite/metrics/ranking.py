@@ -191,7 +191,7 @@ def chance(
         query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank: and errors, as in `evaluate`.
         repeats: random rankings of the whole query set, at least 2.
     """
-    check_whole("metrics", "repeats", repeats, 2)
+    check_whole("metrics", "repeats", int(repeats), 2)
     shape = len(query_ids), len(gallery_ids)
     setting = _setting(shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
     # With one shared order, queries of one identity and camera score alike, so each such pair is ranked once.
@@ -353,8 +353,7 @@ def _scores(ranks: tuple[np.ndarray, ...], max_rank: int, protocol: str) -> Retr
     """Return the scores of what `_rank` found."""
     valid = np.flatnonzero(ranks[0])
     if not len(valid):
-        queries = f"none of {len(ranks[0])} queries"
-        raise InputError(f"metrics: {queries} has a match in the gallery under protocol {protocol}")
+        raise InputError(f"metrics: none of {len(ranks[0])} queries has a match under protocol {protocol}")
     first, ap, inp = (values[valid] for values in ranks)
     found = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1:-1]
     cmc, rank1 = np.cumsum(found) / len(valid), (first == 1).astype(float)
