@@ -79,6 +79,7 @@ class ChanceLevel(NamedTuple):
         independent: every query ranks the gallery in its own random order (an untrained network, shuffled labels).
         collapsed: all queries share one random order, as when an attack maps them all to one feature; the same mean,
             but another interval: rank-1 is the share of the queries whose identity happens to come first.
+        minimum: of arithmetic, with every match ranked last.
     """
 
     independent: ChanceScores
