@@ -64,7 +64,7 @@ def test_crafted_queries_are_taken_apart_as_the_same_change_made_on_the_fly(mode
     (trial,) = tiny.trials(Modality.VISIBLE)
     clean = cached(tiny, trial.query, progress=False)
     crafted = ImageStore(255 - clean.images[::-1], trial.query[::-1])
-    stored = anatomy(model, tiny, Modality.VISIBLE, query_store=crafted, batch_size=5)
+    stored = anatomy(model, tiny, Modality.VISIBLE, query_store=crafted)
     on_the_fly = anatomy(model, tiny, Modality.VISIBLE, perturb=lambda images, modality: 1 - images)
     assert np.allclose(stored[2:], on_the_fly[2:], atol=1e-5)
     assert np.allclose(stored.attacked, on_the_fly.attacked, atol=1e-5)
@@ -88,7 +88,7 @@ def test_the_attack_sees_the_queries_of_the_trial_alone_and_may_ask_for_gradient
         seen.append((len(images), modality, torch.is_grad_enabled()))
         return images
 
-    anatomy(model, tiny, perturb=note, trial=part, batch_size=4)
+    anatomy(model, tiny, perturb=note, trial=part)
     assert {(modality, grad) for _, modality, grad in seen} == {(Modality.VISIBLE, True)}
     assert sum(count for count, *_ in seen) == 12, "once to be embedded, once to be looked at"
 

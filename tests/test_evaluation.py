@@ -119,11 +119,11 @@ def test_several_trials_are_averaged(model, tiny):
 
 def test_ranked_agrees_with_the_scores(model, tiny):
     (trial,) = tiny.trials(Modality.VISIBLE)
-    queries, rankings = ranked(model, tiny, trial, queries=trial.query, top=3)
+    queries, rankings = ranked(model, tiny, trial, queries=trial.query)
     result = evaluate(model, tiny, Modality.VISIBLE, progress=False)
     right = [ranking[0].identity == query.identity for query, ranking in zip(queries, rankings, strict=True)]
     assert np.mean(right) == pytest.approx(result.rank1)
-    assert all(len(ranking) == 3 for ranking in rankings)
+    assert all(len(ranking) == 10 for ranking in rankings)
 
 
 def test_direction_is_named_in_words():

@@ -94,13 +94,9 @@ def test_golden_values_of_the_official_evaluators(protocol, query_cameras, cmc, 
     assert scores.rank1 == scores.cmc[0]
 
 
-@settings(max_examples=150, deadline=None)
-@given(rankings(), st.sampled_from(PROTOCOLS), st.sampled_from([1, 5, 30]))
-def test_equals_the_walk_with_ties_and_any_chunk(setting, protocol, max_rank):
+def equals_the_walk(setting, protocol, max_rank):
     expected = walk(*setting, protocol, max_rank)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "MATRIX_CHUNK", 60)  # a few queries at a time
-        scores = score(setting, protocol, max_rank=max_rank)
+    scores = score(setting, protocol, max_rank=max_rank)
     if expected is None:
         assert scores is None
         return
@@ -109,6 +105,44 @@ def test_equals_the_walk_with_ties_and_any_chunk(setting, protocol, max_rank):
     np.testing.assert_allclose([scores.mAP, scores.mINP], [mAP, mINP], rtol=0, atol=1e-12)
     assert scores.valid_queries == valid == len(scores.valid) == len(scores.per_query_ap)
     np.testing.assert_allclose([scores.per_query_rank1.mean(), scores.per_query_ap.mean()], [cmc[0], mAP], atol=1e-12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rankings(), st.sampled_from(PROTOCOLS), st.sampled_from([1, 5, 30]))
+def test_equals_the_walk_with_ties_and_any_chunk(setting, protocol, max_rank):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "MATRIX_CHUNK", 60)  # a few queries at a time
+        equals_the_walk(setting, protocol, max_rank)
+
+
+@pytest.mark.parametrize("passes", [0, 3, ranking.PASSES])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_counting_and_sorting_equal_the_walk(protocol, passes, monkeypatch):
+    """Distances all alike, half of them, few or none; one person or many; few images of each person, or most of all."""
+    monkeypatch.setattr(ranking, "PASSES", passes)
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        queries, gallery, people = rng.integers(1, [7, 60, 8])
+        distance = rng.integers(0, rng.choice([1, 2, 9, 10**6]), (queries, gallery))
+        distance = distance.astype(rng.choice(["f2", "f4", "f8", "i8"])) if distance.max() < 9 else distance / 7
+        ids = rng.integers(0, people, queries), rng.integers(0, people, gallery)
+        before = distance.copy()
+        equals_the_walk((distance, *ids, rng.choice([3, 6], queries), rng.choice([1, 2, 3], gallery)), protocol, 10)
+        np.testing.assert_array_equal(distance, before, "the caller's matrix is as it was")
+
+
+@pytest.mark.parametrize("offset", [0, 1, 10])
+def test_features_that_nearly_coincide_are_told_apart(offset):
+    """What an untrained network may give; there |g|^2 - 2 q.g of single precision is rounding alone."""
+    rng = np.random.default_rng(1)
+    query, gallery = (rng.normal(scale=1e-2 if offset else 1, size=(n, 64)).astype(np.float32) for n in (50, 2000))
+    query, gallery = query + np.float32(offset), gallery + np.float32(offset)
+    ids = np.arange(50) % 20, np.arange(2000) % 40
+    exact = metrics.evaluate(torch.cdist(*map(torch.tensor, (query.astype(float), gallery.astype(float)))), *ids)
+    found = metrics.evaluate_features(query, gallery, *ids)
+    np.testing.assert_allclose(found.per_query_ap, exact.per_query_ap, rtol=0.01)
+    doubled = metrics.evaluate_features(query, np.repeat(gallery, 2, axis=0), ids[0], np.repeat(ids[1], 2))
+    np.testing.assert_array_equal(doubled.per_query_rank1, found.per_query_rank1)
 
 
 def test_double_precision_decides_what_single_precision_would_call_a_tie():
@@ -153,18 +187,20 @@ def test_no_ranking_is_below_the_minimum_and_the_worst_ranking_is_at_it(setting,
 
 
 @settings(max_examples=50, deadline=None)
-@given(rankings(), st.sampled_from(PROTOCOLS), st.sampled_from([None, 1, 3]), st.sampled_from([np.float32, np.float64]))
-def test_features_equal_the_full_matrix(setting, protocol, chunk_size, dtype):
+@given(
+    rankings(), st.sampled_from(PROTOCOLS), st.sampled_from([2**25, 1, 75]), st.sampled_from([np.float32, np.float64])
+)
+def test_features_equal_the_full_matrix(setting, protocol, chunk, dtype):
     distance, *people = setting
     rng = np.random.default_rng(distance.size)
     # Small whole numbers: the arithmetic is exact, so that ties are ties whatever the chunk.
     query, gallery = (rng.integers(-2, 3, (n, 4)).astype(dtype) for n in distance.shape)
     full = np.sqrt(((query[:, None] - gallery) ** 2).sum(-1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "FEATURE_BLOCK", 7)
+        patch.setattr(ranking, "FEATURE_CHUNK", chunk)
         for kind in (np.asarray, torch.from_numpy):
             try:
-                scores = metrics.evaluate_features(kind(query), kind(gallery), *people, protocol, chunk_size=chunk_size)
+                scores = metrics.evaluate_features(kind(query), kind(gallery), *people, protocol)
             except InputError:
                 scores = None
             same_scores(scores, score((full, *people), protocol))
@@ -245,7 +281,6 @@ def test_bad_input_is_refused_in_one_line():
     refused(lambda: metrics.evaluate(good, *ids, max_rank=0), "max_rank")
     refused(lambda: metrics.evaluate(good[:0], [], ids[1]), "0 queries")
     refused(lambda: metrics.evaluate_features(np.zeros((2, 4)), np.zeros((3, 5)), *ids), "(2, 4) and (3, 5)")
-    refused(lambda: metrics.evaluate_features(np.zeros((2, 4)), np.zeros((3, 4)), *ids, chunk_size=0), "chunk_size")
     refused(lambda: metrics.chance(*ids, repeats=1), "repeats")
 
 
@@ -316,7 +351,6 @@ def test_bootstrap_over_identities():
     np.testing.assert_allclose(metrics.bootstrap(person, np.arange(50), counts=np.full(50, 4), seed=4), once)
     error = person.std(ddof=1) / np.sqrt(50)
     np.testing.assert_allclose([once.low - once.mean, once.high - once.mean], [-1.96 * error, 1.96 * error], rtol=0.15)
-    assert metrics.bootstrap(person, np.arange(50), level=0.5).high < once.high
     refused(lambda: metrics.paired_bootstrap([0.1, 0.2], [0.1], [1, 2]), "same queries")
     refused(lambda: metrics.bootstrap([0.1, 0.2], [1, 1]), "two")
     refused(lambda: metrics.bootstrap([0.1, np.nan], [1, 2]), "finite")

@@ -47,8 +47,7 @@ class Anatomy(NamedTuple):
 
     Attributes:
         displacement: mean `|f(x') - f(x)|`, in [0, 2] as features have length 1.
-        cosine: mean cosine of f(x') and f(x).
-        ssim: mean over images, in [-1, 1].
+        cosine, ssim: means over images, of f(x') and f(x), and of x' and x; in [-1, 1].
         psnr: in dB, of the mean squared error over all images; infinite if that is 0.
     """
 
@@ -79,15 +78,14 @@ def anatomy(
     query_store: ImageStore | None = None,
     trial: Trial | None = None,
     evaluated: tuple[Evaluation, Evaluation] | None = None,
-    batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> Anatomy:
     """Take a drop apart: clean queries, attacked queries and the gallery, as features and as images.
 
     Args:
+        query_modality: None for the official direction.
         perturb, query_store: the attack, as in `evaluation.evaluate`; without either, attacked equals clean.
         trial: None stands for the first test trial of the direction.
-        query_modality: None for the official direction.
         evaluated: (clean, attacked) evaluations of this trial alone, whose features are taken over.
 
     Raises:
@@ -98,15 +96,14 @@ def anatomy(
     if query_store is not None:
         check_query_store(query_store, trial.query, perturb)
     if evaluated is None:
-        options = {"trials": [trial], "batch_size": batch_size, "device": device, "progress": False}
+        options = {"trials": [trial], "device": device, "progress": False}
         before = evaluate(model, dataset, modality, **options)
-        attack = {"perturb": perturb, "query_store": query_store}
-        evaluated = before, evaluate(model, dataset, modality, clean=before, **attack, **options)
-    queries = distinct([trial], "query")
-    clean, attacked = (in_order(evaluation.query, queries, trial.query) for evaluation in evaluated)
+        options |= {"perturb": perturb, "query_store": query_store, "clean": before}
+        evaluated = before, evaluate(model, dataset, modality, **options)
+    clean, attacked = (in_order(each.query, distinct([trial], "query"), trial.query) for each in evaluated)
     gallery = in_order(evaluated[0].gallery, distinct([trial], "gallery"), trial.gallery)
-    likeness, error = [], []
-    for rows, images in cached(dataset, trial.query, False).batches(batch_size, device):
+    people, likeness, error = identities_and_cameras(trial), [], []
+    for rows, images in cached(dataset, trial.query, False).batches(256, device):
         changed = images
         if query_store is not None:
             changed = query_store.batch(np.array([query_store.row[record] for record in trial.query[rows]]), device)
@@ -117,19 +114,14 @@ def anatomy(
             error.append((changed - images).square().mean((1, 2, 3)))
 
     def state(query: Tensor) -> QueryState:
-        people = identities_and_cameras(trial)
         scores = evaluate_features(query, gallery, *people, protocol=dataset.protocol)
         within, apart = within_modality(query, clean, people[0]), shift_and_spread(query, clean, gallery)
         return QueryState(scores.rank1, scores.mAP, *within, *apart, *hubs(query, gallery, trial, dataset.protocol))
 
-    return Anatomy(
-        clean=state(clean),
-        attacked=state(attacked),
-        displacement=(attacked - clean).norm(dim=1).mean().item(),
-        cosine=F.cosine_similarity(attacked, clean).mean().item(),
-        ssim=torch.cat(likeness).mean().item(),
-        psnr=decibels(torch.cat(error).mean()).item(),
-    )
+    displacement, cosine = (attacked - clean).norm(dim=1), F.cosine_similarity(attacked, clean)
+    likeness, noise = torch.cat(likeness).mean(), decibels(torch.cat(error).mean())
+    means = displacement.mean(), cosine.mean(), likeness, noise
+    return Anatomy(state(clean), state(attacked), *(value.item() for value in means))
 
 
 def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tuple[float, float]:
@@ -139,8 +131,7 @@ def within_modality(query: Tensor, clean: Tensor, identities: np.ndarray) -> tup
     Images of the same camera count too, so this is a mild test; (nan, nan) where no identity has two images.
 
     Args:
-        query, clean: (Q, D) features of the same images, attacked and clean.
-        identities: (Q,) integers.
+        query, clean: (Q, D) features of the same images, attacked and clean; `identities`: (Q,).
     """
     itself = np.arange(len(identities))
     if np.unique(identities).size == itself.size:
@@ -155,11 +146,7 @@ def shift_and_spread(query: Tensor, clean: Tensor, gallery: Tensor) -> tuple[flo
 
     `shift = |mean(query) - mean(gallery)| / s`, `spread = w(query) / s`, with `w(X)^2 = mean |x - mean(X)|^2` and
     `s^2 = (w(clean)^2 + w(gallery)^2) / 2`; nan where s is 0. One s for clean and attacked queries, so that a cloud
-    that only shrinks (spread to 0) does not seem to move.
-
-    Args:
-        query, clean: (Q, D).
-        gallery: (G, D).
+    that only shrinks (spread to 0) does not seem to move. Features are (Q, D), (Q, D) and (G, D).
     """
 
     def width(features: Tensor) -> Tensor:
@@ -174,19 +161,14 @@ def hubs(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") 
 
     The most whose nearest image is one and the same; the most whose nearest image shows one person (in a perfect
     ranking the largest share of queries of one person); how many different images are nearest to some query. Queries
-    that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing.
-
-    Args:
-        query: (Q, D).
-        gallery: (G, D), in the trial's order.
+    that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing. Features are in the trial's order.
     """
     query_ids, gallery_ids, query_cameras, gallery_cameras = identities_and_cameras(trial)
     nearest, chunk = [], max(1, FEATURE_CHUNK // len(gallery))
     for start in range(0, len(query), chunk):
         rows = slice(start, start + chunk)
-        same = query_ids[rows, None] == gallery_ids
+        same, distance = query_ids[rows, None] == gallery_ids, torch.cdist(query[rows], gallery).cpu()
         out = dropped(protocol, same, query_cameras[rows, None], gallery_cameras)
-        distance = torch.cdist(query[rows], gallery).cpu()
         nearest.append(distance.masked_fill(torch.tensor(out), torch.inf).argmin(1).numpy())
     nearest = np.concatenate(nearest)
     images, people = (np.unique(who, return_counts=True)[1] for who in (nearest, gallery_ids[nearest]))

@@ -1,4 +1,4 @@
-"""Intervals over people: the bootstrap and its paired form."""
+"""95 % intervals over people: the bootstrap and its paired form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Difference(NamedTuple):
     high: float
 
 
-def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+def bootstrap(values, identities, counts=None, repeats: int = 2000, seed: int = 0) -> Interval:
     """Return the mean of a score and its interval over identities, which are resampled with replacement.
 
     Args:
@@ -38,43 +38,37 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, level: float
         InputError: on unlike shapes, values that are not finite, or fewer than two identities.
     """
     values = np.asarray(values, dtype=np.float64)
-    identities = labels(identities, "identities", len(values))
+    people, member = np.unique(labels(identities, "identities", len(values)), return_inverse=True)
     weights = np.ones(len(values)) if counts is None else np.asarray(counts, dtype=np.float64)
     if values.ndim != 1 or weights.shape != values.shape or not np.isfinite(values).all() or not (weights > 0).all():
         raise InputError("metrics: bootstrap needs one finite value per query or identity, and positive counts if any")
-    people, member = np.unique(identities, return_inverse=True)
     if len(people) < 2:
         raise InputError("metrics: a bootstrap over identities needs at least two of them")
     sums, totals = np.bincount(member, values * weights), np.bincount(member, weights)
     rng = np.random.default_rng(seed)
     draws = (rng.integers(len(people), size=len(people)) for _ in range(repeats))
-    return interval([sums[draw].sum() / totals[draw].sum() for draw in draws], sums.sum() / totals.sum(), level)
+    return interval([sums[draw].sum() / totals[draw].sum() for draw in draws], sums.sum() / totals.sum())
 
 
-def paired_bootstrap(before, after, identities, counts=None, repeats=2000, level=0.95, seed=0) -> Difference:
-    """Return the mean of after - before, and its interval over resampled identities as in `bootstrap`.
-
-    Args:
-        before, after: (N,) scores of two conditions for the same queries (or identities) in the same order.
-    """
+def paired_bootstrap(before, after, identities, counts=None, repeats: int = 2000, seed: int = 0) -> Difference:
+    """Return the mean of after - before, (N,) each on the same queries or identities; all else as in `bootstrap`."""
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before.shape != after.shape:
         raise InputError(f"metrics: before and after must be on the same queries, got {before.shape}, {after.shape}")
-    return Difference(*bootstrap(after - before, identities, counts, repeats, level, seed))
+    return Difference(*bootstrap(after - before, identities, counts, repeats, seed))
 
 
-def interval(samples, mean: float, level: float) -> Interval:
-    """Return a mean beside the bounds that hold the middle `level` of its samples."""
-    if len(samples) < 2 or not 0 < level < 1:
-        raise InputError(f"metrics: an interval needs repeats >= 2 and 0 < level < 1, got {len(samples)} and {level}")
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(mean), float(low), float(high))
+def interval(samples, mean: float) -> Interval:
+    """Return a mean beside the bounds that hold the middle 95 % of its samples, of which it needs two."""
+    if len(samples) < 2:
+        raise InputError(f"metrics: an interval needs repeats >= 2, got {len(samples)}")
+    return Interval(float(mean), *map(float, np.quantile(samples, [(1 - 0.95) / 2, (1 + 0.95) / 2])))
 
 
 def labels(values, name: str, length: int | None = None) -> np.ndarray:
     """Return identities or cameras as an integer array of the length asked for."""
-    values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-    if values.ndim != 1 or values.dtype.kind not in "iu" or (length is not None and len(values) != length):
+    values = values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "iu" or length not in (None, len(values)):
         wanted = "(N,)" if length is None else f"({length},)"
         raise InputError(f"metrics: {name} must be integers of shape {wanted}, got {values.dtype} {values.shape}")
     return values.astype(np.int64)

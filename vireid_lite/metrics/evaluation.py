@@ -23,9 +23,7 @@ class Evaluation:
     """One direction of one victim: the scores of every trial, their means, and chance level and minimum beside them.
 
     Attributes:
-        cmc: (max_rank,) mean over trials, fractions; cmc[0] is rank-1.
-        rank1, mAP, mINP: means over trials.
-        trials: each trial's scores.
+        cmc, rank1, mAP, mINP: means over trials, fractions; cmc: (max_rank,), cmc[0] is rank-1.
         chance: of the first trial's setting.
         per_identity: means over an identity's valid queries of all trials, in the order of the identities' numbers.
         query, gallery: (N, D) the features ranked, of every distinct record of all trials, in the order they occur.
@@ -61,36 +59,27 @@ def direction_name(query_modality: Modality) -> str:
 
 
 def embed_store(
-    model: nn.Module,
-    store: ImageStore,
-    *,
-    perturb: Perturbation | None = None,
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
+    model: nn.Module, store: ImageStore, *, perturb=None, batch_size=256, device="cpu", progress=True
 ) -> torch.Tensor:
     """Return L2-normalised BNNeck features (N, D) on the device, in the store's order.
 
     Args:
-        perturb: called as perturb(images, modality) on batches of one modality before they are embedded.
+        perturb: a `Perturbation`, called on batches of one modality before they are embedded.
     """
     model = model.to(device).eval()
-    features: list[torch.Tensor | None] = [None] * len(store)
+    order, features = [], []
     with torch.no_grad(), tqdm(total=len(store), unit="crop", desc="embed", disable=not progress) as bar:
-        for modality in Modality:
+        for modality in map(Modality, store.modalities.unique().tolist()):
             rows = np.flatnonzero(store.modalities.numpy() == modality)
-            for chunk in np.array_split(rows, max(1, -(-len(rows) // batch_size))):
-                if not len(chunk):
-                    continue
+            for chunk in np.array_split(rows, -(-len(rows) // batch_size)):
                 images = store.batch(chunk, device)
                 if perturb is not None:
                     with torch.enable_grad():  # which an attack may need
                         images = perturb(images, modality)
-                embedded = model.embed(images.contiguous(memory_format=torch.channels_last), modality)
-                for row, feature in zip(chunk, embedded, strict=True):
-                    features[row] = feature
+                order.append(chunk)
+                features.append(model.embed(images.contiguous(memory_format=torch.channels_last), modality))
                 bar.update(len(chunk))
-    return torch.stack(features)
+    return torch.cat(features)[np.argsort(np.concatenate(order))]
 
 
 def evaluate(
@@ -112,19 +101,16 @@ def evaluate(
     Args:
         query_modality: None stands for the official direction.
         perturb: applied to the queries alone; the gallery stays clean, unless perturb_gallery says otherwise.
-        query_store: queries crafted beforehand, in place of the clean crops; an ImageStore, or what has its `records`,
-            `row`, `modalities`, `batch` and length. It may hold more than the queries; all of it is embedded.
+        query_store: queries crafted beforehand, in place of the clean crops; it may hold more, and all is embedded.
         trials: None stands for the test trials; pass `[dataset.val_trial(...)]` where a choice is made.
-        clean: an evaluation of the same model on the same trials, of which gallery features and chance are taken over.
+        clean: of the same model on the same trials; its gallery features and chance are taken over.
 
     Raises:
-        InputError: where the store lacks a query, both perturb and query_store are given, or clean does not fit or
-            would hide a perturbed gallery.
+        InputError: where the store lacks a query, two attacks are given, or clean does not fit the trials or gallery.
     """
     query_modality = dataset.default_query if query_modality is None else query_modality
     trials = dataset.trials(query_modality) if trials is None else list(trials)
     options = {"batch_size": batch_size, "device": device, "progress": progress}
-
     queries, gallery = (distinct(trials, side) for side in ("query", "gallery"))
     if query_store is None:
         query_features = embed_store(model, cached(dataset, queries, progress), perturb=perturb, **options)
@@ -143,8 +129,7 @@ def evaluate(
     scores = []
     for trial in trials:
         found = in_order(query_features, queries, trial.query), in_order(gallery_features, gallery, trial.gallery)
-        people = identities_and_cameras(trial)
-        scores.append(ranking.evaluate_features(*found, *people, protocol=dataset.protocol))
+        scores.append(ranking.evaluate_features(*found, *identities_and_cameras(trial), protocol=dataset.protocol))
     return Evaluation(query_modality, scores, chance, _per_identity(scores, trials), query_features, gallery_features)
 
 
@@ -163,16 +148,14 @@ def check_query_store(store: ImageStore, queries: Sequence[Record], perturb: Per
     """Raise InputError unless the store holds every query and nothing is to be perturbed a second time."""
     if perturb is not None:
         raise InputError("evaluation: perturb and query_store are two attacks on the same queries; pass one of them")
-    lacking = len(set(queries) - store.row.keys())
-    if lacking:
-        whole = f"{lacking} of {len(set(queries))} queries"
+    if lacking := set(queries) - store.row.keys():
+        whole = f"{len(lacking)} of {len(set(queries))} queries"
         raise InputError(f"evaluation: query_store lacks {whole}; craft it from the queries of this trial")
 
 
 def _per_identity(scores: list[ranking.RetrievalScores], trials: list[Trial]) -> ranking.PerIdentity:
     """Return each identity's means over the valid queries of all trials."""
-    people = [identities_and_cameras(trial)[0] for trial in trials]
-    parts = map(ranking.per_identity, scores, people)
+    parts = (ranking.per_identity(s, identities_and_cameras(t)[0]) for s, t in zip(scores, trials, strict=True))
     identity, rank1, ap, weights = map(np.concatenate, zip(*parts, strict=True))
     names, member = np.unique(identity, return_inverse=True)
     queries = np.bincount(member, weights)
@@ -181,16 +164,9 @@ def _per_identity(scores: list[ranking.RetrievalScores], trials: list[Trial]) ->
 
 
 def ranked(
-    model: nn.Module,
-    dataset: Dataset,
-    trial: Trial,
-    queries: int | Sequence[Record] = 6,
-    top: int = 10,
-    *,
-    perturb: Perturbation | None = None,
-    device: torch.device | str = "cpu",
+    model: nn.Module, dataset: Dataset, trial: Trial, queries: int | Sequence[Record] = 6, *, perturb=None, device="cpu"
 ) -> tuple[list[Record], list[list[Record]]]:
-    """Return some queries and, for each, the `top` nearest gallery records that the protocol keeps.
+    """Return some queries and, for each, the ten nearest gallery records that the protocol keeps.
 
     Args:
         queries: the records themselves, or how many to take at even distances through the trial's list.
@@ -198,17 +174,15 @@ def ranked(
     if isinstance(queries, int):
         places = np.linspace(0, len(trial.query) - 1, min(queries, len(trial.query))).round().astype(int)
         queries = [trial.query[place] for place in places]
-    options = {"device": device, "progress": False}
     store = cached(dataset, trial.query, False)
     chosen = ImageStore(store.images[[store.row[query] for query in queries]], queries)
-    found = embed_store(model, chosen, perturb=perturb, **options)
-    gallery = embed_store(model, cached(dataset, trial.gallery, False), **options)
+    found = embed_store(model, chosen, perturb=perturb, device=device, progress=False)
+    gallery = embed_store(model, cached(dataset, trial.gallery, False), device=device, progress=False)
     _, people, _, cameras = identities_and_cameras(trial)
-    orders = torch.cdist(found, gallery).argsort(dim=1, stable=True).numpy(force=True)
     rankings = []
-    for query, order in zip(queries, orders, strict=True):
-        kept = ~ranking.dropped(dataset.protocol, people == query.identity, query.camera, cameras)
-        rankings.append([trial.gallery[place] for place in order[kept[order]][:top]])
+    for query, order in zip(queries, torch.cdist(found, gallery).argsort(stable=True).numpy(force=True), strict=True):
+        out = ranking.dropped(dataset.protocol, people == query.identity, query.camera, cameras)
+        rankings.append([trial.gallery[place] for place in order[~out[order]][:10]])
     return list(queries), rankings
 
 

@@ -12,13 +12,10 @@ C1, C2 = 0.01**2, 0.03**2  # of its equation 13, K1 and K2, for pixels in [0, 1]
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the structural similarity of each image and its reference, (N,), in [-1, 1], 1 only for equal images.
+    """Return the structural similarity of images (N, C, H, W) in [0, 1], (N,), in [-1, 1], 1 only for equal images.
 
     Mean over channels and over the positions where the Gaussian window fits.
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), eq. 13.
-
-    Args:
-        images, reference: (N, C, H, W) float in [0, 1].
 
     Raises:
         InputError: for unlike shapes or images below 11 pixels.

@@ -7,9 +7,7 @@ ranked, as in the official evaluators (eval_metrics.py of AGW and of LLCM, SYSU-
 - "sysu": queries of camera 3 drop every gallery image of camera 2 (both stand in one room); CMC counts identities.
 - "llcm": a query drops the gallery images of its own identity and camera; CMC counts identities.
 
-No list is walked. A positive's rank is one more than the kept images that are closer, which a binary search in the
-sorted distances gives, plus the ties that stand earlier in the gallery, which are counted only where a tie exists.
-Sorting values instead of an argsort is what makes this fast: NumPy sorts plain floats with vector instructions.
+No list is sorted or walked: a match's rank is one more than the images that are closer, and those are counted.
 """
 
 from __future__ import annotations
@@ -25,11 +23,10 @@ from vireid_lite.errors import InputError, check_choice, check_whole
 from vireid_lite.metrics.bootstrap import Interval, interval, labels
 
 PROTOCOLS = ("regdb", "sysu", "llcm")
-# Distances held at once, a few times over; more is no faster for a given matrix, but features are multiplied in larger
-# chunks, because every chunk of queries reads the whole gallery from memory once.
-MATRIX_CHUNK = 2**20
-FEATURE_CHUNK = 2**25
-FEATURE_BLOCK = 2**16  # squared at once: a gallery of a gigabyte would need a second one
+# Distances held at once, and counted at once, where they are still in the processor's cache: features are multiplied in
+# larger chunks, because every chunk of queries reads the whole gallery from memory once.
+FEATURE_CHUNK, MATRIX_CHUNK = 2**25, 2**20
+PASSES = 64  # matches of a query from which a sort is faster than counting for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +56,7 @@ class RetrievalScores:
 
 
 class Minimum(NamedTuple):
-    """The least that arithmetic allows: every positive ranked last."""
+    """The least that arithmetic allows: every match ranked last. An attack may fall below chance, never below this."""
 
     rank1: float
     mAP: float
@@ -82,7 +79,7 @@ class ChanceLevel(NamedTuple):
         independent: every query ranks the gallery in its own random order (an untrained network, shuffled labels).
         collapsed: all queries share one random order, as when an attack maps them all to one feature; the same mean,
             but another interval: rank-1 is the share of the queries whose identity happens to come first.
-        minimum: the arithmetic minimum; an attack may fall below chance, never below this.
+        minimum: of arithmetic, with every match ranked last.
     """
 
     independent: ChanceScores
@@ -116,15 +113,13 @@ def dropped(protocol: str, same, query_camera, gallery_camera) -> np.ndarray:
     """Return which gallery images a protocol leaves out for a query, `same` where both show one person; broadcasts."""
     if protocol == "llcm":
         return same & (query_camera == gallery_camera)
-    return (query_camera == 3) & (gallery_camera == 2) & (protocol == "sysu")
+    return (query_camera == 3) & (protocol == "sysu") & (gallery_camera == 2)
 
 
 def evaluate(
     distance, query_ids, gallery_ids, query_cameras=None, gallery_cameras=None, protocol="regdb", max_rank=20
 ) -> RetrievalScores:
-    """Score a distance matrix exactly as the official evaluators do, a chunk of queries at a time.
-
-    Source: eval_metrics.py:31-71 of AGW and of LLCM, and SYSU-MM01's MATLAB scripts.
+    """Score a distance matrix exactly as the official evaluators do (eval_metrics.py:31-71 of AGW and of LLCM).
 
     Args:
         distance: (Q, G) array or tensor of finite numbers, smaller is closer.
@@ -136,124 +131,100 @@ def evaluate(
         InputError: on distances that are not finite, shapes that do not fit, missing cameras, an unknown protocol, or
             where no query has a match.
     """
-    if isinstance(distance, torch.Tensor):
-        distance = (distance.float() if distance.dtype == torch.bfloat16 else distance).numpy(force=True)
-    distance = np.asarray(distance)
-    if distance.dtype.kind not in "fiub":
-        raise InputError(f"metrics: distance must be real numbers, got dtype {distance.dtype}")
+    distance = distance if isinstance(distance, torch.Tensor) else np.asarray(distance)
     if distance.ndim != 2:
-        raise InputError(f"metrics: distance must have shape (queries, gallery), got {distance.shape}")
+        raise InputError(f"metrics: distance must have shape (queries, gallery), got {tuple(distance.shape)}")
+    dtype = _array(distance[:0]).dtype
+    if dtype.kind not in "fiub":
+        raise InputError(f"metrics: distance must be real numbers, got dtype {dtype}")
     setting = _setting(distance.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
 
-    def block(start: int, stop: int) -> np.ndarray:
-        rows = distance[start:stop].astype(np.result_type(distance, np.float32), copy=False)
-        finite = np.isfinite(rows).all(axis=1)
+    def block(rows: slice) -> np.ndarray:
+        numbers = _array(distance[rows]).astype(np.result_type(dtype, np.float32))
+        finite = np.isfinite(numbers).all(axis=1)
         if not finite.all():
-            row = start + finite.argmin()
+            row = rows.start + finite.argmin()
             raise InputError(f"metrics: distance row {row} is not finite; check the features it was computed from")
-        return rows
+        return numbers
 
-    return _scores(_rank(setting, block, max(1, MATRIX_CHUNK // distance.shape[1])), max_rank, protocol)
+    return _scores(_rank(setting, block), max_rank, protocol)
 
 
 @torch.no_grad()
 def evaluate_features(
-    query,
-    gallery,
-    query_ids,
-    gallery_ids,
-    query_cameras=None,
-    gallery_cameras=None,
-    protocol: str = "regdb",
-    max_rank: int = 20,
-    chunk_size: int | None = None,
+    query, gallery, query_ids, gallery_ids, query_cameras=None, gallery_cameras=None, protocol="regdb", max_rank=20
 ) -> RetrievalScores:
     """Rank by Euclidean distance between features without ever holding the (Q, G) matrix; all else as in `evaluate`.
 
     Args:
         query, gallery: (Q, D) and (G, D) arrays or tensors, finite; distances are computed on the gallery's device, in
             float32, or in float64 if both are.
-        chunk_size: queries per chunk; None chooses one that holds about 2**25 distances.
     """
     query, gallery = (x if isinstance(x, torch.Tensor) else np.asarray(x) for x in (query, gallery))
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         shapes = f"{tuple(query.shape)} and {tuple(gallery.shape)}"
         raise InputError(f"metrics: query and gallery must be (Q, D) and (G, D) features, got {shapes}")
-    count = len(gallery)
-    setting = _setting((len(query), count), query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
-    chunk_size = max(1, FEATURE_CHUNK // count) if chunk_size is None else chunk_size
-    check_whole("metrics", "chunk_size", int(chunk_size), 1)
+    shape = len(query), len(gallery)
+    setting = _setting(shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
     dtype = torch.float64 if all("float64" in str(x.dtype) for x in (query, gallery)) else torch.float32
     device = gallery.device if isinstance(gallery, torch.Tensor) else torch.device("cpu")
     gallery, squares = _features(gallery, "gallery", dtype, device)
     query, _ = _features(query, "query", dtype, device)
-    # The product below cancels where all features nearly coincide; taken from their mean, they are as far apart.
     centre = gallery.mean(0)
-    if squares.double().mean() - centre.double().square().sum() < 1e-5 * squares.double().mean():
-        gallery, squares = _features(gallery - centre, "gallery", dtype, device)
-        query = query - centre
+    if squares.mean() < 1.01 * centre.square().sum():
+        # Nearly the same features: of |g|^2 - 2 q.g only rounding would be left. With any c in the middle of them,
+        # |g - c|^2 - 2 (q - c).g orders alike, and needs no second gallery.
+        squares, query = _squares(gallery, centre), query - centre
 
-    def block(start: int, stop: int) -> np.ndarray:
+    def block(rows: slice) -> np.ndarray:
         # |g|^2 - 2 q.g orders the gallery as the Euclidean distance does: |q|^2 is one constant per query.
-        return torch.addmm(squares, query[start:stop], gallery.T, alpha=-2).cpu().numpy()
+        return torch.addmm(squares, query[rows], gallery.T, alpha=-2).cpu().numpy()
 
-    return _scores(_rank(setting, block, chunk_size), max_rank, protocol)
+    return _scores(_rank(setting, block, FEATURE_CHUNK), max_rank, protocol)
 
 
 def chance(
-    query_ids,
-    gallery_ids,
-    query_cameras=None,
-    gallery_cameras=None,
-    protocol: str = "regdb",
-    max_rank: int = 20,
-    repeats: int = 200,
-    seed: int = 0,
-    level: float = 0.95,
+    query_ids, gallery_ids, query_cameras=None, gallery_cameras=None, protocol="regdb", max_rank=20, repeats=200, seed=0
 ) -> ChanceLevel:
     """Simulate rankings without information, and compute the least any ranking can score, in one setting.
 
-    Identities, cameras, protocol, max_rank and errors: as in `evaluate`.
-
     Args:
+        query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank: and errors, as in `evaluate`.
         repeats: random rankings of the whole query set, at least 2.
-        level: coverage of the interval of one ranking's score.
     """
-    gallery = len(gallery_ids)
-    setting = _setting(
-        (len(query_ids), gallery), query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank
-    )
-    if repeats < 2 or not 0 < level < 1:
-        raise InputError(f"metrics: chance needs repeats >= 2 and 0 < level < 1, got {repeats} and {level}")
-    rng, chunk = np.random.default_rng(seed), max(1, MATRIX_CHUNK // gallery)
-
-    def independent() -> tuple[np.ndarray, ...]:
-        return _rank(setting, lambda start, stop: rng.random((stop - start, gallery), dtype=np.float32), chunk)
-
+    check_whole("metrics", "repeats", int(repeats), 2)
+    shape = len(query_ids), len(gallery_ids)
+    setting = _setting(shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
     # With one shared order, queries of one identity and camera score alike, so each such pair is ranked once.
     pairs = np.stack([setting.query_identity, setting.query_camera])
     (identity, camera), pair = np.unique(pairs, axis=1, return_inverse=True)
     distinct, pair = setting._replace(query_identity=identity, query_camera=camera), pair.ravel()
+    rng = np.random.default_rng(seed)
+
+    def once_a_pair(block: Callable[[slice], np.ndarray]) -> tuple[np.ndarray, ...]:
+        return tuple(values[pair] for values in _rank(distinct, block))
+
+    def independent() -> tuple[np.ndarray, ...]:
+        return _rank(setting, lambda rows: rng.random((rows.stop - rows.start, shape[1]), dtype=np.float32))
 
     def collapsed() -> tuple[np.ndarray, ...]:
-        order = rng.random(gallery, dtype=np.float32)
-        ranks = _rank(distinct, lambda start, stop: np.broadcast_to(order, (stop - start, gallery)), chunk)
-        return tuple(values[pair] for values in ranks)
+        order = rng.random(shape[1], dtype=np.float32)
+        return once_a_pair(lambda rows: np.tile(order, (rows.stop - rows.start, 1)))
+
+    def worst(rows: slice) -> np.ndarray:
+        return (identity[rows, None] == setting.gallery_identity).astype(np.float32)
 
     def simulate(ranking: Callable[[], tuple[np.ndarray, ...]]) -> ChanceScores:
         runs = [_scores(ranking(), max_rank, protocol) for _ in range(repeats)]
         columns = [[getattr(run, name) for run in runs] for name in ("rank1", "mAP", "mINP")]
-        return ChanceScores(*(interval(x, np.mean(x), level) for x in columns), np.mean([x.cmc for x in runs], axis=0))
+        return ChanceScores(*(interval(x, np.mean(x)) for x in columns), np.mean([x.cmc for x in runs], axis=0))
 
-    return ChanceLevel(simulate(independent), simulate(collapsed), _minimum(distinct, pair))
+    least = _scores(once_a_pair(worst), max_rank, protocol)
+    return ChanceLevel(simulate(independent), simulate(collapsed), Minimum(least.rank1, least.mAP, least.mINP))
 
 
 def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
-    """Return each identity's mean rank-1 and AP over its valid queries; one without any is left out.
-
-    Args:
-        query_ids: (Q,) integers, as given to `evaluate`.
-    """
+    """Return each identity's mean rank-1 and AP over its valid queries; `query_ids` (Q,) as given to `evaluate`."""
     ids = labels(query_ids, "query_ids")
     if scores.valid.max() >= len(ids):
         raise InputError(f"metrics: query_ids has {len(ids)} entries, but query {scores.valid.max()} was scored")
@@ -262,17 +233,30 @@ def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
     return PerIdentity(identity, rank1, ap, queries)
 
 
+def _array(values) -> np.ndarray:
+    """Return a matrix, wherever it lies, as an array; NumPy has no bfloat16."""
+    if isinstance(values, torch.Tensor):
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy(force=True)
+    return values
+
+
 def _features(values, name: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features (N, D) and their squared lengths (N,), refusing what is not finite, or overflows when squared."""
     if not isinstance(values, torch.Tensor):  # torch warns about read-only memory
         values = torch.from_numpy(values if values.flags.writeable else values.copy())
     values = values.to(device, dtype)
-    squares = torch.cat([part.square().sum(1) for part in values.split(FEATURE_BLOCK)])
+    squares = _squares(values)
     finite = squares.isfinite()
     if not finite.all():
         row = int((~finite).nonzero()[0])
         raise InputError(f"metrics: {name} feature {row} is not finite; check the model or the images it embedded")
     return values, squares
+
+
+def _squares(features: torch.Tensor, centre: torch.Tensor | None = None) -> torch.Tensor:
+    """Return squared distances from the centre, (N,), a block at a time: a gigabyte would need a second one."""
+    parts = features.split(2**16)
+    return torch.cat([(part if centre is None else part - centre).square().sum(1) for part in parts])
 
 
 def _setting(shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol: str, max_rank: int) -> _Setting:
@@ -298,10 +282,7 @@ def _setting(shape, query_ids, gallery_ids, query_cameras, gallery_cameras, prot
 
 
 def _own(setting: _Setting) -> tuple[np.ndarray, np.ndarray]:
-    """Return the gallery indices of each query's own identity, padded, and which of them are ranked.
-
-    Both have shape (Q, P), P being the most images one of the queries' identities has, at least 1.
-    """
+    """Return the gallery indices of each query's identity, padded to (Q, P), P >= 1, and which of them are ranked."""
     sizes = np.where(setting.query_identity >= 0, setting.sizes[setting.query_identity], 0)[:, None]
     column = np.arange(max(1, sizes.max()))
     index = setting.order[np.where(column < sizes, setting.starts[setting.query_identity][:, None] + column, 0)]
@@ -309,42 +290,36 @@ def _own(setting: _Setting) -> tuple[np.ndarray, np.ndarray]:
     return index, (column < sizes) & ~out
 
 
-def _rank(setting: _Setting, block: Callable[[int, int], np.ndarray], chunk: int) -> tuple[np.ndarray, ...]:
+def _rank(setting: _Setting, block: Callable[[slice], np.ndarray], size: int | None = None) -> tuple[np.ndarray, ...]:
     """Return each query's rank of the first match, 0 where there is none, its AP and its INP, all (Q,).
 
-    Args:
-        block: returns the finite distances (stop - start, G) of the queries from `start` to `stop`.
+    `block` returns the finite distances of some queries, (rows, G), which are written over; `size`: how many at once.
     """
-    parts, queries = [], len(setting.query_identity)
-    for start in range(0, queries, chunk):
-        rows = slice(start, min(start + chunk, queries))
-        some = {name: getattr(setting, name)[rows] for name in ("query_identity", "query_camera")}
-        parts.append(_rank_chunk(setting._replace(**some), block(rows.start, rows.stop)))
+    queries, gallery = len(setting.query_identity), len(setting.gallery_identity)
+    step, few = (max(1, count // gallery) for count in (size or MATRIX_CHUNK, MATRIX_CHUNK))
+    parts = []
+    for start in range(0, queries, step):
+        distance = block(slice(start, min(start + step, queries)))
+        for low in range(0, len(distance), few):
+            rows = slice(start + low, start + min(low + few, len(distance)))
+            who = {"query_identity": setting.query_identity[rows], "query_camera": setting.query_camera[rows]}
+            parts.append(_rank_chunk(setting._replace(**who), distance[low : low + few]))
     return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _rank_chunk(setting: _Setting, distance: np.ndarray) -> tuple[np.ndarray, ...]:
     """Rank all queries of a setting by their distances (Q, G); what the protocol drops is set to infinity."""
-    queries, gallery = distance.shape
-    row = np.arange(queries)[:, None]
+    row = np.arange(len(distance))[:, None]
     index, kept = _own(setting)
     if setting.protocol != "regdb":
         same = setting.protocol == "llcm" and setting.query_identity[:, None] == setting.gallery_identity
         out = dropped(setting.protocol, same, setting.query_camera[:, None], setting.gallery_camera)
-        distance = np.where(out, distance.dtype.type(np.inf), distance)
+        np.putmask(distance, out, np.inf)
     positive = np.where(kept, distance[row, index], np.inf)
-    # Single precision sorts twice as fast, and keeps the order up to ties, which the distances themselves resolve.
-    with np.errstate(over="ignore"):
-        ordered, key = (values.astype(np.float32, order="C") for values in (distance, positive))
-    ordered.sort(axis=1)
-    closer = torch.searchsorted(torch.from_numpy(ordered), torch.from_numpy(key)).numpy()
-    tied = kept & (closer + 1 < gallery) & (ordered[row, np.minimum(closer + 1, gallery - 1)] == key)
-    for i, j in zip(*np.nonzero(tied), strict=True):
-        earlier = distance[i, : index[i, j]] == positive[i, j]
-        closer[i, j] = np.count_nonzero(distance[i] < positive[i, j]) + np.count_nonzero(earlier)
-
+    closer, as_close = _counts(distance, positive)
+    for i, j in zip(*np.nonzero(kept & (as_close > closer + 1)), strict=True):  # a tie: the gallery's order decides
+        closer[i, j] += np.count_nonzero(distance[i, : index[i, j]] == positive[i, j])
     rank = np.where(kept, closer + 1, np.iinfo(np.int64).max)
-    nearest = rank.argmin(axis=1)[:, None]
     rank.sort(axis=1)
     count = kept.sum(axis=1)
     matched = np.maximum(count, 1)
@@ -352,48 +327,35 @@ def _rank_chunk(setting: _Setting, distance: np.ndarray) -> tuple[np.ndarray, ..
     ap = (nth / rank).sum(axis=1, where=nth <= count[:, None]) / matched
     inp = count / rank[row[:, 0], matched - 1]
     first = rank[:, 0]
-    if setting.protocol != "regdb":
-        match = (values[row, nearest] for values in (positive, index, tied))
-        first = 1 + _identities_ahead(setting, distance, *match)
+    if setting.protocol != "regdb":  # counted in identities: those with an image ahead of the first match
+        nearest = positive.argmin(axis=1)[:, None]
+        match, place = positive[row, nearest], index[row, nearest]
+        ahead = (distance < match) | ((distance == match) & (np.arange(distance.shape[1]) < place))
+        query, image = np.nonzero(ahead)
+        seen = np.zeros((len(distance), len(setting.sizes)), dtype=bool)
+        seen[query, setting.gallery_identity[image]] = True
+        first = 1 + seen.sum(axis=1)
     return np.where(count > 0, first, 0), ap, inp
 
 
-def _identities_ahead(setting: _Setting, distance, match, place, tied) -> np.ndarray:
-    """Count, (Q,), the identities with an image ranked before the query's first match.
-
-    Args:
-        match, place, tied: (Q, 1) distance of the first match, its place in the gallery, whether another image ties it.
-    """
-    ahead = distance < match
-    rows = np.flatnonzero(tied)
-    ahead[rows] |= (distance[rows] == match[rows]) & (np.arange(distance.shape[1]) < place[rows])
-    return np.logical_or.reduceat(ahead[:, setting.order], setting.starts, axis=1).sum(axis=1)
+def _counts(distance: np.ndarray, threshold: np.ndarray) -> list[np.ndarray]:
+    """Count each row's distances (Q, G) below its thresholds (Q, P), and those below or equal, both (Q, P)."""
+    if threshold.shape[1] > PASSES:
+        pairs = list(zip(np.sort(distance, axis=1), threshold, strict=True))
+        return [np.stack([np.searchsorted(*pair, side) for pair in pairs]) for side in ("left", "right")]
+    counts = []
+    for compare in (np.less, np.less_equal):
+        packed = (np.packbits(compare(distance, column[:, None]), axis=1) for column in threshold.T)
+        counts.append(np.stack([np.bitwise_count(bits).sum(axis=1, dtype=np.int64) for bits in packed], axis=1))
+    return counts
 
 
 def _scores(ranks: tuple[np.ndarray, ...], max_rank: int, protocol: str) -> RetrievalScores:
     """Return the scores of what `_rank` found."""
     valid = np.flatnonzero(ranks[0])
     if not len(valid):
-        queries = f"none of {len(ranks[0])} queries"
-        raise InputError(f"metrics: {queries} has a match in the gallery under protocol {protocol}")
+        raise InputError(f"metrics: none of {len(ranks[0])} queries has a match under protocol {protocol}")
     first, ap, inp = (values[valid] for values in ranks)
     found = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1:-1]
     cmc, rank1 = np.cumsum(found) / len(valid), (first == 1).astype(float)
     return RetrievalScores(cmc, float(ap.mean()), float(inp.mean()), len(valid), valid, rank1, ap)
-
-
-def _minimum(setting: _Setting, member: np.ndarray) -> Minimum:
-    """Return the scores when every positive is ranked last: with n ranked and P positives, the k-th at n - P + k.
-
-    `setting` holds distinct queries, `member`, (Q,), which of them each query is.
-    """
-    matches = _own(setting)[1].sum(axis=1)
-    cameras, images = np.unique(setting.gallery_camera, return_counts=True)
-    ranked = images.sum() - dropped(setting.protocol, False, setting.query_camera[:, None], cameras) @ images
-    if setting.protocol == "llcm":  # drops no other person's image
-        ranked -= np.where(setting.query_identity >= 0, setting.sizes[setting.query_identity], 0) - matches
-    pairs = np.stack([ranked, matches])[:, member]
-    (ranked, matches), queries = np.unique(pairs[:, pairs[1] > 0], axis=1, return_counts=True)
-    places = [np.arange(1, matched + 1) for matched in matches]
-    ap = [(k / (n - k[-1] + k)).mean() for n, k in zip(ranked, places, strict=True)]
-    return Minimum(*(float(np.average(x, weights=queries)) for x in (ranked == matches, ap, matches / ranked)))
