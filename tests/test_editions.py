@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from _make import execute, pages
-from _make.build import build_book, sync, write_edition
-from _make.editions import PAGES, without_solutions
+from _make.build import build_book, sync
+from _make.editions import PAGES, without_solutions, write_edition
 from _make.notebooks import check_pairs, find_chapters, paired_notebook
 from vireid_lite import losses, metrics
 from vireid_lite.chapters.exercises import UNANSWERED, seal, self_check, self_check_value

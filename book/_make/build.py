@@ -4,15 +4,13 @@ Sources are `notebooks/NN_name.py` (jupytext percent) with their pairs `NN_name.
 `_toc.yml`. A build writes under its output folder alone, files whole or not at all, so it may be killed at any time.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _make import editions, execute, pages, render
+from _make import execute, pages, render
 from _make.claims import page
 from _make.notebooks import COSTS, check_pairs, find_chapters, paired_notebook, repository_root, repository_url, update
 
@@ -55,15 +53,12 @@ def build_book(
     """Execute the chapters that changed, then render the book; return the page to open (or the executed folder).
 
     Args:
-        tier: "lite", "standard" or "full".
         chapters: numbers to execute, all by default; the others are shown as they last ran.
         parameters: set in every chapter executed, on top of the tier.
         out: folder for everything made, relative to `root`, which holds the book's sources.
-        execute_only: render nothing.
         force: execute again what is cached, under `execute.chapter_key`.
         measure: instead, run each chapter with empty caches, as if opened alone, and note its cost in the sources'
-            `book/results/costs.json`, which is returned. A victim is trained once; its training counts for every
-            chapter that asks for it.
+            `book/results/costs.json`, which is returned. A victim is trained once.
 
     Raises:
         InputError: before anything runs: a stale pair, an unknown chapter or parameter.
@@ -79,26 +74,12 @@ def build_book(
     with execute.environment(out, folder / "cache" if measure else None):
         for number, (source, given) in enumerate(jobs):
             if measure:
-                _forget(folder / "cache", keep="victims" if number else "")
+                for path in (folder / "cache").glob("*"):
+                    if not number or path.name != "victims":
+                        shutil.rmtree(path)
             execute.execute(source, given, folder, force or measure, progress)
-    if measure:
-        return execute.write_costs(folder, root / COSTS)
-    execute.write_costs(folder, folder / "costs.json")
-    if execute_only:
-        return folder
+    costs = execute.write_costs(folder, root / COSTS if measure else folder / "costs.json")
+    if measure or execute_only:
+        return costs if measure else folder
     files, complete = render.gather(root, folder)
     return render.render(files | pages.fill(files, root, folder), out, strict=complete)
-
-
-def _forget(cache: Path, keep: str) -> None:
-    """Empty a folder of caches but for the one named `keep`."""
-    for path in cache.glob("*"):
-        if path.name != keep:
-            shutil.rmtree(path)
-
-
-def write_edition(root: Path, edition: str, out: Path) -> Path:
-    """Write an edition, with the results of chapters that `root` has executed at tier lite and that are current."""
-    out = editions.write_edition(root, edition, out)
-    editions.carry_results(root, out, lambda source: execute.chapter_key(source, {}))
-    return out

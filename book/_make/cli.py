@@ -1,12 +1,11 @@
 """The two commands of book production; `vireid_lite.cli` declares their options and says what they do."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
 
-from _make.build import build_book, sync, write_edition
+from _make.build import build_book, sync
+from _make.editions import write_edition
 from _make.notebooks import repository_root
 from _make.paper import find_chromium, print_book
 from _make.publish import check_build
@@ -23,9 +22,8 @@ def book(
     if "TIER" in parameters:
         raise InputError("-p TIER: give the tier as --tier")
     if pdf:
-        for name in ("measure", "execute_only"):
-            if options[name]:
-                raise InputError(f"--pdf prints rendered pages; leave out --{name.replace('_', '-')}")
+        if unwanted := [name for name in ("measure", "execute_only") if options[name]]:
+            raise InputError(f"--pdf prints rendered pages; leave out --{unwanted[0].replace('_', '-')}")
         find_chromium()  # before chapters run for minutes
     root = repository_root()
     out = root / out_dir

@@ -1,7 +1,5 @@
 """Chapters run by papermill, each in a kernel of its own, and kept under a key of all that their results depend on."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json
@@ -30,9 +28,8 @@ def choose(sources: list[Path], numbers: Sequence[int] | None) -> list[Path]:
     if not sources:
         raise InputError("notebooks/ holds no chapter NN_name.py")
     known = {int(source.stem[:2]): source for source in sources}
-    for number in numbers or ():
-        if number not in known:
-            raise InputError(f"--chapters {number}: there is no such chapter; there are {', '.join(map(str, known))}")
+    if unknown := [number for number in numbers or () if number not in known]:
+        raise InputError(f"--chapters {unknown[0]}: there is no such chapter; there are {', '.join(map(str, known))}")
     return [known[number] for number in sorted(set(numbers or known))]
 
 
@@ -54,26 +51,20 @@ def injected(source: Path, asked: Mapping[str, Any], out: Path) -> dict[str, Any
 
 def _elsewhere(asked: Mapping[str, Any], defaults: Mapping[str, Any], root: Path) -> str:
     """Name the chapters that have every parameter asked for, where one that was chosen lacks some."""
-    if set(asked) <= set(defaults):
-        return ""
-    known = {int(source.stem[:2]): read_parameters(source.with_suffix(".ipynb"))[0] for source in find_chapters(root)}
-    fit = [str(number) for number, names in known.items() if set(asked) <= set(names)]
-    return f"; for those that have it: --chapters {','.join(fit)}" if fit else ""
+    known = {source.stem[:2]: read_parameters(source.with_suffix(".ipynb"))[0] for source in find_chapters(root)}
+    fit = [str(int(number)) for number, names in known.items() if asked.keys() <= names.keys()]
+    return f"; for those that have it: --chapters {','.join(fit)}" if fit and asked.keys() - defaults else ""
 
 
 def chapter_key(source: Path, given: Mapping[str, Any]) -> str:
-    """Return what a chapter's results depend on, as 16 hex digits.
+    """Return 16 hex digits of what a chapter's results depend on.
 
-    That is its notebook, the parameters given, the package and what it computes with; and the run cards where the
-    chapter imports something that reads them.
+    That is its notebook, the parameters given, `package_key`, and the run cards where it imports what reads them.
     """
     notebook = source.with_suffix(".ipynb")
     digest = hashlib.sha256(json.dumps([package_key(), given]).encode() + notebook.read_bytes())
-    code = ["".join(cell["source"]) for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
-    nodes = [
-        node for text in code for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
-    if any(READS_CARDS.match(ast.unparse(node)) for node in nodes):
+    nodes = ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+    if any(isinstance(node, ast.Import | ast.ImportFrom) and READS_CARDS.match(ast.unparse(node)) for node in nodes):
         for path in sorted((source.parents[1] / "book" / "results").rglob("*.json")):
             if path.name != "costs.json":
                 digest.update(f"{path.name}\0".encode() + path.read_bytes())
@@ -92,9 +83,7 @@ def package_key() -> str:
 def environment(out: Path, cache: Path | None = None) -> AbstractContextManager:
     """Let chapters run in this interpreter, with none of the user's own Jupyter settings.
 
-    Args:
-        out: folder of the build.
-        cache: where victims and crops are kept; default: VIREID_CACHE, or `out`/cache.
+    out: folder of the build. cache: where victims and crops are kept; default: VIREID_CACHE, or `out`/cache.
     """
     own = out / "jupyter"
     own.mkdir(parents=True, exist_ok=True)
@@ -178,16 +167,15 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
 
 
 def write_costs(folder: Path, path: Path) -> Path:
-    """Merge what the executed chapters in `folder` cost into the table `path`, and return it.
+    """Merge what the executed chapters in `folder` cost into the table `path`, {chapter: {tier: cost}}, and return it.
 
-    The table is {chapter: {tier: {"minutes", "memory_gib", "device", and "gpu_gib" on a GPU}}}; to the minutes of the
-    run those are added that training the victims took which it found in a cache.
+    To the minutes of a run those are added that training the victims took which it found in a cache.
     """
     table = read_json(path)
     for notebook in executed_chapters(folder):
         if record := read_record(notebook):
-            cost = {name: record[name] for name in ("minutes", "memory_gib", "gpu_gib", "device") if name in record}
-            cost["minutes"] = round(cost["minutes"] + record.get("training_minutes", 0), 2)
+            cost = {name: record[name] for name in ("memory_gib", "gpu_gib", "device") if name in record}
+            cost["minutes"] = round(record["minutes"] + record.get("training_minutes", 0), 2)
             table.setdefault(notebook.stem, {})[record["tier"]] = cost
     write_atomically(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
     return path

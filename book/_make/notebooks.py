@@ -1,7 +1,5 @@
 """What all of book production shares: the checkout, its chapters and their pairs, and what a run noted of itself."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -54,9 +52,8 @@ def check_pairs(root: Path) -> None:
     for source in find_chapters(root):
         notebook = source.with_suffix(".ipynb")
         if not notebook.exists() or notebook.read_bytes() != paired_notebook(source):
-            raise InputError(
-                f"notebooks/{notebook.name} is not in step with {source.name}; run vireid-lite book --sync"
-            )
+            apart = f"notebooks/{notebook.name} is not in step with {source.name}"
+            raise InputError(f"{apart}; run vireid-lite book --sync")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,10 +1,7 @@
 """The book on paper: the rendered pages put in one, in the book's order, and printed by Chromium.
 
-What is printed are the pages of `OUT/html` themselves, so numbers, links and results are those of the web. They are
-only read; the PDF is put in place whole or not at all.
+What is printed are the pages of `OUT/html`, which are only read; the PDF is put in place whole or not at all.
 """
-
-from __future__ import annotations
 
 import datetime
 import json
@@ -16,13 +13,12 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import NamedTuple
 
 import yaml
 from bs4 import BeautifulSoup
+from jinja2 import Environment
 
 from vireid_lite.errors import BuildError, InputError
 from vireid_lite.machine import versions
@@ -46,11 +42,15 @@ class Entry(NamedTuple):
     def anchor(self) -> str:
         return re.sub(r"\W+", "-", self.page or f"part {self.title}").strip("-")
 
+    @property
+    def foot(self) -> str:
+        """The title as text in a style sheet."""
+        return re.sub(r'[\\"<&]', lambda found: f"\\{ord(found[0]):x} ", self.title)
+
 
 def find_chromium() -> str:
     """Return the path of a Chromium; raises InputError where there is none."""
-    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    if program := next(found, None):
+    for program in filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         return program
     raise InputError("--pdf: no chromium on this machine to print the pages; install it (apt-get install chromium)")
 
@@ -58,11 +58,7 @@ def find_chromium() -> str:
 def print_book(root: Path, out: Path, target: Path | None = None) -> Path:
     """Print the book rendered in `out` to `target`, by default `out`/vireid-lite.pdf, and return the PDF.
 
-    It is printed twice, since the numbers in the contents are only known afterwards.
-
-    Raises:
-        InputError: without Chromium or without a built book.
-        BuildError: where pages do not come out whole.
+    Raises InputError without Chromium or a built book, BuildError where pages do not come out whole.
     """
     program, target = find_chromium(), target or out / PDF
     if not (out / "html" / "index.html").is_file():
@@ -74,6 +70,7 @@ def print_book(root: Path, out: Path, target: Path | None = None) -> Path:
     try:
         entries, page = gather(root, out, work)
         draft, final = work / "draft.pdf", work / PDF
+        # Twice, since the numbers in the contents are only known afterwards.
         _print(program, page(numbers="{}"), work, draft, "--disable-pdf-tagging")
         numbers = _page_numbers(draft, entries)
         _print(program, page(numbers=json.dumps(numbers)), work, final, "--generate-pdf-document-outline")
@@ -104,10 +101,9 @@ def read_contents(out: Path) -> list[Entry]:
 
 
 def _read(pages: Path, entry: Entry, printed: set[str]) -> Entry:
-    """Return an entry with its title, which has its number, and with what is read on its page.
+    """Return an entry with its title and what is read on its page, ready to stand on one page with all others.
 
-    Anchors and links are made ready to stand on one page with all others; a link to a file of the site that is not
-    printed becomes plain text.
+    A link to a file of the site that is not printed becomes plain text.
     """
     path = pages / f"{entry.page}.html"
     if not path.is_file():
@@ -158,34 +154,17 @@ def gather(root: Path, out: Path, work: Path) -> tuple[list[Entry], Callable[...
             shutil.copytree(folder, work / folder.name)
     for name in ("print.css", "print.js"):
         shutil.copy(HERE / name, work)
-    style, body, contents = [], [], []
-    for number, entry in enumerate(entries):
-        title = escape(entry.title)
-        # A page name of its own makes Chromium start a new page, with the title at its foot.
-        style.append(f"#{entry.anchor} {{ page: p{number}; }}")
-        if entry.page:
-            foot = re.sub(r'[\\"]', r"\\\g<0>", entry.title)
-            style.append(f'@page p{number} {{ @bottom-left {{ content: "{foot}"; }} }}')
-            body.append(f'<article id="{entry.anchor}">{entry.article}</article>')
-        else:
-            body.append(f'<section class="part" id="{entry.anchor}"><h1>{title}</h1></section>')
-        line = f'<span>{title}</span><i></i><b data-page="{entry.anchor}">000</b>'
-        kind = f"depth{entry.depth}" if entry.page else "part"
-        contents.append(f'<li class="{kind}"><a href="#{entry.anchor}">{line}</a></li>')
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     today = datetime.date.today()
-    values = {name: escape(project[name]) for name in ("description", "version", "license")} | {
-        "title": escape(entries[0].title),
-        "authors": escape(", ".join(author["name"] for author in project["authors"])),
-        "today": f"{today.day} {today:%B %Y}",
-        "versions": ", ".join(f"{name} {found}" for name, found in versions().items() if name != project["name"]),
-        "address": project["urls"]["Repository"],
-        "mathjax": next((entry.mathjax for entry in entries if entry.mathjax), ""),
-        "style": "".join(style),
-        "contents": "".join(contents),
-        "pages": "\n".join(body),
-    }
-    return entries, partial(Template((HERE / "print.html").read_text(encoding="utf-8")).substitute, values)
+    template = Environment(autoescape=True).from_string((HERE / "print.html").read_text(encoding="utf-8"))
+    return entries, partial(
+        template.render,
+        entries=entries,
+        project=project,
+        today=f"{today.day} {today:%B %Y}",
+        versions=", ".join(f"{name} {found}" for name, found in versions().items() if name != project["name"]),
+        mathjax=next((entry.mathjax for entry in entries if entry.mathjax), ""),
+    )
 
 
 def _print(program: str, page: str, work: Path, pdf: Path, *options: str) -> None:
@@ -217,8 +196,7 @@ def _page_numbers(pdf: Path, entries: list[Entry]) -> dict[str, int]:
     reader = pypdf.PdfReader(pdf)
     places, numbers = reader.named_destinations, {"": len(reader.pages)}
     for entry in entries:
-        place = places.get(f"/{entry.anchor}")
-        if place is None:
+        if f"/{entry.anchor}" not in places:
             raise BuildError(f"printing: {entry.title} is not in the PDF")
-        numbers[entry.anchor] = 1 + reader.get_destination_page_number(place)
+        numbers[entry.anchor] = 1 + reader.get_destination_page_number(places[f"/{entry.anchor}"])
     return numbers
