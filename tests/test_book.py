@@ -14,7 +14,7 @@ import pytest
 
 from _make import execute
 from _make.build import build_book, sync
-from _make.notebooks import paired_notebook, repository_url
+from _make.notebooks import check_pairs, paired_notebook, repository_url
 from vireid_lite import files
 from vireid_lite.errors import BuildError, InputError
 
@@ -241,6 +241,71 @@ def test_stale_pair_stops_the_build(built, edit):
         build_book(root=built, progress=False)
     assert [path.name for path in sync(built)] == ["02_second.ipynb"]
     assert sync(built) == []
+
+
+EMPTY = {"outputs": [], "execution_count": None}
+
+
+def in_jupyter(notebook: Path, old: str, new: str, outputs: bool = False) -> None:
+    """Edit a notebook as Jupyter saves it: another kernel's name, an empty cell at the end, perhaps outputs."""
+    held = json.loads(notebook.read_text())
+    assert any(old in line for cell in held["cells"] for line in cell["source"])
+    for cell in held["cells"]:
+        cell["source"] = "".join(cell["source"]).replace(old, new).splitlines(keepends=True)
+    if outputs:
+        cell |= {"outputs": [{"output_type": "stream", "name": "stdout", "text": ["mine"]}], "execution_count": 7}
+    held["metadata"] |= {"kernelspec": {"display_name": "my own", "name": "mine"}, "language_info": {"name": "python"}}
+    held["cells"].append({"cell_type": "code", "id": "new", "metadata": {}, "source": [], **EMPTY})
+    notebook.write_text(json.dumps(held, indent=1))
+
+
+def test_a_notebook_that_was_run_is_in_step(built, capsys):
+    notebook = built / "notebooks" / "02_second.ipynb"
+    former = notebook.read_bytes()
+    try:
+        in_jupyter(notebook, "", "", outputs=True)
+        assert "02_second: unchanged" in build(built, capsys, chapters=[2], execute_only=True)
+        held = notebook.read_bytes()
+        assert [path.name for path in sync(built)] == ["02_second.ipynb"]
+        assert notebook.read_bytes() == former
+        assert notebook.with_suffix(".yours.ipynb").read_bytes() == held, "outputs are a reader's work too"
+        assert "as it was kept in 02_second.yours.ipynb" in capsys.readouterr().out
+    finally:
+        notebook.write_bytes(former)
+        notebook.with_suffix(".yours.ipynb").unlink(missing_ok=True)
+
+
+def test_what_was_edited_in_jupyter_is_taken_over_and_never_lost(tmp_path):
+    root = tmp_path / "toy"
+    (root / "notebooks").mkdir(parents=True)
+    shutil.copy(ROOT / "pyproject.toml", root)
+    source, notebook = root / "notebooks" / "02_second.py", root / "notebooks" / "02_second.ipynb"
+    source.write_text(SMALL)
+    assert sync(root) == [notebook]
+    copies = [notebook.with_suffix(f".yours{number}.ipynb") for number in ("", 1, 2)]
+    # The notebook alone was edited: its source follows.
+    in_jupyter(notebook, '"seed", SEED', '"mine", SEED')
+    edited = notebook.read_bytes()
+    with pytest.raises(InputError, match=r"02_second\.ipynb.*run vireid-lite book --sync"):
+        check_pairs(root)
+    assert sync(root) == [source, notebook]
+    assert source.read_text() == SMALL.replace('"seed", SEED', '"mine", SEED')
+    assert (notebook.read_bytes(), copies[0].read_bytes()) == (paired_notebook(source), edited)
+    assert sync(root) == []
+    # The source alone was: the notebook follows, and needs no copy.
+    source.write_text(SMALL)
+    assert sync(root) == [notebook]
+    assert not copies[1].exists()
+    # Both were, or the notebook is damaged: the source counts, the notebook is kept beside the earlier copy.
+    for copy in copies[1:]:
+        in_jupyter(notebook, '"seed", SEED', '"other", SEED')
+        if copy == copies[2]:
+            notebook.write_bytes(notebook.read_bytes()[:-100])
+        edited = notebook.read_bytes()
+        source.write_text(source.read_text() + "\n# Mine.\n")
+        assert sync(root) == [notebook]
+        assert (copies[0].exists(), copy.read_bytes()) == (True, edited)
+        check_pairs(root)
 
 
 def test_pair_has_no_outputs_and_the_same_bytes_every_time(built):

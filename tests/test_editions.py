@@ -205,6 +205,9 @@ def test_links_to_what_is_left_out_become_words(tmp_path):
 def test_an_edition_is_replaced_and_nothing_else_is(tmp_path):
     source, out = small(tmp_path / "small"), tmp_path / "out"
     write_edition(source, "instructor", out)
+    notebook = out / "notebooks" / "01_small.ipynb"
+    answered = notebook.read_text().replace("a result of six times", "my answer")
+    notebook.write_text(answered)
     (out / "_build").mkdir()
     (out / "_build" / "kept").touch()
     (out / "book" / "former.md").touch()
@@ -212,6 +215,8 @@ def test_an_edition_is_replaced_and_nothing_else_is(tmp_path):
     assert not (out / "book" / "former.md").exists()
     assert not list((out / PAGES).glob("*"))
     assert (out / "_build" / "kept").exists()
+    write_edition(source, "student", out)
+    assert [path.read_text() for path in notebook.parent.glob("*.yours*.ipynb")] == [answered]
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()

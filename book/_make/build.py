@@ -12,7 +12,7 @@ from typing import Any
 
 from _make import execute, pages, render
 from _make.claims import page
-from _make.notebooks import COSTS, check_pairs, find_chapters, paired_notebook, repository_root, repository_url, update
+from _make.notebooks import COSTS, check_pairs, find_chapters, repository_root, repository_url, sync_pair, update
 
 DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
 
@@ -20,7 +20,8 @@ DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "noteboo
 def sync(root: Path | None = None) -> list[Path]:
     """Write what is derived from a source, and return the files that changed: notebooks, claims page, public address.
 
-    The address that CITATION.cff holds is taken as the former one and replaced in the files that quote it.
+    The address that CITATION.cff holds is taken as the former one and replaced in the files that quote it. A chapter
+    that was edited as a notebook is taken over into its source, and outputs or edits that are overwritten are copied.
     """
     root = root or repository_root()
     derived: dict[Path, bytes] = {}
@@ -33,10 +34,10 @@ def sync(root: Path | None = None) -> list[Path]:
             text = path.read_text(encoding="utf-8").replace(former[1], url)
             derived[path] = text.replace(f"/github/{names[0]}/", f"/github/{names[1]}/").encode()
     changed = [path for path, data in derived.items() if update(path, data)]
-    derived = {source.with_suffix(".ipynb"): paired_notebook(source) for source in find_chapters(root)}
-    if (root / "book" / "claims.toml").exists():
-        derived[root / "book" / "claims.md"] = page(root).encode()
-    return changed + [path for path, data in derived.items() if update(path, data)]
+    changed += [path for source in find_chapters(root) for path in sync_pair(source)]
+    if (root / "book" / "claims.toml").exists() and update(root / "book" / "claims.md", page(root).encode()):
+        changed.append(root / "book" / "claims.md")
+    return changed
 
 
 def build_book(

@@ -37,7 +37,10 @@ def write_edition(root: Path, edition: str, out: Path) -> Path:
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something that is no edition; give an empty or a new folder")
     notebooks.check_pairs(root)
-    notebooks.replace_files(out, _files(root, student=edition == "student"), keep="_build/")
+    for source in notebooks.find_chapters(out):
+        notebooks.keep_copy(source.with_suffix(".ipynb"))
+    files = _files(root, student=edition == "student")
+    notebooks.replace_files(out, files, keep=r"_build/|notebooks/.+\.yours\d*\.ipynb$")
     for source in notebooks.find_chapters(root):
         _pair(source, root / "_build" / "executed" / f"{source.stem}.ipynb", out)
     return out

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from _make.notebooks import executed_chapters, find_chapters, read_json, read_record
+from _make.notebooks import executed_chapters, find_chapters, paired_notebook, read_json, read_record
 from vireid_lite.chapters.parameters import check_machine, check_values, read_parameters
 from vireid_lite.errors import BuildError, InputError
 from vireid_lite.files import PACKAGE, source_hash, write_atomically
@@ -61,8 +61,7 @@ def chapter_key(source: Path, given: Mapping[str, Any]) -> str:
 
     That is its notebook, the parameters given, `package_key`, and the run cards where it imports what reads them.
     """
-    notebook = source.with_suffix(".ipynb")
-    digest = hashlib.sha256(json.dumps([package_key(), given]).encode() + notebook.read_bytes())
+    digest = hashlib.sha256(json.dumps([package_key(), given]).encode() + paired_notebook(source))
     nodes = ast.walk(ast.parse(source.read_text(encoding="utf-8")))
     if any(isinstance(node, ast.Import | ast.ImportFrom) and READS_CARDS.match(ast.unparse(node)) for node in nodes):
         for path in sorted((source.parents[1] / "book" / "results").rglob("*.json")):
@@ -132,7 +131,7 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
     if not force and read_record(finished).get("key") == key:
         print(f"{source.stem}: unchanged, executed before")
         return
-    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    notebook = nbformat.reads(paired_notebook(source).decode(), as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(COST_CELL))
     options = {"kernel_name": "python3", "language": "python", "cwd": source.parents[1]}
     options["extra_arguments"] = ["--IPKernelApp.log_level=50"]

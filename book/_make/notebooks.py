@@ -4,12 +4,15 @@ import hashlib
 import json
 import re
 import tomllib
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from vireid_lite.errors import InputError
-from vireid_lite.files import write_atomically
+from vireid_lite.files import stable_hash, write_atomically
 
+OWN = ("tags", "mystnb", "lines_to_next_cell")  # metadata of cells that a chapter's source holds
 COSTS = "book/results/costs.json"  # what each chapter costs from empty caches, by tier
 
 
@@ -34,26 +37,82 @@ def find_chapters(root: Path) -> list[Path]:
 
 def paired_notebook(source: Path) -> bytes:
     """Return the notebook that a chapter's percent source stands for: no outputs, the same bytes every time."""
+    return _paired(source.stem, source.read_text(encoding="utf-8"))
+
+
+@cache
+def _paired(stem: str, text: str) -> bytes:
     import jupytext
     import nbformat
 
-    notebook = jupytext.read(source, fmt="py:percent")
+    notebook = jupytext.reads(text, fmt="py:percent")
     notebook.metadata.pop("jupytext", None)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for index, cell in enumerate(notebook.cells):
-        cell.id = hashlib.sha256(f"{source.stem}/{index}".encode()).hexdigest()[:8]
+        cell.id = hashlib.sha256(f"{stem}/{index}".encode()).hexdigest()[:8]
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    notebook.metadata["vireid_pair"] = _written(notebook)  # by which an edit in Jupyter is told from an older source
     return (nbformat.writes(notebook, ensure_ascii=False).rstrip("\n") + "\n").encode()
 
 
+def _written(notebook: dict) -> str:
+    """Return a hash of what an author writes in a notebook; outputs, counts and empty cells are none of it."""
+    cells = ((cell["cell_type"], "".join(cell["source"]), cell["metadata"]) for cell in notebook["cells"])
+    return stable_hash(
+        [[kind, text, [more.get(name) for name in OWN[:2]]] for kind, text, more in cells if text.strip()]
+    )
+
+
+def _look(notebook: Path) -> tuple[str, str, bool]:
+    """Return hashes of what is written in a notebook and of what was when it was paired; whether it holds outputs."""
+    if not notebook.exists():
+        return "", "", False
+    try:
+        held = json.loads(notebook.read_text(encoding="utf-8"))
+        outputs = any(cell.get("outputs") for cell in held["cells"])
+        return _written(held), held["metadata"].get("vireid_pair", ""), outputs
+    except (AttributeError, KeyError, TypeError, ValueError):  # damaged
+        return "", "", True
+
+
 def check_pairs(root: Path) -> None:
-    """Raise InputError where a chapter's notebook is missing or is not what its source says."""
+    """Raise InputError where a chapter's notebook is missing or its cells are not what its source says."""
     for source in find_chapters(root):
         notebook = source.with_suffix(".ipynb")
-        if not notebook.exists() or notebook.read_bytes() != paired_notebook(source):
+        if _look(notebook)[0] != _written(json.loads(paired_notebook(source))):
             apart = f"notebooks/{notebook.name} is not in step with {source.name}"
-            raise InputError(f"{apart}; run vireid-lite book --sync")
+            raise InputError(f"{apart}; run vireid-lite book --sync, which loses neither side")
+
+
+def keep_copy(notebook: Path, known: str = "") -> None:
+    """Copy a notebook, before it is written, where it holds what neither a pairing put there nor is `known`."""
+    written, paired, outputs = _look(notebook)
+    if outputs or written not in (paired, known):
+        copies = (notebook.with_suffix(f".yours{number or ''}.ipynb") for number in count())
+        copy = next(path for path in copies if not path.exists() or path.read_bytes() == notebook.read_bytes())
+        if update(copy, notebook.read_bytes()):
+            print(f"{notebook}: as it was kept in {copy.name}")
+
+
+def sync_pair(source: Path) -> list[Path]:
+    """Write a chapter's notebook, after its source where only the notebook was edited; return what changed."""
+    import jupytext
+
+    notebook, changed = source.with_suffix(".ipynb"), []
+    if notebook.exists() and notebook.read_bytes() != paired_notebook(source):
+        known = _written(json.loads(paired_notebook(source)))
+        keep_copy(notebook, known)
+        written, paired, _ = _look(notebook)
+        if written != paired == known:
+            held = jupytext.read(notebook)
+            held.cells = [cell for cell in held.cells if cell.source.strip()]
+            for cell in held.cells:
+                cell.metadata = {name: cell.metadata[name] for name in OWN if name in cell.metadata}
+            head = source.read_text(encoding="utf-8").partition("# %%")[0]
+            text = jupytext.writes(held, fmt="py:percent").partition("# %%")
+            changed += [source] * update(source, (head + "".join(text[1:])).encode())
+    return changed + [notebook] * update(notebook, paired_notebook(source))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,11 +137,11 @@ def update(path: Path, data: bytes) -> bool:
     return changed
 
 
-def replace_files(folder: Path, files: dict[str, bytes], keep: str = "") -> None:
-    """Make a folder hold these files, by name, and no others but those below `keep`."""
+def replace_files(folder: Path, files: dict[str, bytes], keep: str = "$") -> None:
+    """Make a folder hold these files, by name, and no others but those whose name begins with the pattern `keep`."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in files and not (keep and name.startswith(keep)):
+        if path.is_file() and name not in files and not re.match(keep, name):
             path.unlink()
     for name, data in files.items():
         update(folder / name, data)

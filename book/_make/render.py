@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from _make.notebooks import find_chapters, replace_files, repository_url
+from _make.notebooks import find_chapters, paired_notebook, replace_files, repository_url
 from vireid_lite.errors import BuildError
 from vireid_lite.files import PACKAGE
 
@@ -29,7 +29,7 @@ def gather(root: Path, executed: Path) -> tuple[dict[str, bytes], bool]:
             files[name] = path.read_bytes()
     runs = {source: executed / f"{source.stem}.ipynb" for source in find_chapters(root)}
     for source, run in runs.items():
-        files[f"notebooks/{run.name}"] = (run if run.exists() else source.with_suffix(".ipynb")).read_bytes()
+        files[f"notebooks/{run.name}"] = run.read_bytes() if run.exists() else paired_notebook(source)
     return files, all(run.exists() for run in runs.values())
 
 
