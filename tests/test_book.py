@@ -1,5 +1,6 @@
 """The pipeline on a toy book of two chapters: what runs again, what stops it, and what a kill leaves behind."""
 
+import errno
 import json
 import os
 import re
@@ -11,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from jupyter_client.kernelspec import NoSuchKernel
 
 from _make import execute
 from _make.build import build_book, sync
 from _make.notebooks import check_pairs, paired_notebook, repository_url
-from vireid_lite import files
+from vireid_lite import cli, files
 from vireid_lite.errors import BuildError, InputError
 
 ROOT = Path(__file__).parents[1]
@@ -223,15 +225,61 @@ def test_bad_parameters_stop_before_anything_runs(built, monkeypatch, options, l
     assert "\n" not in str(caught.value)
 
 
-def test_failing_chapter_is_named_and_the_others_kept(built, edit, capsys):
+def test_a_long_cell_says_how_long_and_what_it_does(built, edit, monkeypatch, capsys):
+    monkeypatch.setattr(execute, "TELL_EVERY", (0.1, 0.1))
+    edit("notebooks/02_second.py", "time.sleep(float(PAUSE))", 'print("step 1\\nstep 2", flush=True); time.sleep(2.5)')
+    build_book(root=built, chapters=[2], execute_only=True, out="_build/other")
+    assert re.search(r"02_second:.*this cell 0:00:02 step 2", capsys.readouterr().err)
+
+
+def command(root: Path, monkeypatch, capsys, *typed: str) -> tuple[int, list[str], list[str]]:
+    """Type a `vireid-lite book` command; return its exit code and the lines it printed on stdout and stderr."""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["vireid-lite", "book", *typed])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("vireid-lite: ") or "Traceback" in line]
+    return left.value.code or 0, printed.out.splitlines(), lines
+
+
+def test_failing_chapters_are_named_the_others_run_and_the_page_stays(built, edit, monkeypatch, capsys):
+    edit("notebooks/01_first.py", "# %% [markdown]\n# # ", "# %%\nimport os\n\nos._exit(1)\n\n# %% [markdown]\n# # ")
     edit("notebooks/02_second.py", "time.sleep(float(PAUSE))", 'raise RuntimeError("no\\nmore")')
     page = (built / "_build" / "html" / "notebooks" / "02_second.html").stat()
-    with pytest.raises(BuildError) as caught:
-        build_book(root=built, progress=False)
-    assert str(caught.value).startswith("02_second, cell [3] `import time`: RuntimeError: no (see ")
-    assert "01_first: unchanged" in capsys.readouterr().out
+    code, out, err = command(built, monkeypatch, capsys)
+    assert code == 2
+    assert out[0].startswith("01_first: its kernel died")
+    assert out[1].startswith("02_second, cell [3] `import time`: RuntimeError: no (see ")
+    rest = "nothing was rendered, the former pages stay"
+    assert err == [f"vireid-lite: 2 of 2 chapters failed: 01_first, 02_second; {rest}"]
     assert (built / "_build" / "executed" / "02_second.failed.ipynb").exists()
     assert (built / "_build" / "html" / "notebooks" / "02_second.html").stat() == page
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "01_first: OSError: [Errno 28] No space left on device"),
+        (NoSuchKernel("python3"), "01_first: NoSuchKernel: No such kernel named python3"),
+    ],
+)
+def test_whatever_fails_a_chapter_is_one_line_and_the_next_one_runs(built, monkeypatch, capsys, error, line):
+    ran = []
+
+    def fail(notebook, *_, **__):
+        ran.append(notebook)
+        raise error
+
+    monkeypatch.setattr(execute.papermill, "execute_notebook", fail)
+    code, out, err = command(built, monkeypatch, capsys, "--force")
+    assert (code, len(ran), out[0]) == (2, 2, line)
+    assert [line.split(";")[0] for line in err] == ["vireid-lite: 2 of 2 chapters failed: 01_first, 02_second"]
+
+
+def test_the_last_line_says_where_the_page_is(built, monkeypatch, capsys):
+    code, out, err = command(built, monkeypatch, capsys)
+    assert (code, out[-1], err) == (0, f"done: {built / '_build' / 'html' / 'index.html'}", [])
 
 
 def test_stale_pair_stops_the_build(built, edit):

@@ -13,6 +13,8 @@ from typing import Any
 from _make import execute, pages, render
 from _make.claims import page
 from _make.notebooks import COSTS, check_pairs, find_chapters, repository_root, repository_url, sync_pair, update
+from vireid_lite.errors import BuildError
+from vireid_lite.files import exclusive
 
 DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
 
@@ -51,36 +53,45 @@ def build_book(
     progress: bool = True,
     measure: bool = False,
 ) -> Path:
-    """Execute the chapters that changed, then render the book; return the page to open (or the executed folder).
+    """Execute the chapters that changed, then render the book unless one failed; return the page to open.
 
     Args:
         chapters: numbers to execute, all by default; the others are shown as they last ran.
         parameters: set in every chapter executed, on top of the tier.
         out: folder for everything made, relative to `root`, which holds the book's sources.
+        execute_only: render nothing, and return the executed folder.
         force: execute again what is cached, under `execute.chapter_key`.
         measure: instead, run each chapter with empty caches, as if opened alone, and note its cost in the sources'
             `book/results/costs.json`, which is returned. A victim is trained once.
 
     Raises:
-        InputError: before anything runs: a stale pair, an unknown chapter or parameter.
-        BuildError: after.
+        InputError: before anything runs: a stale pair, an unknown chapter or parameter, another build in `out`.
+        BuildError: after: chapters that failed, once the others have run, or pages that do not render.
     """
     root = (root or repository_root()).resolve()
     out = root / out
     check_pairs(root)
     asked = {**(parameters or {}), "TIER": tier}
     jobs = [(source, execute.injected(source, asked, out)) for source in execute.choose(find_chapters(root), chapters)]
-    folder = out / ("measured" if measure else "executed")
-    folder.mkdir(parents=True, exist_ok=True)
-    with execute.environment(out, folder / "cache" if measure else None):
+    folder, failed = out / ("measured" if measure else "executed"), []
+    with exclusive(out, wait=False), execute.environment(out, folder / "cache" if measure else None):
+        folder.mkdir(exist_ok=True)
         for number, (source, given) in enumerate(jobs):
             if measure:
                 for path in (folder / "cache").glob("*"):
                     if not number or path.name != "victims":
                         shutil.rmtree(path)
-            execute.execute(source, given, folder, force or measure, progress)
-    costs = execute.write_costs(folder, root / COSTS if measure else folder / "costs.json")
-    if measure or execute_only:
-        return costs if measure else folder
-    files, complete = render.gather(root, folder)
-    return render.render(files | pages.fill(files, root, folder), out, strict=complete)
+            try:
+                execute.execute(source, given, folder, force or measure, progress)
+            except Exception as error:  # a full disk, a missing kernel: the next chapter may run nevertheless
+                failed.append(source.stem)
+                said = (str(error).splitlines() or [""])[0]
+                print(said if isinstance(error, BuildError) else f"{source.stem}: {type(error).__name__}: {said}")
+        costs = execute.write_costs(folder, root / COSTS if measure else folder / "costs.json")
+        if failed:
+            kept = "" if measure or execute_only else "; nothing was rendered, the former pages stay"
+            raise BuildError(f"{len(failed)} of {len(jobs)} chapters failed: {', '.join(failed)}{kept}")
+        if measure or execute_only:
+            return costs if measure else folder
+        files, complete = render.gather(root, folder)
+        return render.render(files | pages.fill(files, root, folder), out, strict=complete)

@@ -31,9 +31,10 @@ def book(
         os.environ.setdefault("VIREID_CACHE", str(out.resolve() / "cache"))
         root = write_edition(root, edition, out / edition)
         out = root / "_build"
-    build_book(parameters=parameters, out=out, root=root, **options)
+    built = build_book(parameters=parameters, out=out, root=root, **options)
     if pdf:
         print_book(root, out)
+    print(f"done: {built}")
 
 
 def publish_check(out_dir: Path) -> None:

@@ -5,13 +5,21 @@ import hashlib
 import json
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.engines import NBClientEngine, papermill_engines
 
 from _make.notebooks import executed_chapters, find_chapters, paired_notebook, read_json, read_record
 from vireid_lite.chapters.parameters import check_machine, check_values, read_parameters
@@ -19,6 +27,7 @@ from vireid_lite.errors import BuildError, InputError
 from vireid_lite.files import PACKAGE, source_hash, write_atomically
 from vireid_lite.machine import device_name, pick_device, versions
 
+TELL_EVERY = (60, 1)  # seconds; the second one at a terminal
 # A chapter's import of something that reads run cards.
 READS_CARDS = re.compile(r"(from|import) vireid_lite(\.| import .*)\b(study|cards|tables|benchmark)\b")
 
@@ -116,16 +125,39 @@ print(json.dumps(_cost))
 """
 
 
+class _Told(NBClientEngine):
+    """papermill's engine; its bar says for how long the running cell runs, and what that cell said last."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, *arguments, **options):
+        ended = threading.Event()
+        teller = threading.Thread(target=_tell, args=(nb_man.nb, nb_man.pbar, ended))
+        teller.start()
+        try:
+            super().execute_managed_notebook(nb_man, *arguments, **options)
+        finally:
+            ended.set()
+            teller.join()
+
+
+papermill_engines.register("told", _Told)
+
+
+def _tell(notebook: Any, bar: Any, ended: threading.Event) -> None:
+    while bar and not ended.wait(TELL_EVERY[sys.stderr.isatty()]):
+        for cell in notebook.cells:
+            if cell.cell_type == "code" and cell.metadata.papermill["status"] == "running":
+                took = datetime.now(UTC) - datetime.fromisoformat(cell.metadata.papermill["start_time"])
+                said = re.split(r"[\r\n]+", "".join(part.get("text", "") for part in cell.outputs[-9:]).strip())[-1]
+                bar.set_postfix_str(f"this cell {str(took).partition('.')[0]} {said}".strip())
+
+
 def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = False, progress: bool = True) -> None:
     """Run one chapter unless its executed copy in `folder` has its key; the copy keeps outputs, key and cost.
 
     Raises:
         BuildError: where a cell fails or the kernel dies; the copy that stopped stays beside the finished one.
     """
-    import nbformat
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
     finished, failed = folder / f"{source.stem}.ipynb", folder / f"{source.stem}.failed.ipynb"
     key = chapter_key(source, given)
     if not force and read_record(finished).get("key") == key:
@@ -135,6 +167,7 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
     notebook.cells.append(nbformat.v4.new_code_cell(COST_CELL))
     options = {"kernel_name": "python3", "language": "python", "cwd": source.parents[1]}
     options["extra_arguments"] = ["--IPKernelApp.log_level=50"]
+    options["engine_name"] = "told"
     options["progress_bar"] = {"desc": source.stem, "leave": False} if progress else False
     started = time.perf_counter()
     try:
