@@ -277,6 +277,14 @@ def test_whatever_fails_a_chapter_is_one_line_and_the_next_one_runs(built, monke
     assert [line.split(";")[0] for line in err] == ["vireid-lite: 2 of 2 chapters failed: 01_first, 02_second"]
 
 
+def test_a_second_build_in_one_folder_is_refused_in_one_line(built, monkeypatch, capsys):
+    with files.exclusive(built / "_build" / "busy"):
+        code, out, err = command(built, monkeypatch, capsys, "--out-dir", "_build/busy")
+    assert (code, out) == (2, [])
+    assert err[0].startswith(f"vireid-lite: {built / '_build' / 'busy'}: another run is writing there; wait for it")
+    assert [path.name for path in (built / "_build" / "busy").iterdir()] == [".lock"]
+
+
 def test_the_last_line_says_where_the_page_is(built, monkeypatch, capsys):
     code, out, err = command(built, monkeypatch, capsys)
     assert (code, out[-1], err) == (0, f"done: {built / '_build' / 'html' / 'index.html'}", [])

@@ -14,7 +14,6 @@ from _make import execute, pages, render
 from _make.claims import page
 from _make.notebooks import COSTS, check_pairs, find_chapters, repository_root, repository_url, sync_pair, update
 from vireid_lite.errors import BuildError
-from vireid_lite.files import exclusive
 
 DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
 
@@ -65,7 +64,7 @@ def build_book(
             `book/results/costs.json`, which is returned. A victim is trained once.
 
     Raises:
-        InputError: before anything runs: a stale pair, an unknown chapter or parameter, another build in `out`.
+        InputError: before anything runs: a stale pair, an unknown chapter or parameter.
         BuildError: after: chapters that failed, once the others have run, or pages that do not render.
     """
     root = (root or repository_root()).resolve()
@@ -74,7 +73,7 @@ def build_book(
     asked = {**(parameters or {}), "TIER": tier}
     jobs = [(source, execute.injected(source, asked, out)) for source in execute.choose(find_chapters(root), chapters)]
     folder, failed = out / ("measured" if measure else "executed"), []
-    with exclusive(out, wait=False), execute.environment(out, folder / "cache" if measure else None):
+    with execute.environment(out, folder / "cache" if measure else None):
         folder.mkdir(exist_ok=True)
         for number, (source, given) in enumerate(jobs):
             if measure:

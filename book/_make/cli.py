@@ -10,6 +10,7 @@ from _make.notebooks import repository_root
 from _make.paper import find_chromium, print_book
 from _make.publish import check_build
 from vireid_lite.errors import InputError
+from vireid_lite.files import exclusive
 
 
 def book(
@@ -27,13 +28,14 @@ def book(
         find_chromium()  # before chapters run for minutes
     root = repository_root()
     out = root / out_dir
-    if edition is not None:
-        os.environ.setdefault("VIREID_CACHE", str(out.resolve() / "cache"))
-        root = write_edition(root, edition, out / edition)
-        out = root / "_build"
-    built = build_book(parameters=parameters, out=out, root=root, **options)
-    if pdf:
-        print_book(root, out)
+    with exclusive(out, wait=False):
+        if edition is not None:
+            os.environ.setdefault("VIREID_CACHE", str(out.resolve() / "cache"))
+            root = write_edition(root, edition, out / edition)
+            out = root / "_build"
+        built = build_book(parameters=parameters, out=out, root=root, **options)
+        if pdf:
+            print_book(root, out)
     print(f"done: {built}")
 
 
