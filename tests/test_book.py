@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from jupyter_client.kernelspec import NoSuchKernel
 
-from _make import execute
+from _make import execute, pages
 from _make.build import build_book, sync
 from _make.notebooks import check_pairs, paired_notebook, repository_url
 from vireid_lite import cli, files
@@ -283,6 +284,90 @@ def test_a_second_build_in_one_folder_is_refused_in_one_line(built, monkeypatch,
     assert (code, out) == (2, [])
     assert err[0].startswith(f"vireid-lite: {built / '_build' / 'busy'}: another run is writing there; wait for it")
     assert [path.name for path in (built / "_build" / "busy").iterdir()] == [".lock"]
+
+
+def test_an_output_folder_below_a_file_is_refused_in_one_line(built, monkeypatch, capsys):
+    for options in ([], ["--edition", "student"]):
+        code, out, err = command(built, monkeypatch, capsys, "--out-dir", "CITATION.cff/below", *options)
+        assert (code, out, len(err)) == (2, [], 1)
+        assert "CITATION.cff cannot be written (Not a directory); choose another folder" in err[0]
+
+
+def test_a_read_only_checkout_is_refused_in_one_line(built, monkeypatch, capsys):
+    def sealed(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", sealed)
+    code, out, err = command(built, monkeypatch, capsys)
+    assert (code, out) == (2, [])
+    assert err == [f"vireid-lite: _build: {built} cannot be written (Read-only file system); choose another folder"]
+
+
+def test_a_folder_that_fills_or_closes_meanwhile_is_one_line(built, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(built / "_build" / "html.new"))
+
+    monkeypatch.setattr("shutil.copytree", fail)
+    code, _, err = command(built, monkeypatch, capsys)
+    assert (code, err) == (2, [f"vireid-lite: {built / '_build' / 'html.new'}: Permission denied"])
+    assert (built / "_build" / "html" / "index.html").exists()
+
+
+COST = {"minutes": 1.5, "memory_gib": 1.0, "device": "a machine"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        "7",
+        "[" * 100_000,
+        json.dumps({"01_first": None}),
+        json.dumps({"01_first": {"lite": None}}),
+        *(json.dumps({"01_first": {"lite": COST | {name: None}}}) for name in COST),
+        json.dumps({"01_first": {"lite": COST | {"minutes": "many"}}}),
+    ],
+)
+def test_a_damaged_table_of_costs_is_one_line(built, text):
+    costs = built / "book" / "results" / "costs.json"
+    costs.write_text(text)
+    try:
+        with pytest.raises(InputError, match=rf"^{costs} is damaged; restore it, or delete it and run again [^\n]+$"):
+            pages.fill({}, built, built / "_build" / "executed")
+    finally:
+        costs.unlink()
+
+
+@pytest.mark.parametrize("damage", ["cut", "record", "metadata", "minutes", "versions"])
+def test_a_damaged_executed_copy_is_one_line(built, monkeypatch, capsys, damage):
+    copy = built / "_build" / "executed" / "02_second.ipynb"
+    former = copy.read_bytes()
+    held = json.loads(former)
+    if damage == "metadata":
+        held["metadata"] = [1]
+    elif damage == "record":
+        held["metadata"]["vireid_run"] = "x"
+    else:
+        held["metadata"]["vireid_run"].update({damage: "x"})
+    copy.write_bytes(former[:-50] if damage == "cut" else json.dumps(held).encode())
+    try:
+        code, _, err = command(built, monkeypatch, capsys)
+    finally:
+        copy.write_bytes(former)
+    assert (code, err) == (2, [f"vireid-lite: {copy} is damaged; restore it, or delete it and run again what wrote it"])
+
+
+def test_a_taken_port_is_one_line_before_anything_is_built():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        made = subprocess.run(
+            ["make", "port", f"PORT={port}", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True
+        )
+    assert made.returncode == 2
+    assert made.stderr.splitlines()[0] == f"port {port} is taken or none of yours; choose another: make serve PORT=8001"
+    dry = subprocess.run(["make", "--dry-run", "serve"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert dry.index("create_server") < dry.index("vireid-lite book") < dry.index("http.server")
 
 
 def test_the_last_line_says_where_the_page_is(built, monkeypatch, capsys):

@@ -372,6 +372,8 @@ def main() -> None:
         message, code = "interrupted; what is finished is kept, the same command resumes", 130
     except (BuildError, InputError) as error:
         message, code = str(error), 2
+    except OSError as error:
+        message, code = f"{error.filename or 'a file'}: {error.strerror or error}", 2
     except Exception as error:
         # typer brings its own click, whose usage errors have no public name.
         if not hasattr(error, "format_message"):

@@ -21,7 +21,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 
-from _make.notebooks import executed_chapters, find_chapters, paired_notebook, read_json, read_record
+from _make.notebooks import executed_chapters, find_chapters, paired_notebook, read_costs, read_record
 from vireid_lite.chapters.parameters import check_machine, check_values, read_parameters
 from vireid_lite.errors import BuildError, InputError
 from vireid_lite.files import PACKAGE, source_hash, write_atomically
@@ -203,7 +203,7 @@ def write_costs(folder: Path, path: Path) -> Path:
 
     To the minutes of a run those are added that training the victims took which it found in a cache.
     """
-    table = read_json(path)
+    table = read_costs(path)
     for notebook in executed_chapters(folder):
         if record := read_record(notebook):
             cost = {name: record[name] for name in ("memory_gib", "gpu_gib", "device") if name in record}

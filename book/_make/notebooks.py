@@ -13,6 +13,7 @@ from vireid_lite.errors import InputError
 from vireid_lite.files import stable_hash, write_atomically
 
 OWN = ("tags", "mystnb", "lines_to_next_cell")  # metadata of cells that a chapter's source holds
+COST = {"minutes": int | float, "memory_gib": int | float, "device": str}
 COSTS = "book/results/costs.json"  # what each chapter costs from empty caches, by tier
 
 
@@ -117,12 +118,36 @@ def sync_pair(source: Path) -> list[Path]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return what a file of JSON holds, nothing where it is missing."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (RecursionError, TypeError, ValueError):
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> InputError:
+    """Return the refusal of a file that does not hold what was written there."""
+    return InputError(f"{path} is damaged; restore it, or delete it and run again what wrote it")
 
 
 def read_record(notebook: Path) -> dict[str, Any]:
     """Return what a run noted in an executed copy of a chapter: nothing where there is none."""
-    return read_json(notebook).get("metadata", {}).get("vireid_run", {})
+    metadata = read_json(notebook).get("metadata", {})
+    record = metadata.get("vireid_run", {}) if isinstance(metadata, dict) else None
+    if record != {} and not _holds(record, {**COST, "key": str, "parameters": dict, "versions": dict}):
+        raise damaged(notebook)
+    return record
+
+
+def read_costs(path: Path) -> dict[str, dict[str, dict]]:
+    """Return what chapters cost, {chapter: {tier: cost}}, nothing where the file is missing."""
+    table = read_json(path)
+    if not all(isinstance(runs, dict) and all(_holds(cost, COST) for cost in runs.values()) for runs in table.values()):
+        raise damaged(path)
+    return table
+
+
+def _holds(value: Any, kinds: dict[str, Any]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
 
 
 def executed_chapters(folder: Path) -> list[Path]:

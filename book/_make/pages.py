@@ -11,7 +11,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from _make.notebooks import COSTS, find_chapters, read_json, read_record
+from _make.notebooks import COSTS, damaged, find_chapters, read_costs, read_json, read_record
 from vireid_lite.errors import InputError
 
 PICTURE = re.compile(r"^% picture: (\S+) (\S+)\n(.*?)^% end\n", re.MULTILINE | re.DOTALL)
@@ -24,7 +24,7 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
     files: what is rendered of the book in `root`. executed: folder of the chapters as executed. Raises InputError where
     a page asks for a chapter or a figure that is not there.
     """
-    costs, filled = read_json(root / COSTS), {}
+    costs, filled = read_costs(root / COSTS), {}
     copies = {source.stem: executed / f"{source.stem}.ipynb" for source in find_chapters(root)}
 
     def known(page: str, mark: str, chapter: str) -> None:
@@ -59,11 +59,14 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
 
 def _figure(notebook: Path, name: str, page: str) -> bytes:
     """Return the PNG of the figure of this name in an executed chapter."""
-    for cell in read_json(notebook)["cells"]:
-        if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name:
-            for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    return base64.b64decode(output["data"]["image/png"])
+    try:
+        for cell in read_json(notebook)["cells"]:
+            if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name:
+                for output in cell.get("outputs", []):
+                    if "image/png" in output.get("data", {}):
+                        return base64.b64decode(output["data"]["image/png"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise damaged(notebook) from None
     raise InputError(f"{page}: % picture: {notebook.stem} drew no figure {name}; see its cells' `name`")
 
 
