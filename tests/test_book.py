@@ -90,7 +90,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def build(root: Path, capsys, **options) -> str:
     """Build, and return what was printed."""
-    build_book(root=root, progress=False, **options)
+    build_book(root=root, **options)
     return capsys.readouterr().out
 
 
@@ -102,7 +102,7 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # The package may be edited while its tests run; `test_key_follows_the_package...` has the real key.
         patch.setattr(execute, "package_key", lambda: "fixed")
-        page = build_book(root=root, progress=False)
+        page = build_book(root=root)
         assert page == root / "_build" / "html" / "index.html"
         assert contents(root) == before
         yield root
@@ -221,7 +221,7 @@ def test_parameters_reach_the_chapter(built, capsys):
 def test_bad_parameters_stop_before_anything_runs(built, monkeypatch, options, line):
     monkeypatch.setattr(execute, "execute", lambda *_: pytest.fail("ran"))
     with pytest.raises(InputError) as caught:
-        build_book(root=built, progress=False, **options)
+        build_book(root=built, **options)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
 
@@ -339,7 +339,7 @@ def test_a_damaged_table_of_costs_is_one_line(built, text):
         costs.unlink()
 
 
-@pytest.mark.parametrize("damage", ["cut", "record", "metadata", "minutes", "versions"])
+@pytest.mark.parametrize("damage", ["cut", "record", "metadata", "minutes", "tier", "versions"])
 def test_a_damaged_executed_copy_is_one_line(built, monkeypatch, capsys, damage):
     copy = built / "_build" / "executed" / "02_second.ipynb"
     former = copy.read_bytes()
@@ -349,7 +349,7 @@ def test_a_damaged_executed_copy_is_one_line(built, monkeypatch, capsys, damage)
     elif damage == "record":
         held["metadata"]["vireid_run"] = "x"
     else:
-        held["metadata"]["vireid_run"].update({damage: "x"})
+        held["metadata"]["vireid_run"].update({damage: None})
     copy.write_bytes(former[:-50] if damage == "cut" else json.dumps(held).encode())
     try:
         code, _, err = command(built, monkeypatch, capsys)
@@ -379,7 +379,7 @@ def test_stale_pair_stops_the_build(built, edit):
     edit("notebooks/02_second.py", "# # Small", "# # Other")
     (built / "notebooks" / "02_second.py").write_text(SMALL)
     with pytest.raises(InputError, match=r"02_second\.ipynb.*run vireid-lite book --sync"):
-        build_book(root=built, progress=False)
+        build_book(root=built)
     assert [path.name for path in sync(built)] == ["02_second.ipynb"]
     assert sync(built) == []
 
@@ -465,7 +465,7 @@ def test_warnings_stop_the_rendering_every_time(built, edit, capsys):
     front = (built / "_build" / "html" / "book" / "index.html").read_text()
     for _ in range(2):
         with pytest.raises(BuildError, match=r"rendering: book/index\.md:.*nothing of the kind"):
-            build_book(root=built, progress=False)
+            build_book(root=built)
     assert (built / "_build" / "html" / "book" / "index.html").read_text() == front
     edit("book/index.md", "{term}`nothing of the kind`", "{term}`query`")
     build(built, capsys)
@@ -523,7 +523,7 @@ def test_measuring_starts_from_empty_caches_and_notes_costs(built, edit):
     left = built / "_build" / "other" / "measured" / "cache"
     for name in ("victims", "crops"):
         (left / name / "before").mkdir(parents=True)
-    path = build_book(root=built, progress=False, chapters=[2], measure=True, out="_build/other")
+    path = build_book(root=built, chapters=[2], measure=True, out="_build/other")
     try:
         assert path == built / "book" / "results" / "costs.json"
         costs = json.loads(path.read_text())

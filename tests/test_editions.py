@@ -247,10 +247,10 @@ def test_a_solution_whose_cells_are_not_tagged_is_refused(broken, line):
 def test_results_come_along_and_are_not_made_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(execute, "package_key", lambda: "fixed")
     source = small(tmp_path / "small")
-    build_book(root=source, progress=False, execute_only=True)
+    build_book(root=source, execute_only=True)
     out = write_edition(source, "student", tmp_path / "out")
     capsys.readouterr()
-    folder = build_book(root=out, progress=False, execute_only=True)
+    folder = build_book(root=out, execute_only=True)
     assert "unchanged, executed before" in capsys.readouterr().out
     text = (folder / "01_small.ipynb").read_text()
     assert "a result of six times 7" in text

@@ -1,7 +1,6 @@
 """Arithmetic on what the papers print, and on what their equations do: the evidence of kind "arithmetic".
 
-Each public function from `cells` on takes the printed numbers and returns numbers, some of which say whether something
-is so, in one case or in several. `book/claims.toml` names the function, the number that counts (`so`) and the verdicts.
+`book/claims.toml` names a public function, the number it returns that counts (`so`), and the verdicts.
 """
 
 from collections.abc import Iterable
@@ -35,21 +34,14 @@ def cells_at(printed: dict, paths: Iterable[str]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def cells(printed: dict, one: list[str], other: list[str], within: float = 0) -> dict:
-    """Cells of one place against those of another, which rounding puts `within` apart: are they unlike, or above?"""
+def cells(printed: dict, one: list[str], other: list[str], within: float = 0, rows: int = 1) -> dict:
+    """Cells of one place, in `rows`, against another's, which rounding puts `within` apart: unlike, or above?"""
     values = cells_at(printed, one)
+    values = values.reshape(rows, -1) if rows > 1 else values
     margins = values - cells_at(printed, other)
     above, unlike = margins > within + 1e-9, abs(margins) > within + 1e-9
-    ends = {"low": values.min(), "high": values.max(), "least": margins.min(), "most": margins.max()}
-    return ends | {"above": above, "higher": above.sum(), "unlike": unlike, "cells": unlike.size}
-
-
-def over_sixty(printed: dict) -> dict:
-    """Which cells of FGSM and PGD keep a rank-1 above the stated bound, in Tables 1 and 2."""
-    values = np.array([cells_at(printed, [f"table{n}.*.FGSM.rank1", f"table{n}.*.PGD.rank1"]) for n in (1, 2)])
-    above = values > printed["fgsm_pgd_above"]
-    ends = {"low": values.min(1), "high": values.max(1)}
-    return ends | {"above": above, "higher": above.sum(1), "cells": values.shape[1]}
+    ends = {"low": values.min(-1), "high": values.max(-1), "least": margins.min(), "most": margins.max()}
+    return ends | {"above": above, "higher": above.sum(-1), "unlike": unlike, "cells": above.shape[-1]}
 
 
 def deen_baseline(printed: dict) -> dict:

@@ -1,8 +1,4 @@
-"""From source to page: pair, execute, stage, render.
-
-Sources are `notebooks/NN_name.py` (jupytext percent) with their pairs `NN_name.ipynb`, `book/`, `_config.yml` and
-`_toc.yml`. A build writes under its output folder alone, files whole or not at all, so it may be killed at any time.
-"""
+"""From source to page: pair, execute, stage, render. Files are written whole or not at all: a build may be killed."""
 
 import re
 import shutil
@@ -13,7 +9,7 @@ from typing import Any
 from _make import execute, pages, render
 from _make.claims import page
 from _make.notebooks import COSTS, check_pairs, find_chapters, repository_root, repository_url, sync_pair, update
-from vireid_lite.errors import BuildError
+from vireid_lite.errors import BuildError, InputError
 
 DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
 
@@ -21,20 +17,17 @@ DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "noteboo
 def sync(root: Path | None = None) -> list[Path]:
     """Write what is derived from a source, and return the files that changed: notebooks, claims page, public address.
 
-    The address that CITATION.cff holds is taken as the former one and replaced in the files that quote it. A chapter
-    that was edited as a notebook is taken over into its source, and outputs or edits that are overwritten are copied.
+    The address that CITATION.cff holds is taken as the former one and replaced in the files that quote it.
     """
     root = root or repository_root()
-    derived: dict[Path, bytes] = {}
-    url, citation = repository_url(root), root / "CITATION.cff"
+    changed, url, citation = [], repository_url(root), root / "CITATION.cff"
     quoted = citation.read_text(encoding="utf-8") if citation.exists() else ""
     former = re.search(r"^repository-code:\s*\"?([^\s\"]+?)/?\"?\s*$", quoted, re.MULTILINE)
     if former and former[1] != url:
         names = [address.removeprefix("https://github.com/") for address in (former[1], url)]
         for path in (path for pattern in DERIVED for path in sorted(root.glob(pattern))):
             text = path.read_text(encoding="utf-8").replace(former[1], url)
-            derived[path] = text.replace(f"/github/{names[0]}/", f"/github/{names[1]}/").encode()
-    changed = [path for path, data in derived.items() if update(path, data)]
+            changed += [path] * update(path, text.replace(f"/github/{names[0]}/", f"/github/{names[1]}/").encode())
     changed += [path for source in find_chapters(root) for path in sync_pair(source)]
     if (root / "book" / "claims.toml").exists() and update(root / "book" / "claims.md", page(root).encode()):
         changed.append(root / "book" / "claims.md")
@@ -49,29 +42,29 @@ def build_book(
     execute_only: bool = False,
     force: bool = False,
     root: Path | None = None,
-    progress: bool = True,
     measure: bool = False,
 ) -> Path:
     """Execute the chapters that changed, then render the book unless one failed; return the page to open.
 
     Args:
         chapters: numbers to execute, all by default; the others are shown as they last ran.
-        parameters: set in every chapter executed, on top of the tier.
         out: folder for everything made, relative to `root`, which holds the book's sources.
         execute_only: render nothing, and return the executed folder.
-        force: execute again what is cached, under `execute.chapter_key`.
-        measure: instead, run each chapter with empty caches, as if opened alone, and note its cost in the sources'
-            `book/results/costs.json`, which is returned. A victim is trained once.
+        measure: instead, run each chapter with empty caches but for victims, and return the noted `COSTS`.
 
-    Raises:
-        InputError: before anything runs: a stale pair, an unknown chapter or parameter.
-        BuildError: after: chapters that failed, once the others have run, or pages that do not render.
+    Raises InputError before anything runs (a stale pair, an unknown chapter or parameter), BuildError after (chapters
+    that failed, once the others have run, or pages that do not render).
     """
     root = (root or repository_root()).resolve()
     out = root / out
     check_pairs(root)
+    known = {int(source.stem[:2]): source for source in find_chapters(root)}
+    if not known:
+        raise InputError("notebooks/ holds no chapter NN_name.py")
+    if unknown := [number for number in chapters or () if number not in known]:
+        raise InputError(f"--chapters {unknown[0]}: there is no such chapter; there are {', '.join(map(str, known))}")
     asked = {**(parameters or {}), "TIER": tier}
-    jobs = [(source, execute.injected(source, asked, out)) for source in execute.choose(find_chapters(root), chapters)]
+    jobs = [(known[one], execute.injected(known[one], asked, out)) for one in sorted(set(chapters or known))]
     folder, failed = out / ("measured" if measure else "executed"), []
     with execute.environment(out, folder / "cache" if measure else None):
         folder.mkdir(exist_ok=True)
@@ -81,7 +74,7 @@ def build_book(
                     if not number or path.name != "victims":
                         shutil.rmtree(path)
             try:
-                execute.execute(source, given, folder, force or measure, progress)
+                execute.execute(source, given, folder, force or measure)
             except Exception as error:  # a full disk, a missing kernel: the next chapter may run nevertheless
                 failed.append(source.stem)
                 said = (str(error).splitlines() or [""])[0]

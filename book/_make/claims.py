@@ -1,8 +1,7 @@
 """The claims ledger: what the two papers state, what was run or computed here, and where each statement stands.
 
-`book/claims.toml` holds the claims, their verdicts, the printed numbers and every sentence; `book/claims.md` is written
-from it. What can be recomputed is recomputed (`evidence.py`, `arithmetic.py`): numbers fill the sentence and give
-the verdict, and a verdict that the run cards or the arithmetic do not give is an error.
+`book/claims.md` is written from `book/claims.toml`. What can be recomputed is: numbers fill the sentence and give the
+verdict, and a verdict that the run cards (`evidence.py`) or the arithmetic (`arithmetic.py`) do not give is an error.
 """
 
 import re
@@ -119,14 +118,12 @@ def find(claim: Claim, ledger: Ledger, cards: Sequence[dict]) -> Finding:
 
 def _quoted(claim: Claim, ledger: Ledger, text: str, places: list[str], repository: str = "") -> Finding:
     """Return the finding of a claim whose evidence stands in the text, or in a repository's code."""
-    if not text or len(places) < 1 + (not repository and claim.verdict == CONTRADICTS):
-        raise KeyError("places")
-    if (claim.evidence["kind"] == "code") != bool(repository):
-        raise KeyError("repository")
-    if not repository:
-        return Finding(f"{'; '.join(places)}: {text}", claim.verdict, "the text")
-    named = ", ".join(f"`{place}`" for place in places)
-    return Finding(f"{named}: {text}", claim.verdict, f"code of {repository} at `{ledger.repositories[repository]}`")
+    code = claim.evidence["kind"] == "code"
+    if not text or len(places) < 1 + (not code and claim.verdict == CONTRADICTS) or code != bool(repository):
+        raise KeyError("places or repository")
+    said = ", ".join(f"`{place}`" for place in places) if code else "; ".join(places)
+    data = f"code of {repository} at `{ledger.repositories[repository]}`" if code else "the text"
+    return Finding(f"{said}: {text}", claim.verdict, data)
 
 
 def _ground(cards: Sequence[dict]) -> str:

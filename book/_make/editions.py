@@ -1,7 +1,6 @@
 """Two editions from one source: the instructor's has everything, the student's neither solutions nor teachers' pages.
 
-An edition is a folder like the repository's own: `vireid-lite book` builds it, and `notebooks/*.ipynb` can be handed
-out as they are. A solution is the cells with the tag "solution".
+An edition is a folder like the repository's own, which `vireid-lite book` builds. A solution: cells with that tag.
 """
 
 import re
@@ -24,9 +23,7 @@ TAGGED = re.compile(r'# %%.*\btags=\[[^\]]*"solution"')
 def write_edition(root: Path, edition: str, out: Path) -> Path:
     """Write the "student" or the "instructor" edition of the book in `root` to the folder `out`, and return it.
 
-    A former edition in `out` is replaced, what was built from it is kept. Results of chapters that `root` has executed
-    at tier lite and that are current come along.
-
+    A former edition in `out` is replaced, what was built from it is kept. Current results in `root` come along.
     Raises InputError for an unknown edition, a notebook out of step, untagged solutions, or an `out` of something else.
     """
     root, out = root.resolve(), Path(out).resolve()
@@ -88,11 +85,7 @@ def _files(root: Path, student: bool) -> dict[str, bytes]:
 
 
 def without_solutions(source: str, name: str = "chapter") -> str:
-    """Return a percent source, of the chapter `name`, without the cells that have the tag "solution".
-
-    Raises InputError where the tagged cells are not those from `{solution-start}` to `{solution-end}`, or one of them
-    holds an exercise as well.
-    """
+    """Return a percent source without the cells tagged "solution"; InputError where the wrong cells have that tag."""
     kept, inside = [], False
     for cell in re.split(r"(?m)^(?=# %%)", source):
         gates, tagged = re.findall(r"\{(solution|exercise)-(start|end)\}", cell), bool(TAGGED.match(cell))

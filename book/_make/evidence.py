@@ -1,7 +1,6 @@
 """What run cards say about a statement: the evidence of kind "cards", and what verdict follows.
 
-Each public function from `against` on takes the cards that `book/claims.toml` selects, and what it gives besides, and
-returns numbers and a verdict, or None where nothing has run.
+`book/claims.toml` names a public function, from `against` on, and selects its cards; None says that nothing has run.
 """
 
 from collections import Counter, defaultdict
@@ -21,7 +20,8 @@ OPEN, CONTRADICTS = "open without licensed data", "contradicts itself"
 VERDICTS = (HOLDS, PARTLY, NOT, OPEN, CONTRADICTS)
 MARGIN = 0.1  # of rank-1: who spoils a ranking costs more than this
 
-Computed = tuple[dict, str]  # numbers by name, and the verdict
+Cards = Sequence[dict]
+Computed = tuple[dict, str] | None  # numbers by name, and the verdict
 Pair = tuple[str, dict, dict]  # what is compared, the card compared with, the card in question
 
 
@@ -32,11 +32,9 @@ def share(hits: Sequence[bool], verdicts: Sequence[str] = (HOLDS, PARTLY, NOT)) 
 
 def matches(card: dict, wanted: dict) -> bool:
     """Return whether a card has the wanted values, one of several where a list is given; keys such as dataset.name."""
-    for path, values in wanted.items():
-        value = reduce(lambda part, key: (part or {}).get(key), path.split("."), card)
-        if value not in (values if isinstance(values, list) else [values]):
-            return False
-    return not card.get("split") and not card["dataset"].get("thermal")
+    found = {path: reduce(lambda part, key: (part or {}).get(key), path.split("."), card) for path in wanted}
+    fits = (found[path] in (values if isinstance(values, list) else [values]) for path, values in wanted.items())
+    return all(fits) and not card.get("split") and not card["dataset"].get("thermal")
 
 
 def compared(pairs: Iterable[Pair]) -> dict[tuple, tuple]:
@@ -75,7 +73,7 @@ def judged(found: dict[tuple, tuple], wanted: str = "lower", margin: float | Non
     return NOT if excluded or 2 * counts["higher" if wanted == "lower" else "lower"] > len(found) else OPEN
 
 
-def settled(pairs: Sequence[Pair], wanted: str = "lower", spoilt: bool = False, **numbers) -> Computed | None:
+def settled(pairs: Sequence[Pair], wanted: str = "lower", spoilt: bool = False, **numbers) -> Computed:
     """Return how far rank-1 lies apart, where it is told apart, rank-1 of both sides, and the verdict on a statement.
 
     wanted: as of `judged`. spoilt: whether a fall by `MARGIN` is meant. numbers: what else the sentence may name.
@@ -83,8 +81,8 @@ def settled(pairs: Sequence[Pair], wanted: str = "lower", spoilt: bool = False, 
     if not (found := compared(pairs)):
         return None
     counts = Counter(outcome for outcome, _ in found.values())
-    outcomes = [one for one in ("lower", "higher", "not told apart", "at chance") if counts[one]]
-    said = ", ".join(f"{outcome} in {counts[outcome]}" for outcome in outcomes)
+    known = ("lower", "higher", "not told apart", "at chance")
+    said = ", ".join(f"{one} in {counts[one]}" for one in known if counts[one])
     numbers["tally"] = f"{_span(apart.difference for _, apart in found.values())}; {said} of {len(found)} settings"
     _, others, cards = zip(*pairs, strict=True)
     numbers["before"], numbers["after"] = (_rank1(side, "scores_8_bit").mean() for side in (others, cards))
@@ -131,9 +129,7 @@ def _switched(cards: Iterable[dict], others: Iterable[dict], switch: dict) -> li
     return [pair for pair, one, two in pairs if one != two == {**one, **switch}]
 
 
-def against(
-    cards: Sequence[dict], attack: str, than: list[str], where: dict | None = None, spoilt: bool = False
-) -> Computed | None:
+def against(cards: Cards, attack: str, than: list[str], where: dict | None = None, spoilt: bool = False) -> Computed:
     """An attack, whose cards match `where`, against others on the same victims: it should leave a lower rank-1."""
     own = [card for card in _of(cards, attack) if matches(card, where or {})]
     pairs = [pair for name in than for pair in _pairs(_of(cards, name), own, name)]
@@ -141,9 +137,7 @@ def against(
     return settled(pairs, spoilt=spoilt, than=" or ".join(than), clean=clean, left=left)
 
 
-def selected(
-    cards: Sequence[dict], own: dict, other: dict, scores: list[str], wanted: str = "lower", spoilt: bool = False
-) -> Computed | None:
+def selected(cards: Cards, own: dict, other: dict, scores: list[str], wanted="lower", spoilt=False) -> Computed:
     """Cards that match `own` against those of the same victim that match `other`; each attack a setting."""
     cards, others = (
         [{**card, "scores_8_bit": card[name]} for card in cards if matches(card, values)]
@@ -152,13 +146,13 @@ def selected(
     return settled([pair for card in cards for pair in _pairs(others, [card], str(card["attack"]))], wanted, spoilt)
 
 
-def without(cards: Sequence[dict], attack: str, switches: list[dict], part: bool = True) -> Computed | None:
+def without(cards: Cards, attack: str, switches: list[dict], part: bool = True) -> Computed:
     """An attack against itself with one switch thrown, which takes away a part that should help, or adds one."""
     pairs = [pair for switch in switches for pair in _switched(_of(cards, attack), cards, switch)]
     return settled([(label, other, own) if part else (label, own, other) for label, own, other in pairs])
 
 
-def grows(cards: Sequence[dict], attack: str) -> Computed | None:
+def grows(cards: Cards, attack: str) -> Computed:
     """An attack at the next larger budget against itself, all else equal: it should leave a lower rank-1."""
     own = _of(cards, attack)
     budgets = sorted({card["attack"]["eps"] for card in own})
@@ -167,7 +161,7 @@ def grows(cards: Sequence[dict], attack: str) -> Computed | None:
     return settled(pairs, levels=", ".join(f"{255 * eps:.0f}" for eps in budgets))
 
 
-def spoils(cards: Sequence[dict], attacks: list[str]) -> Computed | None:
+def spoils(cards: Cards, attacks: list[str]) -> Computed:
     """Attacks against clean images: does the interval of every run lie below a fall by `MARGIN`, or above it?"""
     own = [card for name in attacks for card in _of(cards, name)]
     falls = [card["scores_8_bit"][way]["difference"]["rank1"] for card, way in product(own, DIRECTIONS)]
@@ -179,13 +173,13 @@ def spoils(cards: Sequence[dict], attacks: list[str]) -> Computed | None:
     return numbers, share(spoilt, (HOLDS, PARTLY, NOT if 2 * spared > len(falls) else OPEN))
 
 
-def likeness(cards: Sequence[dict], attack: str) -> Computed | None:
+def likeness(cards: Cards, attack: str) -> Computed:
     """SSIM and PSNR of attacked queries. They measure pixels, so whether anybody would notice stays open."""
     seen = _anatomy(cards, attack)
     return ({name: np.mean([one[name] for one in seen]) for name in ("ssim", "psnr")}, OPEN) if seen else None
 
 
-def traced(cards: Sequence[dict], attack: str, trace: str, rises: bool = True) -> Computed | None:
+def traced(cards: Cards, attack: str, trace: str, rises: bool = True) -> Computed:
     """A trace of the drop, clean to attacked, in every run and direction, beside what sign noise does to it."""
     own, noise = (_anatomy(cards, name) for name in (attack, "sign noise"))
     if not own or not noise:
@@ -196,7 +190,7 @@ def traced(cards: Sequence[dict], attack: str, trace: str, rises: bool = True) -
     return numbers | {"noise": np.mean([one["attacked"][trace] for one in noise])}, share(moved)
 
 
-def hinge(cards: Sequence[dict]) -> Computed | None:
+def hinge(cards: Cards) -> Computed:
     """How many noted steps of the bounded attack with the published hinge have any bracket above zero."""
     if not (active := [note["active"] > 0 for card in cards for note in card["history"]]):
         return None
@@ -204,7 +198,7 @@ def hinge(cards: Sequence[dict]) -> Computed | None:
     return numbers, share(active, (HOLDS, NOT if 2 * sum(active) < len(active) else PARTLY, NOT))
 
 
-def licensed(cards: Sequence[dict], attack: str, printed: list[float]) -> Computed | None:
+def licensed(cards: Cards, attack: str, printed: list[float]) -> Computed:
     """Printed rank-1, percent, of visible and infrared queries, against intervals over people of reruns."""
     ends = []
     for card, way in product(_of(cards, attack), DIRECTIONS):

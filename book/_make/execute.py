@@ -8,8 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -32,16 +31,6 @@ TELL_EVERY = (60, 1)  # seconds; the second one at a terminal
 READS_CARDS = re.compile(r"(from|import) vireid_lite(\.| import .*)\b(study|cards|tables|benchmark)\b")
 
 
-def choose(sources: list[Path], numbers: Sequence[int] | None) -> list[Path]:
-    """Return the chapters of these numbers, in order; all by default."""
-    if not sources:
-        raise InputError("notebooks/ holds no chapter NN_name.py")
-    known = {int(source.stem[:2]): source for source in sources}
-    if unknown := [number for number in numbers or () if number not in known]:
-        raise InputError(f"--chapters {unknown[0]}: there is no such chapter; there are {', '.join(map(str, known))}")
-    return [known[number] for number in sorted(set(numbers or known))]
-
-
 def injected(source: Path, asked: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Return what papermill is to inject, checked: the parameters asked for that differ from the chapter's defaults."""
     root = source.parents[1]
@@ -53,23 +42,16 @@ def injected(source: Path, asked: Mapping[str, Any], out: Path) -> dict[str, Any
         check_machine({**values, "DATA_ROOT": values["DATA_ROOT"] and root / values["DATA_ROOT"]})
         standing = check_values(defaults, own)
     except InputError as error:
-        raise InputError(f"{source.stem}: {error}{_elsewhere(asked, defaults, root)}") from None
+        known = {path.stem[:2]: read_parameters(path.with_suffix(".ipynb"))[0] for path in find_chapters(root)}
+        fit = [str(int(number)) for number, names in known.items() if asked.keys() <= names.keys()]
+        elsewhere = f"; for those that have it: --chapters {','.join(fit)}" if fit and asked.keys() - defaults else ""
+        raise InputError(f"{source.stem}: {error}{elsewhere}") from None
     # In the reader's own spelling where it is text ("4/255"), so that the page shows what was asked for.
     return {name: asked[name] for name in sorted(asked) if values[name] != standing[name]}
 
 
-def _elsewhere(asked: Mapping[str, Any], defaults: Mapping[str, Any], root: Path) -> str:
-    """Name the chapters that have every parameter asked for, where one that was chosen lacks some."""
-    known = {source.stem[:2]: read_parameters(source.with_suffix(".ipynb"))[0] for source in find_chapters(root)}
-    fit = [str(int(number)) for number, names in known.items() if asked.keys() <= names.keys()]
-    return f"; for those that have it: --chapters {','.join(fit)}" if fit and asked.keys() - defaults else ""
-
-
 def chapter_key(source: Path, given: Mapping[str, Any]) -> str:
-    """Return 16 hex digits of what a chapter's results depend on.
-
-    That is its notebook, the parameters given, `package_key`, and the run cards where it imports what reads them.
-    """
+    """Return a hash of a chapter, its parameters, the package, and the run cards where it imports what reads them."""
     digest = hashlib.sha256(json.dumps([package_key(), given]).encode() + paired_notebook(source))
     nodes = ast.walk(ast.parse(source.read_text(encoding="utf-8")))
     if any(isinstance(node, ast.Import | ast.ImportFrom) and READS_CARDS.match(ast.unparse(node)) for node in nodes):
@@ -88,11 +70,8 @@ def package_key() -> str:
     return digest.hexdigest()
 
 
-def environment(out: Path, cache: Path | None = None) -> AbstractContextManager:
-    """Let chapters run in this interpreter, with none of the user's own Jupyter settings.
-
-    out: folder of the build. cache: where victims and crops are kept; default: VIREID_CACHE, or `out`/cache.
-    """
+def environment(out: Path, cache: Path | None = None) -> Any:
+    """Let chapters run in this interpreter, with none of the user's Jupyter settings; crops and victims in `cache`."""
     own = out / "jupyter"
     own.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -130,8 +109,16 @@ class _Told(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, *arguments, **options):
-        ended = threading.Event()
-        teller = threading.Thread(target=_tell, args=(nb_man.nb, nb_man.pbar, ended))
+        def tell() -> None:
+            while not ended.wait(TELL_EVERY[sys.stderr.isatty()]):
+                for cell in nb_man.nb.cells:
+                    if cell.metadata.papermill["status"] == "running":
+                        took = datetime.now(UTC) - datetime.fromisoformat(cell.metadata.papermill["start_time"])
+                        said = "".join(part.get("text", "") for part in cell.get("outputs", [])[-9:])
+                        last = re.split(r"[\r\n]+", said.strip())[-1]
+                        nb_man.pbar.set_postfix_str(f"this cell {str(took).partition('.')[0]} {last}".strip())
+
+        ended, teller = threading.Event(), threading.Thread(target=tell)
         teller.start()
         try:
             super().execute_managed_notebook(nb_man, *arguments, **options)
@@ -143,20 +130,10 @@ class _Told(NBClientEngine):
 papermill_engines.register("told", _Told)
 
 
-def _tell(notebook: Any, bar: Any, ended: threading.Event) -> None:
-    while bar and not ended.wait(TELL_EVERY[sys.stderr.isatty()]):
-        for cell in notebook.cells:
-            if cell.cell_type == "code" and cell.metadata.papermill["status"] == "running":
-                took = datetime.now(UTC) - datetime.fromisoformat(cell.metadata.papermill["start_time"])
-                said = re.split(r"[\r\n]+", "".join(part.get("text", "") for part in cell.outputs[-9:]).strip())[-1]
-                bar.set_postfix_str(f"this cell {str(took).partition('.')[0]} {said}".strip())
-
-
-def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = False, progress: bool = True) -> None:
+def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = False) -> None:
     """Run one chapter unless its executed copy in `folder` has its key; the copy keeps outputs, key and cost.
 
-    Raises:
-        BuildError: where a cell fails or the kernel dies; the copy that stopped stays beside the finished one.
+    Raises BuildError where a cell fails or the kernel dies; the copy that stopped stays beside the finished one.
     """
     finished, failed = folder / f"{source.stem}.ipynb", folder / f"{source.stem}.failed.ipynb"
     key = chapter_key(source, given)
@@ -165,10 +142,9 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
         return
     notebook = nbformat.reads(paired_notebook(source).decode(), as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(COST_CELL))
-    options = {"kernel_name": "python3", "language": "python", "cwd": source.parents[1]}
+    options = {"engine_name": "told", "kernel_name": "python3", "language": "python", "cwd": source.parents[1]}
     options["extra_arguments"] = ["--IPKernelApp.log_level=50"]
-    options["engine_name"] = "told"
-    options["progress_bar"] = {"desc": source.stem, "leave": False} if progress else False
+    options["progress_bar"] = {"desc": source.stem, "leave": False}
     started = time.perf_counter()
     try:
         notebook = papermill.execute_notebook(notebook, failed, given, **options)
@@ -199,10 +175,7 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
 
 
 def write_costs(folder: Path, path: Path) -> Path:
-    """Merge what the executed chapters in `folder` cost into the table `path`, {chapter: {tier: cost}}, and return it.
-
-    To the minutes of a run those are added that training the victims took which it found in a cache.
-    """
+    """Merge what chapters in `folder` cost, training of victims they found included, into the table `path`."""
     table = read_costs(path)
     for notebook in executed_chapters(folder):
         if record := read_record(notebook):

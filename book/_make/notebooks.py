@@ -14,6 +14,7 @@ from vireid_lite.files import stable_hash, write_atomically
 
 OWN = ("tags", "mystnb", "lines_to_next_cell")  # metadata of cells that a chapter's source holds
 COST = {"minutes": int | float, "memory_gib": int | float, "device": str}
+RECORD = {**COST, "key": str, "tier": str, "parameters": dict, "versions": dict, "training_minutes": int | float | None}
 COSTS = "book/results/costs.json"  # what each chapter costs from empty caches, by tier
 
 
@@ -53,26 +54,17 @@ def _paired(stem: str, text: str) -> bytes:
         cell.id = hashlib.sha256(f"{stem}/{index}".encode()).hexdigest()[:8]
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    notebook.metadata["vireid_pair"] = _written(notebook)  # by which an edit in Jupyter is told from an older source
+    notebook.metadata["vireid_pair"] = _look(nbformat.writes(notebook).encode())[0]  # tells an edit of one side
     return (nbformat.writes(notebook, ensure_ascii=False).rstrip("\n") + "\n").encode()
 
 
-def _written(notebook: dict) -> str:
-    """Return a hash of what an author writes in a notebook; outputs, counts and empty cells are none of it."""
-    cells = ((cell["cell_type"], "".join(cell["source"]), cell["metadata"]) for cell in notebook["cells"])
-    return stable_hash(
-        [[kind, text, [more.get(name) for name in OWN[:2]]] for kind, text, more in cells if text.strip()]
-    )
-
-
-def _look(notebook: Path) -> tuple[str, str, bool]:
+def _look(notebook: bytes) -> tuple[str, str, bool]:
     """Return hashes of what is written in a notebook and of what was when it was paired; whether it holds outputs."""
-    if not notebook.exists():
-        return "", "", False
     try:
-        held = json.loads(notebook.read_text(encoding="utf-8"))
-        outputs = any(cell.get("outputs") for cell in held["cells"])
-        return _written(held), held["metadata"].get("vireid_pair", ""), outputs
+        cells, metadata = (json.loads(notebook)[part] for part in ("cells", "metadata"))
+        texts = [[cell["cell_type"], "".join(cell["source"]), *map(cell["metadata"].get, OWN[:2])] for cell in cells]
+        outputs = any(cell.get("outputs") for cell in cells)
+        return stable_hash([text for text in texts if text[1].strip()]), metadata.get("vireid_pair", ""), outputs
     except (AttributeError, KeyError, TypeError, ValueError):  # damaged
         return "", "", True
 
@@ -81,18 +73,18 @@ def check_pairs(root: Path) -> None:
     """Raise InputError where a chapter's notebook is missing or its cells are not what its source says."""
     for source in find_chapters(root):
         notebook = source.with_suffix(".ipynb")
-        if _look(notebook)[0] != _written(json.loads(paired_notebook(source))):
+        if not notebook.exists() or _look(notebook.read_bytes())[0] != _look(paired_notebook(source))[0]:
             apart = f"notebooks/{notebook.name} is not in step with {source.name}"
             raise InputError(f"{apart}; run vireid-lite book --sync, which loses neither side")
 
 
 def keep_copy(notebook: Path, known: str = "") -> None:
     """Copy a notebook, before it is written, where it holds what neither a pairing put there nor is `known`."""
-    written, paired, outputs = _look(notebook)
-    if outputs or written not in (paired, known):
+    written, paired, outputs = _look(data := notebook.read_bytes() if notebook.exists() else b"")
+    if data and (outputs or written not in (paired, known)):
         copies = (notebook.with_suffix(f".yours{number or ''}.ipynb") for number in count())
-        copy = next(path for path in copies if not path.exists() or path.read_bytes() == notebook.read_bytes())
-        if update(copy, notebook.read_bytes()):
+        copy = next(path for path in copies if not path.exists() or path.read_bytes() == data)
+        if update(copy, data):
             print(f"{notebook}: as it was kept in {copy.name}")
 
 
@@ -102,9 +94,8 @@ def sync_pair(source: Path) -> list[Path]:
 
     notebook, changed = source.with_suffix(".ipynb"), []
     if notebook.exists() and notebook.read_bytes() != paired_notebook(source):
-        known = _written(json.loads(paired_notebook(source)))
+        known, (written, paired, _) = _look(paired_notebook(source))[0], _look(notebook.read_bytes())
         keep_copy(notebook, known)
-        written, paired, _ = _look(notebook)
         if written != paired == known:
             held = jupytext.read(notebook)
             held.cells = [cell for cell in held.cells if cell.source.strip()]
@@ -125,7 +116,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path) -> InputError:
-    """Return the refusal of a file that does not hold what was written there."""
     return InputError(f"{path} is damaged; restore it, or delete it and run again what wrote it")
 
 
@@ -133,7 +123,7 @@ def read_record(notebook: Path) -> dict[str, Any]:
     """Return what a run noted in an executed copy of a chapter: nothing where there is none."""
     metadata = read_json(notebook).get("metadata", {})
     record = metadata.get("vireid_run", {}) if isinstance(metadata, dict) else None
-    if record != {} and not _holds(record, {**COST, "key": str, "parameters": dict, "versions": dict}):
+    if record != {} and not _holds(record, RECORD):
         raise damaged(notebook)
     return record
 

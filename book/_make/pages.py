@@ -48,7 +48,9 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
         if found[2] == "all":
             return _table([*copies], costs)
         known(page, "measured", found[2])
-        return _line(found[2], costs)
+        if runs := _runs(costs, found[2], "tier `{tier}` {minutes:.1f} minutes and {memory_gib:.1f} GiB on {device}"):
+            return f"Measured from empty caches: {'; '.join(runs)}.\n"
+        return f"Not measured yet: `vireid-lite book --chapters {int(found[2][:2])} --measure` does it.\n"
 
     for page in [name for name in files if name.startswith("book/") and name.endswith(".md")]:
         text = files[page].decode()
@@ -84,13 +86,6 @@ def _runs(costs: dict, stem: str, form: str) -> list[str]:
     return [form.format(tier=tier, **cost) for tier, cost in costs.get(stem, {}).items()]
 
 
-def _line(stem: str, costs: dict) -> str:
-    """Return what one chapter costs, in words."""
-    runs = _runs(costs, stem, "tier `{tier}` {minutes:.1f} minutes and {memory_gib:.1f} GiB on {device}")
-    command = f"`vireid-lite book --chapters {int(stem[:2])} --measure`"
-    return f"Measured from empty caches: {'; '.join(runs)}.\n" if runs else f"Not measured yet: {command} does it.\n"
-
-
 def _table(stems: list[str], costs: dict) -> str:
     """Return what every chapter costs at each tier at which it was measured."""
     rows = ["| Chapter | Tier | Minutes | Memory, GiB | Measured on |", "|---|---|--:|--:|---|"]
@@ -110,7 +105,7 @@ def _status(records: dict[str, dict], costs: dict) -> str:
         cells = ["–", "–", "–", "–", alone, "–", "not executed yet"]
         if "versions" in record:
             given = ", ".join(f"`{name} {value}`" for name, value in record["parameters"].items()) or "its own"
-            cells = [f"`{record['tier']}`", record["dataset"], given, f"{record['minutes']:.1f}", alone]
+            cells = [f"`{record['tier']}`", str(record.get("dataset")), given, f"{record['minutes']:.1f}", alone]
             cells += [f"{record['memory_gib']:.1f}", record["device"]]
             made_with[", ".join(f"{name} {version}" for name, version in record["versions"].items())].append(stem[:2])
         rows.append(f"| {' | '.join([f'[](../notebooks/{stem})', *cells])} |")

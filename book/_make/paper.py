@@ -1,7 +1,4 @@
-"""The book on paper: the rendered pages put in one, in the book's order, and printed by Chromium.
-
-What is printed are the pages of `OUT/html`, which are only read; the PDF is put in place whole or not at all.
-"""
+"""The book on paper: the rendered pages, which are only read, put in one in the book's order, printed by Chromium."""
 
 import datetime
 import json
@@ -11,8 +8,9 @@ import shutil
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,11 +39,6 @@ class Entry(NamedTuple):
     @property
     def anchor(self) -> str:
         return re.sub(r"\W+", "-", self.page or f"part {self.title}").strip("-")
-
-    @property
-    def foot(self) -> str:
-        """The title as text in a style sheet."""
-        return re.sub(r'[\\"<&]', lambda found: f"\\{ord(found[0]):x} ", self.title)
 
 
 def find_chromium() -> str:
@@ -88,10 +81,9 @@ def read_contents(out: Path) -> list[Entry]:
     """Return the front page, then every part with its pages, as `_toc.yml` has them, each with its article."""
     toc = yaml.safe_load((out / "stage" / "_toc.yml").read_text(encoding="utf-8"))
 
-    def walk(items: list[dict], depth: int) -> Iterator[Entry]:
-        for item in items:
-            yield Entry("", item["file"], depth)
-            yield from walk(item.get("sections", []), depth + 1)
+    def walk(items: list[dict], depth: int) -> list[Entry]:
+        deeper = ((Entry("", item["file"], depth), *walk(item.get("sections", []), depth + 1)) for item in items)
+        return [*chain.from_iterable(deeper)]
 
     entries = [Entry("", toc["root"])]
     for part in toc["parts"]:
@@ -120,7 +112,7 @@ def _read(pages: Path, entry: Entry, printed: set[str]) -> Entry:
         if element.name == "details" and not element.attrs:
             element["open"] = ""
         if "id" in element.attrs:
-            element["id"] = _anchor(entry.page, element["id"])
+            element["id"] = f"{entry.anchor}--{element['id']}"
         for kind in {"href", "src"} & set(element.attrs):
             address, _, fragment = element[kind].partition("#")
             if re.match(r"[a-z]+:", address):
@@ -130,17 +122,13 @@ def _read(pages: Path, entry: Entry, printed: set[str]) -> Entry:
             if kind == "src":
                 element["src"] = name
             elif page in printed:
-                element["href"] = f"#{_anchor(page, fragment)}"
+                element["href"] = f"#{Entry('', page).anchor}" + f"--{fragment}" * bool(fragment)
             else:
                 del element["href"]
     scripts = [str(script) for script in whole.find_all("script") if "mathjax" in str(script).lower()]
     mathjax = re.sub(r'src="(?:\.\./)+', 'src="', "".join(scripts))  # the book's own, which lies beside the one page
     title = " ".join(article.h2.get_text().split())
     return entry._replace(title=title, article=article.decode_contents(), mathjax=mathjax)
-
-
-def _anchor(page: str, fragment: str) -> str:
-    return Entry("", page).anchor + (f"--{fragment}" if fragment else "")
 
 
 def gather(root: Path, out: Path, work: Path) -> tuple[list[Entry], Callable[..., str]]:
@@ -161,6 +149,7 @@ def gather(root: Path, out: Path, work: Path) -> tuple[list[Entry], Callable[...
         template.render,
         entries=entries,
         project=project,
+        quoted=lambda title: json.dumps(title, ensure_ascii=False),
         today=f"{today.day} {today:%B %Y}",
         versions=", ".join(f"{name} {found}" for name, found in versions().items() if name != project["name"]),
         mathjax=next((entry.mathjax for entry in entries if entry.mathjax), ""),

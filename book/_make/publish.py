@@ -15,8 +15,7 @@ NOT_FOR_PAGES = (".safetensors", ".pt", ".pth", ".ckpt", ".npy", ".npz", ".mat")
 def check_build(out: Path | str) -> list[str]:
     """Return the chapters that a build shows, all of them executed on people who do not exist.
 
-    Raises InputError where a page was executed at tier full or on other data, where nothing says on what, where an
-    image is on no page (an earlier build may have left it), or where there is a file of weights or arrays.
+    Raises InputError for other data, an image on no page (an earlier build may have left it), weights or arrays.
     """
     out = Path(out)
     html = out / "html"
