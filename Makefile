@@ -1,11 +1,13 @@
 # `make book` and `make test` set up .venv by themselves; nothing needs to be installed but Python 3.11 and make.
 PYTHON ?= python3.11
 VENV := .venv
+ANY_PYTHON = $(shell command -v $(PYTHON) || command -v python3)
+PORT ?= 8000
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: book pdf test lint serve clean
+.PHONY: book pdf test lint serve port clean
 
 book: $(READY)
 	$(BIN)/vireid-lite book
@@ -23,14 +25,19 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-cache --no-logo
 
-serve: book
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+# The port first, since a book may take minutes.
+serve: port book
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+port:
+	@$(ANY_PYTHON) -c "import socket; socket.create_server(('127.0.0.1', $(PORT)))" 2>/dev/null || \
+	  { echo "port $(PORT) is taken or none of yours; choose another: make serve PORT=8001" >&2; exit 2; }
 
 clean:
 	rm -rf _build
 
 $(READY): pyproject.toml constraints.txt
-	$(shell command -v $(PYTHON) || command -v python3) -m venv $(VENV)
+	$(ANY_PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch torchvision
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[book,test,cluster]"
 	touch $@

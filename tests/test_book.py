@@ -1,21 +1,24 @@
 """The pipeline on a toy book of two chapters: what runs again, what stops it, and what a kill leaves behind."""
 
+import errno
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from jupyter_client.kernelspec import NoSuchKernel
 
-from _make import execute
+from _make import execute, pages
 from _make.build import build_book, sync
-from _make.notebooks import paired_notebook, repository_url
-from vireid_lite import files
+from _make.notebooks import check_pairs, paired_notebook, repository_url
+from vireid_lite import cli, files
 from vireid_lite.errors import BuildError, InputError
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +90,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def build(root: Path, capsys, **options) -> str:
     """Build, and return what was printed."""
-    build_book(root=root, progress=False, **options)
+    build_book(root=root, **options)
     return capsys.readouterr().out
 
 
@@ -99,7 +102,7 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # The package may be edited while its tests run; `test_key_follows_the_package...` has the real key.
         patch.setattr(execute, "package_key", lambda: "fixed")
-        page = build_book(root=root, progress=False)
+        page = build_book(root=root)
         assert page == root / "_build" / "html" / "index.html"
         assert contents(root) == before
         yield root
@@ -218,29 +221,232 @@ def test_parameters_reach_the_chapter(built, capsys):
 def test_bad_parameters_stop_before_anything_runs(built, monkeypatch, options, line):
     monkeypatch.setattr(execute, "execute", lambda *_: pytest.fail("ran"))
     with pytest.raises(InputError) as caught:
-        build_book(root=built, progress=False, **options)
+        build_book(root=built, **options)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
 
 
-def test_failing_chapter_is_named_and_the_others_kept(built, edit, capsys):
+def test_a_long_cell_says_how_long_and_what_it_does(built, edit, monkeypatch, capsys):
+    monkeypatch.setattr(execute, "TELL_EVERY", (0.1, 0.1))
+    edit("notebooks/02_second.py", "time.sleep(float(PAUSE))", 'print("step 1\\nstep 2", flush=True); time.sleep(2.5)')
+    build_book(root=built, chapters=[2], execute_only=True, out="_build/other")
+    assert re.search(r"02_second:.*this cell 0:00:02 step 2", capsys.readouterr().err)
+
+
+def command(root: Path, monkeypatch, capsys, *typed: str) -> tuple[int, list[str], list[str]]:
+    """Type a `vireid-lite book` command; return its exit code and the lines it printed on stdout and stderr."""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["vireid-lite", "book", *typed])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("vireid-lite: ") or "Traceback" in line]
+    return left.value.code or 0, printed.out.splitlines(), lines
+
+
+def test_failing_chapters_are_named_the_others_run_and_the_page_stays(built, edit, monkeypatch, capsys):
+    edit("notebooks/01_first.py", "# %% [markdown]\n# # ", "# %%\nimport os\n\nos._exit(1)\n\n# %% [markdown]\n# # ")
     edit("notebooks/02_second.py", "time.sleep(float(PAUSE))", 'raise RuntimeError("no\\nmore")')
     page = (built / "_build" / "html" / "notebooks" / "02_second.html").stat()
-    with pytest.raises(BuildError) as caught:
-        build_book(root=built, progress=False)
-    assert str(caught.value).startswith("02_second, cell [3] `import time`: RuntimeError: no (see ")
-    assert "01_first: unchanged" in capsys.readouterr().out
+    code, out, err = command(built, monkeypatch, capsys)
+    assert code == 2
+    assert out[0].startswith("01_first: its kernel died")
+    assert out[1].startswith("02_second, cell [3] `import time`: RuntimeError: no (see ")
+    rest = "nothing was rendered, the former pages stay"
+    assert err == [f"vireid-lite: 2 of 2 chapters failed: 01_first, 02_second; {rest}"]
     assert (built / "_build" / "executed" / "02_second.failed.ipynb").exists()
     assert (built / "_build" / "html" / "notebooks" / "02_second.html").stat() == page
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "01_first: OSError: [Errno 28] No space left on device"),
+        (NoSuchKernel("python3"), "01_first: NoSuchKernel: No such kernel named python3"),
+    ],
+)
+def test_whatever_fails_a_chapter_is_one_line_and_the_next_one_runs(built, monkeypatch, capsys, error, line):
+    ran = []
+
+    def fail(notebook, *_, **__):
+        ran.append(notebook)
+        raise error
+
+    monkeypatch.setattr(execute.papermill, "execute_notebook", fail)
+    code, out, err = command(built, monkeypatch, capsys, "--force")
+    assert (code, len(ran), out[0]) == (2, 2, line)
+    assert [line.split(";")[0] for line in err] == ["vireid-lite: 2 of 2 chapters failed: 01_first, 02_second"]
+
+
+def test_a_second_build_in_one_folder_is_refused_in_one_line(built, monkeypatch, capsys):
+    with files.exclusive(built / "_build" / "busy"):
+        code, out, err = command(built, monkeypatch, capsys, "--out-dir", "_build/busy")
+    assert (code, out) == (2, [])
+    assert err[0].startswith(f"vireid-lite: {built / '_build' / 'busy'}: another run is writing there; wait for it")
+    assert [path.name for path in (built / "_build" / "busy").iterdir()] == [".lock"]
+
+
+def test_an_output_folder_below_a_file_is_refused_in_one_line(built, monkeypatch, capsys):
+    for options in ([], ["--edition", "student"]):
+        code, out, err = command(built, monkeypatch, capsys, "--out-dir", "CITATION.cff/below", *options)
+        assert (code, out, len(err)) == (2, [], 1)
+        assert "CITATION.cff cannot be written (Not a directory); choose another folder" in err[0]
+
+
+def test_a_read_only_checkout_is_refused_in_one_line(built, monkeypatch, capsys):
+    def sealed(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", sealed)
+    code, out, err = command(built, monkeypatch, capsys)
+    assert (code, out) == (2, [])
+    assert err == [f"vireid-lite: _build: {built} cannot be written (Read-only file system); choose another folder"]
+
+
+def test_a_folder_that_fills_or_closes_meanwhile_is_one_line(built, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(built / "_build" / "html.new"))
+
+    monkeypatch.setattr("shutil.copytree", fail)
+    code, _, err = command(built, monkeypatch, capsys)
+    assert (code, err) == (2, [f"vireid-lite: {built / '_build' / 'html.new'}: Permission denied"])
+    assert (built / "_build" / "html" / "index.html").exists()
+
+
+COST = {"minutes": 1.5, "memory_gib": 1.0, "device": "a machine"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        "7",
+        "[" * 100_000,
+        json.dumps({"01_first": None}),
+        json.dumps({"01_first": {"lite": None}}),
+        *(json.dumps({"01_first": {"lite": COST | {name: None}}}) for name in COST),
+        json.dumps({"01_first": {"lite": COST | {"minutes": "many"}}}),
+    ],
+)
+def test_a_damaged_table_of_costs_is_one_line(built, text):
+    costs = built / "book" / "results" / "costs.json"
+    costs.write_text(text)
+    try:
+        with pytest.raises(InputError, match=rf"^{costs} is damaged; restore it, or delete it and run again [^\n]+$"):
+            pages.fill({}, built, built / "_build" / "executed")
+    finally:
+        costs.unlink()
+
+
+@pytest.mark.parametrize("damage", ["cut", "record", "metadata", "minutes", "tier", "versions"])
+def test_a_damaged_executed_copy_is_one_line(built, monkeypatch, capsys, damage):
+    copy = built / "_build" / "executed" / "02_second.ipynb"
+    former = copy.read_bytes()
+    held = json.loads(former)
+    if damage == "metadata":
+        held["metadata"] = [1]
+    elif damage == "record":
+        held["metadata"]["vireid_run"] = "x"
+    else:
+        held["metadata"]["vireid_run"].update({damage: None})
+    copy.write_bytes(former[:-50] if damage == "cut" else json.dumps(held).encode())
+    try:
+        code, _, err = command(built, monkeypatch, capsys)
+    finally:
+        copy.write_bytes(former)
+    assert (code, err) == (2, [f"vireid-lite: {copy} is damaged; restore it, or delete it and run again what wrote it"])
+
+
+def test_a_taken_port_is_one_line_before_anything_is_built():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        made = subprocess.run(
+            ["make", "port", f"PORT={port}", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True
+        )
+    assert made.returncode == 2
+    assert made.stderr.splitlines()[0] == f"port {port} is taken or none of yours; choose another: make serve PORT=8001"
+    dry = subprocess.run(["make", "--dry-run", "serve"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert dry.index("create_server") < dry.index("vireid-lite book") < dry.index("http.server")
+
+
+def test_the_last_line_says_where_the_page_is(built, monkeypatch, capsys):
+    code, out, err = command(built, monkeypatch, capsys)
+    assert (code, out[-1], err) == (0, f"done: {built / '_build' / 'html' / 'index.html'}", [])
 
 
 def test_stale_pair_stops_the_build(built, edit):
     edit("notebooks/02_second.py", "# # Small", "# # Other")
     (built / "notebooks" / "02_second.py").write_text(SMALL)
     with pytest.raises(InputError, match=r"02_second\.ipynb.*run vireid-lite book --sync"):
-        build_book(root=built, progress=False)
+        build_book(root=built)
     assert [path.name for path in sync(built)] == ["02_second.ipynb"]
     assert sync(built) == []
+
+
+EMPTY = {"outputs": [], "execution_count": None}
+
+
+def in_jupyter(notebook: Path, old: str, new: str, outputs: bool = False) -> None:
+    """Edit a notebook as Jupyter saves it: another kernel's name, an empty cell at the end, perhaps outputs."""
+    held = json.loads(notebook.read_text())
+    assert any(old in line for cell in held["cells"] for line in cell["source"])
+    for cell in held["cells"]:
+        cell["source"] = "".join(cell["source"]).replace(old, new).splitlines(keepends=True)
+    if outputs:
+        cell |= {"outputs": [{"output_type": "stream", "name": "stdout", "text": ["mine"]}], "execution_count": 7}
+    held["metadata"] |= {"kernelspec": {"display_name": "my own", "name": "mine"}, "language_info": {"name": "python"}}
+    held["cells"].append({"cell_type": "code", "id": "new", "metadata": {}, "source": [], **EMPTY})
+    notebook.write_text(json.dumps(held, indent=1))
+
+
+def test_a_notebook_that_was_run_is_in_step(built, capsys):
+    notebook = built / "notebooks" / "02_second.ipynb"
+    former = notebook.read_bytes()
+    try:
+        in_jupyter(notebook, "", "", outputs=True)
+        assert "02_second: unchanged" in build(built, capsys, chapters=[2], execute_only=True)
+        held = notebook.read_bytes()
+        assert [path.name for path in sync(built)] == ["02_second.ipynb"]
+        assert notebook.read_bytes() == former
+        assert notebook.with_suffix(".yours.ipynb").read_bytes() == held, "outputs are a reader's work too"
+        assert "as it was kept in 02_second.yours.ipynb" in capsys.readouterr().out
+    finally:
+        notebook.write_bytes(former)
+        notebook.with_suffix(".yours.ipynb").unlink(missing_ok=True)
+
+
+def test_what_was_edited_in_jupyter_is_taken_over_and_never_lost(tmp_path):
+    root = tmp_path / "toy"
+    (root / "notebooks").mkdir(parents=True)
+    shutil.copy(ROOT / "pyproject.toml", root)
+    source, notebook = root / "notebooks" / "02_second.py", root / "notebooks" / "02_second.ipynb"
+    source.write_text(SMALL)
+    assert sync(root) == [notebook]
+    copies = [notebook.with_suffix(f".yours{number}.ipynb") for number in ("", 1, 2)]
+    # The notebook alone was edited: its source follows.
+    in_jupyter(notebook, '"seed", SEED', '"mine", SEED')
+    edited = notebook.read_bytes()
+    with pytest.raises(InputError, match=r"02_second\.ipynb.*run vireid-lite book --sync"):
+        check_pairs(root)
+    assert sync(root) == [source, notebook]
+    assert source.read_text() == SMALL.replace('"seed", SEED', '"mine", SEED')
+    assert (notebook.read_bytes(), copies[0].read_bytes()) == (paired_notebook(source), edited)
+    assert sync(root) == []
+    # The source alone was: the notebook follows, and needs no copy.
+    source.write_text(SMALL)
+    assert sync(root) == [notebook]
+    assert not copies[1].exists()
+    # Both were, or the notebook is damaged: the source counts, the notebook is kept beside the earlier copy.
+    for copy in copies[1:]:
+        in_jupyter(notebook, '"seed", SEED', '"other", SEED')
+        if copy == copies[2]:
+            notebook.write_bytes(notebook.read_bytes()[:-100])
+        edited = notebook.read_bytes()
+        source.write_text(source.read_text() + "\n# Mine.\n")
+        assert sync(root) == [notebook]
+        assert (copies[0].exists(), copy.read_bytes()) == (True, edited)
+        check_pairs(root)
 
 
 def test_pair_has_no_outputs_and_the_same_bytes_every_time(built):
@@ -259,7 +465,7 @@ def test_warnings_stop_the_rendering_every_time(built, edit, capsys):
     front = (built / "_build" / "html" / "book" / "index.html").read_text()
     for _ in range(2):
         with pytest.raises(BuildError, match=r"rendering: book/index\.md:.*nothing of the kind"):
-            build_book(root=built, progress=False)
+            build_book(root=built)
     assert (built / "_build" / "html" / "book" / "index.html").read_text() == front
     edit("book/index.md", "{term}`nothing of the kind`", "{term}`query`")
     build(built, capsys)
@@ -317,7 +523,7 @@ def test_measuring_starts_from_empty_caches_and_notes_costs(built, edit):
     left = built / "_build" / "other" / "measured" / "cache"
     for name in ("victims", "crops"):
         (left / name / "before").mkdir(parents=True)
-    path = build_book(root=built, progress=False, chapters=[2], measure=True, out="_build/other")
+    path = build_book(root=built, chapters=[2], measure=True, out="_build/other")
     try:
         assert path == built / "book" / "results" / "costs.json"
         costs = json.loads(path.read_text())

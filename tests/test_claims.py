@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from _make import claims
+from _make import arithmetic, claims, evidence
 from _make.build import sync
-from _make.claims import CONTRADICTS, HOLDS, NOT, OPEN, PARTLY, VERDICTS
+from _make.evidence import CONTRADICTS, HOLDS, NOT, OPEN, PARTLY, VERDICTS
 from vireid_lite.errors import InputError
 from vireid_lite.files import PACKAGE
 from vireid_lite.study import tables
@@ -162,7 +162,7 @@ def card(value, seed=0, name="cmps", tied=False, spread=0.02, noise=0, dataset="
 
 def outcomes(before, after):
     pairs = [("", card(a, seed), card(b, seed)) for seed, (a, b) in enumerate(zip(before, after, strict=True))]
-    return {outcome for outcome, _ in claims.compared(pairs).values()}
+    return {outcome for outcome, _ in evidence.compared(pairs).values()}
 
 
 def test_settings_are_told_apart_by_interval_seeds_and_chance():
@@ -172,27 +172,27 @@ def test_settings_are_told_apart_by_interval_seeds_and_chance():
     assert outcomes([0.08, 0.08, 0.08], [0.02, 0.02, 0.02]) == {"at chance"}
     assert outcomes([0.3, 0.3, 0.3], [0.02, 0.02, 0.02]) == {"lower"}, "one side above chance is enough"
     loose = [("", card(0.5, seed, spread=0.3), card(0.49, seed, spread=0.3, noise=5)) for seed in range(3)]
-    assert {outcome for outcome, _ in claims.compared(loose).values()} == {"not told apart"}
+    assert {outcome for outcome, _ in evidence.compared(loose).values()} == {"not told apart"}
 
 
 def test_differences_are_the_means_over_people_and_seeds():
     pairs = [("", card(0.6, seed, spread=0.2), card(0.4, seed, spread=0.1)) for seed in range(3)]
-    for (*_, way), (_, difference) in claims.compared(pairs).items():
+    for (*_, way), (_, difference) in evidence.compared(pairs).items():
         ends = [[np.mean(one["scores_8_bit"][way]["identity_rank1"]) for one in pair[1:]] for pair in pairs]
         assert difference.difference == pytest.approx(np.mean([after - before for before, after in ends]))
 
 
 def test_a_setting_is_one_difficulty_one_infrared_form_and_one_direction():
     free, tied = (("", card(0.6, tied=tied), card(0.4, tied=tied)) for tied in (False, True))
-    assert len(claims.compared([free, tied])) == 4
-    assert claims._pairs([free[1]], [tied[2]]) == [], "a free and a tied card are never a pair"
-    assert claims._pairs([card(0.6, seed=0)], [card(0.6, seed=1)]) == [], "nor are two victims"
+    assert len(evidence.compared([free, tied])) == 4
+    assert evidence._pairs([free[1]], [tied[2]]) == [], "a free and a tied card are never a pair"
+    assert evidence._pairs([card(0.6, seed=0)], [card(0.6, seed=1)]) == [], "nor are two victims"
 
 
 def test_verdicts_on_settings():
     def verdict(*seen, low=-0.5, **options):
         difference = tables.metrics.Difference(0.0, low, 0.5)
-        return claims.judged({number: (outcome, difference) for number, outcome in enumerate(seen)}, **options)
+        return evidence.judged({number: (outcome, difference) for number, outcome in enumerate(seen)}, **options)
 
     assert verdict("lower", "lower") == HOLDS
     assert verdict("lower", "lower", "higher") == verdict("lower", "lower", "at chance") == PARTLY
@@ -215,13 +215,13 @@ def test_an_attack_is_held_against_noise_and_against_itself():
         one["attack"]["grey_probability"] = 0.0
         one["scores_8_bit"] = dict.fromkeys(tables.DIRECTIONS, scores(0.3, 10 * one["seed"]))
     against_noise = {"attack": "CMPS (paper)", "than": ["sign noise"], "spoilt": True}
-    assert claims.against(noise + own, **against_noise)[1] == HOLDS
-    assert claims.against(noise + [card(0.7, seed) for seed in range(3)], **against_noise)[1] == NOT
+    assert evidence.against(noise + own, **against_noise)[1] == HOLDS
+    assert evidence.against(noise + [card(0.7, seed) for seed in range(3)], **against_noise)[1] == NOT
     switch = {"attack": "CMPS (paper)", "switches": [{"grey_probability": 0.0}]}
-    assert claims.without(own + other, **switch)[1] == NOT, "without it the attack is the stronger one"
-    assert claims.without([*own, *noise], **switch) is None
-    assert claims.spoils([card(0.3, seed) for seed in range(3)], ["CMPS (paper)"])[1] == HOLDS
-    assert claims.spoils([card(0.79, seed) for seed in range(3)], ["CMPS (paper)"])[1] == NOT
+    assert evidence.without(own + other, **switch)[1] == NOT, "without it the attack is the stronger one"
+    assert evidence.without([*own, *noise], **switch) is None
+    assert evidence.spoils([card(0.3, seed) for seed in range(3)], ["CMPS (paper)"])[1] == HOLDS
+    assert evidence.spoils([card(0.79, seed) for seed in range(3)], ["CMPS (paper)"])[1] == NOT
 
 
 def transferred(value, seed, name="cmps", source="ide", identities="shared"):
@@ -235,7 +235,7 @@ def test_transfer_is_held_against_noise_on_the_target_and_rivals_of_one_surrogat
     other = [transferred(0.6, seed, "col-del") for seed in range(2)]
 
     def verdict(cards, than="sign noise", **where):
-        found = claims.against(cards, "CMPS (paper)", [than], where={"kind": "transfer", **where})
+        found = evidence.against(cards, "CMPS (paper)", [than], where={"kind": "transfer", **where})
         return found and found[1]
 
     assert verdict(noise + own) == HOLDS
@@ -251,8 +251,8 @@ def test_transfer_is_held_against_noise_on_the_target_and_rivals_of_one_surrogat
 def test_a_printed_number_is_held_against_reruns_on_its_own_data():
     runs = [card(0.05, seed, dataset="regdb") for seed in range(2)]
     for printed, verdict in (([5.0, 5.0], HOLDS), ([5.0, 50.0], PARTLY), ([50.0, 50.0], NOT)):
-        assert claims.licensed(runs, "CMPS (paper)", printed)[1] == verdict
-    assert claims.licensed([], "CMPS (paper)", [5.0, 5.0]) is None
+        assert evidence.licensed(runs, "CMPS (paper)", printed)[1] == verdict
+    assert evidence.licensed([], "CMPS (paper)", [5.0, 5.0]) is None
 
 
 # Arithmetic, derived again by hand.
@@ -265,11 +265,11 @@ def test_the_least_average_precision_is_that_of_a_list_with_all_matches_last():
             if place > ranked - matches:
                 hits += 1
                 total += hits / place
-        assert claims._least(ranked, matches) == pytest.approx(total / matches)
+        assert arithmetic._least(ranked, matches) == pytest.approx(total / matches)
 
 
 def test_the_span_of_no_information_holds_its_mean_and_is_wider_than_one_draw_a_query():
-    ends = claims._uninformed()
+    ends = arithmetic._uninformed()
     for name, mean in (("RegDB", 100 / 206), ("SYSU-MM01", 1.0)):
         (low, high), (least, most) = ends[name]
         assert low < mean < high
@@ -316,10 +316,10 @@ def test_other_printed_numbers_give_another_verdict(ledger, claim, path, value, 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('verdict = "contradicts itself"', 'verdict = "wrong"', "claim C1: verdict 'wrong' is none of"),
-        ('about = "text"', 'about = "people"', "claim C1: about 'people' is none of"),
-        ('paper = "cmps"', 'paper = "mine"', "claim C1: paper 'mine' is none of"),
-        ('kind = "text"', 'kind = "belief"', "claim C1: kind of evidence 'belief' is none of"),
+        ('verdict = "contradicts itself"', 'verdict = "wrong"', "claim C1: verdict 'wrong' is unknown"),
+        ('about = "text"', 'about = "people"', "claim C1: about 'people' is unknown"),
+        ('paper = "cmps"', 'paper = "mine"', "claim C1: paper 'mine' is unknown"),
+        ('kind = "text"', 'kind = "belief"', "claim C1: kind of evidence 'belief' is unknown"),
         ('where = "abstract"', "", "claim C1: field 'where' is missing"),
         ('where = "abstract"', 'where = "abstract"\nwho = "x"', "claim C1: field 'who' is unknown"),
         ("{eps}", "{alpha}", "claim C1: its statement asks for 'alpha'"),

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from _make import execute, pages
-from _make.build import build_book, sync, write_edition
-from _make.editions import PAGES, without_solutions
+from _make.build import build_book, sync
+from _make.editions import PAGES, without_solutions, write_edition
 from _make.notebooks import check_pairs, find_chapters, paired_notebook
 from vireid_lite import losses, metrics
 from vireid_lite.chapters.exercises import UNANSWERED, seal, self_check, self_check_value
@@ -205,6 +205,9 @@ def test_links_to_what_is_left_out_become_words(tmp_path):
 def test_an_edition_is_replaced_and_nothing_else_is(tmp_path):
     source, out = small(tmp_path / "small"), tmp_path / "out"
     write_edition(source, "instructor", out)
+    notebook = out / "notebooks" / "01_small.ipynb"
+    answered = notebook.read_text().replace("a result of six times", "my answer")
+    notebook.write_text(answered)
     (out / "_build").mkdir()
     (out / "_build" / "kept").touch()
     (out / "book" / "former.md").touch()
@@ -212,6 +215,8 @@ def test_an_edition_is_replaced_and_nothing_else_is(tmp_path):
     assert not (out / "book" / "former.md").exists()
     assert not list((out / PAGES).glob("*"))
     assert (out / "_build" / "kept").exists()
+    write_edition(source, "student", out)
+    assert [path.read_text() for path in notebook.parent.glob("*.yours*.ipynb")] == [answered]
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()
@@ -242,10 +247,10 @@ def test_a_solution_whose_cells_are_not_tagged_is_refused(broken, line):
 def test_results_come_along_and_are_not_made_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(execute, "package_key", lambda: "fixed")
     source = small(tmp_path / "small")
-    build_book(root=source, progress=False, execute_only=True)
+    build_book(root=source, execute_only=True)
     out = write_edition(source, "student", tmp_path / "out")
     capsys.readouterr()
-    folder = build_book(root=out, progress=False, execute_only=True)
+    folder = build_book(root=out, execute_only=True)
     assert "unchanged, executed before" in capsys.readouterr().out
     text = (folder / "01_small.ipynb").read_text()
     assert "a result of six times 7" in text

@@ -67,7 +67,7 @@ def root(tmp_path_factory):
     sync(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execute, "package_key", lambda: "fixed")
-        build_book(root=root, progress=False)
+        build_book(root=root)
     return root
 
 
@@ -147,7 +147,7 @@ def test_an_execution_notes_its_data_and_never_where_they_lie(root, tmp_path, mo
         for name in ("1.png", "2.png"):
             Image.new("RGB", (16, 32)).save(private / folder / name)
     given = {"DATASET": "paired_folder", "DATA_ROOT": str(private), "SEED": "3"}
-    folder = build_book(root=root, progress=False, parameters=given, out=tmp_path, execute_only=True)
+    folder = build_book(root=root, parameters=given, out=tmp_path, execute_only=True)
     record = read_record(folder / "01_small.ipynb")
     assert (record["tier"], record["dataset"], record["parameters"]) == ("lite", "paired_folder", {"SEED": "3"})
     assert str(private) not in json.dumps(record)

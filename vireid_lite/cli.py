@@ -255,15 +255,15 @@ def _join_parameters(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line; bad input is one line on stderr and exit code 2, a book that fails exit code 1."""
+    """Run the command line; bad input, or a book that fails, is one line on stderr and exit code 2."""
     try:
         sys.exit(app(_join_parameters(sys.argv[1:]), standalone_mode=False))
     except (typer.Abort, KeyboardInterrupt):
         message, code = "interrupted; what is finished is kept, the same command resumes", 130
-    except BuildError as error:
-        message, code = str(error), 1
-    except InputError as error:
+    except (BuildError, InputError) as error:
         message, code = str(error), 2
+    except OSError as error:
+        message, code = f"{error.filename or 'a file'}: {error.strerror or error}", 2
     except Exception as error:
         # typer brings its own click, whose usage errors have no public name.
         if not hasattr(error, "format_message"):

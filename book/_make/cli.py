@@ -1,16 +1,16 @@
 """The two commands of book production; `vireid_lite.cli` declares their options and says what they do."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
 
-from _make.build import build_book, sync, write_edition
+from _make.build import build_book, sync
+from _make.editions import write_edition
 from _make.notebooks import repository_root
 from _make.paper import find_chromium, print_book
 from _make.publish import check_build
 from vireid_lite.errors import InputError
+from vireid_lite.files import exclusive
 
 
 def book(
@@ -23,19 +23,20 @@ def book(
     if "TIER" in parameters:
         raise InputError("-p TIER: give the tier as --tier")
     if pdf:
-        for name in ("measure", "execute_only"):
-            if options[name]:
-                raise InputError(f"--pdf prints rendered pages; leave out --{name.replace('_', '-')}")
+        if unwanted := [name for name in ("measure", "execute_only") if options[name]]:
+            raise InputError(f"--pdf prints rendered pages; leave out --{unwanted[0].replace('_', '-')}")
         find_chromium()  # before chapters run for minutes
     root = repository_root()
     out = root / out_dir
-    if edition is not None:
-        os.environ.setdefault("VIREID_CACHE", str(out.resolve() / "cache"))
-        root = write_edition(root, edition, out / edition)
-        out = root / "_build"
-    build_book(parameters=parameters, out=out, root=root, **options)
-    if pdf:
-        print_book(root, out)
+    with exclusive(out, wait=False):
+        if edition is not None:
+            os.environ.setdefault("VIREID_CACHE", str(out.resolve() / "cache"))
+            root = write_edition(root, edition, out / edition)
+            out = root / "_build"
+        built = build_book(parameters=parameters, out=out, root=root, **options)
+        if pdf:
+            print_book(root, out)
+    print(f"done: {built}")
 
 
 def publish_check(out_dir: Path) -> None:

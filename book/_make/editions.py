@@ -1,19 +1,15 @@
 """Two editions from one source: the instructor's has everything, the student's neither solutions nor teachers' pages.
 
-An edition is a folder like the repository's own: `vireid-lite book` builds it, and `notebooks/*.ipynb` can be handed
-out as they are. A solution is the cells with the tag "solution".
+An edition is a folder like the repository's own, which `vireid-lite book` builds. A solution: cells with that tag.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from _make import notebooks
+from _make import execute, notebooks
 from vireid_lite.errors import InputError
 
 EDITIONS = ("student", "instructor")
@@ -27,11 +23,8 @@ TAGGED = re.compile(r'# %%.*\btags=\[[^\]]*"solution"')
 def write_edition(root: Path, edition: str, out: Path) -> Path:
     """Write the "student" or the "instructor" edition of the book in `root` to the folder `out`, and return it.
 
-    A former edition in `out` is replaced, what was built from it is kept.
-
-    Raises:
-        InputError: for an unknown edition, a chapter whose notebook is not in step, a solution whose cells are not
-            tagged, or an `out` that holds something else.
+    A former edition in `out` is replaced, what was built from it is kept. Current results in `root` come along.
+    Raises InputError for an unknown edition, a notebook out of step, untagged solutions, or an `out` of something else.
     """
     root, out = root.resolve(), Path(out).resolve()
     if edition not in EDITIONS:
@@ -41,34 +34,31 @@ def write_edition(root: Path, edition: str, out: Path) -> Path:
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something that is no edition; give an empty or a new folder")
     notebooks.check_pairs(root)
-    notebooks.replace_files(out, _files(root, student=edition == "student"), keep="_build/")
     for source in notebooks.find_chapters(out):
-        notebooks.update(source.with_suffix(".ipynb"), notebooks.paired_notebook(source))
+        notebooks.keep_copy(source.with_suffix(".ipynb"))
+    files = _files(root, student=edition == "student")
+    notebooks.replace_files(out, files, keep=r"_build/|notebooks/.+\.yours\d*\.ipynb$")
+    for source in notebooks.find_chapters(root):
+        _pair(source, root / "_build" / "executed" / f"{source.stem}.ipynb", out)
     return out
 
 
-def carry_results(root: Path, out: Path, key: Callable[[Path], str]) -> None:
-    """Take along to an edition the results of chapters that are still current, so that it need not make them again.
-
-    Args:
-        root: the book's sources, with chapters executed in `_build`.
-        out: the edition.
-        key: of a chapter, given its source, as executed with its own defaults.
-    """
+def _pair(full: Path, executed: Path, out: Path) -> None:
+    """Write the notebook of a chapter in an edition, and take its results along unless they must be made again."""
     import nbformat
 
-    for source in notebooks.find_chapters(root):
-        executed, edition = root / "_build" / "executed" / f"{source.stem}.ipynb", out / "notebooks" / source.name
-        if notebooks.read_record(executed).get("key") != key(source):
-            continue
-        notebook = nbformat.read(executed, as_version=4)
-        if edition.read_bytes() != source.read_bytes():
-            notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", ())]
-            for cell in notebook.cells:
-                if cell.cell_type == "markdown":
-                    cell.source = _unlinked(cell.source)
-        notebook.metadata["vireid_run"]["key"] = key(edition)
-        notebooks.update(out / "_build" / "executed" / executed.name, (nbformat.writes(notebook) + "\n").encode())
+    source = out / "notebooks" / full.name
+    notebooks.update(source.with_suffix(".ipynb"), notebooks.paired_notebook(source))
+    if notebooks.read_record(executed).get("key") != execute.chapter_key(full, {}):
+        return
+    notebook = nbformat.read(executed, as_version=4)
+    if source.read_bytes() != full.read_bytes():
+        notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", ())]
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = _unlinked(cell.source)
+    notebook.metadata["vireid_run"]["key"] = execute.chapter_key(source, {})
+    notebooks.update(out / "_build" / "executed" / executed.name, (nbformat.writes(notebook) + "\n").encode())
 
 
 def _files(root: Path, student: bool) -> dict[str, bytes]:
@@ -95,18 +85,12 @@ def _files(root: Path, student: bool) -> dict[str, bytes]:
 
 
 def without_solutions(source: str, name: str = "chapter") -> str:
-    """Return a percent source, of the chapter `name`, without the cells that have the tag "solution".
-
-    Raises:
-        InputError: where the tagged cells are not those from `{solution-start}` to `{solution-end}`, or one of them
-            holds an exercise as well.
-    """
+    """Return a percent source without the cells tagged "solution"; InputError where the wrong cells have that tag."""
     kept, inside = [], False
     for cell in re.split(r"(?m)^(?=# %%)", source):
         gates, tagged = re.findall(r"\{(solution|exercise)-(start|end)\}", cell), bool(TAGGED.match(cell))
-        mixed = tagged and any(kind == "exercise" for kind, _ in gates)
         borders = [where for kind, where in gates if kind == "solution"]
-        if mixed or tagged != bool(inside or borders):
+        if tagged != bool(inside or borders) or (tagged and len(borders) < len(gates)):
             first = " ".join(cell.strip().splitlines()[:2])
             rule = "every cell from {solution-start} to {solution-end}, and no other, has the tag solution"
             raise InputError(f"{name}: {rule}, and none of them holds an exercise; see the cell `{first}`")
@@ -117,10 +101,7 @@ def without_solutions(source: str, name: str = "chapter") -> str:
 
 
 def _unlinked(text: str) -> str:
-    """Return a page without links to the instructors' pages.
-
-    A row of a table goes, and so does an item of a list that is one line and ends with the link; elsewhere words stay.
-    """
+    """Return a page without links to the instructors' pages, table rows with them, and list items that end with one."""
     link = re.compile(r"\[([^\]]*)\]\([^)\s]*instructors/[^)\s]*\)|\{doc\}`([^`<]*?)\s*<[^`]*instructors/[^`]*>`")
     gone = re.compile(rf"\|.*(?:{link.pattern})|- .*(?:{link.pattern})$")
     lines = (line for line in text.splitlines(keepends=True) if not gone.match(line))

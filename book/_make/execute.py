@@ -1,39 +1,34 @@
 """Chapters run by papermill, each in a kernel of its own, and kept under a key of all that their results depend on."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json
 import os
 import re
+import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from _make.notebooks import executed_chapters, find_chapters, read_json, read_record
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.engines import NBClientEngine, papermill_engines
+
+from _make.notebooks import executed_chapters, find_chapters, paired_notebook, read_costs, read_record
 from vireid_lite.chapters.parameters import check_machine, check_values, read_parameters
 from vireid_lite.errors import BuildError, InputError
 from vireid_lite.files import PACKAGE, source_hash, write_atomically
 from vireid_lite.machine import device_name, pick_device, versions
 
+TELL_EVERY = (60, 1)  # seconds; the second one at a terminal
 # A chapter's import of something that reads run cards.
 READS_CARDS = re.compile(r"(from|import) vireid_lite(\.| import .*)\b(study|cards|tables|benchmark)\b")
-
-
-def choose(sources: list[Path], numbers: Sequence[int] | None) -> list[Path]:
-    """Return the chapters of these numbers, in order; all by default."""
-    if not sources:
-        raise InputError("notebooks/ holds no chapter NN_name.py")
-    known = {int(source.stem[:2]): source for source in sources}
-    for number in numbers or ():
-        if number not in known:
-            raise InputError(f"--chapters {number}: there is no such chapter; there are {', '.join(map(str, known))}")
-    return [known[number] for number in sorted(set(numbers or known))]
 
 
 def injected(source: Path, asked: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -47,33 +42,19 @@ def injected(source: Path, asked: Mapping[str, Any], out: Path) -> dict[str, Any
         check_machine({**values, "DATA_ROOT": values["DATA_ROOT"] and root / values["DATA_ROOT"]})
         standing = check_values(defaults, own)
     except InputError as error:
-        raise InputError(f"{source.stem}: {error}{_elsewhere(asked, defaults, root)}") from None
+        known = {path.stem[:2]: read_parameters(path.with_suffix(".ipynb"))[0] for path in find_chapters(root)}
+        fit = [str(int(number)) for number, names in known.items() if asked.keys() <= names.keys()]
+        elsewhere = f"; for those that have it: --chapters {','.join(fit)}" if fit and asked.keys() - defaults else ""
+        raise InputError(f"{source.stem}: {error}{elsewhere}") from None
     # In the reader's own spelling where it is text ("4/255"), so that the page shows what was asked for.
     return {name: asked[name] for name in sorted(asked) if values[name] != standing[name]}
 
 
-def _elsewhere(asked: Mapping[str, Any], defaults: Mapping[str, Any], root: Path) -> str:
-    """Name the chapters that have every parameter asked for, where one that was chosen lacks some."""
-    if set(asked) <= set(defaults):
-        return ""
-    known = {int(source.stem[:2]): read_parameters(source.with_suffix(".ipynb"))[0] for source in find_chapters(root)}
-    fit = [str(number) for number, names in known.items() if set(asked) <= set(names)]
-    return f"; for those that have it: --chapters {','.join(fit)}" if fit else ""
-
-
 def chapter_key(source: Path, given: Mapping[str, Any]) -> str:
-    """Return what a chapter's results depend on, as 16 hex digits.
-
-    That is its notebook, the parameters given, the package and what it computes with; and the run cards where the
-    chapter imports something that reads them.
-    """
-    notebook = source.with_suffix(".ipynb")
-    digest = hashlib.sha256(json.dumps([package_key(), given]).encode() + notebook.read_bytes())
-    code = ["".join(cell["source"]) for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
-    nodes = [
-        node for text in code for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
-    if any(READS_CARDS.match(ast.unparse(node)) for node in nodes):
+    """Return a hash of a chapter, its parameters, the package, and the run cards where it imports what reads them."""
+    digest = hashlib.sha256(json.dumps([package_key(), given]).encode() + paired_notebook(source))
+    nodes = ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+    if any(isinstance(node, ast.Import | ast.ImportFrom) and READS_CARDS.match(ast.unparse(node)) for node in nodes):
         for path in sorted((source.parents[1] / "book" / "results").rglob("*.json")):
             if path.name != "costs.json":
                 digest.update(f"{path.name}\0".encode() + path.read_bytes())
@@ -89,13 +70,8 @@ def package_key() -> str:
     return digest.hexdigest()
 
 
-def environment(out: Path, cache: Path | None = None) -> AbstractContextManager:
-    """Let chapters run in this interpreter, with none of the user's own Jupyter settings.
-
-    Args:
-        out: folder of the build.
-        cache: where victims and crops are kept; default: VIREID_CACHE, or `out`/cache.
-    """
+def environment(out: Path, cache: Path | None = None) -> Any:
+    """Let chapters run in this interpreter, with none of the user's Jupyter settings; crops and victims in `cache`."""
     own = out / "jupyter"
     own.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -128,26 +104,47 @@ print(json.dumps(_cost))
 """
 
 
-def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = False, progress: bool = True) -> None:
+class _Told(NBClientEngine):
+    """papermill's engine; its bar says for how long the running cell runs, and what that cell said last."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, *arguments, **options):
+        def tell() -> None:
+            while not ended.wait(TELL_EVERY[sys.stderr.isatty()]):
+                for cell in nb_man.nb.cells:
+                    if cell.metadata.papermill["status"] == "running":
+                        took = datetime.now(UTC) - datetime.fromisoformat(cell.metadata.papermill["start_time"])
+                        said = "".join(part.get("text", "") for part in cell.get("outputs", [])[-9:])
+                        last = re.split(r"[\r\n]+", said.strip())[-1]
+                        nb_man.pbar.set_postfix_str(f"this cell {str(took).partition('.')[0]} {last}".strip())
+
+        ended, teller = threading.Event(), threading.Thread(target=tell)
+        teller.start()
+        try:
+            super().execute_managed_notebook(nb_man, *arguments, **options)
+        finally:
+            ended.set()
+            teller.join()
+
+
+papermill_engines.register("told", _Told)
+
+
+def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = False) -> None:
     """Run one chapter unless its executed copy in `folder` has its key; the copy keeps outputs, key and cost.
 
-    Raises:
-        BuildError: where a cell fails or the kernel dies; the copy that stopped stays beside the finished one.
+    Raises BuildError where a cell fails or the kernel dies; the copy that stopped stays beside the finished one.
     """
-    import nbformat
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
     finished, failed = folder / f"{source.stem}.ipynb", folder / f"{source.stem}.failed.ipynb"
     key = chapter_key(source, given)
     if not force and read_record(finished).get("key") == key:
         print(f"{source.stem}: unchanged, executed before")
         return
-    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    notebook = nbformat.reads(paired_notebook(source).decode(), as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(COST_CELL))
-    options = {"kernel_name": "python3", "language": "python", "cwd": source.parents[1]}
+    options = {"engine_name": "told", "kernel_name": "python3", "language": "python", "cwd": source.parents[1]}
     options["extra_arguments"] = ["--IPKernelApp.log_level=50"]
-    options["progress_bar"] = {"desc": source.stem, "leave": False} if progress else False
+    options["progress_bar"] = {"desc": source.stem, "leave": False}
     started = time.perf_counter()
     try:
         notebook = papermill.execute_notebook(notebook, failed, given, **options)
@@ -178,16 +175,12 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
 
 
 def write_costs(folder: Path, path: Path) -> Path:
-    """Merge what the executed chapters in `folder` cost into the table `path`, and return it.
-
-    The table is {chapter: {tier: {"minutes", "memory_gib", "device", and "gpu_gib" on a GPU}}}; to the minutes of the
-    run those are added that training the victims took which it found in a cache.
-    """
-    table = read_json(path)
+    """Merge what chapters in `folder` cost, training of victims they found included, into the table `path`."""
+    table = read_costs(path)
     for notebook in executed_chapters(folder):
         if record := read_record(notebook):
-            cost = {name: record[name] for name in ("minutes", "memory_gib", "gpu_gib", "device") if name in record}
-            cost["minutes"] = round(cost["minutes"] + record.get("training_minutes", 0), 2)
+            cost = {name: record[name] for name in ("memory_gib", "gpu_gib", "device") if name in record}
+            cost["minutes"] = round(record["minutes"] + record.get("training_minutes", 0), 2)
             table.setdefault(notebook.stem, {})[record["tier"]] = cost
     write_atomically(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
     return path

@@ -1,17 +1,20 @@
 """What all of book production shares: the checkout, its chapters and their pairs, and what a run noted of itself."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 import tomllib
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from vireid_lite.errors import InputError
-from vireid_lite.files import write_atomically
+from vireid_lite.files import stable_hash, write_atomically
 
+OWN = ("tags", "mystnb", "lines_to_next_cell")  # metadata of cells that a chapter's source holds
+COST = {"minutes": int | float, "memory_gib": int | float, "device": str}
+RECORD = {**COST, "key": str, "tier": str, "parameters": dict, "versions": dict, "training_minutes": int | float | None}
 COSTS = "book/results/costs.json"  # what each chapter costs from empty caches, by tier
 
 
@@ -36,37 +39,105 @@ def find_chapters(root: Path) -> list[Path]:
 
 def paired_notebook(source: Path) -> bytes:
     """Return the notebook that a chapter's percent source stands for: no outputs, the same bytes every time."""
+    return _paired(source.stem, source.read_text(encoding="utf-8"))
+
+
+@cache
+def _paired(stem: str, text: str) -> bytes:
     import jupytext
     import nbformat
 
-    notebook = jupytext.read(source, fmt="py:percent")
+    notebook = jupytext.reads(text, fmt="py:percent")
     notebook.metadata.pop("jupytext", None)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for index, cell in enumerate(notebook.cells):
-        cell.id = hashlib.sha256(f"{source.stem}/{index}".encode()).hexdigest()[:8]
+        cell.id = hashlib.sha256(f"{stem}/{index}".encode()).hexdigest()[:8]
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    notebook.metadata["vireid_pair"] = _look(nbformat.writes(notebook).encode())[0]  # tells an edit of one side
     return (nbformat.writes(notebook, ensure_ascii=False).rstrip("\n") + "\n").encode()
 
 
+def _look(notebook: bytes) -> tuple[str, str, bool]:
+    """Return hashes of what is written in a notebook and of what was when it was paired; whether it holds outputs."""
+    try:
+        cells, metadata = (json.loads(notebook)[part] for part in ("cells", "metadata"))
+        texts = [[cell["cell_type"], "".join(cell["source"]), *map(cell["metadata"].get, OWN[:2])] for cell in cells]
+        outputs = any(cell.get("outputs") for cell in cells)
+        return stable_hash([text for text in texts if text[1].strip()]), metadata.get("vireid_pair", ""), outputs
+    except (AttributeError, KeyError, TypeError, ValueError):  # damaged
+        return "", "", True
+
+
 def check_pairs(root: Path) -> None:
-    """Raise InputError where a chapter's notebook is missing or is not what its source says."""
+    """Raise InputError where a chapter's notebook is missing or its cells are not what its source says."""
     for source in find_chapters(root):
         notebook = source.with_suffix(".ipynb")
-        if not notebook.exists() or notebook.read_bytes() != paired_notebook(source):
-            raise InputError(
-                f"notebooks/{notebook.name} is not in step with {source.name}; run vireid-lite book --sync"
-            )
+        if not notebook.exists() or _look(notebook.read_bytes())[0] != _look(paired_notebook(source))[0]:
+            apart = f"notebooks/{notebook.name} is not in step with {source.name}"
+            raise InputError(f"{apart}; run vireid-lite book --sync, which loses neither side")
+
+
+def keep_copy(notebook: Path, known: str = "") -> None:
+    """Copy a notebook, before it is written, where it holds what neither a pairing put there nor is `known`."""
+    written, paired, outputs = _look(data := notebook.read_bytes() if notebook.exists() else b"")
+    if data and (outputs or written not in (paired, known)):
+        copies = (notebook.with_suffix(f".yours{number or ''}.ipynb") for number in count())
+        copy = next(path for path in copies if not path.exists() or path.read_bytes() == data)
+        if update(copy, data):
+            print(f"{notebook}: as it was kept in {copy.name}")
+
+
+def sync_pair(source: Path) -> list[Path]:
+    """Write a chapter's notebook, after its source where only the notebook was edited; return what changed."""
+    import jupytext
+
+    notebook, changed = source.with_suffix(".ipynb"), []
+    if notebook.exists() and notebook.read_bytes() != paired_notebook(source):
+        known, (written, paired, _) = _look(paired_notebook(source))[0], _look(notebook.read_bytes())
+        keep_copy(notebook, known)
+        if written != paired == known:
+            held = jupytext.read(notebook)
+            held.cells = [cell for cell in held.cells if cell.source.strip()]
+            for cell in held.cells:
+                cell.metadata = {name: cell.metadata[name] for name in OWN if name in cell.metadata}
+            head = source.read_text(encoding="utf-8").partition("# %%")[0]
+            text = jupytext.writes(held, fmt="py:percent").partition("# %%")
+            changed += [source] * update(source, (head + "".join(text[1:])).encode())
+    return changed + [notebook] * update(notebook, paired_notebook(source))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return what a file of JSON holds, nothing where it is missing."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (RecursionError, TypeError, ValueError):
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged; restore it, or delete it and run again what wrote it")
 
 
 def read_record(notebook: Path) -> dict[str, Any]:
     """Return what a run noted in an executed copy of a chapter: nothing where there is none."""
-    return read_json(notebook).get("metadata", {}).get("vireid_run", {})
+    metadata = read_json(notebook).get("metadata", {})
+    record = metadata.get("vireid_run", {}) if isinstance(metadata, dict) else None
+    if record != {} and not _holds(record, RECORD):
+        raise damaged(notebook)
+    return record
+
+
+def read_costs(path: Path) -> dict[str, dict[str, dict]]:
+    """Return what chapters cost, {chapter: {tier: cost}}, nothing where the file is missing."""
+    table = read_json(path)
+    if not all(isinstance(runs, dict) and all(_holds(cost, COST) for cost in runs.values()) for runs in table.values()):
+        raise damaged(path)
+    return table
+
+
+def _holds(value: Any, kinds: dict[str, Any]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
 
 
 def executed_chapters(folder: Path) -> list[Path]:
@@ -81,11 +152,11 @@ def update(path: Path, data: bytes) -> bool:
     return changed
 
 
-def replace_files(folder: Path, files: dict[str, bytes], keep: str = "") -> None:
-    """Make a folder hold these files, by name, and no others but those below `keep`."""
+def replace_files(folder: Path, files: dict[str, bytes], keep: str = "$") -> None:
+    """Make a folder hold these files, by name, and no others but those whose name begins with the pattern `keep`."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in files and not (keep and name.startswith(keep)):
+        if path.is_file() and name not in files and not re.match(keep, name):
             path.unlink()
     for name, data in files.items():
         update(folder / name, data)

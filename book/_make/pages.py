@@ -5,14 +5,13 @@ minutes, `% measured: STEM` for one chapter's cost or `all` for a table, `% stat
 `% picture: CHAPTER FIGURE` to `% end` stands where the chapter has been executed, and a line that says so otherwise.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
-from _make.notebooks import COSTS, find_chapters, read_json, read_record
+from _make.notebooks import COSTS, damaged, find_chapters, read_costs, read_json, read_record
 from vireid_lite.errors import InputError
 
 PICTURE = re.compile(r"^% picture: (\S+) (\S+)\n(.*?)^% end\n", re.MULTILINE | re.DOTALL)
@@ -22,57 +21,54 @@ NUMBERS = re.compile(r"^% (costs|measured|status): (.+)\n", re.MULTILINE)
 def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes]:
     """Return the pages among `files` that ask for something, filled, and the pictures they show, by name.
 
-    Args:
-        files: what is rendered, by name.
-        root: the book's sources, whose `book/results/costs.json` holds what chapters cost from empty caches.
-        executed: folder of the chapters as executed.
-
-    Raises:
-        InputError: where a page asks for a chapter or a figure that is not there.
+    files: what is rendered of the book in `root`. executed: folder of the chapters as executed. Raises InputError where
+    a page asks for a chapter or a figure that is not there.
     """
-    costs = read_json(root / COSTS)
-    stems = [source.stem for source in find_chapters(root)]
-    filled = {}
+    costs, filled = read_costs(root / COSTS), {}
+    copies = {source.stem: executed / f"{source.stem}.ipynb" for source in find_chapters(root)}
 
     def known(page: str, mark: str, chapter: str) -> None:
-        if chapter not in stems:
-            raise InputError(f"{page}: % {mark}: {chapter} names no chapter; there are {', '.join(stems)}")
+        if chapter not in copies:
+            raise InputError(f"{page}: % {mark}: {chapter} names no chapter; there are {', '.join(copies)}")
+
+    def picture(page: str, found: re.Match) -> str:
+        chapter, figure, text = found.groups()
+        known(page, "picture", chapter)
+        if not copies[chapter].exists():
+            said = "draws the picture that belongs here; it has not run yet: `vireid-lite book --chapters"
+            return f"[](../notebooks/{chapter}) {said} {int(chapter[:2])}`.\n"
+        filled[f"book/{figure}.png"] = _figure(copies[chapter], figure, page)
+        return text
+
+    def numbers(page: str, found: re.Match) -> str:
+        if found[1] == "costs":
+            return _list([*copies], costs)
+        if found[1] == "status":
+            return _status({stem: read_record(copy) for stem, copy in copies.items()}, costs)
+        if found[2] == "all":
+            return _table([*copies], costs)
+        known(page, "measured", found[2])
+        if runs := _runs(costs, found[2], "tier `{tier}` {minutes:.1f} minutes and {memory_gib:.1f} GiB on {device}"):
+            return f"Measured from empty caches: {'; '.join(runs)}.\n"
+        return f"Not measured yet: `vireid-lite book --chapters {int(found[2][:2])} --measure` does it.\n"
 
     for page in [name for name in files if name.startswith("book/") and name.endswith(".md")]:
-
-        def picture(found: re.Match, page: str = page) -> str:
-            chapter, figure, text = found.groups()
-            known(page, "picture", chapter)
-            notebook = executed / f"{chapter}.ipynb"
-            if not notebook.exists():
-                said = "draws the picture that belongs here; it has not run yet: `vireid-lite book --chapters"
-                return f"[](../notebooks/{chapter}) {said} {int(chapter[:2])}`.\n"
-            filled[f"book/{figure}.png"] = _figure(notebook, figure, page)
-            return text
-
-        def numbers(found: re.Match, page: str = page) -> str:
-            if found[1] == "costs":
-                return _list(stems, costs)
-            if found[1] == "status":
-                return _status({stem: read_record(executed / f"{stem}.ipynb") for stem in stems}, costs)
-            if found[2] == "all":
-                return _table(stems, costs)
-            known(page, "measured", found[2])
-            return _line(found[2], costs)
-
         text = files[page].decode()
-        if (shown := NUMBERS.sub(numbers, PICTURE.sub(picture, text))) != text:
+        if (shown := NUMBERS.sub(partial(numbers, page), PICTURE.sub(partial(picture, page), text))) != text:
             filled[page] = shown.encode()
     return filled
 
 
 def _figure(notebook: Path, name: str, page: str) -> bytes:
     """Return the PNG of the figure of this name in an executed chapter."""
-    for cell in read_json(notebook)["cells"]:
-        if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name:
-            for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    return base64.b64decode(output["data"]["image/png"])
+    try:
+        for cell in read_json(notebook)["cells"]:
+            if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name:
+                for output in cell.get("outputs", []):
+                    if "image/png" in output.get("data", {}):
+                        return base64.b64decode(output["data"]["image/png"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise damaged(notebook) from None
     raise InputError(f"{page}: % picture: {notebook.stem} drew no figure {name}; see its cells' `name`")
 
 
@@ -86,42 +82,30 @@ def _list(stems: list[str], costs: dict) -> str:
     return "\n".join([f"Minutes alone, from empty caches{devices}{unknown}.", "", *rows, ""])
 
 
-def _line(stem: str, costs: dict) -> str:
-    """Return what one chapter costs, in words."""
-    runs = [
-        f"tier `{tier}` {cost['minutes']:.1f} minutes and {cost['memory_gib']:.1f} GiB on {cost['device']}"
-        for tier, cost in costs.get(stem, {}).items()
-    ]
-    command = f"`vireid-lite book --chapters {int(stem[:2])} --measure`"
-    return f"Measured from empty caches: {'; '.join(runs)}.\n" if runs else f"Not measured yet: {command} does it.\n"
+def _runs(costs: dict, stem: str, form: str) -> list[str]:
+    return [form.format(tier=tier, **cost) for tier, cost in costs.get(stem, {}).items()]
 
 
 def _table(stems: list[str], costs: dict) -> str:
     """Return what every chapter costs at each tier at which it was measured."""
     rows = ["| Chapter | Tier | Minutes | Memory, GiB | Measured on |", "|---|---|--:|--:|---|"]
     for stem in stems:
-        runs = [
-            f"`{tier}` | {cost['minutes']:.1f} | {cost['memory_gib']:.1f} | {cost['device']}"
-            for tier, cost in costs.get(stem, {}).items()
-        ]
+        runs = _runs(costs, stem, "`{tier}` | {minutes:.1f} | {memory_gib:.1f} | {device}")
         rows += [f"| [](../../notebooks/{stem}) | {run} |" for run in runs or ["`lite` | – | – | not measured yet"]]
     return "\n".join([*rows, ""])
 
 
 def _status(records: dict[str, dict], costs: dict) -> str:
     """Return what each chapter ran on, for how long, and with which versions."""
-    rows = [
-        "| Chapter | Tier | Data | Parameters | Minutes | Minutes alone | Memory, GiB | Device |",
-        "|---|---|---|---|--:|--:|--:|---|",
-    ]
-    made_with: dict[str, list[str]] = defaultdict(list)
+    head = "| Chapter | Tier | Data | Parameters | Minutes | Minutes alone | Memory, GiB | Device |"
+    rows, made_with = [head, "|---|---|---|---|--:|--:|--:|---|"], defaultdict(list)
     for stem, record in records.items():
         alone = costs.get(stem, {}).get(record.get("tier", "lite"))
         alone = f"{alone['minutes']:.1f}" if alone else "not measured"
         cells = ["–", "–", "–", "–", alone, "–", "not executed yet"]
         if "versions" in record:
             given = ", ".join(f"`{name} {value}`" for name, value in record["parameters"].items()) or "its own"
-            cells = [f"`{record['tier']}`", record["dataset"], given, f"{record['minutes']:.1f}", alone]
+            cells = [f"`{record['tier']}`", str(record.get("dataset")), given, f"{record['minutes']:.1f}", alone]
             cells += [f"{record['memory_gib']:.1f}", record["device"]]
             made_with[", ".join(f"{name} {version}" for name, version in record["versions"].items())].append(stem[:2])
         rows.append(f"| {' | '.join([f'[](../notebooks/{stem})', *cells])} |")

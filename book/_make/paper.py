@@ -1,10 +1,4 @@
-"""The book on paper: the rendered pages put in one, in the book's order, and printed by Chromium.
-
-What is printed are the pages of `OUT/html` themselves, so numbers, links and results are those of the web. They are
-only read; the PDF is put in place whole or not at all.
-"""
-
-from __future__ import annotations
+"""The book on paper: the rendered pages, which are only read, put in one in the book's order, printed by Chromium."""
 
 import datetime
 import json
@@ -14,15 +8,15 @@ import shutil
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from html import escape
+from itertools import chain
 from pathlib import Path
-from string import Template
 from typing import NamedTuple
 
 import yaml
 from bs4 import BeautifulSoup
+from jinja2 import Environment
 
 from vireid_lite.errors import BuildError, InputError
 from vireid_lite.machine import versions
@@ -49,8 +43,7 @@ class Entry(NamedTuple):
 
 def find_chromium() -> str:
     """Return the path of a Chromium; raises InputError where there is none."""
-    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
-    if program := next(found, None):
+    for program in filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         return program
     raise InputError("--pdf: no chromium on this machine to print the pages; install it (apt-get install chromium)")
 
@@ -58,11 +51,7 @@ def find_chromium() -> str:
 def print_book(root: Path, out: Path, target: Path | None = None) -> Path:
     """Print the book rendered in `out` to `target`, by default `out`/vireid-lite.pdf, and return the PDF.
 
-    It is printed twice, since the numbers in the contents are only known afterwards.
-
-    Raises:
-        InputError: without Chromium or without a built book.
-        BuildError: where pages do not come out whole.
+    Raises InputError without Chromium or a built book, BuildError where pages do not come out whole.
     """
     program, target = find_chromium(), target or out / PDF
     if not (out / "html" / "index.html").is_file():
@@ -74,6 +63,7 @@ def print_book(root: Path, out: Path, target: Path | None = None) -> Path:
     try:
         entries, page = gather(root, out, work)
         draft, final = work / "draft.pdf", work / PDF
+        # Twice, since the numbers in the contents are only known afterwards.
         _print(program, page(numbers="{}"), work, draft, "--disable-pdf-tagging")
         numbers = _page_numbers(draft, entries)
         _print(program, page(numbers=json.dumps(numbers)), work, final, "--generate-pdf-document-outline")
@@ -91,10 +81,9 @@ def read_contents(out: Path) -> list[Entry]:
     """Return the front page, then every part with its pages, as `_toc.yml` has them, each with its article."""
     toc = yaml.safe_load((out / "stage" / "_toc.yml").read_text(encoding="utf-8"))
 
-    def walk(items: list[dict], depth: int) -> Iterator[Entry]:
-        for item in items:
-            yield Entry("", item["file"], depth)
-            yield from walk(item.get("sections", []), depth + 1)
+    def walk(items: list[dict], depth: int) -> list[Entry]:
+        deeper = ((Entry("", item["file"], depth), *walk(item.get("sections", []), depth + 1)) for item in items)
+        return [*chain.from_iterable(deeper)]
 
     entries = [Entry("", toc["root"])]
     for part in toc["parts"]:
@@ -104,10 +93,9 @@ def read_contents(out: Path) -> list[Entry]:
 
 
 def _read(pages: Path, entry: Entry, printed: set[str]) -> Entry:
-    """Return an entry with its title, which has its number, and with what is read on its page.
+    """Return an entry with its title and what is read on its page, ready to stand on one page with all others.
 
-    Anchors and links are made ready to stand on one page with all others; a link to a file of the site that is not
-    printed becomes plain text.
+    A link to a file of the site that is not printed becomes plain text.
     """
     path = pages / f"{entry.page}.html"
     if not path.is_file():
@@ -124,7 +112,7 @@ def _read(pages: Path, entry: Entry, printed: set[str]) -> Entry:
         if element.name == "details" and not element.attrs:
             element["open"] = ""
         if "id" in element.attrs:
-            element["id"] = _anchor(entry.page, element["id"])
+            element["id"] = f"{entry.anchor}--{element['id']}"
         for kind in {"href", "src"} & set(element.attrs):
             address, _, fragment = element[kind].partition("#")
             if re.match(r"[a-z]+:", address):
@@ -134,17 +122,13 @@ def _read(pages: Path, entry: Entry, printed: set[str]) -> Entry:
             if kind == "src":
                 element["src"] = name
             elif page in printed:
-                element["href"] = f"#{_anchor(page, fragment)}"
+                element["href"] = f"#{Entry('', page).anchor}" + f"--{fragment}" * bool(fragment)
             else:
                 del element["href"]
     scripts = [str(script) for script in whole.find_all("script") if "mathjax" in str(script).lower()]
     mathjax = re.sub(r'src="(?:\.\./)+', 'src="', "".join(scripts))  # the book's own, which lies beside the one page
     title = " ".join(article.h2.get_text().split())
     return entry._replace(title=title, article=article.decode_contents(), mathjax=mathjax)
-
-
-def _anchor(page: str, fragment: str) -> str:
-    return Entry("", page).anchor + (f"--{fragment}" if fragment else "")
 
 
 def gather(root: Path, out: Path, work: Path) -> tuple[list[Entry], Callable[..., str]]:
@@ -158,34 +142,18 @@ def gather(root: Path, out: Path, work: Path) -> tuple[list[Entry], Callable[...
             shutil.copytree(folder, work / folder.name)
     for name in ("print.css", "print.js"):
         shutil.copy(HERE / name, work)
-    style, body, contents = [], [], []
-    for number, entry in enumerate(entries):
-        title = escape(entry.title)
-        # A page name of its own makes Chromium start a new page, with the title at its foot.
-        style.append(f"#{entry.anchor} {{ page: p{number}; }}")
-        if entry.page:
-            foot = re.sub(r'[\\"]', r"\\\g<0>", entry.title)
-            style.append(f'@page p{number} {{ @bottom-left {{ content: "{foot}"; }} }}')
-            body.append(f'<article id="{entry.anchor}">{entry.article}</article>')
-        else:
-            body.append(f'<section class="part" id="{entry.anchor}"><h1>{title}</h1></section>')
-        line = f'<span>{title}</span><i></i><b data-page="{entry.anchor}">000</b>'
-        kind = f"depth{entry.depth}" if entry.page else "part"
-        contents.append(f'<li class="{kind}"><a href="#{entry.anchor}">{line}</a></li>')
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     today = datetime.date.today()
-    values = {name: escape(project[name]) for name in ("description", "version", "license")} | {
-        "title": escape(entries[0].title),
-        "authors": escape(", ".join(author["name"] for author in project["authors"])),
-        "today": f"{today.day} {today:%B %Y}",
-        "versions": ", ".join(f"{name} {found}" for name, found in versions().items() if name != project["name"]),
-        "address": project["urls"]["Repository"],
-        "mathjax": next((entry.mathjax for entry in entries if entry.mathjax), ""),
-        "style": "".join(style),
-        "contents": "".join(contents),
-        "pages": "\n".join(body),
-    }
-    return entries, partial(Template((HERE / "print.html").read_text(encoding="utf-8")).substitute, values)
+    template = Environment(autoescape=True).from_string((HERE / "print.html").read_text(encoding="utf-8"))
+    return entries, partial(
+        template.render,
+        entries=entries,
+        project=project,
+        quoted=lambda title: json.dumps(title, ensure_ascii=False),
+        today=f"{today.day} {today:%B %Y}",
+        versions=", ".join(f"{name} {found}" for name, found in versions().items() if name != project["name"]),
+        mathjax=next((entry.mathjax for entry in entries if entry.mathjax), ""),
+    )
 
 
 def _print(program: str, page: str, work: Path, pdf: Path, *options: str) -> None:
@@ -217,8 +185,7 @@ def _page_numbers(pdf: Path, entries: list[Entry]) -> dict[str, int]:
     reader = pypdf.PdfReader(pdf)
     places, numbers = reader.named_destinations, {"": len(reader.pages)}
     for entry in entries:
-        place = places.get(f"/{entry.anchor}")
-        if place is None:
+        if f"/{entry.anchor}" not in places:
             raise BuildError(f"printing: {entry.title} is not in the PDF")
-        numbers[entry.anchor] = 1 + reader.get_destination_page_number(place)
+        numbers[entry.anchor] = 1 + reader.get_destination_page_number(places[f"/{entry.anchor}"])
     return numbers

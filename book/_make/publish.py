@@ -1,7 +1,5 @@
 """Before a build is published: nothing in it from licensed or private images, and nothing that no page accounts for."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,11 +15,7 @@ NOT_FOR_PAGES = (".safetensors", ".pt", ".pth", ".ckpt", ".npy", ".npz", ".mat")
 def check_build(out: Path | str) -> list[str]:
     """Return the chapters that a build shows, all of them executed on people who do not exist.
 
-    What a chapter ran on stands in the copy of it that the build keeps beside its page, as its run noted it.
-
-    Raises:
-        InputError: where a page was executed at tier full or on other data, where nothing says on what, where an image
-            is on no page (an earlier build may have left it), or where there is a file of weights or arrays.
+    Raises InputError for other data, an image on no page (an earlier build may have left it), weights or arrays.
     """
     out = Path(out)
     html = out / "html"
@@ -31,7 +25,14 @@ def check_build(out: Path | str) -> list[str]:
     problems = {page.stem: _problem(html / "_sources" / "notebooks" / f"{page.stem}.ipynb") for page in pages}
     for notebook in executed_chapters(out / "executed"):
         problems[notebook.stem] = problems.get(notebook.stem) or _problem(notebook)
-    problems |= _stray_files(html)
+    text = "".join(page.read_text(encoding="utf-8") for page in html.rglob("*.html"))
+    shown = {unquote(name) for name in re.findall(r"_images/([^\"'()<>\s?#]+)", text)}
+    for path in sorted(html.rglob("*")):
+        name = path.relative_to(html).as_posix()
+        if path.parent == html / "_images" and path.name not in shown:
+            problems[name] = "is on no page; run make clean and build again"
+        if path.suffix.lower() in NOT_FOR_PAGES:
+            problems[name] = "holds weights or arrays; take it out"
     if found := [f"{name} {problem}" for name, problem in problems.items() if problem]:
         raise InputError(f"not to be published: {'; '.join(found)}")
     return [page.stem for page in pages]
@@ -46,19 +47,3 @@ def _problem(executed: Path) -> str:
     if tier == "full" or data not in PUBLIC:
         return f"was executed on {data} at tier {tier}; run vireid-lite book, which uses synthetic"
     return ""
-
-
-def _stray_files(html: Path) -> dict[str, str]:
-    """Return files that no page accounts for, each with what is wrong with it."""
-    shown = {
-        unquote(name)
-        for page in html.rglob("*.html")
-        for name in re.findall(r"_images/([^\"'()<>\s?#]+)", page.read_text(encoding="utf-8"))
-    }
-    stray = {
-        f"_images/{path.name}": "is on no page; run make clean and build again"
-        for path in sorted((html / "_images").glob("*"))
-        if path.name not in shown
-    }
-    held = sorted(path for path in html.rglob("*") if path.suffix.lower() in NOT_FOR_PAGES)
-    return stray | {path.relative_to(html).as_posix(): "holds weights or arrays; take it out" for path in held}

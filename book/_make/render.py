@@ -1,7 +1,5 @@
 """Pages rendered by Jupyter Book from a staged copy of the sources; a warning is an error."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from _make.notebooks import find_chapters, replace_files, repository_url
+from _make.notebooks import find_chapters, paired_notebook, replace_files, repository_url
 from vireid_lite.errors import BuildError
 from vireid_lite.files import PACKAGE
 
@@ -29,28 +27,19 @@ def gather(root: Path, executed: Path) -> tuple[dict[str, bytes], bool]:
         name = path.relative_to(root).as_posix()
         if path.is_file() and not name.startswith(NOT_RENDERED) and "__pycache__" not in name:
             files[name] = path.read_bytes()
-    complete = True
-    for source in find_chapters(root):
-        run = executed / f"{source.stem}.ipynb"
-        complete &= run.exists()
-        files[f"notebooks/{run.name}"] = (run if run.exists() else source.with_suffix(".ipynb")).read_bytes()
-    return files, complete
+    runs = {source: executed / f"{source.stem}.ipynb" for source in find_chapters(root)}
+    for source, run in runs.items():
+        files[f"notebooks/{run.name}"] = run.read_bytes() if run.exists() else paired_notebook(source)
+    return files, all(run.exists() for run in runs.values())
 
 
 def render(files: dict[str, bytes], out: Path, strict: bool) -> Path:
-    """Render files from `out`/stage, and put the finished pages in place at once; return the front page.
+    """Render what `gather` returned, filled, from `out`/stage; put the pages in place at once; return the front page.
 
-    Only files that differ are written there, so that their times tell Sphinx which pages to read again.
-
-    Args:
-        files: what `gather` returned, filled.
-        out: folder of the build.
-        strict: a warning stops the build; left off only while some chapter has never been run.
-
-    Raises:
-        BuildError: where a page does not render; the former pages stay.
+    strict: a warning stops the build; left off only while some chapter has never been run. Raises BuildError where a
+    page does not render; the former pages stay.
     """
-    replace_files(out / "stage", files)
+    replace_files(out / "stage", files)  # those that differ, since their times tell Sphinx which pages to read again
     work, html, log = out / "sphinx", out / "html", out / "sphinx.log"
     # Sphinx repeats no warning about a page it has read, so after a failed or killed rendering it must start afresh.
     unfinished = work / "unfinished"
@@ -61,14 +50,11 @@ def render(files: dict[str, bytes], out: Path, strict: bool) -> Path:
     if not strict:
         print("some chapters have not been executed yet: they are shown without results, and warnings stop nothing")
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(out / "stage")]
+    command += ["--path-output", str(work), *(["-n", "-W", "--keep-going"] if strict else [])]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "NO_COLOR": "1"}
     started = time.perf_counter()
     with log.open("w") as stream:
-        done = subprocess.run(
-            [*command, "--path-output", str(work), *(["-n", "-W", "--keep-going"] if strict else [])],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), "NO_COLOR": "1"},
-        )
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
         lines = re.sub(r"\x1b\[[\d;]*m", "", log.read_text(encoding="utf-8", errors="replace")).splitlines()
         problems = [line for line in lines if re.search(r"WARNING|ERROR|Error", line)] or lines[-1:]
