@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 
 from vireid_lite import models
 from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, UniversalPerturbation, budget, build_attack, frozen
-from vireid_lite.attacks.cmps_switches import NUMBERS, SWITCHES, SwitchedCMPS
+from vireid_lite.attacks.cmps import NUMBERS, SWITCHES, SwitchedCMPS
 from vireid_lite.attacks.features import extremes
 from vireid_lite.chapters.costs import COSTS
 from vireid_lite.data import ImageStore, Modality
@@ -112,7 +112,7 @@ def test_released_mode_equals_its_naive_derivation(exact, store, steps, eps):
         few.images = few.images // 2 + 50
     attack = CMPS(mode="released", steps=steps, batch_size=size, eps=eps, clusters=5)
     with frozen.frozen(exact):
-        batches = attack.prepare(exact, few, SEED).batches
+        batches = attack.prepare(exact, few, SEED).batches["mixed"]
     images = batch_of(exact, few, np.arange(len(few)))
     greyed = torch.rand(len(few), generator=frozen.generator_for(SEED, 2)) < 0.2
     luma = torch.stack([(0.299 * r + 0.587 * g + 0.114 * b).expand(3, -1, -1) for r, g, b in images])
@@ -376,12 +376,11 @@ def test_clusters_are_as_many_as_identities_or_as_asked(model, store):
     assert len(problem_of(model, store, mode="released")[1].centroids) == 2 * len(store), "206, cut to what there is"
 
 
-@pytest.mark.parametrize("mode", ["paper", "released"])
 @pytest.mark.parametrize("options", [{}, {"tied": True}, {"grey_probability": 0.0, "decay": 0.5, "clusters": 3}])
-def test_with_nothing_switched_the_class_of_switches_is_cmps_to_the_bit(model, store, mode, options):
+def test_with_nothing_switched_the_class_of_switches_is_cmps_to_the_bit(model, store, options):
     """On fewer infrared crops, so that an epoch is not of one length; neither class knows the other's step."""
     uneven = only(store, np.concatenate([rows_of(store, 0), rows_of(store, 1)[::2]]))
-    one, other = (kind(mode=mode, steps=9, batch_size=10, **options) for kind in (CMPS, SwitchedCMPS))
+    one, other = (kind(steps=9, batch_size=10, **options) for kind in (CMPS, SwitchedCMPS))
     assert not isinstance(one, SwitchedCMPS)
     assert not isinstance(other, CMPS)
     assert one.describe() == other.describe()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from vireid_lite import models
 from vireid_lite.attacks import ATTACKS, frozen
-from vireid_lite.attacks.cmps_switches import SWITCHES
+from vireid_lite.attacks.cmps import SWITCHES
 from vireid_lite.attacks.dmr import DMR
 from vireid_lite.attacks.features import batch_mates
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from vireid_lite.attacks.budget import EPS
-from vireid_lite.attacks.cmps import CMPS
+from vireid_lite.attacks.cmps import CMPS, SWITCHES
 from vireid_lite.attacks.descent import UniversalAttack
 from vireid_lite.attacks.dmr import DMR, GeneratorPerturbation
 from vireid_lite.attacks.feature_level import FeatureLevelAttack
@@ -38,7 +38,7 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
     if name not in ATTACKS:
         raise InputError(f"attack {name!r} is unknown; choose from {', '.join(ATTACKS)}")
     kind = ATTACKS[name]
-    known = [*(field.name for field in fields(kind) if field.init), *getattr(kind, "switches", ())]
+    known = [*(field.name for field in fields(kind) if field.init), *(SWITCHES if kind is CMPS else ())]
     for option in sorted(set(options) - set(known)):
         raise InputError(f"{name}: option {option!r} is unknown; it takes {', '.join(known)}")
     per_step = getattr(kind, "gradients_per_step", 0)

@@ -1,14 +1,14 @@
-"""CMPS, the cross-modality perturbation synergy attack: as its paper has it, and as its code was released.
+"""CMPS, the cross-modality perturbation synergy attack: as its paper has it, then as its code has it, by switches.
 
-Source: Gong et al., NeurIPS 2024, arXiv 2401.10090, equations 1 to 9 and algorithm 1. The paper's eta is `delta` here,
-its rho `margin`, its theta `momentum`, its alpha `step_share * eps`. C^p, which a feature is pushed from, is `push`;
-C^n, which it is pulled to, is `pull`. Both modes descend, as the released code does; equations 6 and 9 print an ascent.
-What lies between the two modes, one switch at a time, is in `cmps_switches`.
+Source: Gong et al., NeurIPS 2024, arXiv 2401.10090, equations 1 to 9 and algorithm 1, and the released code at 78126a2,
+CMPS_attack.py and MI_SGD.py. The paper's eta is `delta` here, its rho `margin`, its theta `momentum`, its alpha
+`step_share * eps`. C^p, which a feature is pushed from, is `push`; C^n, which it is pulled to, is `pull`. Both modes
+descend, as the released code does; equations 6 and 9 print an ascent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -16,23 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from vireid_lite.attacks.budget import clip, luma, tie_infrared
-from vireid_lite.attacks.cmps_switches import SWITCHES, Found, SwitchedCMPS, noted
 from vireid_lite.attacks.descent import SignDescent, State
-from vireid_lite.attacks.features import Problem, centroids_for, extremes, over_crops
-from vireid_lite.attacks.frozen import Stream, coins, images_of
-from vireid_lite.data import ImageStore, Modality
+from vireid_lite.attacks.features import Problem, centroids_for, extremes, identity_centroids, over_crops
+from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
 from vireid_lite.data.batches import Batches
+from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
+from vireid_lite.errors import InputError, check_choice, check_flag
+
+Found = tuple[Tensor, Tensor]  #: a loss, and the share of crops whose hinge is above zero
 
 
 @dataclass(frozen=True, kw_only=True)
 class CMPS(SignDescent):
     """Algorithm 1: a visible step, then an infrared step, over and over, on one delta for both spectra.
 
-    The published batch order, seed and epochs are unknown. Given a switch too, such as `CMPS(bank="same")`, it is a
-    `SwitchedCMPS`.
+    The published batch order, seed and epochs are unknown. Given mode="released" or a switch, such as
+    `CMPS(bank="same")`, it is a `SwitchedCMPS`.
 
     Args:
-        mode: "paper", or "released" for a `ReleasedCMPS`, whose step size, decay, rescaling and clusters are others.
         step_share: alpha as a share of eps.
         margin: rho.
         grey_probability: how often a crop is replaced by its luma.
@@ -41,7 +43,6 @@ class CMPS(SignDescent):
 
     name: ClassVar[str] = "cmps"
     gradients_per_step: ClassVar[int] = 2
-    switches: ClassVar[dict] = SWITCHES
     choices: ClassVar[dict[str, tuple]] = {"mode": ("paper", "released")}
     mode: str = "paper"
     step_share: float = 1 / 12
@@ -50,12 +51,12 @@ class CMPS(SignDescent):
     clusters: int = 0
 
     def __new__(cls, *, mode: str = "paper", **options: object) -> CMPS | SwitchedCMPS:
-        if SWITCHES.keys() & options.keys():
+        if mode == "released" or SWITCHES.keys() & options.keys():
             return SwitchedCMPS(mode=mode, **options)
-        return super().__new__(ReleasedCMPS if mode == "released" else cls)
+        return super().__new__(cls)
 
     def describe(self) -> dict:
-        return {**super().describe(), **{name: position[self.mode] for name, position in SWITCHES.items()}}
+        return {**super().describe(), **{name: position["paper"] for name, position in SWITCHES.items()}}
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         """Return batches by modality, and C^n and C^p of each crop, which the paper leaves open.
@@ -63,8 +64,8 @@ class CMPS(SignDescent):
         As in UAP-Retrieval, C^n is the one least similar to the crop's clean feature, C^p the most similar one.
         """
         rows = [np.flatnonzero(store.modalities.numpy() == modality) for modality in Modality]
-        features = over_crops(lambda images, modality, _: model.embed(images, modality), model, store)
-        grey = over_crops(lambda images, modality, _: model.embed(luma(images), modality), model, store, rows[0])
+        features = over_crops(model.embed, model, store)
+        grey = over_crops(model.embed, model, store, rows[0], grey=torch.ones(len(store), dtype=torch.bool))
         banks = [centroids_for(f, store, self.clusters, seed) for f in (features[rows[0]], features[rows[1]], grey)]
         first = np.cumsum([0, *map(len, banks)]).tolist()
         pull, push = torch.zeros(2, 2, len(store), dtype=torch.int64, device=features.device)
@@ -102,62 +103,194 @@ class CMPS(SignDescent):
         return noted(found, self.saturated(state["delta"]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReleasedCMPS(CMPS):
-    """The released step: a gradient at delta, one at the delta that would follow, and an update along their sum.
+# Where each switch stands in the two modes, and what else it may be.
+SWITCHES = {
+    "update": {"paper": "alternate", "released": "look-ahead", "else": "joint"},
+    "modalities": {"paper": "both", "released": "both", "else": "visible", "or": "infrared"},
+    "bank": {"paper": "cross", "released": "mixed", "else": "same"},
+    "centroids": {"paper": "kmeans", "released": "kmeans", "else": "identity"},
+    "choice": {"paper": "similarity", "released": "similarity", "else": "identity"},
+    "score": {"paper": "cosine", "released": "dot"},
+    "feature": {"paper": "embedding", "released": "pooled"},
+    "centroid_input": {"paper": "normalised", "released": "raw"},
+    "stem": {"paper": "own", "released": "visible"},
+    "grey": {"paper": "every", "released": "first"},
+    "grey_anchor": {"paper": False, "released": False, "else": True},
+    "initial": {"paper": "zero", "released": "zero", "else": "uniform"},
+    "clip": {"paper": "straight-through", "released": "masked"},
+    "shuffle": {"paper": True, "released": False},
+}
+NUMBERS = {
+    "step_share": {"paper": 1 / 12, "released": 1 / 10},
+    "decay": {"paper": 0.0, "released": 0.01},
+    "rescale": {"paper": False, "released": True},
+    "clusters": {"paper": 0, "released": 206},
+}
 
-    Two banks of both spectra, for the first and the second pass. Everything goes through the visible stem; features are
-    pooled and not normalised, and long centroids are favoured.
-    Source: the CMPS repository at 78126a2, CMPS_attack.py and MI_SGD.py.
+Switches = make_dataclass("Switches", [(name, object, None) for name in SWITCHES], frozen=True, kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchedCMPS(Switches, SignDescent):
+    """CMPS with every difference between paper and released code as a switch, for controls and for what each one costs.
+
+    It shares neither `prepare`, `objective` nor `step` with `CMPS`, so that it means something that both are equal to
+    the bit where every switch stands as in the paper.
+
+    Args:
+        mode: "paper" or "released"; it sets everything that is left at None, as `SWITCHES` and `NUMBERS` say.
+        update: "alternate" (a visible, then an infrared step), "joint" (one along both gradients) or "look-ahead" (a
+            gradient at delta, one at the delta that would follow, and one step along their sum: MI_SGD.py:73-104).
+        modalities: "both", or images of one modality alone at the same number of gradient evaluations.
+        bank: where centroids come from. "cross": as in equation 1; "same": the image's own modality; "mixed": two banks
+            of both modalities, for the first and the second pass, and a crop turned grey compared by its grey feature.
+        centroids, choice: "kmeans", or one per "identity"; pushed from the most similar one, or from the own identity.
+        score: similarity with L2-normalised centroids ("cosine") or with centroids as they are ("dot").
+        feature: "embedding" (what is ranked: L2-normalised, after the BNNeck) or "pooled" (before it, not normalised).
+        centroid_input: with the network's mean and std ("normalised"), or "raw" without them (utils.py:36-45).
+        stem: each image's "own", or the "visible" one for all.
+        grey, grey_anchor: crops turn grey in "every" pass or only in the "first"; a visible one then takes equation 1's
+            middle term instead of the first.
+        initial: "zero", or "uniform": Rand(0, 1) of 255 levels, the paper's text.
+        clip: how [0, 1] passes gradients.
+        shuffle: a new order each epoch, or crops grouped by identity, then camera.
     """
 
-    mode: str = "released"
-    step_share: float = 1 / 10
-    decay: float = 0.01
-    rescale: bool = True
-    clusters: int = 206
+    name: ClassVar[str] = "cmps"
+    gradients_per_step: ClassVar[int] = 2
+    choices: ClassVar[dict[str, tuple]] = {name: tuple(dict.fromkeys(at.values())) for name, at in SWITCHES.items()}
+    mode: str = "paper"
+    step_share: float | None = None
+    decay: float | None = None
+    rescale: bool | None = None
+    clusters: int | None = None
+    margin: float = 0.5
+    grey_probability: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_choice(self.name, "mode", self.mode, ("paper", "released"))
+        for name, at in {**SWITCHES, **NUMBERS}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, at[self.mode])
+        super().__post_init__()
+        check_flag(self.name, "rescale", self.rescale)
+        if self.choice == "identity" and self.centroids != "identity":
+            raise InputError("cmps: choice='identity' needs centroids='identity'")
+        if self.modalities != "both" and self.update != "alternate":
+            raise InputError("cmps: one modality alone needs update='alternate'")
+        if self.grey_anchor and self.bank != "cross":
+            raise InputError("cmps: grey_anchor is a term of equation 1 and needs bank='cross'")
+
+    def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
+        found = super().start(shape, seed)
+        if self.initial == "uniform":
+            drawn = torch.rand(shape, generator=generator_for(seed, Stream.CMPS_START)) / 255
+            found["delta"] = drawn.clamp(max=self.eps)
+        return found
+
+    def features(self, model: nn.Module, images: Tensor, modality: Modality | Tensor) -> Tensor:
+        """Return the features the triplet is about, (N, D), of images (N, 3, H, W) in [0, 1]."""
+        stem = Modality.VISIBLE if self.stem == "visible" else modality
+        return model.embed(images, stem) if self.feature == "embedding" else model(images, stem).pooled
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
-        """Return unshuffled batches, and each crop's two in the first pass, in the second, and in the first if grey."""
+        identities, cameras = np.array([(record.identity, record.camera) for record in store.records]).T
+        modalities, everything, stem = store.modalities.numpy(), np.arange(len(store)), model.stages[0]
+        order = everything if self.shuffle else np.lexsort((modalities, cameras, identities))
+        sets = {"mixed": order, **{m: order[modalities[order] == m] for m in Modality}}
+        batches = {m: Batches(sets[m], self.batch_size, seed + n, self.shuffle) for n, m in enumerate(sets)}
 
-        def pooled(grey: Tensor | None, stem: nn.Module | None = None) -> Tensor:
-            def read(images: Tensor, modality: Tensor, rows: np.ndarray) -> Tensor:
-                images = images if grey is None else luma(images, grey[rows])
-                # With mean and std undone, the first convolution sees the image as it is (utils.py:36-45).
-                return model(images if stem is None else images * stem.std + stem.mean, Modality.VISIBLE).pooled
+        def embedded(rows: np.ndarray, grey: Tensor | None = None, raw: bool = False) -> Tensor:
+            def read(images: Tensor, modality: Tensor) -> Tensor:
+                return self.features(model, images * stem.std + stem.mean if raw else images, modality)
 
-            return over_crops(read, model, store)
+            return over_crops(read, model, store, rows, grey=grey)
 
-        some = coins(len(store), self.grey_probability, seed, Stream.CMPS_BANK)
-        banks = [centroids_for(pooled(each, model.stages[0]), store, self.clusters, seed) for each in (some, None)]
-        clean, grey = pooled(None), pooled(torch.ones(len(store), dtype=torch.bool))
-        # A crop turned grey is compared as it is, grey (CMPS_attack.py:44-54).
-        passes = (clean, banks[0], 0), (clean, banks[1], len(banks[0])), (grey, banks[0], 0)
-        picked = [torch.stack(extremes(seen, bank, score="dot")) + first for seen, bank, first in passes]
-        keys = [(each.identity, each.camera, each.modality) for each in store.records]
-        batches = Batches(np.lexsort(np.transpose(keys)[::-1]), self.batch_size, seed, shuffle=False)
-        return Problem(store, batches, torch.cat(banks), *torch.stack(picked, 1))
+        def centroids(rows: np.ndarray, grey: Tensor | None = None) -> tuple[Tensor, np.ndarray | None]:
+            made = ungreyed[rows] if grey is None else embedded(rows, grey, raw)
+            if self.centroids == "identity":
+                return identity_centroids(made, identities[rows])
+            return centroids_for(made, store, self.clusters, seed), None
 
-    def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, grey=None) -> Found:
-        """Return the triplet loss of crops of both modalities in the first pass (turn 0) or the second; see `CMPS`."""
-        images, turns = images_of(problem.store, rows, model), torch.full((len(rows),), turn)
-        if grey is not None:
-            images, turns[grey] = luma(images, grey), 2
-        shift = tie_infrared(delta, problem.store.modalities[rows], self.tied)
-        f = model(clip(images + shift, masked=True), Modality.VISIBLE).pooled
-        far, near = problem.picked(rows, turns)
-        terms = torch.linalg.vector_norm(f - far, dim=1) - torch.linalg.vector_norm(f - near, dim=1) + self.margin
+        raw, every = self.centroid_input == "raw", torch.ones(len(store), dtype=torch.bool)
+        clean, (visible, infrared) = embedded(everything), (np.flatnonzero(modalities == m) for m in Modality)
+        ungreyed = embedded(everything, raw=True) if raw else clean
+        # By turn (the first pass or visible step, the second, the first where a crop turned grey and that counts): the
+        # features compared, of which rows, with which banks to be pulled to and pushed from.
+        if self.bank == "mixed":
+            some = coins(len(store), self.grey_probability, seed, Stream.CMPS_BANK)
+            banks, grey = [centroids(everything, some), centroids(everything)], embedded(everything, every)
+            plan = [(0, clean, everything, 0, 0), (1, clean, everything, 1, 1), (2, grey, everything, 0, 0)]
+        elif self.bank == "same":
+            banks = [centroids(visible), centroids(infrared)]
+            plan = [(turn, clean, rows, b, b) for turn in (0, 1) for rows, b in ((visible, 0), (infrared, 1))]
+        else:  # equation 1
+            banks = [centroids(visible), centroids(infrared), centroids(visible, every)]
+            plan = [(turn, clean, *term) for turn in (0, 1) for term in ((visible, 2, 1), (infrared, 0, 2))]
+            plan.append((2, clean, visible, 1, 0))
+        first = np.cumsum([0, *(len(bank) for bank, _ in banks)]).tolist()
+        found = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
+        for turn, seen, rows, *numbers in plan:
+            for most, number in enumerate(numbers):
+                (bank, names), own = banks[number], None
+                if self.choice == "identity":
+                    own = torch.from_numpy(identities[rows][:, None] == names).to(seen.device)
+                    if not own.any(1).all():
+                        raise InputError("cmps: choice='identity' needs every training identity in both modalities")
+                found[most, turn, rows] = extremes(seen[rows], bank, score=self.score, own=own)[most] + first[number]
+        return Problem(store, batches, torch.cat([bank for bank, _ in banks]), *found)
+
+    def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> Found:
+        """Return the triplet loss of some crops under delta and the share of them whose hinge is active.
+
+        The turn is 0 for the first pass or the visible step, else 1; the crops `chosen`, (n,) bool, turned grey.
+        """
+        images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
+        turns = torch.full((len(rows),), turn)
+        if chosen is not None:
+            images = luma(images, chosen)
+            if self.grey_anchor:
+                turns[chosen & (modality == Modality.VISIBLE)] = 2
+            elif self.bank == "mixed" and turn == 0:
+                turns[chosen] = 2
+        attacked = clip(images + tie_infrared(delta, modality, self.tied), masked=self.clip == "masked")
+        features = self.features(model, attacked, modality)
+        pull, push = (torch.linalg.vector_norm(features - each, dim=1) for each in problem.picked(rows, turns))
+        terms = pull - push + self.margin
         return terms.clamp(min=0).mean(), (terms.detach() > 0).float().mean()
 
+    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> tuple:
+        """Return the gradient of `objective` with respect to delta, (3, H, W), and what `objective` returns."""
+        delta = delta.detach().requires_grad_()
+        loss, active = self.objective(model, problem, delta, rows, turn, chosen)
+        return torch.autograd.grad(loss, delta)[0], loss.detach(), active
+
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
-        """Make one look-ahead step (MI_SGD.py:73-104); sign() lets no second derivative through."""
-        size = self.step_size(problem.batches.per_epoch, state, step)
-        rows, delta = problem.batches.at(step), state["delta"].detach().requires_grad_()
-        grey = coins(len(rows), self.grey_probability, seed, Stream.CMPS_GREY, step, 0)
-        one = self.objective(model, problem, delta, rows, 0, grey)
-        (first,) = torch.autograd.grad(one[0], delta)
-        ahead, inside = self.look_ahead(state, first, size)
-        two = self.objective(model, problem, ahead.requires_grad_(), rows, 1)
-        (second,) = torch.autograd.grad(two[0], ahead)
-        self.descend(state, first + second * inside, size)
-        return noted([one, two], self.saturated(state["delta"]))
+        batches, mixed = problem.batches, self.update == "look-ahead"
+        size = self.step_size(batches["mixed" if mixed else Modality.VISIBLE].per_epoch, state, step)
+        if mixed:
+            turns = [(turn, batches["mixed"].at(step)) for turn in (0, 1)]
+        elif self.modalities == "both":
+            turns = [(int(modality), batches[modality].at(step)) for modality in Modality]
+        else:  # two of one modality
+            turns = [(int(m := Modality[self.modalities.upper()]), batches[m].at(2 * step + part)) for part in (0, 1)]
+        found, inside, delta = [], 1, state["delta"]
+        for part, (turn, rows) in enumerate(turns):
+            probability = 0 if self.grey == "first" and part else self.grey_probability
+            chosen = coins(len(rows), probability, seed, Stream.CMPS_GREY, step, part)
+            found.append(self.gradient(model, problem, delta, rows, turn, chosen))
+            if self.update == "alternate":
+                self.descend(state, found[-1][0], size)
+                delta = state["delta"]
+            elif mixed and part == 0:
+                delta, inside = self.look_ahead(state, found[0][0], size)
+        if self.update != "alternate":
+            self.descend(state, found[0][0] + found[1][0] * inside, size)
+        return noted([each[1:] for each in found], self.saturated(state["delta"]))
+
+
+def noted(found: list[Found], saturated: Tensor) -> dict[str, float]:
+    """Return what the history says of a step: losses and active shares of its parts, and delta's saturated share."""
+    values = torch.stack([each.detach().to(saturated) for pair in zip(*found, strict=True) for each in pair]).tolist()
+    names = ("loss", "second_loss", "active", "second_active", "saturated")
+    return dict(zip(names, [*values, saturated.item()], strict=True))

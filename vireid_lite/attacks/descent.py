@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +16,8 @@ from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, tie_
 from vireid_lite.attacks.features import Problem
 from vireid_lite.attacks.frozen import frozen, images_of, training_store, weights_hash
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
-from vireid_lite.data import Dataset, ImageStore, Modality, fingerprint
+from vireid_lite.data.records import Dataset, Modality, fingerprint
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash
 from vireid_lite.training import note, resume
@@ -89,14 +88,7 @@ class UniversalAttack:
         return UniversalPerturbation(delta, self.eps, self.tied, history, made_by=made_by)
 
     def fit(
-        self,
-        model: nn.Module,
-        train: Dataset | ImageStore,
-        seed: int = 0,
-        *,
-        state_path: Path | None = None,
-        watch: Callable[[int, Perturbation], None] | None = None,
-        progress: bool = False,
+        self, model: nn.Module, train: Dataset | ImageStore, seed=0, *, state_path=None, watch=None, progress=False
     ) -> Perturbation:
         """Return a perturbation learned on training images against a frozen victim; runs on the model's device.
 
@@ -173,7 +165,7 @@ class SignDescent(UniversalAttack):
             if share > 0.5 and (share - state["saturation"]).abs() < 1e-5:
                 state["delta"] = state["delta"] / 2
             state["saturation"] = share
-        return self.step_share * self.eps * (math.exp(-self.decay * (epoch + 1)) if self.decay else 1.0)
+        return self.step_share * self.eps * math.exp(-self.decay * (epoch + 1))
 
     def descend(self, state: State, gradient: Tensor, size: float, what: str = "delta") -> None:
         """Make one sign step of `state[what]`, with its own momentum."""

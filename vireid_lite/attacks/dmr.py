@@ -9,7 +9,7 @@ ranking is the target), and the mask that spares pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from vireid_lite.attacks.descent import State, UniversalAttack
 from vireid_lite.attacks.features import Problem, clean_features, triplet
 from vireid_lite.attacks.frozen import images_of
 from vireid_lite.attacks.perturbation import Perturbation
-from vireid_lite.data import ImageStore
 from vireid_lite.data.batches import IdentityBatches
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
 
 
@@ -91,10 +91,6 @@ class GeneratorPerturbation(Perturbation):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"weights": self.weights}
-
-    @classmethod
-    def read(cls, tensors: dict[str, Tensor], facts: dict) -> Self:
-        return cls(**tensors, **facts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from vireid_lite.attacks.budget import EPS, ModalityLike, check_eps, luma, project, tie_infrared, to_8_bits
 from vireid_lite.attacks.features import over_crops
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of
-from vireid_lite.data import ImageStore, Modality, Record
+from vireid_lite.data.records import Modality, Record
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_flag, check_number, check_whole
 from vireid_lite.models.two_stream import check_images
 
@@ -50,9 +51,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAttack:
-    """What every image-specific attack shares: its parameters and the loop.
-
-    A subclass has `objective(target)`, which returns the function of (images, step) that it maximises, (N,).
+    """The parameters and the loop; a subclass has `objective(target)`, which returns what it maximises, an `Objective`.
 
     Args:
         eps: budget in [0, 1] pixels.
@@ -87,14 +86,13 @@ class ImageAttack:
         fixed = {"step_size": self.rate, "momentum": self.momentum, "random_start": self.random_start}
         return {"name": self.name, **asdict(self), **fixed}
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, modality: ModalityLike, guides: Guides | None = None, seed: int = 0
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, modality: ModalityLike, guides=None, seed: int = 0) -> Tensor:
         """Return adversarial images (N, 3, H, W) in [0, 1] within eps of the images; the victim is left bit-identical.
 
         Args:
             images: (N, 3, H, W) float in [0, 1], left as they are.
             modality: one Modality for the batch, or int64 (N,).
+            guides: the `Guides` of the images, where the attack needs any.
 
         Raises:
             InputError: for bad images and for guides that are missing or of another number.
@@ -108,8 +106,7 @@ class ImageAttack:
         images = images.detach()
         with frozen(model), torch.enable_grad():
             objective = self.objective(Target(model, images, modality, guides, seed))
-            adversarial = self.start(images, modality, seed)
-            velocity = torch.zeros_like(images)
+            adversarial, velocity = self.start(images, modality, seed), torch.zeros_like(images)
             for step in range(self.steps):
                 adversarial.requires_grad_(True)
                 (gradient,) = torch.autograd.grad(objective(adversarial, step).sum(), adversarial)
@@ -152,7 +149,6 @@ class FGSM(PGD):
 
     name = "fgsm"
     random_start = False
-
     steps: int = field(default=1, init=False)
     step_size: float | None = field(default=None, init=False)
 
@@ -205,9 +201,8 @@ class FNA(ImageAttack):
 
     def objective(self, target: Target) -> Objective:
         def away_and_to(x: Tensor, step: int) -> Tensor:
-            features = target.features(x)
-            away = (features[:, None] - target.guides.same).square().sum((1, 2))
-            return away - (features - target.guides.far).square().sum(1)
+            f = target.features(x)
+            return (f[:, None] - target.guides.same).square().sum((1, 2)) - (f - target.guides.far).square().sum(1)
 
         return away_and_to
 
@@ -274,12 +269,11 @@ class GuideBank:
         if not len(rows):
             raise InputError(f"guides: no {modality.name.lower()} image in the guide store; guides share the modality")
         with frozen(model):
-            self.features = over_crops(lambda x, *_: model.embed(x, modality), model, store, rows, batch_size)
+            self.features = over_crops(lambda x, _: model.embed(x, modality), model, store, rows, size=batch_size)
         identities = np.array([store.records[row].identity for row in rows])
         self.number = {identity: number for number, identity in enumerate(dict.fromkeys(identities.tolist()))}
         members = [np.flatnonzero(identities == identity) for identity in self.number]
-        most = max(map(len, members))
-        # Those of an identity with fewer images come again in turn.
+        most = max(map(len, members))  # those of an identity with fewer images come again in turn
         self.places = torch.from_numpy(np.stack([np.resize(places, most) for places in members]))
         self.means = torch.stack([self.features[places].mean(0) for places in members])
 
@@ -303,7 +297,6 @@ class AdversarialStore(ImageStore):
         self.clean = clean
 
     def batch(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-        """Return attacked crops (n, 3, H, W) on the device."""
         return self.images[torch.as_tensor(indices)].to(device)
 
     def rounded(self, eps: float) -> AdversarialStore:

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from vireid_lite.attacks.budget import clip, luma, tie_infrared
 from vireid_lite.attacks.descent import SignDescent, State, UniversalAttack
 from vireid_lite.attacks.features import Problem, centroids_for, clean_features, extremes, predicted, triplet
-from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
+from vireid_lite.attacks.frozen import Stream, coins, images_of, noise
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
-from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import IdentityBatches, MixedBatches
+from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +32,14 @@ class UniformNoise(UniversalAttack):
     name: ClassVar[str] = "uniform-noise"
     knows: ClassVar[str] = "nothing"
     gradients_per_step: ClassVar[int] = 0
+    kind: ClassVar[str] = "uniform"
     steps: int = 1
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> None:
         return None
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        return {"delta": self.eps * self.draw(torch.rand(shape, generator=generator_for(seed, Stream.NOISE)))}
-
-    def draw(self, uniform: Tensor) -> Tensor:
-        return 2 * uniform - 1
+        return {"delta": self.eps * noise(self.kind, shape, seed, Stream.NOISE)}
 
     def step(self, model: nn.Module, problem: None, state: State, step: int, seed: int) -> dict:
         return {}
@@ -58,9 +57,7 @@ class SignNoise(UniformNoise):
     """Control: +eps or -eps, drawn once in each pixel and channel; the strongest noise of its budget. No gradient."""
 
     name: ClassVar[str] = "sign-noise"
-
-    def draw(self, uniform: Tensor) -> Tensor:
-        return torch.where(uniform < 0.5, -1.0, 1.0)
+    kind: ClassVar[str] = "sign"
 
 
 @dataclass(frozen=True, kw_only=True)
