@@ -201,10 +201,8 @@ class SwitchedCMPS(Switches, SignDescent):
         batches = {m: Batches(sets[m], self.batch_size, seed + n, self.shuffle) for n, m in enumerate(sets)}
 
         def embedded(rows: np.ndarray, grey: Tensor | None = None, raw: bool = False) -> Tensor:
-            def read(images: Tensor, modality: Tensor) -> Tensor:
-                return self.features(model, images * stem.std + stem.mean if raw else images, modality)
-
-            return over_crops(read, model, store, rows, grey=grey)
+            mean, std = (stem.mean, stem.std) if raw else (0, 1)
+            return over_crops(lambda x, m: self.features(model, x * std + mean, m), model, store, rows, grey=grey)
 
         def centroids(rows: np.ndarray, grey: Tensor | None = None) -> tuple[Tensor, np.ndarray | None]:
             made = ungreyed[rows] if grey is None else embedded(rows, grey, raw)
@@ -214,7 +212,7 @@ class SwitchedCMPS(Switches, SignDescent):
 
         raw, every = self.centroid_input == "raw", torch.ones(len(store), dtype=torch.bool)
         clean, (visible, infrared) = embedded(everything), (np.flatnonzero(modalities == m) for m in Modality)
-        ungreyed = embedded(everything, raw=True) if raw else clean
+        ungreyed, both = embedded(everything, raw=True) if raw else clean, slice(2)
         # By turn (the first pass or visible step, the second, the first where a crop turned grey and that counts): the
         # features compared, of which rows, with which banks to be pulled to and pushed from.
         if self.bank == "mixed":
@@ -223,21 +221,21 @@ class SwitchedCMPS(Switches, SignDescent):
             plan = [(0, clean, everything, 0, 0), (1, clean, everything, 1, 1), (2, grey, everything, 0, 0)]
         elif self.bank == "same":
             banks = [centroids(visible), centroids(infrared)]
-            plan = [(turn, clean, rows, b, b) for turn in (0, 1) for rows, b in ((visible, 0), (infrared, 1))]
+            plan = [(both, clean, visible, 0, 0), (both, clean, infrared, 1, 1)]
         else:  # equation 1
             banks = [centroids(visible), centroids(infrared), centroids(visible, every)]
-            plan = [(turn, clean, *term) for turn in (0, 1) for term in ((visible, 2, 1), (infrared, 0, 2))]
-            plan.append((2, clean, visible, 1, 0))
+            plan = [(both, clean, visible, 2, 1), (both, clean, infrared, 0, 2), (2, clean, visible, 1, 0)]
         first = np.cumsum([0, *(len(bank) for bank, _ in banks)]).tolist()
         found = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
-        for turn, seen, rows, *numbers in plan:
+        for turns, seen, rows, *numbers in plan:
             for most, number in enumerate(numbers):
                 (bank, names), own = banks[number], None
                 if self.choice == "identity":
                     own = torch.from_numpy(identities[rows][:, None] == names).to(seen.device)
                     if not own.any(1).all():
                         raise InputError("cmps: choice='identity' needs every training identity in both modalities")
-                found[most, turn, rows] = extremes(seen[rows], bank, score=self.score, own=own)[most] + first[number]
+                chosen = extremes(seen[rows], bank, score=self.score, own=own)[most]
+                found[most][turns, rows] = chosen + first[number]
         return Problem(store, batches, torch.cat([bank for bank, _ in banks]), *found)
 
     def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> Found:

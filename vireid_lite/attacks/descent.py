@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, tie_infrared
+from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, luma, tie_infrared
 from vireid_lite.attacks.features import Problem
-from vireid_lite.attacks.frozen import frozen, images_of, training_store, weights_hash
+from vireid_lite.attacks.frozen import Stream, coins, frozen, images_of, training_store, weights_hash
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
 from vireid_lite.data.records import Dataset, Modality, fingerprint
 from vireid_lite.data.store import ImageStore
@@ -34,7 +34,7 @@ RANGES |= dict.fromkeys(("momentum", "decay", "margin", "alpha", "head_rate"), (
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalAttack:
-    """What every universal attack shares: its parameters and the loop of `fit`.
+    """Its parameters and the loop of `fit`.
 
     A subclass has `prepare(model, store, seed)`, which returns what its steps need and never change (a `Problem`);
     `start(shape, seed)`, which returns the tensors of the first state for crops of a shape (3, H, W); and
@@ -90,9 +90,7 @@ class UniversalAttack:
     def fit(
         self, model: nn.Module, train: Dataset | ImageStore, seed=0, *, state_path=None, watch=None, progress=False
     ) -> Perturbation:
-        """Return a perturbation learned on training images against a frozen victim; runs on the model's device.
-
-        The victim is bit-identical afterwards: weights, statistics, mode and requires_grad.
+        """Return a perturbation learned on training images, on the model's device; the victim is left bit-identical.
 
         Args:
             train: a data set, whose training images are read, or an ImageStore.
@@ -134,6 +132,7 @@ class SignDescent(UniversalAttack):
             less than 1e-5 (UAP-Retrieval, MetaAttack; MI_SGD.py:61-71).
     """
 
+    grey_probability: ClassVar[float] = 0.0  # how often `step` replaces a crop by its luma
     step_share: float = 0.1
     momentum: float = 1.0
     decay: float = 0.0
@@ -143,8 +142,10 @@ class SignDescent(UniversalAttack):
         return {"delta": torch.zeros(shape), "momentum": torch.zeros(shape), "saturation": torch.zeros(())}
 
     def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
-        """Return the clean crops that a step attacks, (n, 3, H, W)."""
-        return images_of(problem.store, rows, model)
+        """Return the clean crops that a step attacks, (n, 3, H, W), some of them grey."""
+        images = images_of(problem.store, rows, model)
+        grey = coins(len(rows), self.grey_probability, seed, Stream.GREY, step)
+        return images if grey is None else luma(images, grey)
 
     def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, images: Tensor) -> tuple:
         """Return the gradient of the loss with respect to delta, (3, H, W), and the loss."""

@@ -304,6 +304,7 @@ class AdversarialStore(ImageStore):
         return AdversarialStore(self.records, to_8_bits(self.images, self.clean, eps), self.clean)
 
 
+@torch.no_grad()
 def craft(
     attack: ImageAttack, model: nn.Module, store: ImageStore, *, guide_store=None, batch_size=64, seed=0, progress=False
 ) -> AdversarialStore:
@@ -325,13 +326,9 @@ def craft(
                 continue
             bank = GuideBank(model, guide_store, modality, batch_size) if attack.needs else None
             for number, chunk in enumerate(np.split(rows, range(batch_size, len(rows), batch_size))):
-                batch, guides = images_of(store, chunk, model), None
-                if bank is not None:
-                    with torch.no_grad():
-                        features = model.embed(batch, modality)
-                    guides = bank.guides(features, [store.records[row].identity for row in chunk])
-                batch_seed = generator_for(seed, modality, number).initial_seed()
-                attacked = attack(model, batch, modality, guides, batch_seed)
+                batch, people = images_of(store, chunk, model), [store.records[row].identity for row in chunk]
+                guides = bank and bank.guides(model.embed(batch, modality), people)
+                attacked = attack(model, batch, modality, guides, generator_for(seed, modality, number).initial_seed())
                 images[chunk], clean[chunk] = attacked.float().cpu(), batch.float().cpu()
                 bar.update(len(chunk))
     return AdversarialStore(store.records, images, clean)

@@ -11,7 +11,6 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
@@ -129,14 +128,7 @@ class ModifiedVictim(NamedTuple):
 
 
 def train_modified_victim(
-    recipe: Recipe,
-    dataset: Dataset,
-    modification: Modification | None = None,
-    *,
-    seed: int = 0,
-    device: torch.device | str = "auto",
-    folder: Path | None = None,
-    progress: bool = True,
+    recipe: Recipe, dataset: Dataset, modification=None, *, seed=0, device="auto", folder=None, progress=True
 ) -> ModifiedVictim:
     """Return a victim trained with `modification`, loaded where it was trained before.
 
@@ -145,6 +137,8 @@ def train_modified_victim(
     Args:
         recipe: of the victim it starts from; network, schedule and augmentation are kept, and its triplet is used with
             loss="recipe" alone.
+        modification: a `Modification`; None for the paper's.
+        device: a torch.device or its name.
         folder: where it is kept; None stands for a folder of the cache, keyed by everything the result depends on.
     """
     modification = modification or Modification()

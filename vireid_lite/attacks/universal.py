@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite.attacks.budget import clip, luma, tie_infrared
+from vireid_lite.attacks.budget import clip, tie_infrared
 from vireid_lite.attacks.descent import SignDescent, State, UniversalAttack
 from vireid_lite.attacks.features import Problem, centroids_for, clean_features, extremes, predicted, triplet
-from vireid_lite.attacks.frozen import Stream, coins, images_of, noise
+from vireid_lite.attacks.frozen import Stream, images_of, noise
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
 from vireid_lite.data.batches import IdentityBatches, MixedBatches
 from vireid_lite.data.records import Modality
@@ -106,11 +106,6 @@ class UAPRetrieval(SignDescent):
     def loss(self, model: nn.Module, problem: Problem, images: Tensor, rows: np.ndarray) -> Tensor:
         compared = model.embed(images, problem.store.modalities[rows]), *problem.picked(rows)
         return triplet(*(self.scale * each for each in compared), self.margin)
-
-    def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
-        images = super().crops(model, problem, rows, step, seed)
-        grey = coins(len(rows), self.grey_probability, seed, Stream.GREY, step)
-        return images if grey is None else luma(images, grey)
 
 
 @dataclass(frozen=True, kw_only=True)
