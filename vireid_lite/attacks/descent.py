@@ -141,15 +141,10 @@ class SignDescent(UniversalAttack):
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         return {"delta": torch.zeros(shape), "momentum": torch.zeros(shape), "saturation": torch.zeros(())}
 
-    def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
-        """Return the clean crops that a step attacks, (n, 3, H, W), some of them grey."""
-        images = images_of(problem.store, rows, model)
-        grey = coins(len(rows), self.grey_probability, seed, Stream.GREY, step)
-        return images if grey is None else luma(images, grey)
-
-    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, images: Tensor) -> tuple:
-        """Return the gradient of the loss with respect to delta, (3, H, W), and the loss."""
-        delta = delta.detach().requires_grad_()
+    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, grey=None) -> tuple:
+        """Return the gradient of the loss with respect to delta, (3, H, W), and the loss; some crops may turn grey."""
+        images, delta = images_of(problem.store, rows, model), delta.detach().requires_grad_()
+        images = images if grey is None else luma(images, grey)
         shift = tie_infrared(delta, problem.store.modalities[rows], self.tied)
         loss = self.loss(model, problem, clip(images + shift), rows)
         return torch.autograd.grad(loss, delta)[0], loss.detach()
@@ -182,7 +177,7 @@ class SignDescent(UniversalAttack):
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         """Make one update from one batch of both modalities."""
         size, rows = self.step_size(problem.batches.per_epoch, state, step), problem.batches.at(step)
-        images = self.crops(model, problem, rows, step, seed)
-        gradient, loss = self.gradient(model, problem, state["delta"], rows, images)
+        grey = coins(len(rows), self.grey_probability, seed, Stream.GREY, step)
+        gradient, loss = self.gradient(model, problem, state["delta"], rows, grey)
         self.descend(state, gradient, size)
         return {"loss": loss.item()}

@@ -56,7 +56,7 @@ class ImageAttack:
     Args:
         eps: budget in [0, 1] pixels.
         steps: gradient evaluations an image; int(min(eps + 4, 1.25 eps)) (Kurakin et al. 2017) is 10 for eps 8.
-        step_size: in [0, 1] pixels; None is eps / 4: 10 steps cross the budget and turn back (Madry et al.: 2 for 8).
+        step_size: None is eps / 4: 10 steps cross the budget and turn back (Madry et al.: 2 for 8).
         tied: what infrared images receive has three equal channels, as they have.
     """
 
@@ -78,7 +78,7 @@ class ImageAttack:
 
     @property
     def rate(self) -> float:
-        """The step size that is taken, in [0, 1] pixels."""
+        """The step size that is taken."""
         return self.eps / 4 if self.step_size is None else self.step_size
 
     def describe(self) -> dict:
@@ -87,15 +87,10 @@ class ImageAttack:
         return {"name": self.name, **asdict(self), **fixed}
 
     def __call__(self, model: nn.Module, images: Tensor, modality: ModalityLike, guides=None, seed: int = 0) -> Tensor:
-        """Return adversarial images (N, 3, H, W) in [0, 1] within eps of the images; the victim is left bit-identical.
+        """Return images (N, 3, H, W) in [0, 1] within eps of those given; the victim is left bit-identical.
 
-        Args:
-            images: (N, 3, H, W) float in [0, 1], left as they are.
-            modality: one Modality for the batch, or int64 (N,).
-            guides: the `Guides` of the images, where the attack needs any.
-
-        Raises:
-            InputError: for bad images and for guides that are missing or of another number.
+        The modality is one for the batch, or int64 (N,). Raises InputError for bad images, and for `Guides` that are
+        needed and missing or of another number.
         """
         check_images(images)
         for part in self.needs:
@@ -313,9 +308,6 @@ def craft(
     Args:
         guide_store: an ImageStore of guides, images of the crop's own modality and identity, better more than one: a
             lone crop guided by itself starts at a zero gradient. None stands for the store itself, as in adv-reid.
-
-    Raises:
-        InputError: for bad images, and for guides that the guide store lacks.
     """
     guide_store = store if guide_store is None else guide_store
     images, clean = (torch.empty(len(store), 3, *store.images.shape[1:3]) for _ in range(2))

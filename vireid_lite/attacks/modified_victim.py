@@ -91,10 +91,7 @@ class Modification:
         """Insert the modules into a network, for good, and return what it is trained by instead of its own objective.
 
         `other_loss` is 0 beside the identity loss alone; `active` is the share of the quadruple loss's hinges above 0.
-
-        Args:
-            perturbation: the noise that the images of a step carry, or None.
-            device: where it will be trained.
+        A step's images carry the perturbation, if there is one; device: where it will be trained.
         """
         modules, tap = staged(model, self.attention, self.blocks, self.sfm)
         insert(model, modules)
@@ -138,7 +135,6 @@ def train_modified_victim(
         recipe: of the victim it starts from; network, schedule and augmentation are kept, and its triplet is used with
             loss="recipe" alone.
         modification: a `Modification`; None for the paper's.
-        device: a torch.device or its name.
         folder: where it is kept; None stands for a folder of the cache, keyed by everything the result depends on.
     """
     modification = modification or Modification()

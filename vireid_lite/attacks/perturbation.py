@@ -39,14 +39,9 @@ class Perturbation:
         return 2 * self.eps if self.double else self.eps
 
     def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
-        """Return the attacked images, (N, 3, H, W) in [0, 1], as floats; the input is left as it is.
+        """Return the attacked images (N, 3, H, W) in [0, 1], as floats; the modality is one for all, or int64 (N,).
 
-        Args:
-            images: (N, 3, H, W) float in [0, 1].
-            modality: one Modality for the batch, or int64 (N,).
-
-        Raises:
-            InputError: for images of another size than it was made for, outside [0, 1] or not finite.
+        Raises InputError for images of another size than it was made for, outside [0, 1] or not finite.
         """
         check_images(images)
         if tuple(images.shape[-2:]) != tuple(self.size):
@@ -84,7 +79,6 @@ class Perturbation:
 
     @classmethod
     def read(cls, tensors: dict[str, Tensor], facts: dict) -> Self:
-        """Return the perturbation that a file's tensors and facts are of."""
         return cls(**tensors, **facts)
 
 

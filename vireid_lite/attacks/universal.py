@@ -157,9 +157,9 @@ class MetaAttack(SignDescent):
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         size = self.step_size(problem.batches.per_epoch, state, step)
         train, test = [batches.at(step) for batches in problem.batches.each.values()][:: -1 if step % 2 else 1]
-        found, loss = self.gradient(model, problem, state["delta"], train, images_of(problem.store, train, model))
+        found, loss = self.gradient(model, problem, state["delta"], train)
         ahead, inside = self.look_ahead(state, found, size)
-        other, meta = self.gradient(model, problem, ahead, test, images_of(problem.store, test, model))
+        other, meta = self.gradient(model, problem, ahead, test)
         self.descend(state, found + other * inside, size)
         return {"loss": loss.item(), "meta_loss": meta.item()}
 
