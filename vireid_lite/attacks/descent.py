@@ -36,7 +36,7 @@ RANGES |= dict.fromkeys(("momentum", "decay", "margin", "alpha", "head_rate"), (
 class UniversalAttack:
     """Its parameters and the loop of `fit`.
 
-    A subclass has `prepare(model, store, seed)`, which returns what its steps need and never change (a `Problem`);
+    A subclass has `prepare(model, store, seed)`, which returns what its steps need beside the state (a `Problem`);
     `start(shape, seed)`, which returns the tensors of the first state for crops of a shape (3, H, W); and
     `step(model, problem, state, step, seed)`, which makes one update of the state and returns what the history notes.
 

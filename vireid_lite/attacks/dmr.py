@@ -65,7 +65,6 @@ class GeneratorPerturbation(Perturbation):
     Args:
         weights: flat vector of a `Generator` of `width`.
         size: (height, width) in pixels of the crops it was trained on.
-        eps, tied, history, made_by: see `UniversalPerturbation`.
     """
 
     kind: ClassVar[str] = "generator"
@@ -99,10 +98,7 @@ class DMR(UniversalAttack):
 
     The loss is the `triplet` between the clean features of the farthest other identity of the batch and of the nearest
     other image of its own, over both modalities (published: attacked features on both sides, one modality; a gallery
-    here is clean).
-
-    Args:
-        instances: images per identity of a batch.
+    here is clean). A batch has `instances` images of an identity.
     """
 
     name: ClassVar[str] = "dmr"

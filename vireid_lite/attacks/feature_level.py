@@ -25,17 +25,8 @@ from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
 from vireid_lite.losses import class_centres, quadruple_loss
-from vireid_lite.models.insertion import Tap, check_blocks, inserted, staged
+from vireid_lite.models.insertion import check_blocks, inserted, staged
 from vireid_lite.models.two_stream import generalised_mean
-
-
-@dataclass(frozen=True)
-class HeadsProblem(Problem):
-    """A problem with the heads that stand in the victim meanwhile, by block, and all of them as one module."""
-
-    heads: dict[int, list[nn.Module]] | None = None
-    tap: Tap | None = None
-    modules: nn.ModuleList | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +77,7 @@ class FeatureLevelAttack(SignDescent):
         object.__setattr__(self, "blocks", check_blocks(self.name, self.blocks))
         super().__post_init__()
 
-    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> HeadsProblem:
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         batches = IdentityBatches(store, self.batch_size, seed, self.instances)
         classes = predicted(model, store) if self.identity != "off" else None
         with torch.random.fork_rng(devices=[]):
@@ -94,7 +85,7 @@ class FeatureLevelAttack(SignDescent):
             heads, tap = staged(model, self.attention, self.blocks, self.sfm)
         modules = nn.ModuleList([module for stack in heads.values() for module in stack])
         modules.to(next(model.parameters())).requires_grad_(self.heads == "learned")
-        return HeadsProblem(store, batches, classes=classes, heads=heads, tap=tap, modules=modules)
+        return Problem(store, batches, classes=classes, heads=heads, tap=tap, modules=modules)
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         found = super().start((1 if self.shared else 2, *shape), seed)
@@ -102,14 +93,14 @@ class FeatureLevelAttack(SignDescent):
             found["delta"] = self.eps * noise(self.initial, found["delta"].shape, seed, Stream.FEATURE_NOISE)
         return found
 
-    def learned(self, model: nn.Module, problem: HeadsProblem, seed: int) -> State:
+    def learned(self, model: nn.Module, problem: Problem, seed: int) -> State:
         weights = [weight for weight in problem.modules.parameters() if weight.requires_grad]
         if not weights:
             return {}
         sgd = torch.optim.SGD(weights, self.head_rate, momentum=0.9, weight_decay=5e-4)
         return {"heads": problem.modules, "sgd": sgd}
 
-    def objective(self, model: nn.Module, problem: HeadsProblem, delta: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
+    def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
         """Return "loss", its parts "quadruple" and "identity", and "active", the share of hinges above zero.
 
         Args:
@@ -133,7 +124,7 @@ class FeatureLevelAttack(SignDescent):
             loss = loss + (identity if self.identity == "on" else -identity)
         return {"loss": loss, "quadruple": quadruple, "identity": identity, "active": active}
 
-    def step(self, model: nn.Module, problem: HeadsProblem, state: State, step: int, seed: int) -> dict:
+    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         if not self.quadruple and self.identity == "off":  # nothing to descend on
             return dict.fromkeys(("loss", "quadruple", "identity", "active"), 0.0)
         size, rows = self.step_size(problem.batches.per_epoch, state, step), problem.batches.at(step)

@@ -102,7 +102,7 @@ def batch_mates(clean: Tensor, identities: Tensor, *, own: str) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class Problem:
-    """What a fit never changes: the crops, their batches, and what each crop's feature is compared with."""
+    """What a step does not choose: the crops, their batches, and what each crop's feature is compared with."""
 
     store: ImageStore
     batches: Batches | MixedBatches | IdentityBatches | dict[Modality, Batches]
@@ -112,6 +112,9 @@ class Problem:
     bank: Tensor | None = None  # (K,) modality of each centroid
     clean: Tensor | None = None  # (N, D) features
     classes: Tensor | None = None  # (N,) predicted for clean crops
+    heads: dict[int, list[nn.Module]] | None = None  # what stands in the victim meanwhile, by block
+    modules: nn.ModuleList | None = None  # all heads as one module
+    tap: nn.Module | None = None  # the one of them that keeps stage 1
 
     def picked(self, rows: np.ndarray, *turn: int | Tensor) -> tuple[Tensor, Tensor]:
         """Return the centroids, (n, D) each, that crops are pulled to and pushed from, in a turn if there are turns."""
@@ -121,5 +124,5 @@ class Problem:
     def mates(self, rows: np.ndarray, own: str) -> tuple[Tensor, Tensor]:
         """Return the clean features, (n, D) each, of the `batch_mates` of crops."""
         clean = self.clean[torch.from_numpy(rows)]
-        other, same = batch_mates(clean, torch.from_numpy(self.batches.identities[rows]).to(clean.device), own=own)
-        return clean[other], clean[same]
+        identities = torch.from_numpy(self.batches.identities[rows]).to(clean.device)
+        return tuple(clean[mates] for mates in batch_mates(clean, identities, own=own))
