@@ -269,19 +269,17 @@ class GuideBank:
         self.number = {identity: number for number, identity in enumerate(dict.fromkeys(identities.tolist()))}
         members = [np.flatnonzero(identities == identity) for identity in self.number]
         most = max(map(len, members))  # those of an identity with fewer images come again in turn
-        self.places = torch.from_numpy(np.stack([np.resize(places, most) for places in members]))
+        self.places = torch.tensor(np.stack([np.resize(places, most) for places in members])).to(self.features.device)
         self.means = torch.stack([self.features[places].mean(0) for places in members])
 
     def guides(self, features: Tensor, identities: Sequence[int]) -> Guides:
         """Return the guides of N images with these clean features (N, D) and identities, all of which the bank has."""
         for lacking in sorted(set(identities) - set(self.number)):
             raise InputError(f"guides: no image of identity {lacking} in this modality of the guide store")
-        own = torch.tensor([self.number[identity] for identity in identities])
-        same = self.features[self.places[own].to(self.features.device)]
-        if len(self.means) < 2:
-            return Guides(same)
-        distance = torch.cdist(features, self.means).scatter(1, own[:, None].to(features.device), -1.0)
-        return Guides(same, self.means[distance.argmax(1)])
+        own = torch.tensor([self.number[identity] for identity in identities], device=features.device)
+        distance = torch.cdist(features, self.means).scatter(1, own[:, None], -1.0)
+        far = self.means[distance.argmax(1)] if len(self.means) > 1 else None
+        return Guides(self.features[self.places[own]], far)
 
 
 class AdversarialStore(ImageStore):

@@ -175,9 +175,8 @@ class ColDel(SignDescent):
     MAD:61-102,496-531, without its meta-test batch, which has no effect there beyond a second step.
 
     Args:
-        levels: K nodes per colour of the (3, K, K, K) lattice, which is read trilinearly.
         budget: "total" keeps the sum within eps, in training too; "double", as published, keeps eps for each.
-        instances: images per identity of a batch.
+        levels, instances: nodes per colour of the lattice; images per identity of a batch.
     """
 
     name: ClassVar[str] = "col-del"
