@@ -1,6 +1,7 @@
 """Universal baselines: the contract of every attack, and each attack's own loss and step."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,13 +216,17 @@ def test_meta_attack_agrees_with_a_naive_step(store, victim):
 
 
 def test_grey_crops_are_the_luma(store, victim):
-    rows = np.arange(0, 96, 3)
-    attack = UAPRetrieval(grey_probability=1.0, batch_size=8)
-    with frozen.frozen(victim):
-        problem = attack.prepare(victim, store, 0)
-        grey = attack.crops(victim, problem, rows, 0, 0)
-        plain = UAPRetrieval().crops(victim, problem, rows, 0, 0)
-        some = UAPRetrieval(grey_probability=0.5).crops(victim, problem, rows, 0, 0)
+    def crops(probability):
+        """Return what the network sees in the first step, where delta is zero."""
+        attack, seen = UAPRetrieval(grey_probability=probability), []
+        with frozen.frozen(victim):
+            problem, state = attack.begin(victim, store, 0)
+            hook = victim.stages[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+            attack.step(victim, problem, state, 0, 0)
+            hook.remove()
+        return seen[0], problem.batches.at(0)
+
+    (grey, rows), (plain, _), (some, _) = crops(1.0), crops(0.0), crops(0.5)
     assert torch.equal(grey[:, 0], grey[:, 2])
     luma = sum(share * plain[:, channel] for channel, share in enumerate((0.299, 0.587, 0.114)))
     assert torch.allclose(grey[:, 0], luma, atol=1e-6)
@@ -241,9 +246,10 @@ def test_uap_retrieval_compares_and_clips_as_published_where_asked(store, victim
         assert torch.equal(dots.argmax(1), theirs.push)
         assert not torch.equal(torch.stack([ours.pull, ours.push]), torch.stack([theirs.pull, theirs.push]))
         delta, rows = torch.full(store.images.shape[1:3], 0.1).expand(3, -1, -1), np.arange(8)
-        white = torch.ones(8, 3, *store.images.shape[1:3])  # with delta outside the range everywhere
+        # White crops with delta are outside the range everywhere.
+        white = replace(ours, store=ImageStore(np.full_like(store.images, 255), store.records))
         straight, none = (
-            UAPRetrieval(published=each).gradient(victim, ours, delta, rows, white)[0] for each in (False, True)
+            UAPRetrieval(published=each).gradient(victim, white, delta, rows)[0] for each in (False, True)
         )
     assert straight.any()
     assert not none.any()

@@ -1,9 +1,8 @@
 """Images and feature maps in the frequency domain: amplitude and phase, and where the energy sits.
 
-Every transform is the full two-dimensional FFT over the last two dimensions, orthonormal, so that energy is the same on
-both sides. Maps are float32 or float64 tensors of at least two dimensions, (..., H, W); anything else raises
-InputError. Source of the amplitude, phase and recombination: Yang et al., NeurIPS 2024, section 3.2, which writes
-arctan where only atan2 gives the maps back.
+Every transform is the orthonormal two-dimensional FFT over the last two dimensions, so that energy is the same on both
+sides. Maps are float32 or float64, (..., H, W); anything else raises InputError. Source of amplitude, phase and
+recombination: Yang et al., NeurIPS 2024, section 3.2, which writes arctan where only atan2 gives the maps back.
 """
 
 from __future__ import annotations
@@ -59,10 +58,7 @@ def for_show(images: Tensor) -> Tensor:
 def radial_frequency(height: int, width: int) -> Tensor:
     """Return (H, W) float64, distances from DC in fft2's order: 1 at Nyquist along an axis, sqrt(2) at most."""
     # Whole numbers over the size, so that a bin on the edge of a ring lies exactly there.
-    down, across = (
-        ((torch.arange(size) + size // 2) % size - size // 2) * 2 / torch.tensor(size, dtype=torch.float64)
-        for size in (height, width)
-    )
+    down, across = (torch.fft.fftfreq(n, 1 / n, dtype=torch.float64).round() * 2 / n for n in (height, width))
     return torch.hypot(down[:, None], across)
 
 
@@ -74,8 +70,7 @@ def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
     energy = _spectrum(maps).abs().square()
     # Rounded, so that a bin on an edge falls to the ring above it however its radius was computed.
     ring = (radial_frequency(*maps.shape[-2:]) * bands).round(decimals=9).long().clamp(max=bands - 1)
-    members = torch.nn.functional.one_hot(ring.flatten(), bands).to(energy)
-    energy = energy.flatten(-2) @ members
+    energy = energy.flatten(-2) @ torch.nn.functional.one_hot(ring.flatten(), bands).to(energy)
     return energy / energy.sum(-1, keepdim=True).clamp(min=torch.finfo(energy.dtype).tiny)
 
 

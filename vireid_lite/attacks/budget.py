@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vireid_lite.data import Modality
+from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 
 EPS = 8 / 255  #: the papers' budget, of pixels in [0, 1]

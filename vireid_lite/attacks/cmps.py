@@ -1,9 +1,9 @@
-"""CMPS, the cross-modality perturbation synergy attack: as its paper has it, and as its code was released.
+"""CMPS, the cross-modality perturbation synergy attack, as its paper has it, and with the released step.
 
-Source: Gong et al., NeurIPS 2024, arXiv 2401.10090, equations 1 to 9 and algorithm 1. The paper's eta is `delta` here,
-its rho `margin`, its theta `momentum`, its alpha `step_share * eps`. C^p, which a feature is pushed from, is `push`;
-C^n, which it is pulled to, is `pull`. Both modes descend, as the released code does; equations 6 and 9 print an ascent.
-What lies between the two modes, one switch at a time, is in `cmps_switches`.
+Source: Gong et al., NeurIPS 2024, arXiv 2401.10090, equations 1 to 9 and algorithm 1, and the released code at 78126a2,
+CMPS_attack.py and MI_SGD.py. The paper's eta is `delta` here, its rho `margin`, its theta `momentum`, its alpha
+`step_share * eps`. C^p, which a feature is pushed from, is `push`; C^n, which it is pulled to, is `pull`. Both modes
+descend, as the released code does; equations 6 and 9 print an ascent.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from vireid_lite.attacks.cmps_switches import SWITCHES, Found, SwitchedCMPS, not
 from vireid_lite.attacks.descent import SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, images_of
-from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import Batches
+from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,6 @@ class CMPS(SignDescent):
 
     name: ClassVar[str] = "cmps"
     gradients_per_step: ClassVar[int] = 2
-    switches: ClassVar[dict] = SWITCHES
     choices: ClassVar[dict[str, tuple]] = {"mode": ("paper", "released")}
     mode: str = "paper"
     step_share: float = 1 / 12
@@ -63,8 +63,8 @@ class CMPS(SignDescent):
         As in UAP-Retrieval, C^n is the one least similar to the crop's clean feature, C^p the most similar one.
         """
         rows = [np.flatnonzero(store.modalities.numpy() == modality) for modality in Modality]
-        features = over_crops(lambda images, modality, _: model.embed(images, modality), model, store)
-        grey = over_crops(lambda images, modality, _: model.embed(luma(images), modality), model, store, rows[0])
+        features = over_crops(model.embed, model, store)
+        grey = over_crops(model.embed, model, store, rows[0], grey=torch.ones(len(store), dtype=torch.bool))
         banks = [centroids_for(f, store, self.clusters, seed) for f in (features[rows[0]], features[rows[1]], grey)]
         first = np.cumsum([0, *map(len, banks)]).tolist()
         pull, push = torch.zeros(2, 2, len(store), dtype=torch.int64, device=features.device)
@@ -125,17 +125,16 @@ class ReleasedCMPS(CMPS):
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         """Return unshuffled batches, and each crop's two in the first pass, in the second, and in the first if grey."""
 
-        def pooled(grey: Tensor | None, stem: nn.Module | None = None) -> Tensor:
-            def read(images: Tensor, modality: Tensor, rows: np.ndarray) -> Tensor:
-                images = images if grey is None else luma(images, grey[rows])
+        def pooled(grey: Tensor | None = None, stem: nn.Module | None = None) -> Tensor:
+            def read(images: Tensor, modality: Tensor) -> Tensor:
                 # With mean and std undone, the first convolution sees the image as it is (utils.py:36-45).
                 return model(images if stem is None else images * stem.std + stem.mean, Modality.VISIBLE).pooled
 
-            return over_crops(read, model, store)
+            return over_crops(read, model, store, grey=grey)
 
         some = coins(len(store), self.grey_probability, seed, Stream.CMPS_BANK)
         banks = [centroids_for(pooled(each, model.stages[0]), store, self.clusters, seed) for each in (some, None)]
-        clean, grey = pooled(None), pooled(torch.ones(len(store), dtype=torch.bool))
+        clean, grey = pooled(), pooled(torch.ones(len(store), dtype=torch.bool))
         # A crop turned grey is compared as it is, grey (CMPS_attack.py:44-54).
         passes = (clean, banks[0], 0), (clean, banks[1], len(banks[0])), (grey, banks[0], 0)
         picked = [torch.stack(extremes(seen, bank, score="dot")) + first for seen, bank, first in passes]

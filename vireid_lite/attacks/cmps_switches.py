@@ -1,8 +1,4 @@
-"""CMPS with one switch at a time between the paper and the released code, for controls and for what each one costs.
-
-It shares neither `prepare`, `objective` nor `step` with `cmps`, so that it means something that both are equal to the
-bit with nothing switched.
-"""
+"""CMPS with one switch at a time: what paper and released code do otherwise, and controls; see `cmps`."""
 
 from __future__ import annotations
 
@@ -17,9 +13,12 @@ from vireid_lite.attacks.budget import clip, luma, tie_infrared
 from vireid_lite.attacks.descent import SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, identity_centroids, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
-from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import Batches
+from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_choice, check_flag
+
+Found = tuple[Tensor, Tensor]  #: a loss, and the share of crops whose hinge is above zero
 
 # Where each switch stands in the two modes, and what else it may be.
 SWITCHES = {
@@ -45,24 +44,27 @@ NUMBERS = {
     "clusters": {"paper": 0, "released": 206},
 }
 
-Found = tuple[Tensor, Tensor]  #: a loss, and the share of crops whose hinge is above zero
 Switches = make_dataclass("Switches", [(name, object, None) for name in SWITCHES], frozen=True, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchedCMPS(Switches, SignDescent):
-    """CMPS with every difference between paper and released code as a switch.
+    """CMPS with every difference between paper and released code as a switch, for controls and for what each one costs.
+
+    It shares neither `prepare`, `objective` nor `step` with `CMPS`, so that it means something that both are equal to
+    the bit where nothing is switched.
 
     Args:
         mode: "paper" or "released"; it sets everything that is left at None, as `SWITCHES` and `NUMBERS` say.
-        update: "alternate" (a visible, then an infrared step), "joint" (one along both gradients) or "look-ahead".
+        update: "alternate" (a visible, then an infrared step), "joint" (one along both gradients) or "look-ahead" (a
+            gradient at delta, one at the delta that would follow, and one step along their sum: MI_SGD.py:73-104).
         modalities: "both", or images of one modality alone at the same number of gradient evaluations.
         bank: where centroids come from. "cross": as in equation 1; "same": the image's own modality; "mixed": two banks
             of both modalities, for the first and the second pass, and a crop turned grey compared by its grey feature.
         centroids, choice: "kmeans", or one per "identity"; pushed from the most similar one, or from the own identity.
         score: similarity with L2-normalised centroids ("cosine") or with centroids as they are ("dot").
         feature: "embedding" (what is ranked: L2-normalised, after the BNNeck) or "pooled" (before it, not normalised).
-        centroid_input: with the network's mean and std ("normalised"), or "raw" without them.
+        centroid_input: with the network's mean and std ("normalised"), or "raw" without them (utils.py:36-45).
         stem: each image's "own", or the "visible" one for all.
         grey, grey_anchor: crops turn grey in "every" pass or only in the "first"; a visible one then takes equation 1's
             middle term instead of the first.
@@ -97,9 +99,11 @@ class SwitchedCMPS(Switches, SignDescent):
             raise InputError("cmps: grey_anchor is a term of equation 1 and needs bank='cross'")
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        drawn = torch.rand(shape, generator=generator_for(seed, Stream.CMPS_START)) / 255
-        drawn = {"delta": drawn.clamp(max=self.eps)} if self.initial == "uniform" else {}
-        return super().start(shape, seed) | drawn
+        found = super().start(shape, seed)
+        if self.initial == "uniform":
+            drawn = torch.rand(shape, generator=generator_for(seed, Stream.CMPS_START)) / 255
+            found["delta"] = drawn.clamp(max=self.eps)
+        return found
 
     def features(self, model: nn.Module, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the features the triplet is about, (N, D), of images (N, 3, H, W) in [0, 1]."""
@@ -114,20 +118,18 @@ class SwitchedCMPS(Switches, SignDescent):
         batches = {m: Batches(sets[m], self.batch_size, seed + n, self.shuffle) for n, m in enumerate(sets)}
 
         def embedded(rows: np.ndarray, grey: Tensor | None = None, raw: bool = False) -> Tensor:
-            def read(images: Tensor, modality: Tensor, chunk: np.ndarray) -> Tensor:
-                images = images if grey is None else luma(images, grey[chunk])
-                return self.features(model, images * stem.std + stem.mean if raw else images, modality)
-
-            return over_crops(read, model, store, rows)
+            mean, std = (stem.mean, stem.std) if raw else (0, 1)
+            return over_crops(lambda x, m: self.features(model, x * std + mean, m), model, store, rows, grey=grey)
 
         def centroids(rows: np.ndarray, grey: Tensor | None = None) -> tuple[Tensor, np.ndarray | None]:
-            made = embedded(everything, raw=raw)[rows] if grey is None else embedded(rows, grey, raw)
+            made = ungreyed[rows] if grey is None else embedded(rows, grey, raw)
             if self.centroids == "identity":
                 return identity_centroids(made, identities[rows])
             return centroids_for(made, store, self.clusters, seed), None
 
         raw, every = self.centroid_input == "raw", torch.ones(len(store), dtype=torch.bool)
         clean, (visible, infrared) = embedded(everything), (np.flatnonzero(modalities == m) for m in Modality)
+        ungreyed, both = embedded(everything, raw=True) if raw else clean, slice(2)
         # By turn (the first pass or visible step, the second, the first where a crop turned grey and that counts): the
         # features compared, of which rows, with which banks to be pulled to and pushed from.
         if self.bank == "mixed":
@@ -136,23 +138,21 @@ class SwitchedCMPS(Switches, SignDescent):
             plan = [(0, clean, everything, 0, 0), (1, clean, everything, 1, 1), (2, grey, everything, 0, 0)]
         elif self.bank == "same":
             banks = [centroids(visible), centroids(infrared)]
-            plan = [(turn, clean, rows, b, b) for turn in (0, 1) for rows, b in ((visible, 0), (infrared, 1))]
+            plan = [(both, clean, visible, 0, 0), (both, clean, infrared, 1, 1)]
         else:  # equation 1
             banks = [centroids(visible), centroids(infrared), centroids(visible, every)]
-            plan = [(turn, clean, *term) for turn in (0, 1) for term in ((visible, 2, 1), (infrared, 0, 2))]
-            plan.append((2, clean, visible, 1, 0))
+            plan = [(both, clean, visible, 2, 1), (both, clean, infrared, 0, 2), (2, clean, visible, 1, 0)]
         first = np.cumsum([0, *(len(bank) for bank, _ in banks)]).tolist()
-        if min(np.diff(first)) < 2:
-            raise InputError("cmps: 1 centroid leaves nothing to be pulled to; give 2 training identities or clusters")
         found = torch.zeros(2, 3, len(store), dtype=torch.int64, device=clean.device)
-        for turn, seen, rows, *numbers in plan:
+        for turns, seen, rows, *numbers in plan:
             for most, number in enumerate(numbers):
                 (bank, names), own = banks[number], None
                 if self.choice == "identity":
                     own = torch.from_numpy(identities[rows][:, None] == names).to(seen.device)
                     if not own.any(1).all():
                         raise InputError("cmps: choice='identity' needs every training identity in both modalities")
-                found[most, turn, rows] = extremes(seen[rows], bank, score=self.score, own=own)[most] + first[number]
+                chosen = extremes(seen[rows], bank, score=self.score, own=own)[most]
+                found[most][turns, rows] = chosen + first[number]
         return Problem(store, batches, torch.cat([bank for bank, _ in banks]), *found)
 
     def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> Found:
@@ -168,8 +168,6 @@ class SwitchedCMPS(Switches, SignDescent):
                 turns[chosen & (modality == Modality.VISIBLE)] = 2
             elif self.bank == "mixed" and turn == 0:
                 turns[chosen] = 2
-        if (modality == modality[0]).all():
-            modality = Modality(int(modality[0]))  # one modality: no splitting of the batch in the stems
         attacked = clip(images + tie_infrared(delta, modality, self.tied), masked=self.clip == "masked")
         features = self.features(model, attacked, modality)
         pull, push = (torch.linalg.vector_norm(features - each, dim=1) for each in problem.picked(rows, turns))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, tie_infrared
+from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, luma, tie_infrared
 from vireid_lite.attacks.features import Problem
-from vireid_lite.attacks.frozen import frozen, images_of, training_store, weights_hash
+from vireid_lite.attacks.frozen import Stream, coins, frozen, images_of, training_store, weights_hash
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
-from vireid_lite.data import Dataset, ImageStore, Modality, fingerprint
+from vireid_lite.data.records import Dataset, Modality, fingerprint
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash
 from vireid_lite.training import note, resume
@@ -35,9 +34,9 @@ RANGES |= dict.fromkeys(("momentum", "decay", "margin", "alpha", "head_rate"), (
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalAttack:
-    """What every universal attack shares: its parameters and the loop of `fit`.
+    """Its parameters and the loop of `fit`.
 
-    A subclass has `prepare(model, store, seed)`, which returns what its steps need and never change (a `Problem`);
+    A subclass has `prepare(model, store, seed)`, which returns what its steps need beside the state (a `Problem`);
     `start(shape, seed)`, which returns the tensors of the first state for crops of a shape (3, H, W); and
     `step(model, problem, state, step, seed)`, which makes one update of the state and returns what the history notes.
 
@@ -89,18 +88,9 @@ class UniversalAttack:
         return UniversalPerturbation(delta, self.eps, self.tied, history, made_by=made_by)
 
     def fit(
-        self,
-        model: nn.Module,
-        train: Dataset | ImageStore,
-        seed: int = 0,
-        *,
-        state_path: Path | None = None,
-        watch: Callable[[int, Perturbation], None] | None = None,
-        progress: bool = False,
+        self, model: nn.Module, train: Dataset | ImageStore, seed=0, *, state_path=None, watch=None, progress=False
     ) -> Perturbation:
-        """Return a perturbation learned on training images against a frozen victim; runs on the model's device.
-
-        The victim is bit-identical afterwards: weights, statistics, mode and requires_grad.
+        """Return a perturbation learned on training images, on the model's device; the victim is left bit-identical.
 
         Args:
             train: a data set, whose training images are read, or an ImageStore.
@@ -143,6 +133,7 @@ class SignDescent(UniversalAttack):
     """
 
     published: ClassVar[bool] = False  # what is outside [0, 1] gets no gradient
+    grey_probability: ClassVar[float] = 0.0  # how often `step` replaces a crop by its luma
     step_share: float = 0.1
     momentum: float = 1.0
     decay: float = 0.0
@@ -151,13 +142,10 @@ class SignDescent(UniversalAttack):
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
         return {"delta": torch.zeros(shape), "momentum": torch.zeros(shape), "saturation": torch.zeros(())}
 
-    def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
-        """Return the clean crops that a step attacks, (n, 3, H, W)."""
-        return images_of(problem.store, rows, model)
-
-    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, images: Tensor) -> tuple:
-        """Return the gradient of the loss with respect to delta, (3, H, W), and the loss."""
-        delta = delta.detach().requires_grad_()
+    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray, grey=None) -> tuple:
+        """Return the gradient of the loss with respect to delta, (3, H, W), and the loss; some crops may turn grey."""
+        images, delta = images_of(problem.store, rows, model), delta.detach().requires_grad_()
+        images = images if grey is None else luma(images, grey)
         shift = tie_infrared(delta, problem.store.modalities[rows], self.tied)
         loss = self.loss(model, problem, clip(images + shift, masked=self.published), rows)
         return torch.autograd.grad(loss, delta)[0], loss.detach()
@@ -174,7 +162,7 @@ class SignDescent(UniversalAttack):
             if share > 0.5 and (share - state["saturation"]).abs() < 1e-5:
                 state["delta"] = state["delta"] / 2
             state["saturation"] = share
-        return self.step_share * self.eps * (math.exp(-self.decay * (epoch + 1)) if self.decay else 1.0)
+        return self.step_share * self.eps * math.exp(-self.decay * (epoch + 1))
 
     def descend(self, state: State, gradient: Tensor, size: float, what: str = "delta") -> None:
         """Make one sign step of `state[what]`, with its own momentum."""
@@ -190,7 +178,7 @@ class SignDescent(UniversalAttack):
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         """Make one update from one batch of both modalities."""
         size, rows = self.step_size(problem.batches.per_epoch, state, step), problem.batches.at(step)
-        images = self.crops(model, problem, rows, step, seed)
-        gradient, loss = self.gradient(model, problem, state["delta"], rows, images)
+        grey = coins(len(rows), self.grey_probability, seed, Stream.GREY, step)
+        gradient, loss = self.gradient(model, problem, state["delta"], rows, grey)
         self.descend(state, gradient, size)
         return {"loss": loss.item()}

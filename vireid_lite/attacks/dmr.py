@@ -9,7 +9,7 @@ ranking is the target), and the mask that spares pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from vireid_lite.attacks.descent import State, UniversalAttack
 from vireid_lite.attacks.features import Problem, clean_features, triplet
 from vireid_lite.attacks.frozen import images_of
 from vireid_lite.attacks.perturbation import Perturbation
-from vireid_lite.data import ImageStore
 from vireid_lite.data.batches import IdentityBatches
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError
 
 
@@ -65,7 +65,6 @@ class GeneratorPerturbation(Perturbation):
     Args:
         weights: flat vector of a `Generator` of `width`.
         size: (height, width) in pixels of the crops it was trained on.
-        eps, tied, history, made_by: see `UniversalPerturbation`.
     """
 
     kind: ClassVar[str] = "generator"
@@ -92,10 +91,6 @@ class GeneratorPerturbation(Perturbation):
     def tensors(self) -> dict[str, Tensor]:
         return {"weights": self.weights}
 
-    @classmethod
-    def read(cls, tensors: dict[str, Tensor], facts: dict) -> Self:
-        return cls(**tensors, **facts)
-
 
 @dataclass(frozen=True, kw_only=True)
 class DMR(UniversalAttack):
@@ -103,10 +98,7 @@ class DMR(UniversalAttack):
 
     The loss is the `triplet` between the clean features of the farthest other identity of the batch and of the nearest
     other image of its own, over both modalities (published: attacked features on both sides, one modality; a gallery
-    here is clean).
-
-    Args:
-        instances: images per identity of a batch.
+    here is clean). A batch has `instances` images of an identity.
     """
 
     name: ClassVar[str] = "dmr"

@@ -19,26 +19,14 @@ from torch.nn import functional as F
 from vireid_lite.attacks.budget import clip, tie_infrared
 from vireid_lite.attacks.descent import SignDescent, State
 from vireid_lite.attacks.features import Problem, predicted
-from vireid_lite.attacks.frozen import Stream, generator_for, images_of
+from vireid_lite.attacks.frozen import Stream, generator_for, images_of, noise
 from vireid_lite.attacks.perturbation import UniversalPerturbation
-from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import IdentityBatches
+from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
 from vireid_lite.losses import class_centres, quadruple_loss
-from vireid_lite.models.insertion import Tap, check_blocks, inserted, staged
+from vireid_lite.models.insertion import check_blocks, inserted, staged
 from vireid_lite.models.two_stream import generalised_mean
-
-
-@dataclass(frozen=True)
-class HeadsProblem(Problem):
-    """A problem with the heads that stand in the victim meanwhile."""
-
-    heads: dict[int, list[nn.Module]] | None = None
-    tap: Tap | None = None
-
-    @property
-    def modules(self) -> nn.ModuleList:
-        """The heads as one module."""
-        return nn.ModuleList([module for stack in self.heads.values() for module in stack])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,30 +77,30 @@ class FeatureLevelAttack(SignDescent):
         object.__setattr__(self, "blocks", check_blocks(self.name, self.blocks))
         super().__post_init__()
 
-    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> HeadsProblem:
+    def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         batches = IdentityBatches(store, self.batch_size, seed, self.instances)
         classes = predicted(model, store) if self.identity != "off" else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator_for(seed, Stream.HEADS))))
             heads, tap = staged(model, self.attention, self.blocks, self.sfm)
-        problem = HeadsProblem(store, batches, classes=classes, heads=heads, tap=tap)
-        problem.modules.to(next(model.parameters()))
-        return problem
+        modules = nn.ModuleList([module for stack in heads.values() for module in stack])
+        modules.to(next(model.parameters())).requires_grad_(self.heads == "learned")
+        return Problem(store, batches, classes=classes, heads=heads, tap=tap, modules=modules)
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        shape = (1 if self.shared else 2, *shape)
-        delta = 2 * torch.rand(shape, generator=generator_for(seed, Stream.FEATURE_NOISE)) - 1
-        delta = {"uniform": delta, "sign": torch.where(delta < 0, -1.0, 1.0), "zero": 0 * delta}[self.initial]
-        return {"delta": self.eps * delta, "momentum": torch.zeros(shape), "saturation": torch.zeros(())}
+        found = super().start((1 if self.shared else 2, *shape), seed)
+        if self.initial != "zero":
+            found["delta"] = self.eps * noise(self.initial, found["delta"].shape, seed, Stream.FEATURE_NOISE)
+        return found
 
-    def learned(self, model: nn.Module, problem: HeadsProblem, seed: int) -> State:
-        weights = list(problem.modules.parameters())
-        if self.heads == "frozen" or not weights:
+    def learned(self, model: nn.Module, problem: Problem, seed: int) -> State:
+        weights = [weight for weight in problem.modules.parameters() if weight.requires_grad]
+        if not weights:
             return {}
         sgd = torch.optim.SGD(weights, self.head_rate, momentum=0.9, weight_decay=5e-4)
         return {"heads": problem.modules, "sgd": sgd}
 
-    def objective(self, model: nn.Module, problem: HeadsProblem, delta: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
+    def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows: np.ndarray) -> dict[str, Tensor]:
         """Return "loss", its parts "quadruple" and "identity", and "active", the share of hinges above zero.
 
         Args:
@@ -126,31 +114,29 @@ class FeatureLevelAttack(SignDescent):
         loss = quadruple = identity = active = output.pooled.new_zeros(())
         if self.quadruple:
             labels = torch.from_numpy(problem.batches.identities[rows])
-            stage1 = generalised_mean(problem.tap.maps, getattr(model, "gem_p", 3.0))
-            first, second = (class_centres(features, labels, modality) for features in (stage1, output.pooled))
-            options = {"alpha": self.alpha, "form": self.form, "normalise": self.normalise}
-            quadruple, active = quadruple_loss(*first, *second, **options)
+            stages = generalised_mean(problem.tap.maps, getattr(model, "gem_p", 3.0)), output.pooled
+            first, second = (class_centres(stage, labels, modality) for stage in stages)
+            given = {"alpha": self.alpha, "form": self.form, "normalise": self.normalise}
+            quadruple, active = quadruple_loss(*first, *second, **given)
             loss = loss + quadruple
         if self.identity != "off":
             identity = F.cross_entropy(output.logits, problem.classes[torch.from_numpy(rows)])
             loss = loss + (identity if self.identity == "on" else -identity)
         return {"loss": loss, "quadruple": quadruple, "identity": identity, "active": active}
 
-    def step(self, model: nn.Module, problem: HeadsProblem, state: State, step: int, seed: int) -> dict:
+    def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         if not self.quadruple and self.identity == "off":  # nothing to descend on
             return dict.fromkeys(("loss", "quadruple", "identity", "active"), 0.0)
         size, rows = self.step_size(problem.batches.per_epoch, state, step), problem.batches.at(step)
         delta = state["delta"].detach().requires_grad_(self.learn_delta)
-        learned = list(state["heads"].parameters()) if "heads" in state else []
-        asked = [*learned, delta] if self.learn_delta else learned
         found = self.objective(model, problem, delta, rows)
-        gradients = torch.autograd.grad(found["loss"], asked, materialize_grads=True) if asked else ()
+        if found["loss"].requires_grad:
+            found["loss"].backward()
         if self.learn_delta:
-            self.descend(state, gradients[-1], size)
-        if learned:
-            for parameter, gradient in zip(learned, gradients, strict=False):
-                parameter.grad = gradient
+            self.descend(state, delta.grad, size)
+        if "sgd" in state:
             state["sgd"].step()
+            state["sgd"].zero_grad()
         values = torch.stack([value.detach().to(delta) for value in found.values()]).tolist()
         return dict(zip(found, values, strict=True))
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid_lite.data import Dataset, ImageStore, cached
+from vireid_lite.data.records import Dataset
+from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.errors import InputError
 from vireid_lite.models.two_stream import evaluating
 
@@ -35,18 +36,14 @@ def images_of(store: ImageStore, rows: np.ndarray, model: nn.Module) -> Tensor:
 
 
 def training_store(train: Dataset | ImageStore, identities: int | None = None, progress: bool = False) -> ImageStore:
-    """Return the crops an attack may learn from: a store as given, or the training images of a data set's first people.
-
-    Args:
-        identities: how many people of a data set; None for all.
-    """
+    """Return a store as given, or the training crops of a data set's first `identities` people, or of all."""
     if hasattr(train, "clean"):
         raise InputError("fit: these crops are attacked already; pass the clean ones")
     if isinstance(train, ImageStore):
         return train
     if not isinstance(train, Dataset):
-        needed = f"a data set or an ImageStore is needed, got {type(train).__name__}, which has no reader"
-        raise InputError(f"fit: {needed}; pass its data set")
+        found = f"got {type(train).__name__}, which has no reader"
+        raise InputError(f"fit: a data set or an ImageStore is needed, {found}; pass its data set")
     kept = set(sorted({record.identity for record in train.train})[:identities])
     return cached(train, [record for record in train.train if record.identity in kept], progress)
 
@@ -67,8 +64,13 @@ def coins(count: int, probability: float, *numbers: int) -> Tensor | None:
     return torch.rand(count, generator=generator_for(*numbers)) < probability if probability else None
 
 
+def noise(kind: str, shape: tuple[int, ...], *numbers: int) -> Tensor:
+    """Return noise drawn from these numbers alone: "uniform" in [-1, 1), or its "sign"."""
+    drawn = 2 * torch.rand(shape, generator=generator_for(*numbers)) - 1
+    return torch.where(drawn < 0, -1.0, 1.0) if kind == "sign" else drawn
+
+
 def weights_hash(model: nn.Module) -> str:
     """Return 16 hex digits that change with any weight or statistic of a model."""
-    state = model.state_dict().items()
-    parts = (name.encode() + value.detach().cpu().contiguous().numpy().tobytes() for name, value in state)
+    parts = (n.encode() + v.detach().cpu().contiguous().numpy().tobytes() for n, v in model.state_dict().items())
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]

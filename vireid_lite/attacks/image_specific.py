@@ -19,7 +19,8 @@ from tqdm import tqdm
 from vireid_lite.attacks.budget import EPS, ModalityLike, check_eps, luma, project, tie_infrared, to_8_bits
 from vireid_lite.attacks.features import over_crops
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of
-from vireid_lite.data import ImageStore, Modality, Record
+from vireid_lite.data.records import Modality, Record
+from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_flag, check_number, check_whole
 from vireid_lite.models.two_stream import check_images
 
@@ -50,14 +51,12 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAttack:
-    """What every image-specific attack shares: its parameters and the loop.
-
-    A subclass has `objective(target)`, which returns the function of (images, step) that it maximises, (N,).
+    """The parameters and the loop; a subclass has `objective(target)`, which returns what it maximises, an `Objective`.
 
     Args:
         eps: budget in [0, 1] pixels.
         steps: gradient evaluations an image; int(min(eps + 4, 1.25 eps)) (Kurakin et al. 2017) is 10 for eps 8.
-        step_size: in [0, 1] pixels; None is eps / 4: 10 steps cross the budget and turn back (Madry et al.: 2 for 8).
+        step_size: None is eps / 4: 10 steps cross the budget and turn back (Madry et al.: 2 for 8).
         tied: what infrared images receive has three equal channels, as they have.
     """
 
@@ -79,7 +78,7 @@ class ImageAttack:
 
     @property
     def rate(self) -> float:
-        """The step size that is taken, in [0, 1] pixels."""
+        """The step size that is taken."""
         return self.eps / 4 if self.step_size is None else self.step_size
 
     def describe(self) -> dict:
@@ -87,17 +86,11 @@ class ImageAttack:
         fixed = {"step_size": self.rate, "momentum": self.momentum, "random_start": self.random_start}
         return {"name": self.name, **asdict(self), **fixed}
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, modality: ModalityLike, guides: Guides | None = None, seed: int = 0
-    ) -> Tensor:
-        """Return adversarial images (N, 3, H, W) in [0, 1] within eps of the images; the victim is left bit-identical.
+    def __call__(self, model: nn.Module, images: Tensor, modality: ModalityLike, guides=None, seed: int = 0) -> Tensor:
+        """Return images (N, 3, H, W) in [0, 1] within eps of those given; the victim is left bit-identical.
 
-        Args:
-            images: (N, 3, H, W) float in [0, 1], left as they are.
-            modality: one Modality for the batch, or int64 (N,).
-
-        Raises:
-            InputError: for bad images and for guides that are missing or of another number.
+        The modality is one for the batch, or int64 (N,). Raises InputError for bad images, and for `Guides` that are
+        needed and missing or of another number.
         """
         check_images(images)
         for part in self.needs:
@@ -108,8 +101,7 @@ class ImageAttack:
         images = images.detach()
         with frozen(model), torch.enable_grad():
             objective = self.objective(Target(model, images, modality, guides, seed))
-            adversarial = self.start(images, modality, seed)
-            velocity = torch.zeros_like(images)
+            adversarial, velocity = self.start(images, modality, seed), torch.zeros_like(images)
             for step in range(self.steps):
                 adversarial.requires_grad_(True)
                 (gradient,) = torch.autograd.grad(objective(adversarial, step).sum(), adversarial)
@@ -152,7 +144,6 @@ class FGSM(PGD):
 
     name = "fgsm"
     random_start = False
-
     steps: int = field(default=1, init=False)
     step_size: float | None = field(default=None, init=False)
 
@@ -205,9 +196,8 @@ class FNA(ImageAttack):
 
     def objective(self, target: Target) -> Objective:
         def away_and_to(x: Tensor, step: int) -> Tensor:
-            features = target.features(x)
-            away = (features[:, None] - target.guides.same).square().sum((1, 2))
-            return away - (features - target.guides.far).square().sum(1)
+            f = target.features(x)
+            return (f[:, None] - target.guides.same).square().sum((1, 2)) - (f - target.guides.far).square().sum(1)
 
         return away_and_to
 
@@ -274,25 +264,22 @@ class GuideBank:
         if not len(rows):
             raise InputError(f"guides: no {modality.name.lower()} image in the guide store; guides share the modality")
         with frozen(model):
-            self.features = over_crops(lambda x, *_: model.embed(x, modality), model, store, rows, batch_size)
+            self.features = over_crops(lambda x, _: model.embed(x, modality), model, store, rows, size=batch_size)
         identities = np.array([store.records[row].identity for row in rows])
         self.number = {identity: number for number, identity in enumerate(dict.fromkeys(identities.tolist()))}
         members = [np.flatnonzero(identities == identity) for identity in self.number]
-        most = max(map(len, members))
-        # Those of an identity with fewer images come again in turn.
-        self.places = torch.from_numpy(np.stack([np.resize(places, most) for places in members]))
+        most = max(map(len, members))  # those of an identity with fewer images come again in turn
+        self.places = torch.tensor(np.stack([np.resize(places, most) for places in members])).to(self.features.device)
         self.means = torch.stack([self.features[places].mean(0) for places in members])
 
     def guides(self, features: Tensor, identities: Sequence[int]) -> Guides:
         """Return the guides of N images with these clean features (N, D) and identities, all of which the bank has."""
         for lacking in sorted(set(identities) - set(self.number)):
             raise InputError(f"guides: no image of identity {lacking} in this modality of the guide store")
-        own = torch.tensor([self.number[identity] for identity in identities])
-        same = self.features[self.places[own].to(self.features.device)]
-        if len(self.means) < 2:
-            return Guides(same)
-        distance = torch.cdist(features, self.means).scatter(1, own[:, None].to(features.device), -1.0)
-        return Guides(same, self.means[distance.argmax(1)])
+        own = torch.tensor([self.number[identity] for identity in identities], device=features.device)
+        distance = torch.cdist(features, self.means).scatter(1, own[:, None], -1.0)
+        far = self.means[distance.argmax(1)] if len(self.means) > 1 else None
+        return Guides(self.features[self.places[own]], far)
 
 
 class AdversarialStore(ImageStore):
@@ -303,7 +290,6 @@ class AdversarialStore(ImageStore):
         self.clean = clean
 
     def batch(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-        """Return attacked crops (n, 3, H, W) on the device."""
         return self.images[torch.as_tensor(indices)].to(device)
 
     def rounded(self, eps: float) -> AdversarialStore:
@@ -311,6 +297,7 @@ class AdversarialStore(ImageStore):
         return AdversarialStore(self.records, to_8_bits(self.images, self.clean, eps), self.clean)
 
 
+@torch.no_grad()
 def craft(
     attack: ImageAttack, model: nn.Module, store: ImageStore, *, guide_store=None, batch_size=64, seed=0, progress=False
 ) -> AdversarialStore:
@@ -319,9 +306,6 @@ def craft(
     Args:
         guide_store: an ImageStore of guides, images of the crop's own modality and identity, better more than one: a
             lone crop guided by itself starts at a zero gradient. None stands for the store itself, as in adv-reid.
-
-    Raises:
-        InputError: for bad images, and for guides that the guide store lacks.
     """
     guide_store = store if guide_store is None else guide_store
     images, clean = (torch.empty(len(store), 3, *store.images.shape[1:3]) for _ in range(2))
@@ -332,13 +316,9 @@ def craft(
                 continue
             bank = GuideBank(model, guide_store, modality, batch_size) if attack.needs else None
             for number, chunk in enumerate(np.split(rows, range(batch_size, len(rows), batch_size))):
-                batch, guides = images_of(store, chunk, model), None
-                if bank is not None:
-                    with torch.no_grad():
-                        features = model.embed(batch, modality)
-                    guides = bank.guides(features, [store.records[row].identity for row in chunk])
-                batch_seed = generator_for(seed, modality, number).initial_seed()
-                attacked = attack(model, batch, modality, guides, batch_seed)
+                batch, people = images_of(store, chunk, model), [store.records[row].identity for row in chunk]
+                guides = bank and bank.guides(model.embed(batch, modality), people)
+                attacked = attack(model, batch, modality, guides, generator_for(seed, modality, number).initial_seed())
                 images[chunk], clean[chunk] = attacked.float().cpu(), batch.float().cpu()
                 bar.update(len(chunk))
     return AdversarialStore(store.records, images, clean)

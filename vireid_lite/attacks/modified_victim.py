@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
 import torch
 
 from vireid_lite.attacks.budget import EPS, check_eps, clip
+from vireid_lite.attacks.frozen import Stream, noise
 from vireid_lite.attacks.perturbation import UniversalPerturbation
-from vireid_lite.attacks.universal import SignNoise, UniformNoise
-from vireid_lite.data import Dataset, Modality, fingerprint
+from vireid_lite.data.records import Dataset, Modality, fingerprint
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
 from vireid_lite.losses import class_centres, identity_loss, quadruple_loss
@@ -83,24 +82,24 @@ class Modification:
         """
         if self.noise == "none":
             return None
-        kind = {"sign": SignNoise, "uniform": UniformNoise}[self.noise](eps=self.eps)
         # Two draws of one seed each: the modalities carry different noise.
-        deltas = {m: kind.start((3, *size), 2 * seed + int(m))["delta"] for m in Modality}
-        return UniversalPerturbation(deltas, self.eps, made_by={"name": kind.name, "seed": seed})
+        deltas = {m: self.eps * noise(self.noise, (3, *size), 2 * seed + int(m), Stream.NOISE) for m in Modality}
+        return UniversalPerturbation(deltas, self.eps, made_by={"name": f"{self.noise}-noise", "seed": seed})
 
-    def objective(self, model: TwoStream, perturbation: UniversalPerturbation | None) -> Callable[[Batch], Objective]:
+    def objective(self, model: TwoStream, perturbation=None, device="cpu") -> Callable[[Batch], Objective]:
         """Insert the modules into a network, for good, and return what it is trained by instead of its own objective.
 
         `other_loss` is 0 beside the identity loss alone; `active` is the share of the quadruple loss's hinges above 0.
+        A step's images carry the perturbation, if there is one; device: where it will be trained.
         """
         modules, tap = staged(model, self.attention, self.blocks, self.sfm)
         insert(model, modules)
-        deltas = None if perturbation is None else torch.stack([perturbation.delta[each] for each in Modality])
+        deltas = perturbation and torch.stack([perturbation.delta[each] for each in Modality]).to(device)
 
         def objective(batch: Batch) -> Objective:
             images, modality = batch.images, batch.modality
             if deltas is not None:
-                images = clip(images + deltas.to(images.device)[modality.to(images.device)])
+                images = clip(images + deltas[modality.to(deltas.device)])
             output = model(images, modality)
             identity = identity_loss(output.logits, batch.labels, batch.smoothing)
             other = active = identity.new_zeros(())
@@ -109,8 +108,8 @@ class Modification:
             elif self.loss == "quadruple":
                 stages = generalised_mean(tap.maps, model.gem_p), output.pooled
                 first, second = (class_centres(stage, batch.labels, modality) for stage in stages)
-                options = {"alpha": self.alpha, "form": self.form, "normalise": self.normalise}
-                other, active = quadruple_loss(*first, *second, **options)
+                given = {"alpha": self.alpha, "form": self.form, "normalise": self.normalise}
+                other, active = quadruple_loss(*first, *second, **given)
             return Objective({"identity": identity, "other": other}, output.logits, batch.labels, {"active": active})
 
         return objective
@@ -125,14 +124,7 @@ class ModifiedVictim(NamedTuple):
 
 
 def train_modified_victim(
-    recipe: Recipe,
-    dataset: Dataset,
-    modification: Modification | None = None,
-    *,
-    seed: int = 0,
-    device: torch.device | str = "auto",
-    folder: Path | None = None,
-    progress: bool = True,
+    recipe: Recipe, dataset: Dataset, modification=None, *, seed=0, device="auto", folder=None, progress=True
 ) -> ModifiedVictim:
     """Return a victim trained with `modification`, loaded where it was trained before.
 
@@ -141,6 +133,7 @@ def train_modified_victim(
     Args:
         recipe: of the victim it starts from; network, schedule and augmentation are kept, and its triplet is used with
             loss="recipe" alone.
+        modification: a `Modification`; None for the paper's.
         folder: where it is kept; None stands for a folder of the cache, keyed by everything the result depends on.
     """
     modification = modification or Modification()
@@ -160,7 +153,7 @@ def train_modified_victim(
         if victim is not None:
             model.load_state_dict(victim.state_dict())
         perturbation = modification.perturbation(dataset.size, seed)
-        objective = modification.objective(model, perturbation)
+        objective = modification.objective(model, perturbation, device)
     with exclusive(folder, whole=path):
         if not path.exists():
             note = folder / "state.pt"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vireid_lite.attacks.budget import ModalityLike, project, tie_infrared, to_8_bits
-from vireid_lite.data import Modality
+from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 from vireid_lite.files import write_atomically
 from vireid_lite.models.two_stream import check_images
@@ -28,7 +28,7 @@ class Perturbation:
 
     kind: ClassVar[str] = "perturbation"  # what its files are called
     facts: ClassVar[tuple[str, ...]]
-    size: tuple[int, int]
+    size: tuple[int, int]  # (height, width) of the crops it was made for
     eps: float
     tied: bool
     double = False
@@ -39,14 +39,9 @@ class Perturbation:
         return 2 * self.eps if self.double else self.eps
 
     def apply(self, images: Tensor, modality: ModalityLike) -> Tensor:
-        """Return the attacked images, (N, 3, H, W) in [0, 1], as floats; the input is left as it is.
+        """Return the attacked images (N, 3, H, W) in [0, 1], as floats; the modality is one for all, or int64 (N,).
 
-        Args:
-            images: (N, 3, H, W) float in [0, 1].
-            modality: one Modality for the batch, or int64 (N,).
-
-        Raises:
-            InputError: for images of another size than it was made for, outside [0, 1] or not finite.
+        Raises InputError for images of another size than it was made for, outside [0, 1] or not finite.
         """
         check_images(images)
         if tuple(images.shape[-2:]) != tuple(self.size):
@@ -74,13 +69,17 @@ class Perturbation:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
                 metadata = file.metadata() or {}
-                for kind in cls.__subclasses__() or [cls]:
-                    if kind.kind in metadata:
-                        return kind.read(tensors, json.loads(metadata[kind.kind]))
-                raise KeyError("of another kind")
+            for kind in cls.__subclasses__() or [cls]:
+                if kind.kind in metadata:
+                    return kind.read(tensors, json.loads(metadata[kind.kind]))
+            raise KeyError("of another kind")
         except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{path}: not a {cls.kind} saved by this package ({reason})") from None
+
+    @classmethod
+    def read(cls, tensors: dict[str, Tensor], facts: dict) -> Self:
+        return cls(**tensors, **facts)
 
 
 @dataclass
@@ -97,7 +96,6 @@ class UniversalPerturbation(Perturbation):
     """
 
     facts: ClassVar[tuple[str, ...]] = ("eps", "tied", "double", "history", "made_by")
-
     delta: Tensor | dict[Modality, Tensor]
     eps: float
     tied: bool = False
@@ -109,14 +107,12 @@ class UniversalPerturbation(Perturbation):
     @property
     def size(self) -> tuple[int, int]:
         """The (height, width) of the crops it was made for."""
-        delta = next(iter(self.delta.values())) if isinstance(self.delta, dict) else self.delta
-        return delta.shape[-2:]
+        return next(iter(self.tensors().values())).shape[-2:]
 
     def shift(self, images: Tensor, modality: ModalityLike) -> Tensor:
         delta = self.delta
         if isinstance(delta, dict):
-            many = isinstance(modality, Tensor)
-            delta = torch.stack([delta[Modality(int(m))] for m in modality]) if many else delta[modality]
+            delta = torch.stack([delta[each] for each in Modality]).to(images)[modality]
         delta = delta.to(images)
         return delta if self.lattice is None else delta + lattice_shift(self.lattice.to(images), images)
 
@@ -152,9 +148,7 @@ def resized(made: UniversalPerturbation, size: tuple[int, int]) -> UniversalPert
 
     Each delta is interpolated bilinearly (corners not aligned, no antialiasing), then clipped to [-eps, eps]; a colour
     lattice has no size and stays. Interpolation only averages, so a delta of +-eps everywhere loses strength.
-
-    Raises:
-        InputError: for what is no perturbation of fixed pixels (a generator).
+    Raises InputError for what is no perturbation of fixed pixels (a generator).
     """
     if not isinstance(made, UniversalPerturbation):
         raise InputError(f"transfer: {type(made).__name__} has no delta to resize; use crops of one size for both")
@@ -162,8 +156,7 @@ def resized(made: UniversalPerturbation, size: tuple[int, int]) -> UniversalPert
         return made
 
     def fit(delta: Tensor) -> Tensor:
-        found = F.interpolate(delta[None], size=tuple(size), mode="bilinear", align_corners=False)
-        return found[0].clamp(-made.eps, made.eps)
+        return F.interpolate(delta[None], size=tuple(size), mode="bilinear")[0].clamp(-made.eps, made.eps)
 
     many = isinstance(made.delta, dict)
     return replace(made, delta={m: fit(delta) for m, delta in made.delta.items()} if many else fit(made.delta))

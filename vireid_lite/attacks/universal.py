@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite.attacks.budget import clip, luma, tie_infrared
+from vireid_lite.attacks.budget import clip, tie_infrared
 from vireid_lite.attacks.descent import SignDescent, State, UniversalAttack
 from vireid_lite.attacks.features import Problem, centroids_for, clean_features, extremes, predicted, triplet
-from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
+from vireid_lite.attacks.frozen import Stream, images_of, noise
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
-from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import IdentityBatches, MixedBatches
+from vireid_lite.data.records import Modality
+from vireid_lite.data.store import ImageStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +32,14 @@ class UniformNoise(UniversalAttack):
     name: ClassVar[str] = "uniform-noise"
     knows: ClassVar[str] = "nothing"
     gradients_per_step: ClassVar[int] = 0
+    kind: ClassVar[str] = "uniform"
     steps: int = 1
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> None:
         return None
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        return {"delta": self.eps * self.draw(torch.rand(shape, generator=generator_for(seed, Stream.NOISE)))}
-
-    def draw(self, uniform: Tensor) -> Tensor:
-        return 2 * uniform - 1
+        return {"delta": self.eps * noise(self.kind, shape, seed, Stream.NOISE)}
 
     def step(self, model: nn.Module, problem: None, state: State, step: int, seed: int) -> dict:
         return {}
@@ -58,9 +57,7 @@ class SignNoise(UniformNoise):
     """Control: +eps or -eps, drawn once in each pixel and channel; the strongest noise of its budget. No gradient."""
 
     name: ClassVar[str] = "sign-noise"
-
-    def draw(self, uniform: Tensor) -> Tensor:
-        return torch.where(uniform < 0.5, -1.0, 1.0)
+    kind: ClassVar[str] = "sign"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +112,6 @@ class UAPRetrieval(SignDescent):
         compared = model.embed(images, problem.store.modalities[rows]), *problem.picked(rows)
         return triplet(*(self.scale * each for each in compared), self.margin)
 
-    def crops(self, model: nn.Module, problem: Problem, rows: np.ndarray, step: int, seed: int) -> Tensor:
-        images = super().crops(model, problem, rows, step, seed)
-        grey = coins(len(rows), self.grey_probability, seed, Stream.GREY, step)
-        return images if grey is None else luma(images, grey)
-
 
 @dataclass(frozen=True, kw_only=True)
 class UAPRetrievalGrey(UAPRetrieval):
@@ -170,9 +162,9 @@ class MetaAttack(SignDescent):
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
         size = self.step_size(problem.batches.per_epoch, state, step)
         train, test = [batches.at(step) for batches in problem.batches.each.values()][:: -1 if step % 2 else 1]
-        found, loss = self.gradient(model, problem, state["delta"], train, images_of(problem.store, train, model))
+        found, loss = self.gradient(model, problem, state["delta"], train)
         ahead, inside = self.look_ahead(state, found, size)
-        other, meta = self.gradient(model, problem, ahead, test, images_of(problem.store, test, model))
+        other, meta = self.gradient(model, problem, ahead, test)
         self.descend(state, found + other * inside, size)
         return {"loss": loss.item(), "meta_loss": meta.item()}
 
@@ -188,9 +180,8 @@ class ColDel(SignDescent):
     MAD:61-102,496-531, without its meta-test batch, which has no effect there beyond a second step.
 
     Args:
-        levels: K nodes per colour of the (3, K, K, K) lattice, which is read trilinearly.
         budget: "total" keeps the sum within eps, in training too; "double", as published, keeps eps for each.
-        instances: images per identity of a batch.
+        levels, instances: nodes per colour of the lattice; images per identity of a batch.
     """
 
     name: ClassVar[str] = "col-del"
