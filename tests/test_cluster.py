@@ -20,8 +20,7 @@ from vireid_lite.errors import InputError
 from vireid_lite.files import cache_folder, write_atomically
 from vireid_lite.study import workers
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.run import run_one
-from vireid_lite.study.workers import run_all
+from vireid_lite.study.workers import run_all, run_one
 
 OPTIONS = {"device": "cpu", "progress": False, "cluster": True}
 # What a card says of the machine and the moment, not of the run.

@@ -301,6 +301,7 @@ def bench(
 ) -> None:
     """Run what a grid of the papers' tables has no card for yet, and print its tables."""
     from vireid_lite.study import grids
+    from vireid_lite.study.workers import run_grid
 
     wanted = _numbers("--seeds", seeds, "whole numbers with commas between them, such as 0,1,2")
     pairs = [_split_pair("--data-root", pair, "sysu=/data/SYSU-MM01") for pair in data_root or []]
@@ -308,11 +309,11 @@ def bench(
     settings = _parse_pairs("--set", set_, "train.epochs=2")
     grid = grids.read_grid(name, tier, seeds=wanted, settings=settings, only=only)
     if dry_run:
-        found = grids.plan(grid, grids.Results(out_dir), rerun_stale=rerun_stale)
+        found = grids.Results(out_dir).plan(grid.runs, rerun_stale=rerun_stale)
         print(grids.describe_plan(grid, found, verbose=verbose or only is not None))
         return
     options = {"workers": workers, "scheduler": scheduler, "threads": threads, "device": device, "root": roots}
-    report = grids.run_grid(grid, out_dir, rerun_stale=rerun_stale, **options)
+    report = run_grid(grid.runs, out_dir, rerun_stale=rerun_stale, title=grid.name, **options)
     print(grids.describe(grid, grids.Results(out_dir)))
     print("; ".join(f"{state}: {len(names)}" for state, names in report.items()))
 

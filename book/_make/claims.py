@@ -30,7 +30,7 @@ from vireid_lite.errors import InputError
 from vireid_lite.models import attention, insertion
 from vireid_lite.study import tables
 from vireid_lite.study.cards import is_stale, read_cards
-from vireid_lite.study.packing import DIRECTIONS
+from vireid_lite.study.tables import DIRECTIONS
 
 HOLDS, PARTLY, NOT = "holds", "holds partly", "does not"
 OPEN, CONTRADICTS = "open without licensed data", "contradicts itself"

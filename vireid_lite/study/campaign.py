@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import statistics
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -26,8 +27,7 @@ from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, buil
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import InputError, fraction
 from vireid_lite.machine import Compute
-from vireid_lite.study.cards import card_key, card_name, data_defaults, described
-from vireid_lite.study.packing import mapped
+from vireid_lite.study.cards import CARDS, card_key, card_name, data_defaults, is_stale, mapped, read_card, records
 from vireid_lite.victims import Recipe, tier_dataset, tier_recipe
 
 TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
@@ -66,17 +66,20 @@ class Run:
     @cached_property
     def configuration(self) -> dict:
         """The run as its card says it, plain values, without fingerprints of images."""
-        attack = {**self.attack.describe(), "identities": self.identities} if self.attack else None
-        found = {"kind": self.kind, "tier": self.tier, "dataset": self.dataset, "victim": described(self.recipe)}
-        found |= {"attack": attack, "seed": self.seed}
-        found |= {"split": self.split} if attack and self.split != "test" else {}
+        found = {"kind": self.kind, "tier": self.tier, "dataset": self.dataset, "victim": self.recipe.describe()}
+        found |= {"attack": None, "seed": self.seed}
+        if self.attack:
+            found["attack"] = {**self.attack.describe(), "identities": self.identities}
+            found |= {"split": self.split} if self.split != "test" else {}
         if self.modification:
-            found["modification"] = json.loads(json.dumps(asdict(self.modification)))
+            found["modification"] = asdict(self.modification)
         if its := self.surrogate:
             who = "shared" if _population(its.dataset) == _population(self.dataset) else "others"
-            network = {"dataset": its.dataset, "victim": described(its.recipe), "seed": its.seed}
+            network = {"dataset": its.dataset, "victim": its.recipe.describe(), "seed": its.seed}
             found["surrogate"] = {**network, "identities": who}
-        return found | ({"compute": self.compute.describe()} if self.compute != Compute() else {})
+        if self.compute != Compute():
+            found["compute"] = self.compute.describe()
+        return json.loads(json.dumps(found))
 
     @cached_property
     def key(self) -> str:
@@ -178,24 +181,29 @@ def parse(tables: dict) -> list[Run]:
 
     A surrogate's seed "next" is the seed after the run's own among its seeds, or in number where that is the only one.
     """
-    check("it", tables, RUN)
     read = {key: mapped(item, _number) if isinstance(item, dict) else item for key, item in tables.items()}
-    tables = {**{table: {} for table in TABLES}, **read}
-    seeds, split, name = tables.get("seeds", [0]), tables.get("split", "test"), tables.get("name")
+    tables = {
+        **{table: {} for table in TABLES},
+        "seeds": [0],
+        "split": "test",
+        "anatomy": False,
+        "tier": "lite",
+        **read,
+    }
+    seeds, split, name, found = tables["seeds"], tables["split"], tables.get("name"), []
     if split not in ("test", "val"):
         raise InputError(f"split {split!r} must be test or val")
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise InputError(f"name {name!r} must be small letters, digits and hyphens")
     if wrong := [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]:
         raise InputError(f"a seed must be a whole number of at least 0, got {wrong[0]!r}")
-    found = []
     for cell in _cells(tables):
-        run = _run(cell, cell.get("tier", "lite"))
-        kind, apart = name or ("attack" if run.attack else "victim"), cell.get("anatomy", False)
+        run = _run(cell)
+        kind = name or ("attack" if run.attack else "victim")
         after = seeds[1:] + seeds[:1] if len(seeds) > 1 else [seed + 1 for seed in seeds]
         for seed, following in zip(seeds, after, strict=True):
             its = _surrogate(cell, run, seed, following) if cell["surrogate"] else None
-            found.append(replace(run, kind=kind, seed=seed, surrogate=its, split=split, anatomy=apart))
+            found.append(replace(run, kind=kind, seed=seed, surrogate=its))
     return found
 
 
@@ -225,9 +233,9 @@ def _cells(tables: dict) -> list[dict]:
     return cells
 
 
-def _run(cell: dict, tier: str) -> Run:
+def _run(cell: dict) -> Run:
     """Return the run of some tables, its kind, seed and surrogate apart."""
-    dataset, recipe = _network(cell, tier)
+    dataset, recipe = _network(cell, cell["tier"])
     attack, identities, modification = None, None, None
     compute = _fields("compute", Compute, cell["compute"])
     if cell["attack"]:
@@ -239,7 +247,7 @@ def _run(cell: dict, tier: str) -> Run:
     if cell["modified"]:
         for wrong, why in (
             (compute != Compute(), "is trained in float32; leave compute out"),
-            (attack or cell.get("split") == "val", "is scored on test, and without an attack; leave those out"),
+            (attack or cell["split"] == "val", "is scored on test, and without an attack; leave those out"),
             (recipe.settings.shuffle_labels, "is trained on the right labels; leave shuffle_labels out"),
         ):
             if wrong:
@@ -247,7 +255,8 @@ def _run(cell: dict, tier: str) -> Run:
         modification = _fields("modified", Modification, cell["modified"])
     if cell["surrogate"] and not attack:
         raise InputError("a surrogate is there to be attacked; give the run an attack")
-    return Run("", tier, dataset, recipe, 0, attack, identities, modification, compute=compute)
+    how = {"compute": compute, "split": cell["split"], "anatomy": cell["anatomy"]}
+    return Run("", cell["tier"], dataset, recipe, 0, attack, identities, modification, **how)
 
 
 def _fields(what: str, kind: type, table: object) -> object:
@@ -303,3 +312,59 @@ def _data(tier: str, table: str) -> dict:
         taken = ", ".join(name for name in usual if name != "name")
         raise InputError(f"{usual['name']}: option {unknown[0]!r} is unknown; it takes {taken}")
     return {**usual, **given}
+
+
+class Results:
+    """The run cards of a folder, each with its "file" name, found by what a run asks for; read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cards = [{**read_card(path), "file": path.name} for path in sorted(Path(folder).glob(CARDS))]
+        self._found: dict[str, list[dict]] = {}
+        for card in sorted(self.cards[::-1], key=lambda card: (not is_stale(card), card["date"]), reverse=True):
+            self._found.setdefault(card["key"], []).append(card)
+
+    def card(self, run: Run, root: Root = None, data: bool = False) -> dict | None:
+        """Return the newest card of a run that is not stale, else the newest, or None.
+
+        Args:
+            data: whether the run's licensed data are at hand, so that a card of other images can be told apart.
+        """
+        found = self._found.get(run.key, [])
+        if found and (data or run.dataset["name"] == "synthetic"):
+            own = records(run.with_images(root))
+            found = [card for card in found if records(card) == own]
+        return found[0] if found else None
+
+    def plan(self, runs: list[Run], root: Root = None, data: bool = False, rerun_stale: bool = False) -> Plan:
+        """Return what is done and what is to do. data: as in `card`. rerun_stale: count stale cards as to do."""
+        found = [(run, self.card(run, root, data)) for run in runs]
+        stale = [card["file"] for _, card in found if card and is_stale(card)]
+        again = set(stale) if rerun_stale else set()
+        todo = [run for run, card in found if card is None or card["file"] in again]
+        done = [card["file"] for _, card in found if card and card["file"] not in again]
+        kinds: dict[tuple, list[float]] = {}
+        for card in self.cards:
+            kinds.setdefault(_kind(card), []).append(card["wall_seconds"])
+        known = [statistics.median(kinds[kind]) for run in todo if (kind := _kind(run.configuration)) in kinds]
+        return Plan(todo, done, stale, sum(known), len(todo) - len(known))
+
+
+def _kind(card: dict) -> tuple:
+    """Return what a run's seconds depend on most: tier, network, attack, and whether the victim is modified."""
+    return card["tier"], card["victim"]["model"], (card["attack"] or {}).get("name"), "modification" in card
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What some runs still need. todo: runs without a card, done: card names, stale: cards of code that changed.
+
+    Attributes:
+        seconds: an estimate for `todo` from cards of the same kind, on whatever machine made those.
+        unknown: how many of `todo` no card tells anything about.
+    """
+
+    todo: list[Run]
+    done: list[str]
+    stale: list[str]
+    seconds: float
+    unknown: int

@@ -1,16 +1,19 @@
 """Run cards: one small JSON file a run, with everything its numbers depend on and nothing of anybody's images.
 
 A card leaves out what a run has by default; `read_card` puts it back. `card_key` hashes only the rest, so that a new
-option, whose default is what was done before, renames no card; to change a default is to change what cards mean.
-How its numbers are packed, and read without this package, is said in `packing`.
+option, whose default is what was done before, renames no card; to change a default is to change what cards mean. What
+does not stand in the file as it is, table by table, is read without this package so::
+
+    json.loads(lzma.decompress(base64.b85decode(card["packed"])))
 """
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
 import lzma
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -25,22 +28,21 @@ from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.machine import Compute
-from vireid_lite.study.packing import completed, packed, shortened, unpacked
-from vireid_lite.victims import Recipe, tier_named
+from vireid_lite.victims import tier_named
 
 SCHEMA = 2
 CARDS = "*-s*-*.json"  #: the file names of `card_name`
 REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "made_with")
 CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modification", "surrogate", "compute")
-
-
-def described(recipe: Recipe) -> dict:
-    """Return a recipe as cards hold it."""
-    return json.loads(json.dumps(recipe.describe()))
+# Always said: they decide the defaults of what stands beside them, or are there or not.
+SAID = ("name", "model", "mode", "difficulty", "modification")
+EXACT = ("scores", "scores_8_bit", "scores_query", "scores_clean", "clean", "within")  #: what is not rounded
+SCORES = ("rank1", "mAP")  #: what the file shows of "clean" and "scores", and what an anatomy repeats unrounded
+LZMA = [{"id": lzma.FILTER_LZMA1, "pb": 0, "dict_size": 2**16}]
 
 
 @cache
-def data_defaults(tier: str, name: str | None, difficulty: str | None) -> dict:
+def data_defaults(tier: str, name: str | None, difficulty: str | None = None) -> dict:
     """Return what a tier's data set is where nothing is said, as cards hold it; known without the data themselves."""
     chosen, name = tier_named(tier), name or DATASET_OF_TIER[tier]
     options = dict(chosen.options) if name == DATASET_OF_TIER[tier] else {}
@@ -59,16 +61,40 @@ def defaults(run: dict) -> dict:
     """Return the configuration of a run that says no more than this one's tier, names, mode and difficulty."""
     tier, data, recipe = run["tier"], run.get("dataset", {}), tier_named(run["tier"]).recipe
     recipe = replace(recipe, model=run.get("victim", {}).get("model", recipe.model))
-    found = {"dataset": data_defaults(tier, data.get("name"), data.get("difficulty")), "victim": described(recipe)}
+    found = {"dataset": data_defaults(tier, data.get("name"), data.get("difficulty")), "victim": recipe.describe()}
     if attack := run.get("attack"):
         mode = {"mode": attack["mode"]} if "mode" in attack else {}
         found["attack"] = {**build_attack(attack["name"], **mode).describe(), "identities": None}
-    for name, kind in (("modification", Modification), ("compute", Compute)):
-        if name in run:
-            found[name] = json.loads(json.dumps(asdict(kind())))
+    found |= {
+        part: asdict(kind()) for part, kind in (("modification", Modification), ("compute", Compute)) if part in run
+    }
     if "surrogate" in run:
         found["surrogate"] = defaults({**run["surrogate"], "tier": tier})
-    return found
+    return json.loads(json.dumps(found))
+
+
+def shortened(value: dict, usual: dict) -> dict:
+    """Return what differs from the usual, table by table."""
+    short = {}
+    for name, item in value.items():
+        table = isinstance(item, dict) and isinstance(usual.get(name), dict)
+        own = shortened(item, usual[name]) if table else item
+        if name in SAID or (own if table else name not in usual or item != usual[name]):
+            short[name] = own
+    return short
+
+
+def completed(short: dict, usual: dict) -> dict:
+    """Return the opposite of `shortened`."""
+    both = {name for name, item in short.items() if isinstance(item, dict) and isinstance(usual.get(name), dict)}
+    return {**usual, **short, **{name: completed(short[name], usual[name]) for name in both}}
+
+
+def mapped(value: object, change: Callable, *untouched: str) -> object:
+    """Return plain values with everything in their tables and lists changed, but for what has one of some names."""
+    if isinstance(value, dict):
+        return {key: item if key in untouched else mapped(item, change, *untouched) for key, item in value.items()}
+    return [mapped(item, change, *untouched) for item in value] if isinstance(value, list) else change(value)
 
 
 def _rounded(value: object) -> object:
@@ -111,6 +137,20 @@ def write_card(folder: Path, configuration: dict, results: dict) -> Path:
     return path
 
 
+def packed(results: dict) -> dict:
+    """Return results, plain values, as the file holds them: six digits of what is no score, tables compressed."""
+
+    def short(value: object) -> object:
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    whole = {name: item if name in EXACT else mapped(item, short, *SCORES) for name, item in results.items()}
+    shown = {name: item for name, item in whole.items() if name not in (*EXACT, "anatomy", "history")}
+    for name in (name for name in ("clean", "scores") if name in whole):
+        shown[name] = {way: {score: row[score] for score in SCORES} for way, row in whole[name].items()}
+    rest = json.dumps(shortened(whole, shown), separators=(",", ":")).encode()
+    return {**shown, "packed": base64.b85encode(lzma.compress(rest, lzma.FORMAT_ALONE, filters=LZMA)).decode()}
+
+
 def plain(value: object) -> object:
     """Return a NumPy value as JSON has it, floats in arrays rounded to six places."""
     if isinstance(value, np.ndarray):
@@ -121,7 +161,7 @@ def plain(value: object) -> object:
 
 
 def read_card(path: Path) -> dict:
-    """Return a card, its defaults and lists put back. Raises InputError where the file is not one."""
+    """Return a card, its defaults and packed numbers put back. Raises InputError where the file is not one."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -132,8 +172,9 @@ def read_card(path: Path) -> dict:
         raise InputError(f"{path} {what}, so it is not a run card of this version; move it elsewhere")
     try:
         card |= completed({name: card[name] for name in CONFIGURATION if name in card}, defaults(card))
-        return unpacked(card) if "lists" in card else card
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, lzma.LZMAError) as error:
+        rest = card.pop("packed", None)
+        return completed(json.loads(lzma.decompress(base64.b85decode(rest))), card) if rest else card
+    except (LookupError, TypeError, ValueError, AttributeError, lzma.LZMAError) as error:
         raise InputError(f"{path} is not a readable run card ({error}); move it elsewhere") from None
 
 
@@ -153,3 +194,9 @@ def stale_note(cards: Iterable[dict]) -> str:
     """Return one sentence for a page: how many of its cards were made by code that has changed since."""
     stale = [is_stale(card) for card in cards]
     return f"{sum(stale)} of {len(stale)} run cards are stale: the code behind them has changed." if any(stale) else ""
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return "mean (lowest to highest)" of some seeds' scores in percent, one decimal."""
+    values = np.asarray(list(values), dtype=float)
+    return f"{values.mean():.1f}" + (f" ({values.min():.1f} to {values.max():.1f})" if len(values) > 1 else "")

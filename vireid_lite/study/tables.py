@@ -10,10 +10,13 @@ import pandas as pd
 
 from vireid_lite import metrics
 from vireid_lite.attacks import ATTACKS
+from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_choice
+from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.packing import DIRECTIONS
+from vireid_lite.study.cards import spread
 
+DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 LABELS = {name: name.upper() for name in ATTACKS} | {
     **{"uniform-noise": "uniform noise", "sign-noise": "sign noise", "feature-level": "feature-level"},
     **{"uap-retrieval": "UAP-Retrieval", "uap-retrieval-grey": "UAP-Retrieval + grey", "meta-attack": "MetaAttack"},
@@ -97,12 +100,6 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
         for direction, part in groups[key].groupby("direction"):
             lines[-1][direction] = f"{spread(part[score])}; {(part[f'{score} high'] < 0).sum()} of {len(part)} fell"
     return pd.DataFrame(lines, columns=[*names, *DIRECTIONS]).set_index("attack")
-
-
-def spread(values: Iterable[float]) -> str:
-    """Return "mean (lowest to highest)" of some seeds' scores in percent, one decimal."""
-    values = np.asarray(list(values), dtype=float)
-    return f"{values.mean():.1f}" + (f" ({values.min():.1f} to {values.max():.1f})" if len(values) > 1 else "")
 
 
 def paired(before: Sequence[dict], after: Sequence[dict], score: str = "rank1") -> metrics.Difference:
