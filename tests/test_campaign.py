@@ -121,7 +121,7 @@ def test_two_campaigns_do_not_write_one_folder(small, tmp_path):
         ("[[run]]\ntrain = { epoch = 3 }", "training: setting 'epoch' is unknown"),
         ("[[run]]\ndataset = { difculty = 3 }", "option 'difculty' is unknown"),
         ("[[run]]\ntier = 'huge'", "TIER 'huge' is unknown"),
-        ("[[run]]\nvictim = { model = 'x' }", "unknown network 'x'; choose one of agw"),
+        ("[[run]]\nvictim = { model = 'x' }", "network 'x' is unknown; choose from agw"),
         ("[[run]]\ntrain = { augmentation = { pads = 3 } }", "pads"),
     ],
 )

@@ -154,16 +154,12 @@ def test_a_new_option_with_a_default_renames_no_card(monkeypatch):
     real = DATASETS["synthetic"].describe
     monkeypatch.setattr(DATASETS["synthetic"], "describe", lambda self: {**real(self), "fresh": 0.5})
     monkeypatch.setitem(DATASETS["sysu"].choices, "fresh", (0.5, (0.5, 1.0)))
-    from vireid_lite.study import campaign
-
-    for made in (cards.data_defaults, campaign._data):
-        made.cache_clear()
+    cards._data.cache_clear()
     after = [run(**one) for one in tables]
     assert after[0].configuration["attack"]["fresh"] == after[0].configuration["dataset"]["fresh"] == 0.5
     assert after[0].configuration["victim"]["settings"]["fresh"] == after[3].configuration["dataset"]["fresh"] == 0.5
     assert [one.key for one in after] == before
-    for made in (cards.data_defaults, campaign._data):
-        made.cache_clear()
+    cards._data.cache_clear()
 
 
 @pytest.mark.parametrize(

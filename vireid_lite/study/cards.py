@@ -13,7 +13,7 @@ import base64
 import inspect
 import json
 import lzma
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -25,7 +25,7 @@ from vireid_lite.attacks import Modification, build_attack
 from vireid_lite.behaviour import made_with
 from vireid_lite.data import DATASETS, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.machine import Compute
 from vireid_lite.victims import tier_named
@@ -38,36 +38,42 @@ CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modifi
 SAID = ("name", "model", "mode", "difficulty", "modification")
 EXACT = ("scores", "scores_8_bit", "scores_query", "scores_clean", "clean", "within")  #: what is not rounded
 SCORES = ("rank1", "mAP")  #: what the file shows of "clean" and "scores", and what an anatomy repeats unrounded
+OPTIONAL = {"modification": Modification, "compute": Compute}
 LZMA = [{"id": lzma.FILTER_LZMA1, "pb": 0, "dict_size": 2**16}]
 
 
+def data_described(tier: str, given: dict) -> dict:
+    """Return a tier's data set, with what is given of name and options, as cards hold it; no data need be there."""
+    return _data(tier, json.dumps(given))
+
+
 @cache
-def data_defaults(tier: str, name: str | None, difficulty: str | None = None) -> dict:
-    """Return what a tier's data set is where nothing is said, as cards hold it; known without the data themselves."""
-    chosen, name = tier_named(tier), name or DATASET_OF_TIER[tier]
-    options = dict(chosen.options) if name == DATASET_OF_TIER[tier] else {}
+def _data(tier: str, options: str) -> dict:
+    given, chosen = json.loads(options), tier_named(tier)
+    name = given.pop("name", None) or DATASET_OF_TIER[tier]
+    own = chosen.options if name == DATASET_OF_TIER[tier] else {}
     if name == "synthetic":
-        options |= {"difficulty": difficulty} if difficulty else {}
-        return load_dataset(name, size=chosen.size, **options).describe()
-    if name not in DATASETS:
-        raise InputError(f"data set {name!r} is unknown; choose from {', '.join(DATASETS)}")
-    reader = DATASETS[name]
-    known = inspect.signature(reader).parameters
-    options = {"seed": known["seed"].default, **{each: usual for each, (usual, _) in reader.choices.items()}, **options}
-    return {"name": name, **options, "size": list(chosen.size or known["size"].default)}
+        return load_dataset(name, **{"size": chosen.size, **own, **given}).describe()
+    check_choice("dataset", "name", name, DATASETS)
+    known = inspect.signature(DATASETS[name]).parameters
+    usual = {"name": name, "seed": known["seed"].default}
+    usual |= {option: first for option, (first, _) in DATASETS[name].choices.items()} | own
+    usual["size"] = list(chosen.size or known["size"].default)
+    for option in given:
+        check_choice(name, "option", option, usual)
+    return {**usual, **given}
 
 
 def defaults(run: dict) -> dict:
     """Return the configuration of a run that says no more than this one's tier, names, mode and difficulty."""
-    tier, data, recipe = run["tier"], run.get("dataset", {}), tier_named(run["tier"]).recipe
+    tier, recipe = run["tier"], tier_named(run["tier"]).recipe
     recipe = replace(recipe, model=run.get("victim", {}).get("model", recipe.model))
-    found = {"dataset": data_defaults(tier, data.get("name"), data.get("difficulty")), "victim": recipe.describe()}
+    data = {name: item for name, item in run.get("dataset", {}).items() if name in ("name", "difficulty")}
+    found = {"dataset": data_described(tier, data), "victim": recipe.describe()}
     if attack := run.get("attack"):
         mode = {"mode": attack["mode"]} if "mode" in attack else {}
         found["attack"] = {**build_attack(attack["name"], **mode).describe(), "identities": None}
-    found |= {
-        part: asdict(kind()) for part, kind in (("modification", Modification), ("compute", Compute)) if part in run
-    }
+    found |= {part: asdict(kind()) for part, kind in OPTIONAL.items() if part in run}
     if "surrogate" in run:
         found["surrogate"] = defaults({**run["surrogate"], "tier": tier})
     return json.loads(json.dumps(found))
@@ -90,25 +96,14 @@ def completed(short: dict, usual: dict) -> dict:
     return {**usual, **short, **{name: completed(short[name], usual[name]) for name in both}}
 
 
-def mapped(value: object, change: Callable, *untouched: str) -> object:
-    """Return plain values with everything in their tables and lists changed, but for what has one of some names."""
-    if isinstance(value, dict):
-        return {key: item if key in untouched else mapped(item, change, *untouched) for key, item in value.items()}
-    return [mapped(item, change, *untouched) for item in value] if isinstance(value, list) else change(value)
-
-
-def _rounded(value: object) -> object:
-    """Return plain values with floats to eight places: one file writes 2/255, another 0.0078431373."""
-    if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items() if name != "records"}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    return round(value, 8) if isinstance(value, float) else value
-
-
 def card_key(configuration: dict) -> str:
     """Return the key of a run: what it asks for beside the defaults; not its name, whose images, code or results."""
-    short = shortened(_rounded(configuration), _rounded(defaults(configuration)))
+
+    def alike(value: dict) -> dict:  # one file writes 2/255, another 0.0078431373
+        bare = {"object_hook": lambda table: {name: item for name, item in table.items() if name != "records"}}
+        return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 8), **bare)
+
+    short = shortened(alike(configuration), alike(defaults(configuration)))
     return stable_hash({name: short[name] for name in CONFIGURATION if short.get(name) is not None})
 
 
@@ -129,8 +124,7 @@ def card_name(configuration: dict) -> str:
 def write_card(folder: Path, configuration: dict, results: dict) -> Path:
     """Write the card of a run's configuration, plain values, and its results, whole or not at all; return its path."""
     card = {"schema": SCHEMA, "key": card_key(configuration), **shortened(configuration, defaults(configuration))}
-    card |= {"made_with": made_with(configuration), "date": datetime.now(UTC).strftime("%Y-%m-%d")}
-    card |= packed(json.loads(json.dumps(results, default=plain)))
+    card |= {"made_with": made_with(configuration), "date": datetime.now(UTC).strftime("%Y-%m-%d"), **packed(results)}
     lines = (f"{json.dumps(name)}:{json.dumps(item, separators=(',', ':'))}" for name, item in card.items())
     path = folder / card_name(configuration)
     write_atomically(path, ("{" + ",\n".join(lines) + "}\n").encode())
@@ -138,12 +132,15 @@ def write_card(folder: Path, configuration: dict, results: dict) -> Path:
 
 
 def packed(results: dict) -> dict:
-    """Return results, plain values, as the file holds them: six digits of what is no score, tables compressed."""
+    """Return results as the file holds them: six digits of what is no score, tables compressed."""
 
-    def short(value: object) -> object:
-        return float(f"{value:.6g}") if isinstance(value, float) else value
+    def short(table: dict) -> dict:
+        rounded = {name: float(f"{item:.6g}") for name, item in table.items() if isinstance(item, float)}
+        return {**table, **{name: item for name, item in rounded.items() if name not in SCORES}}
 
-    whole = {name: item if name in EXACT else mapped(item, short, *SCORES) for name, item in results.items()}
+    text = json.dumps(results, default=plain)
+    exact = {name: item for name, item in json.loads(text).items() if name in EXACT}
+    whole = json.loads(text, object_hook=short) | exact
     shown = {name: item for name, item in whole.items() if name not in (*EXACT, "anatomy", "history")}
     for name in (name for name in ("clean", "scores") if name in whole):
         shown[name] = {way: {score: row[score] for score in SCORES} for way, row in whole[name].items()}

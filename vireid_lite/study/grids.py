@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from vireid_lite.data import Modality
-from vireid_lite.errors import InputError, fraction
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import Plan, Results, Run, check, merge, parse, read_toml, where
 from vireid_lite.study.cards import is_stale, spread
@@ -45,10 +45,7 @@ NETWORK = SETTABLE[:3]
 class Row:
     """One line of a table: a direction of a setting, and the runs (a seed or a split each) it is the mean of.
 
-    Attributes:
-        table, dataset, setting, query, victim, attack: as the paper prints them (`reported.csv`).
-        surrogate, learned_on: where the attack is made on another network.
-        reason: why no run is built, or "".
+    Names are as the paper prints them (`reported.csv`). reason: why no run is built, or "".
     """
 
     table: str
@@ -94,16 +91,12 @@ def read_grid(
     settings: dict | None = None,
     only: str | None = None,
 ) -> Grid:
-    """Return a shipped grid by name, or one of a TOML file, as it stands at a tier.
+    """Return a shipped grid by name, or one of a TOML file, as it stands at a tier; InputError where it is none.
 
     Args:
         seeds: instead of the grid's own.
-        settings: values for keys such as "train.epochs" or "attack.gradients", set in every run that has the table (a
-            surrogate's as well).
+        settings: values for keys such as "train.epochs", set in every run (and surrogate) that has the table.
         only: keep the rows whose line, as a dry run prints it, holds this text.
-
-    Raises:
-        InputError: one line, for what is not a grid, and where no row is kept.
     """
     path = FOLDER / f"{name}.toml" if name in GRIDS else Path(name)
     if path.suffix != ".toml":
@@ -135,8 +128,8 @@ def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
     for axis in (*AXES, "seeds"):
         if not table[axis]:
             raise InputError(f"{axis} must be a list of at least one value, got []")
-    if wrong := [query for query in table["query"] if query not in QUERIES]:
-        raise InputError(f"query {wrong[0]!r} is unknown; choose from {', '.join(QUERIES)}")
+    for query in table["query"]:
+        check_choice("table", "query", query, QUERIES)
     rows, missing = [], content.get("not-built", {})
     for data, victim, attack, eps, surrogate, learned in itertools.product(*(table[axis] for axis in AXES[1:])):
         reason, runs = missing.get(victim) or missing.get(attack, ""), []
@@ -144,11 +137,7 @@ def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
             names = {"data": data, "victims": victim} | ({"attacks": attack} if attack != "none" else {})
             run = {"name": "bench", "tier": tier, "seeds": table["seeds"], **_tables(content, tier, settings, names)}
             if eps and "attack" in run:
-                try:
-                    budget = fraction(eps)
-                except ValueError as error:
-                    raise InputError(f"eps {eps!r}: {error} is needed") from None
-                run = merge(run, {"attack": {"eps": settings.get("attack.eps", budget)}})
+                run = merge(run, {"attack": {"eps": settings.get("attack.eps", eps)}})
             if surrogate:
                 # Every victim serves as target and, of another seed, as surrogate: none is trained for one role alone.
                 its = _tables(content, tier, settings, {"data": learned or data, "victims": surrogate})
@@ -279,7 +268,6 @@ def describe(grid: Grid, results: Results) -> str:
         if line["done"]:
             text = f"rank-1 {line['rank-1']} %, mAP {line['mAP']} %; clean {line['rank-1 clean']} %; "
             text += f"chance {line['chance low']:.1f} to {line['chance high']:.1f} %; {line['done']} of {line['runs']}"
-            if line["paper r1"] == line["paper r1"]:
-                text += f"; the paper, on {row.dataset}: {line['paper r1']:.1f} %"
+            text += f"; the paper, on {row.dataset}: {line['paper r1']:.1f} %" if line["paper r1"] >= 0 else ""
         lines.append(f"{row}: {text}")
     return "\n".join(lines)

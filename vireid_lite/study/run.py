@@ -119,8 +119,7 @@ def run_attack(
         split: "test" or "val".
         state_path: where a killed fit is noted.
         take_apart: compute the anatomy of the drop as well.
-        surrogate: the network the attack is made on instead, and the data set whose training images a universal attack
-            learns from; what it makes is resized to the target's crops.
+        surrogate: the network attacked instead, and the data a universal attack learns from; its delta is resized.
         keep: where a universal attack's perturbation is kept, and read from: one surrogate serves many targets.
         clean: scores without the attack where they are known already.
     """
@@ -187,19 +186,19 @@ def broken(clean: Evaluation, attacked: Evaluation) -> float:
     One of several things "transfer success rate" may mean: the CMPS paper's Table 4 does not define it. Two noisy
     rankings break some as well: read it beside that of noise. Trials are pooled. NaN where nothing was right before.
     """
-    both = ([trial.per_query_rank1 for trial in evaluation.trials] for evaluation in (clean, attacked))
+    both = ([trial.per_query_rank1 for trial in each.trials] for each in (clean, attacked))
     before, after = (np.concatenate(trials) > 0 for trials in both)
     return float((before & ~after).sum() / before.sum()) if before.any() else float("nan")
 
 
 def scores_for_card(result: Evaluation) -> dict:
     """Return one direction's scores as a card holds them: no path, no label, identities in a fixed anonymous order."""
-    chance, people = result.chance, result.per_identity
+    chance, people, names = result.chance, result.per_identity, ("rank1", "mAP", "mINP")
     own = [(float(t.cmc[0]), t.mAP, t.mINP, t.valid_queries) for t in result.trials]
     return {
-        **{name: getattr(result, name) for name in ("rank1", "mAP", "mINP", "cmc")},
-        "trials": [dict(zip(("rank1", "mAP", "mINP", "valid_queries"), trial, strict=True)) for trial in own],
-        "chance": {name: getattr(chance.independent, name)._asdict() for name in ("rank1", "mAP", "mINP")},
+        **{name: getattr(result, name) for name in (*names, "cmc")},
+        "trials": [dict(zip((*names, "valid_queries"), trial, strict=True)) for trial in own],
+        "chance": {name: getattr(chance.independent, name)._asdict() for name in names},
         "chance_cmc": chance.independent.cmc,
         "minimum": chance.minimum._asdict(),
         "identity_rank1": people.rank1,
@@ -229,19 +228,18 @@ def evaluate_victim(
 ) -> list[tuple[Evaluation, Evaluation | None, dict | None]]:
     """Score some directions, write out/scores.json; return each's scores, those under `made`, and the difference."""
     model, _, dataset = victim
-    found, facts = [], {"scores": {}} | ({"perturbation": made.made_by, "clean": {}} if made is not None else {})
+    found, scores, before = [], {}, {}
     for modality in directions:
-        options = {"trials": trials_of(dataset, modality, split), "device": device}
+        name, options = direction_name(modality), {"trials": trials_of(dataset, modality, split), "device": device}
         clean, attacked, moved = evaluate(model, dataset, modality, **options), None, None
-        name = direction_name(modality)
-        facts["scores"][name] = scores_for_card(clean)
+        before[name] = scores[name] = scores_for_card(clean)
         if made is not None:
             attacked = evaluate(model, dataset, modality, perturb=made.apply_rounded, **options)
             moved = difference(clean, attacked)
-            facts["clean"][name] = facts["scores"][name]
-            facts["scores"][name] = {**scores_for_card(attacked), "difference": moved}
+            scores[name] = {**scores_for_card(attacked), "difference": moved}
         found.append((clean, attacked, moved))
-    _write_scores(out, victim, split, facts)
+    more = {"perturbation": made.made_by, "clean": before} if made is not None else {}
+    _write_scores(out, victim, split, {"scores": scores, **more})
     return found
 
 

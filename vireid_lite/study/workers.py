@@ -98,9 +98,7 @@ def run_campaign(
 ) -> dict[str, list[str]]:
     """Run every run of the file whose card is not in `out` yet; return card names under "done", "ran" and "stale".
 
-    Args:
-        rerun_stale: make cards again that are stale; otherwise they are kept and named.
-        options: workers, device and progress, as `run_all` takes them; so are its errors.
+    rerun_stale: make cards again that are stale, and only named otherwise. options: as of `run_all`, and so its errors.
     """
     runs = {run.card_name(root): run for run in read_campaign(path)}
     made = [name for name in runs if (out / name).exists()]
@@ -113,13 +111,10 @@ def run_campaign(
 def run_grid(
     runs: list[Run], out: Path, *, threads: int = 1, root: Root = None, rerun_stale: bool = False, **options: object
 ) -> dict[str, list[str]]:
-    """Run what no card in `out` is of, or resume; return card names under "done", "ran" and "stale".
+    """Run those of a grid's runs that no card in `out` is of, wherever it came from; otherwise as `run_campaign`.
 
-    Args:
-        runs: of a grid. A card counts wherever it came from, unlike a campaign's.
-        threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a
-            cluster of this machine.
-        options: workers, scheduler, device, title and progress, as `run_all` takes them; so are its errors.
+    threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a cluster
+    of this machine.
     """
     found = Results(out).plan(runs, root, data=True, rerun_stale=rerun_stale)
     for run in found.todo:
@@ -148,8 +143,7 @@ def run_all(
         workers: processes side by side on this machine, which end with this one however that ends.
         scheduler: the address of a running Dask cluster, such as "tcp://host:8786", instead.
         cluster: let the processes of this machine be Dask's, which survive the death of one.
-        threads: PyTorch's, of each run on this machine; on a CPU the bits of a score depend on it. None: shared out. A
-            scheduler's workers have what Dask gives them (`--nthreads`).
+        threads: PyTorch's, of each run here; None: shared out. A scheduler's workers have Dask's (`--nthreads`).
         device: as a worker sees it; so is root.
 
     Raises:
@@ -294,14 +288,9 @@ def _connected(scheduler: str | None, workers: int) -> Iterator:
     # Dask would set OMP_NUM_THREADS in this process too, and sample every stack.
     options = {"distributed.nanny.pre-spawn-environ": {}, "distributed.worker.profile.enabled": False}
     # A dashboard address of None is port 8787, and a warning where that is taken.
-    quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}, "host": "127.0.0.1"}
-    quiet |= {"silence_logs": logging.CRITICAL, "memory_limit": 0}
-    size = {"n_workers": workers, "threads_per_worker": 1}
-    with (
-        dask.config.set(options),
-        LocalCluster(**size, **quiet) as local,
-        Client(local, set_as_default=False) as client,
-    ):
+    here = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}, "host": "127.0.0.1"}
+    here |= {"silence_logs": logging.CRITICAL, "memory_limit": 0, "n_workers": workers, "threads_per_worker": 1}
+    with dask.config.set(options), LocalCluster(**here) as local, Client(local, set_as_default=False) as client:
         yield client
 
 
