@@ -207,7 +207,7 @@ def test_a_lost_card_alone_is_made_again(done, tmp_path):
     for name in report["ran"][1:]:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     assert workers.run_grid(grid.runs, tmp_path, progress=False)["ran"] == report["ran"][:1]
-    first, second = (json.loads((place / report["ran"][0]).read_text()) for place in (folder, tmp_path))
+    first, second = (cards.read_card(place / report["ran"][0]) for place in (folder, tmp_path))
     assert first["scores"] == second["scores"]
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load
 from vireid_lite import models
 from vireid_lite.attacks import CMPS, load_perturbation
 from vireid_lite.data import Dataset, Modality, Record, cached, load_dataset
-from vireid_lite.study.cards import read_cards
+from vireid_lite.study.cards import read_card, read_cards
 from vireid_lite.study.grids import read_grid
 from vireid_lite.study.workers import run_campaign, run_grid
 from vireid_lite.training import TrainSettings
@@ -213,8 +213,7 @@ def test_a_grid_killed_five_times_ends_with_the_cards_of_a_whole_one(tmp_path):
     seen = kill_until_done(_bench, tmp_path, lambda: len(list((tmp_path / "killed").glob("*.json"))), kills=5)
     assert never_falls(seen)
     whole, killed = (
-        {(path.name): json.loads(path.read_text()) for path in (tmp_path / name).glob("*.json")}
-        for name in ("whole", "killed")
+        {(path.name): read_card(path) for path in (tmp_path / name).glob("*.json")} for name in ("whole", "killed")
     )
     assert len(whole) == 6
     assert whole.keys() == killed.keys()

@@ -204,15 +204,13 @@ def _read(value: object) -> object:
 def _cells(tables: dict) -> list[dict]:
     """Return the tables once for every combination of their grid's values, the first key changing slowest."""
     grid = {**{f"dataset.{key}": values for key, values in tables.get("each", {}).items()}, **tables.get("grid", {})}
+    cells = [tables]
     for key, values in grid.items():
         table, dot, name = key.partition(".")
         fits = isinstance(values, list) and values and table in TABLES and bool(dot) == bool(name)
         if not fits or not (name or all(isinstance(value, dict) for value in values)):
             what = f'lists, of values for keys such as "attack.tied" or of tables for one of {", ".join(TABLES)}'
             raise InputError(f"grid needs {what}; got {key!r} = {values!r}")
-    cells = [tables]
-    for key, values in grid.items():
-        table, _, name = key.partition(".")
         cells = [merge(cell, {table: {name: value} if name else value}) for cell in cells for value in values]
     return cells
 
@@ -280,6 +278,16 @@ def _network(tables: dict, tier: str) -> tuple[dict, Recipe]:
     return data_described(tier, tables["dataset"]), tier_recipe(tier, **tables["victim"], **settings)
 
 
+class Plan(NamedTuple):
+    """What some runs still need."""
+
+    todo: list[Run]  #: without a card
+    done: list[str]  #: names of cards
+    stale: list[str]  #: names of cards of code that has changed
+    seconds: float  #: an estimate for `todo` from cards of the same kind, on whatever machine made those
+    unknown: int  #: how many of `todo` no card tells anything about
+
+
 class Results:
     """The run cards of a folder, each with its "file" name, found by what a run asks for; read once."""
 
@@ -304,7 +312,7 @@ class Results:
         """Return what is done and what is to do. data: as in `card`. rerun_stale: count stale cards as to do."""
         found = [(run, self.card(run, root, data)) for run in runs]
         stale = [card["file"] for _, card in found if card and is_stale(card)]
-        again = set(stale) if rerun_stale else set()
+        again = stale if rerun_stale else ()
         todo = [run for run, card in found if card is None or card["file"] in again]
         done = [card["file"] for _, card in found if card and card["file"] not in again]
         kinds: dict[tuple, list[float]] = {}
@@ -317,13 +325,3 @@ class Results:
 def _kind(card: dict) -> tuple:
     """Return what a run's seconds depend on most."""
     return card["tier"], card["victim"]["model"], (card["attack"] or {}).get("name"), "modification" in card
-
-
-class Plan(NamedTuple):
-    """What some runs still need."""
-
-    todo: list[Run]  #: without a card
-    done: list[str]  #: names of cards
-    stale: list[str]  #: names of cards of code that has changed
-    seconds: float  #: an estimate for `todo` from cards of the same kind, on whatever machine made those
-    unknown: int  #: how many of `todo` no card tells anything about

@@ -105,7 +105,7 @@ def read_grid(
     for key in settings or {}:
         if key.partition(".")[0] not in SETTABLE or not key.partition(".")[2]:
             raise InputError(f"--set {key}: give TABLE.KEY=VALUE, of dataset, victim, train, attack or modified")
-    content, rows = read_toml("grid", path), []
+    content, rows, chosen = read_toml("grid", path), [], {} if seeds is None else {"seeds": list(seeds)}
     with where(f"grid {path.stem if name in GRIDS else path}"):
         check("it", content, CONTENT)
         if not content.get("table"):
@@ -115,8 +115,7 @@ def read_grid(
                 check("it", table, TABLE)
                 if "name" not in table:
                     raise InputError("it has no name")
-                own = {"seeds": content.get("seeds", [0]), **USUAL, **table}
-                own |= {"seeds": list(seeds)} if seeds is not None else {}
+                own = {"seeds": content.get("seeds", [0]), **USUAL, **table, **chosen}
                 rows += _rows(own, content, tier, settings or {})
         if only and not (rows := [row for row in rows if only.lower() in str(row).lower()]):
             raise InputError(f"no row holds {only!r}; --dry-run --verbose prints the rows")
@@ -195,8 +194,7 @@ def table(grid: Grid, results: Results) -> pd.DataFrame:
     lines = []
     for row in grid.rows:
         cards = [card for run in row.runs if (card := results.card(run))]
-        line = {name: item for name, item in vars(row).items() if name != "runs"}
-        line |= {"done": len(cards), "runs": len(row.runs), "stale": sum(map(is_stale, cards))}
+        line = {**vars(row), "done": len(cards), "runs": len(row.runs), "stale": sum(map(is_stale, cards))}
         line |= _scores(QUERIES[row.query], cards) if cards else {}
         printed = _printed(row, grid.source).drop_duplicates("metric").set_index("metric").percent
         line |= {f"paper {metric}": float(printed.get(metric, "nan")) for metric in ("r1", "mAP")}
