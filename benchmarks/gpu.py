@@ -54,7 +54,7 @@ from vireid_lite.models.two_stream import Batch
 from vireid_lite.study import tables
 from vireid_lite.study.campaign import Run, read_campaign
 from vireid_lite.study.cards import is_stale, read_card
-from vireid_lite.study.run import run_one
+from vireid_lite.study.workers import run_one
 from vireid_lite.training import _batch, contiguous_labels, optimiser_for
 from vireid_lite.victims import tier_recipe
 

@@ -112,8 +112,7 @@ from vireid_lite.attacks.frozen import frozen
 from vireid_lite.attacks.image_specific import GuideBank, ODFA, SMA, Target
 from vireid_lite.data import ImageStore, Modality, Trial, all_against_all, cached
 from vireid_lite.metrics.evaluation import direction_name, embed_store, identities_and_cameras, ranked
-from vireid_lite.study.packing import DIRECTIONS
-from vireid_lite.study.tables import LABELS, attack_table, seed_rows
+from vireid_lite.study.tables import DIRECTIONS, LABELS, attack_table, seed_rows
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()

@@ -104,6 +104,7 @@ from vireid_lite.attacks import UniversalPerturbation, build_attack
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.study.run import broken, clean_scores
 from vireid_lite.study.cards import card_key, card_name, is_stale, read_card, stale_note
+from vireid_lite.study.workers import run_grid
 from vireid_lite.metrics.evaluation import direction_name, evaluate, identities_and_cameras
 from vireid_lite.chapters.costs import COSTS
 from vireid_lite.attacks.perturbation import resized
@@ -194,7 +195,7 @@ Markdown(text)
 rows = []
 for name in grids.GRIDS:
     grid = grid_at(name, settings.tier)
-    found = grids.plan(grid, results)
+    found = results.plan(grid.runs)
     guess = f"{found.seconds / 60:.0f} min" if len(found.todo) > found.unknown else "–"
     unknown = f" + {found.unknown} unknown" if found.unknown else ""
     rows.append([f"`{name}`", len(grid.rows), len(found.done) + len(found.todo), len(found.done), f"{guess}{unknown}"])
@@ -214,11 +215,11 @@ smoke = grids.read_grid("smoke", seeds=[settings.seed])
 cell = replace(smoke, rows=tuple(row for row in smoke.rows if row.table == "transfer"))
 folder = settings.out_dir / "benchmark"
 
-before = grids.plan(cell, grids.Results(folder), rerun_stale=True)
+before = grids.Results(folder).plan(cell.runs, rerun_stale=True)
 options = {"device": str(settings.device), "rerun_stale": True, "progress": False}
-report = grids.run_grid(cell, folder, **options)
-after = grids.plan(cell, grids.Results(folder))
-again = grids.run_grid(cell, folder, **options)
+report = run_grid(cell.runs, folder, **options)
+after = grids.Results(folder).plan(cell.runs)
+again = run_grid(cell.runs, folder, **options)
 assert not after.todo
 assert not again["ran"]  # what is done is never run twice
 
@@ -1299,7 +1300,7 @@ attacks = ["CMPS"]
 """
 )
 one_row = grids.read_grid(grid_file)
-print(grids.describe_plan(one_row, grids.plan(one_row, results)))
+print(grids.describe_plan(one_row, results.plan(one_row.runs)))
 
 # %% [markdown]
 # What a grid asks for decides which card answers, not its name or file: a run that a campaign or another grid has made
@@ -1530,7 +1531,7 @@ self_check(None, "ex-benchmark-row", "2e0aaefc")  # your letter in place of None
 own = grid_file.read_text().replace('attacks = ["CMPS"]', 'attacks = ["CMPS"]\neps = ["4/255", "6/255", "8/255"]')
 (settings.out_dir / "benchmark" / "own.toml").write_text(own)
 grid = grids.read_grid(settings.out_dir / "benchmark" / "own.toml")
-print(grids.describe_plan(grid, grids.plan(grid, results)))
+print(grids.describe_plan(grid, results.plan(grid.runs)))
 
 # %% [markdown] tags=["solution"]
 # ```{solution-end}

@@ -121,7 +121,7 @@ def test_two_campaigns_do_not_write_one_folder(small, tmp_path):
         ("[[run]]\ntrain = { epoch = 3 }", "training: setting 'epoch' is unknown"),
         ("[[run]]\ndataset = { difculty = 3 }", "option 'difculty' is unknown"),
         ("[[run]]\ntier = 'huge'", "TIER 'huge' is unknown"),
-        ("[[run]]\nvictim = { model = 'x' }", "unknown network 'x'; choose one of agw"),
+        ("[[run]]\nvictim = { model = 'x' }", "network 'x' is unknown; choose from agw"),
         ("[[run]]\ntrain = { augmentation = { pads = 3 } }", "pads"),
     ],
 )
@@ -187,8 +187,8 @@ def test_a_grid_runs_every_combination_and_pairs_each_attack_with_its_clean_vict
                 assert len(scores["identity_rank1"]) == 6
             assert 0 < card["anatomy"][direction]["ssim"] < 1
     assert not list((files.cache_folder() / "attacks").glob("*.pt")), "the notes of finished fits are removed"
-    text = (tmp_path / "out" / report["ran"][-1]).read_text()
-    assert not re.search(r"/(?!(synthetic|agw|cmps|m-fgsm|sign-noise|\d+|1e6)\")", text), "a card holds no path"
+    text = json.dumps(cards.read_card(tmp_path / "out" / report["ran"][-1]))
+    assert not re.search(r"/(?!(synthetic|agw|cmps|m-fgsm|sign-noise)\")", text), "a card holds no path"
 
 
 MODIFIED = """

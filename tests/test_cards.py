@@ -9,8 +9,10 @@ import pytest
 from vireid_lite import attacks, files, victims
 from vireid_lite.data import DATASETS
 from vireid_lite.errors import InputError
-from vireid_lite.study import cards, packing
+from vireid_lite.metrics.anatomy import QueryState
+from vireid_lite.study import cards
 from vireid_lite.study.campaign import parse
+from vireid_lite.study.tables import DIRECTIONS
 from vireid_lite.training import TrainSettings
 
 RESULTS = files.PACKAGE.parent / "book" / "results"
@@ -42,16 +44,16 @@ def scores(trials=1, chance=True, seed=0):
 
 def results(**more):
     """Return an attack's results, one direction's as different from the other's as can be."""
-    ways = {way: {"rank1": 0.5, "mAP": 1 / 3, "mINP": 0.0} for way in packing.DIRECTIONS}
-    state = dict.fromkeys(packing.QueryState._fields, 0.25)
+    ways = {way: {"rank1": 0.5, "mAP": 1 / 3, "mINP": 0.0} for way in DIRECTIONS}
+    state = dict.fromkeys(QueryState._fields, 0.25)
     taken = {"clean": {**state, "rank1": 0.5}, "attacked": state, "ssim": 0.987654321, "psnr": None}
     return {
         "clean": ways,
-        "scores": {way: scores(1 + 9 * n, seed=n) for n, way in enumerate(packing.DIRECTIONS)},
+        "scores": {way: scores(1 + 9 * n, seed=n) for n, way in enumerate(DIRECTIONS)},
         "scores_8_bit": {
-            way: {**scores(1 + 9 * n, False, seed=n), "broken": 0.125} for n, way in enumerate(packing.DIRECTIONS)
+            way: {**scores(1 + 9 * n, False, seed=n), "broken": 0.125} for n, way in enumerate(DIRECTIONS)
         },
-        "anatomy": dict.fromkeys(packing.DIRECTIONS, taken),
+        "anatomy": dict.fromkeys(DIRECTIONS, taken),
         "history": [{"step": 0, "loss": 1 / 3}, {"step": 0, "loss": 1 / 3}],
         "wall_seconds": 12.3456789,
         **more,
@@ -78,21 +80,21 @@ def test_a_card_comes_back_whole_and_names_what_ran(tmp_path):
         exact = json.dumps(card[name]) == json.dumps(given[name])
         assert exact or name == "history", name
     assert card["history"] == [{"step": 0, "loss": 0.333333}] * 2
-    assert card["anatomy"][packing.DIRECTIONS[1]]["ssim"] == 0.987654
-    assert card["anatomy"][packing.DIRECTIONS[1]]["psnr"] is None
-    assert card["anatomy"][packing.DIRECTIONS[0]]["clean"]["rank1"] == 0.5
+    assert card["anatomy"][DIRECTIONS[1]]["ssim"] == 0.987654
+    assert card["anatomy"][DIRECTIONS[1]]["psnr"] is None
+    assert card["anatomy"][DIRECTIONS[0]]["clean"]["rank1"] == 0.5
     assert set(card["made_with"]) == {"data/synthetic", "victim/agw", "attack/cmps", "scores"}
     assert not cards.is_stale(card)
 
 
-def test_lists_are_read_without_this_package_as_the_docstring_says():
+def test_numbers_are_read_without_this_package_as_the_docstring_says():
     path = min(RESULTS.glob("attack-cmps-*"))
-    card = json.loads(path.read_text())
-    raw = lzma.decompress(base64.b85decode(card["lists"]), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA1}])
-    numerators = np.frombuffer(raw, "u1").reshape(4, -1).T.copy().view("<i4").ravel()
-    length, denominator = map(float, card["scores"]["cmc"].split("/"))
-    cmc = [round(value / denominator, 6) for value in numerators[: int(length)].tolist()]
-    assert cmc == cards.read_card(path)["scores"][packing.DIRECTIONS[0]]["cmc"]
+    card, whole = json.loads(path.read_text()), cards.read_card(path)
+    rest = json.loads(lzma.decompress(base64.b85decode(card["packed"])))
+    for name in ("scores", "clean"):
+        for way, row in whole[name].items():
+            assert {**card[name][way], **rest[name][way]} == row
+    assert all(rest[name] == whole[name] for name in ("scores_8_bit", "anatomy", "history"))
 
 
 def test_committed_cards_are_small_whole_and_hold_no_path_or_label():
@@ -103,7 +105,7 @@ def test_committed_cards_are_small_whole_and_hold_no_path_or_label():
         card = cards.read_card(path)
         text = json.dumps(card)
         assert not any(word in text for word in ("/home", ".png", ".jpg"))
-        assert set(card["scores"]) == set(packing.DIRECTIONS)
+        assert set(card["scores"]) == set(DIRECTIONS)
         assert card["key"] == cards.card_key(card)
         assert path.name == cards.card_name(card)
         for own in card["scores"].values():
@@ -152,16 +154,12 @@ def test_a_new_option_with_a_default_renames_no_card(monkeypatch):
     real = DATASETS["synthetic"].describe
     monkeypatch.setattr(DATASETS["synthetic"], "describe", lambda self: {**real(self), "fresh": 0.5})
     monkeypatch.setitem(DATASETS["sysu"].choices, "fresh", (0.5, (0.5, 1.0)))
-    from vireid_lite.study import campaign
-
-    for made in (cards.data_defaults, campaign._data):
-        made.cache_clear()
+    cards._data.cache_clear()
     after = [run(**one) for one in tables]
     assert after[0].configuration["attack"]["fresh"] == after[0].configuration["dataset"]["fresh"] == 0.5
     assert after[0].configuration["victim"]["settings"]["fresh"] == after[3].configuration["dataset"]["fresh"] == 0.5
     assert [one.key for one in after] == before
-    for made in (cards.data_defaults, campaign._data):
-        made.cache_clear()
+    cards._data.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from vireid_lite.data import Modality, cached
 from vireid_lite.machine import Compute
 from vireid_lite.study.campaign import read_campaign
 from vireid_lite.study.cards import read_card
-from vireid_lite.study.packing import DIRECTIONS
-from vireid_lite.study.tables import label
+from vireid_lite.study.tables import DIRECTIONS, label
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ["--toy", "--only", "easy", "--seed", "3"]

@@ -87,7 +87,7 @@ def test_no_circle_and_no_long_chain():
     for module in TopologicalSorter(below).static_order():  # a circle is an error
         face = bool(graph.find_children(module))
         length[module] = max((length[one] for one in below[module]), default=0) + (not face)
-    assert max(length.values()) <= 16
+    assert max(length.values()) <= 11
 
 
 def test_chapters_and_crops_need_nothing_that_only_linux_has(tmp_path, monkeypatch):

@@ -17,9 +17,9 @@ from safetensors.torch import load
 from vireid_lite import models
 from vireid_lite.attacks import CMPS, load_perturbation
 from vireid_lite.data import Dataset, Modality, Record, cached, load_dataset
-from vireid_lite.study.cards import read_cards
-from vireid_lite.study.grids import read_grid, run_grid
-from vireid_lite.study.workers import run_campaign
+from vireid_lite.study.cards import read_card, read_cards
+from vireid_lite.study.grids import read_grid
+from vireid_lite.study.workers import run_campaign, run_grid
 from vireid_lite.training import TrainSettings
 from vireid_lite.victims import Recipe, load_or_train
 
@@ -67,7 +67,9 @@ attacks = ["CMPS"]
 """
 # A server that has imported torch forks each victim of a kill in milliseconds.
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["vireid_lite.victims", "vireid_lite.study.grids", "vireid_lite.models.agw", "test_kills"])
+SPAWN.set_forkserver_preload(
+    ["vireid_lite.victims", "vireid_lite.study.workers", "vireid_lite.models.agw", "test_kills"]
+)
 
 
 class SlowFrames(Dataset):
@@ -107,7 +109,7 @@ def _campaign(cache: str, folder: str) -> None:
 def _bench(cache: str, folder: str) -> None:
     os.environ["VIREID_CACHE"] = cache
     torch.set_num_threads(1)
-    run_grid(read_grid(Path(folder).parent / "grid.toml"), Path(folder), device="cpu", progress=False)
+    run_grid(read_grid(Path(folder).parent / "grid.toml").runs, Path(folder), device="cpu", progress=False)
 
 
 def _attack(cache: str, folder: str) -> None:
@@ -211,8 +213,7 @@ def test_a_grid_killed_five_times_ends_with_the_cards_of_a_whole_one(tmp_path):
     seen = kill_until_done(_bench, tmp_path, lambda: len(list((tmp_path / "killed").glob("*.json"))), kills=5)
     assert never_falls(seen)
     whole, killed = (
-        {(path.name): json.loads(path.read_text()) for path in (tmp_path / name).glob("*.json")}
-        for name in ("whole", "killed")
+        {(path.name): read_card(path) for path in (tmp_path / name).glob("*.json")} for name in ("whole", "killed")
     )
     assert len(whole) == 6
     assert whole.keys() == killed.keys()

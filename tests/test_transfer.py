@@ -121,7 +121,7 @@ def test_the_score_is_that_of_the_surrogates_delta_on_the_target(tiny):
         (f"[[run]]\n{ATTACK}\nsurrogate = {{ seed = 0 }}", "share the seed 0"),
         ("[[run]]\nname = 'x'\nsurrogate = { seed = 1 }", "give the run an attack"),
         (f"[[run]]\n{ATTACK}\nsurrogate = {{ model = 'ide' }}", "unknown key 'model'"),
-        (f"[[run]]\n{ATTACK}\nsurrogate = {{ victim = {{ model = 'x' }} }}", "unknown network 'x'"),
+        (f"[[run]]\n{ATTACK}\nsurrogate = {{ victim = {{ model = 'x' }} }}", "network 'x' is unknown"),
         ("[[run]]\nattack = { name = 'm-fgsm' }\nsurrogate = { dataset = { size = [48, 24] } }", "crops of one size"),
         ("[[run]]\ncompute = { precision = 'half' }", "precision"),
         ("[[run]]\ncompute = { speed = 9 }", "compute has an unknown key 'speed'; it takes precision"),

@@ -203,15 +203,16 @@ def bench(
 ) -> None:  # fmt: skip
     """Run what a grid of the papers' tables has no card for yet, and print its tables."""
     from vireid_lite.study import grids
+    from vireid_lite.study.workers import run_grid
 
     grid = grids.read_grid(name, tier, seeds=seeds, settings=dict(set_ or ()), only=only)
     if dry_run:
-        found = grids.plan(grid, grids.Results(out_dir), rerun_stale=rerun_stale)
+        found = grids.Results(out_dir).plan(grid.runs, rerun_stale=rerun_stale)
         print(grids.describe_plan(grid, found, verbose=verbose or only is not None))
         return
     options = {"workers": workers, "scheduler": scheduler, "threads": threads, "device": device}
-    roots = dict(data_root or ()) or None
-    report = grids.run_grid(grid, out_dir, rerun_stale=rerun_stale, root=roots, **options)
+    options["root"] = dict(data_root or ()) or None
+    report = run_grid(grid.runs, out_dir, rerun_stale=rerun_stale, title=grid.name, **options)
     print(grids.describe(grid, grids.Results(out_dir)))
     print("; ".join(f"{state}: {len(names)}" for state, names in report.items()))
 

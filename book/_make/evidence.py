@@ -13,7 +13,7 @@ import numpy as np
 from _make.arithmetic import ROUNDING
 from vireid_lite import metrics
 from vireid_lite.study import tables
-from vireid_lite.study.packing import DIRECTIONS
+from vireid_lite.study.tables import DIRECTIONS
 
 HOLDS, PARTLY, NOT = "holds", "holds partly", "does not"
 OPEN, CONTRADICTS = "open without licensed data", "contradicts itself"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vireid_lite.attacks.budget import EPS
 from vireid_lite.attacks.cmps import CMPS
-from vireid_lite.attacks.cmps_switches import SWITCHES
+from vireid_lite.attacks.cmps_switches import SWITCHES, SwitchedCMPS
 from vireid_lite.attacks.descent import UniversalAttack
 from vireid_lite.attacks.dmr import DMR, GeneratorPerturbation
 from vireid_lite.attacks.feature_level import FeatureLevelAttack
@@ -23,6 +23,8 @@ __all__ = [
     "UniversalPerturbation", "build_attack", "craft", "load_perturbation", "train_modified_victim",
 ]  # fmt: skip
 
+# Neither class of CMPS knows the other, so that it means something that both are equal.
+CMPS.switches, CMPS.switched = SWITCHES, SwitchedCMPS
 ATTACKS = {**UNIVERSAL, "dmr": DMR, "cmps": CMPS, "feature-level": FeatureLevelAttack, **IMAGE_SPECIFIC}
 
 

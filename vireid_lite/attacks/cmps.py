@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vireid_lite.attacks.budget import clip, luma, tie_infrared
-from vireid_lite.attacks.cmps_switches import SWITCHES, Found, SwitchedCMPS, noted
-from vireid_lite.attacks.descent import SignDescent, State
+from vireid_lite.attacks.descent import Found, SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, images_of
 from vireid_lite.data.batches import Batches
@@ -43,19 +42,21 @@ class CMPS(SignDescent):
     name: ClassVar[str] = "cmps"
     gradients_per_step: ClassVar[int] = 2
     choices: ClassVar[dict[str, tuple]] = {"mode": ("paper", "released")}
+    switches: ClassVar[dict[str, dict]]  # these two are those of `cmps_switches`; `attacks` ties them to this class
+    switched: ClassVar[type[SignDescent]]
     mode: str = "paper"
     step_share: float = 1 / 12
     margin: float = 0.5
     grey_probability: float = 0.2
     clusters: int = 0
 
-    def __new__(cls, *, mode: str = "paper", **options: object) -> CMPS | SwitchedCMPS:
-        if SWITCHES.keys() & options.keys():
-            return SwitchedCMPS(mode=mode, **options)
+    def __new__(cls, *, mode: str = "paper", **options: object) -> SignDescent:
+        if cls.switches.keys() & options.keys():
+            return cls.switched(mode=mode, **options)
         return super().__new__(ReleasedCMPS if mode == "released" else cls)
 
     def describe(self) -> dict:
-        return {**super().describe(), **{name: position[self.mode] for name, position in SWITCHES.items()}}
+        return {**super().describe(), **{name: position[self.mode] for name, position in self.switches.items()}}
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
         """Return batches by modality, and C^n and C^p of each crop, which the paper leaves open.
@@ -99,7 +100,7 @@ class CMPS(SignDescent):
             found.append(self.objective(model, problem, delta, rows, modality, grey))
             (gradient,) = torch.autograd.grad(found[-1][0], delta)  # equations 4 and 7
             self.descend(state, gradient, size)  # equations 5 and 6, 8 and 9
-        return noted(found, self.saturated(state["delta"]))
+        return self.noted(found, state["delta"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,4 +165,4 @@ class ReleasedCMPS(CMPS):
         two = self.objective(model, problem, ahead.requires_grad_(), rows, 1)
         (second,) = torch.autograd.grad(two[0], ahead)
         self.descend(state, first + second * inside, size)
-        return noted([one, two], self.saturated(state["delta"]))
+        return self.noted([one, two], state["delta"])

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from vireid_lite.attacks.budget import clip, luma, tie_infrared
-from vireid_lite.attacks.descent import SignDescent, State
+from vireid_lite.attacks.descent import Found, SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, identity_centroids, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
 from vireid_lite.data.batches import Batches
 from vireid_lite.data.records import Modality
 from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_choice, check_flag
-
-Found = tuple[Tensor, Tensor]  #: a loss, and the share of crops whose hinge is above zero
 
 # Where each switch stands in the two modes, and what else it may be.
 SWITCHES = {
@@ -201,11 +199,4 @@ class SwitchedCMPS(Switches, SignDescent):
                 delta, inside = self.look_ahead(state, found[0][0], size)
         if self.update != "alternate":
             self.descend(state, found[0][0] + found[1][0] * inside, size)
-        return noted([each[1:] for each in found], self.saturated(state["delta"]))
-
-
-def noted(found: list[Found], saturated: Tensor) -> dict[str, float]:
-    """Return what the history says of a step: losses and active shares of its parts, and delta's saturated share."""
-    values = torch.stack([each.detach().to(saturated) for pair in zip(*found, strict=True) for each in pair]).tolist()
-    names = ("loss", "second_loss", "active", "second_active", "saturated")
-    return dict(zip(names, [*values, saturated.item()], strict=True))
+        return self.noted([each[1:] for each in found], state["delta"])

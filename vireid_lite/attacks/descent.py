@@ -24,6 +24,7 @@ from vireid_lite.training import note, resume
 
 NOTE_EVERY = 25  #: steps between two notes of a fit that can be resumed
 
+Found = tuple[Tensor, Tensor]  #: a loss, and the share of crops whose hinge is above zero
 State = dict[str, Tensor | nn.Module | Optimizer]  #: what a step changes, by name
 
 # What an attack's numbers may be: the least whole number, or a range.
@@ -153,6 +154,12 @@ class SignDescent(UniversalAttack):
     def saturated(self, delta: Tensor) -> Tensor:
         """Return the share of delta that lies on the budget, a number in a tensor."""
         return (delta.abs() >= self.eps * (1 - 1e-6)).to(delta).mean()
+
+    def noted(self, found: list[Found], delta: Tensor) -> dict[str, float]:
+        """Return what the history says of a CMPS step: losses and active shares of both parts, delta's saturation."""
+        values = [value for pair in zip(*found, strict=True) for value in pair] + [self.saturated(delta)]
+        names = ("loss", "second_loss", "active", "second_active", "saturated")
+        return dict(zip(names, torch.stack([value.detach().to(delta) for value in values]).tolist(), strict=True))
 
     def step_size(self, per_epoch: int, state: State, step: int) -> float:
         """Return the step size; halve a delta that stands still first, where that is asked for."""

@@ -15,20 +15,20 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import statistics
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-from vireid_lite import models
 from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import InputError, fraction
 from vireid_lite.machine import Compute
-from vireid_lite.study.cards import card_key, card_name, data_defaults, described
-from vireid_lite.study.packing import mapped
-from vireid_lite.victims import Recipe, tier_dataset, tier_recipe
+from vireid_lite.study.cards import CARDS, card_key, card_name, data_described, is_stale, read_card, records
+from vireid_lite.victims import Recipe, tier_recipe
 
 TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
 SURROGATE_SEED = 100  #: how far a surrogate's seed lies from its target's, where it is not given
@@ -42,21 +42,15 @@ Root = Path | dict[str, Path] | None  #: one folder, or one for each data set by
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what its card says of it, and nothing that only its data or its results tell.
+    """One run: what its card says of it, and nothing that only its data or its results tell."""
 
-    Attributes:
-        kind: the name of its cards.
-        dataset: as cards hold it.
-        identities: how many a universal attack learns from, None for all.
-    """
-
-    kind: str
+    kind: str  #: the name of its cards
     tier: str
-    dataset: dict
+    dataset: dict  #: as cards hold it
     recipe: Recipe
     seed: int
     attack: UniversalAttack | ImageAttack | None = None
-    identities: int | None = None
+    identities: int | None = None  #: how many a universal attack learns from, None for all
     modification: Modification | None = None
     surrogate: Run | None = None
     compute: Compute = field(default_factory=Compute)
@@ -66,17 +60,20 @@ class Run:
     @cached_property
     def configuration(self) -> dict:
         """The run as its card says it, plain values, without fingerprints of images."""
-        attack = {**self.attack.describe(), "identities": self.identities} if self.attack else None
-        found = {"kind": self.kind, "tier": self.tier, "dataset": self.dataset, "victim": described(self.recipe)}
-        found |= {"attack": attack, "seed": self.seed}
-        found |= {"split": self.split} if attack and self.split != "test" else {}
+        found = {"kind": self.kind, "tier": self.tier, "dataset": self.dataset, "victim": self.recipe.describe()}
+        found |= {"attack": None, "seed": self.seed}
+        if self.attack:
+            found["attack"] = {**self.attack.describe(), "identities": self.identities}
+            found |= {"split": self.split} if self.split != "test" else {}
         if self.modification:
-            found["modification"] = json.loads(json.dumps(asdict(self.modification)))
+            found["modification"] = asdict(self.modification)
         if its := self.surrogate:
             who = "shared" if _population(its.dataset) == _population(self.dataset) else "others"
-            network = {"dataset": its.dataset, "victim": described(its.recipe), "seed": its.seed}
+            network = {"dataset": its.dataset, "victim": its.recipe.describe(), "seed": its.seed}
             found["surrogate"] = {**network, "identities": who}
-        return found | ({"compute": self.compute.describe()} if self.compute != Compute() else {})
+        if self.compute != Compute():
+            found["compute"] = self.compute.describe()
+        return json.loads(json.dumps(found))
 
     @cached_property
     def key(self) -> str:
@@ -89,11 +86,10 @@ class Run:
 
     def with_images(self, root: Root = None) -> dict:
         """Return the configuration with the fingerprints of the data sets' records."""
-        found = {"dataset": {**self.dataset, "records": _open(self.dataset, root)[1]}}
+        whole = {**self.configuration, "dataset": {**self.dataset, "records": _open(self.dataset, root)[1]}}
         if its := self.surrogate:
-            data = {**its.dataset, "records": _open(its.dataset, root)[1]}
-            found["surrogate"] = {**self.configuration["surrogate"], "dataset": data}
-        return self.configuration | found
+            whole["surrogate"] = whole["surrogate"] | {"dataset": its.with_images(root)["dataset"]}
+        return whole
 
     def card_name(self, root: Root = None) -> str:
         """Return the file name of the run's card."""
@@ -178,29 +174,25 @@ def parse(tables: dict) -> list[Run]:
 
     A surrogate's seed "next" is the seed after the run's own among its seeds, or in number where that is the only one.
     """
-    check("it", tables, RUN)
-    read = {key: mapped(item, _number) if isinstance(item, dict) else item for key, item in tables.items()}
-    tables = {**{table: {} for table in TABLES}, **read}
-    seeds, split, name = tables.get("seeds", [0]), tables.get("split", "test"), tables.get("name")
+    usual = {**{table: {} for table in TABLES}, "seeds": [0], "split": "test", "anatomy": False, "tier": "lite"}
+    tables = usual | {key: _read(item) if isinstance(item, dict) else item for key, item in tables.items()}
+    seeds, split, name = tables["seeds"], tables["split"], tables.get("name")
     if split not in ("test", "val"):
         raise InputError(f"split {split!r} must be test or val")
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise InputError(f"name {name!r} must be small letters, digits and hyphens")
     if wrong := [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]:
         raise InputError(f"a seed must be a whole number of at least 0, got {wrong[0]!r}")
-    found = []
-    for cell in _cells(tables):
-        run = _run(cell, cell.get("tier", "lite"))
-        kind, apart = name or ("attack" if run.attack else "victim"), cell.get("anatomy", False)
-        after = seeds[1:] + seeds[:1] if len(seeds) > 1 else [seed + 1 for seed in seeds]
-        for seed, following in zip(seeds, after, strict=True):
-            its = _surrogate(cell, run, seed, following) if cell["surrogate"] else None
-            found.append(replace(run, kind=kind, seed=seed, surrogate=its, split=split, anatomy=apart))
-    return found
+    after = seeds[1:] + seeds[:1] if len(seeds) > 1 else [seed + 1 for seed in seeds]
+    return [_run(cell, *pair) for cell in _cells(tables) for pair in zip(seeds, after, strict=True)]
 
 
-def _number(value: object) -> object:
-    """Read a text such as "8/255" as the number it is."""
+def _read(value: object) -> object:
+    """Return tables with every text such as "8/255" as the number it is."""
+    if isinstance(value, dict):
+        return {name: _read(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_read(item) for item in value]
     if not (isinstance(value, str) and value[:1].isdigit() and "/" in value):
         return value
     try:
@@ -212,42 +204,37 @@ def _number(value: object) -> object:
 def _cells(tables: dict) -> list[dict]:
     """Return the tables once for every combination of their grid's values, the first key changing slowest."""
     grid = {**{f"dataset.{key}": values for key, values in tables.get("each", {}).items()}, **tables.get("grid", {})}
+    cells = [tables]
     for key, values in grid.items():
         table, dot, name = key.partition(".")
         fits = isinstance(values, list) and values and table in TABLES and bool(dot) == bool(name)
         if not fits or not (name or all(isinstance(value, dict) for value in values)):
             what = f'lists, of values for keys such as "attack.tied" or of tables for one of {", ".join(TABLES)}'
             raise InputError(f"grid needs {what}; got {key!r} = {values!r}")
-    cells = [tables]
-    for key, values in grid.items():
-        table, _, name = key.partition(".")
         cells = [merge(cell, {table: {name: value} if name else value}) for cell in cells for value in values]
     return cells
 
 
-def _run(cell: dict, tier: str) -> Run:
-    """Return the run of some tables, its kind, seed and surrogate apart."""
-    dataset, recipe = _network(cell, tier)
-    attack, identities, modification = None, None, None
-    compute = _fields("compute", Compute, cell["compute"])
-    if cell["attack"]:
-        check("attack", cell["attack"], {"name": str, "identities": int}, others=True)
-        if "name" not in cell["attack"]:
+def _run(cell: dict, seed: int, following: int) -> Run:
+    """Return the run of some tables and a seed; `following`: the seed after it."""
+    dataset, recipe = _network(cell, cell["tier"])
+    compute, options = _fields("compute", Compute, cell["compute"]), dict(cell["attack"])
+    attack = modification = None
+    if options:
+        check("attack", options, {"name": str, "identities": int}, others=True)
+        if "name" not in options:
             raise InputError("attack needs a name, such as cmps")
-        attack = build_attack(**{name: value for name, value in cell["attack"].items() if name != "identities"})
-        identities = cell["attack"].get("identities") if isinstance(attack, UniversalAttack) else None
+        attack = build_attack(**{name: value for name, value in options.items() if name != "identities"})
     if cell["modified"]:
-        for wrong, why in (
-            (compute != Compute(), "is trained in float32; leave compute out"),
-            (attack or cell.get("split") == "val", "is scored on test, and without an attack; leave those out"),
-            (recipe.settings.shuffle_labels, "is trained on the right labels; leave shuffle_labels out"),
-        ):
-            if wrong:
-                raise InputError(f"a modified victim {why}")
+        if attack or cell["split"] == "val" or compute != Compute() or recipe.settings.shuffle_labels:
+            what = "trained in float32 on the right labels, and scored on test without an attack"
+            raise InputError(f"a modified victim is {what}; leave compute, shuffle_labels, split and attack out")
         modification = _fields("modified", Modification, cell["modified"])
-    if cell["surrogate"] and not attack:
-        raise InputError("a surrogate is there to be attacked; give the run an attack")
-    return Run("", tier, dataset, recipe, 0, attack, identities, modification, compute=compute)
+    kind = cell.get("name") or ("attack" if attack else "victim")
+    identities = options.get("identities") if isinstance(attack, UniversalAttack) else None
+    how = {"compute": compute, "split": cell["split"], "anatomy": cell["anatomy"]}
+    run = Run(kind, cell["tier"], dataset, recipe, seed, attack, identities, modification, **how)
+    return replace(run, surrogate=_surrogate(cell, run, following)) if cell["surrogate"] else run
 
 
 def _fields(what: str, kind: type, table: object) -> object:
@@ -256,13 +243,15 @@ def _fields(what: str, kind: type, table: object) -> object:
     return kind(**table)
 
 
-def _surrogate(cell: dict, run: Run, seed: int, following: int) -> Run:
+def _surrogate(cell: dict, run: Run, following: int) -> Run:
     """Return the surrogate's run: where its table says nothing it is the target's or, of other data, the tier's."""
     own = cell["surrogate"]
     check("surrogate", own, SURROGATE)
-    its = following if own.get("seed") == "next" else own.get("seed", seed + SURROGATE_SEED)
-    if its == seed or type(its) is not int:
-        raise InputError(f"surrogate and target share the seed {seed}; give the surrogate another")
+    if not run.attack:
+        raise InputError("a surrogate is there to be attacked; give the run an attack")
+    seed = following if own.get("seed") == "next" else own.get("seed", run.seed + SURROGATE_SEED)
+    if seed == run.seed or type(seed) is not int:
+        raise InputError(f"surrogate and target share the seed {run.seed}; give the surrogate another")
     data = own.get("dataset", {})
     same = data.get("name", run.dataset["name"]) == run.dataset["name"]
     network = {"victim": cell["victim"], "train": cell["train"], **own}
@@ -271,7 +260,7 @@ def _surrogate(cell: dict, run: Run, seed: int, following: int) -> Run:
         dataset, recipe = _network(network, run.tier)
     if dataset["size"] != run.dataset["size"] and not isinstance(run.attack, UniversalAttack):
         raise InputError(f"{run.attack.name}: crafted for one image each; surrogate and target need crops of one size")
-    return Run("victim", run.tier, dataset, recipe, its)
+    return Run("victim", run.tier, dataset, recipe, seed)
 
 
 def _network(tables: dict, tier: str) -> tuple[dict, Recipe]:
@@ -280,26 +269,59 @@ def _network(tables: dict, tier: str) -> tuple[dict, Recipe]:
     check("dataset", tables["dataset"], {"name": str, "size": list}, others=True)
     if misplaced := sorted(set(VICTIM) & set(tables["train"])):
         raise InputError(f"{misplaced[0]} belongs to victim, not to train")
-    model = tables["victim"].get("model", "agw")
-    if model not in models.NETWORKS:
-        raise InputError(f"unknown network {model!r}; choose one of {', '.join(models.NETWORKS)}")
     size = tables["dataset"].get("size", [1, 1])
     if len(size) != 2 or not all(type(side) is int for side in size):
         raise InputError(f"size must be [height, width] in pixels, got {size}")
     settings = dict(tables["train"])
     if "augmentation" in settings:
         settings["augmentation"] = _fields("augmentation", Augmentation, settings["augmentation"])
-    return _data(tier, json.dumps(tables["dataset"])), tier_recipe(tier, **tables["victim"], **settings)
+    return data_described(tier, tables["dataset"]), tier_recipe(tier, **tables["victim"], **settings)
 
 
-@cache
-def _data(tier: str, table: str) -> dict:
-    """Return a data set as cards hold it; of licensed ones, whose images may be elsewhere, only names are checked."""
-    given = json.loads(table)
-    usual = data_defaults(tier, given.pop("name", None), None)
-    if usual["name"] == "synthetic":
-        return tier_dataset(tier, "synthetic", **given).describe()
-    if unknown := sorted(set(given) - set(usual)):
-        taken = ", ".join(name for name in usual if name != "name")
-        raise InputError(f"{usual['name']}: option {unknown[0]!r} is unknown; it takes {taken}")
-    return {**usual, **given}
+class Plan(NamedTuple):
+    """What some runs still need."""
+
+    todo: list[Run]  #: without a card
+    done: list[str]  #: names of cards
+    stale: list[str]  #: names of cards of code that has changed
+    seconds: float  #: an estimate for `todo` from cards of the same kind, on whatever machine made those
+    unknown: int  #: how many of `todo` no card tells anything about
+
+
+class Results:
+    """The run cards of a folder, each with its "file" name, found by what a run asks for; read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cards = [{**read_card(path), "file": path.name} for path in sorted(Path(folder).glob(CARDS))]
+        self._found: dict[str, list[dict]] = {}
+        for card in sorted(self.cards[::-1], key=lambda card: (not is_stale(card), card["date"]), reverse=True):
+            self._found.setdefault(card["key"], []).append(card)
+
+    def card(self, run: Run, root: Root = None, data: bool = False) -> dict | None:
+        """Return the newest card of a run that is not stale, else the newest, or None.
+
+        data: whether the run's licensed data are at hand, so that a card of other images can be told apart.
+        """
+        found = self._found.get(run.key, [])
+        if found and (data or run.dataset["name"] == "synthetic"):
+            own = records(run.with_images(root))
+            found = [card for card in found if records(card) == own]
+        return found[0] if found else None
+
+    def plan(self, runs: list[Run], root: Root = None, data: bool = False, rerun_stale: bool = False) -> Plan:
+        """Return what is done and what is to do. data: as in `card`. rerun_stale: count stale cards as to do."""
+        found = [(run, self.card(run, root, data)) for run in runs]
+        stale = [card["file"] for _, card in found if card and is_stale(card)]
+        again = stale if rerun_stale else ()
+        todo = [run for run, card in found if card is None or card["file"] in again]
+        done = [card["file"] for _, card in found if card and card["file"] not in again]
+        kinds: dict[tuple, list[float]] = {}
+        for card in self.cards:
+            kinds.setdefault(_kind(card), []).append(card["wall_seconds"])
+        known = [statistics.median(kinds[kind]) for run in todo if (kind := _kind(run.configuration)) in kinds]
+        return Plan(todo, done, stale, sum(known), len(todo) - len(known))
+
+
+def _kind(card: dict) -> tuple:
+    """Return what a run's seconds depend on most."""
+    return card["tier"], card["victim"]["model"], (card["attack"] or {}).get("name"), "modification" in card

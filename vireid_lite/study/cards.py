@@ -1,12 +1,15 @@
 """Run cards: one small JSON file a run, with everything its numbers depend on and nothing of anybody's images.
 
 A card leaves out what a run has by default; `read_card` puts it back. `card_key` hashes only the rest, so that a new
-option, whose default is what was done before, renames no card; to change a default is to change what cards mean.
-How its numbers are packed, and read without this package, is said in `packing`.
+option, whose default is what was done before, renames no card; to change a default is to change what cards mean. What
+does not stand in the file as it is, table by table, is read without this package so::
+
+    json.loads(lzma.decompress(base64.b85decode(card["packed"])))
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import lzma
 from collections.abc import Iterable
@@ -21,66 +24,83 @@ from vireid_lite.attacks import Modification, build_attack
 from vireid_lite.behaviour import made_with
 from vireid_lite.data import DATASETS, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.machine import Compute
-from vireid_lite.study.packing import completed, packed, shortened, unpacked
-from vireid_lite.victims import Recipe, tier_named
+from vireid_lite.victims import tier_named
 
 SCHEMA = 2
 CARDS = "*-s*-*.json"  #: the file names of `card_name`
 REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "made_with")
 CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modification", "surrogate", "compute")
+# Always said: they decide the defaults of what stands beside them, or are there or not.
+SAID = ("name", "model", "mode", "difficulty", "modification")
+EXACT = ("scores", "scores_8_bit", "scores_query", "scores_clean", "clean", "within")  #: what is not rounded
+SCORES = ("rank1", "mAP")  #: what the file shows of "clean" and "scores", and what an anatomy repeats unrounded
+OPTIONAL = {"modification": Modification, "compute": Compute}
+LZMA = [{"id": lzma.FILTER_LZMA1, "pb": 0, "dict_size": 2**16}]
 
 
-def described(recipe: Recipe) -> dict:
-    """Return a recipe as cards hold it."""
-    return json.loads(json.dumps(recipe.describe()))
+def data_described(tier: str, given: dict) -> dict:
+    """Return a tier's data set, with what is given of name and options, as cards hold it; no data need be there."""
+    return _data(tier, json.dumps(given))
 
 
 @cache
-def data_defaults(tier: str, name: str | None, difficulty: str | None) -> dict:
-    """Return what a tier's data set is where nothing is said, as cards hold it; known without the data themselves."""
-    chosen, name = tier_named(tier), name or DATASET_OF_TIER[tier]
-    options = dict(chosen.options) if name == DATASET_OF_TIER[tier] else {}
+def _data(tier: str, options: str) -> dict:
+    given, chosen = json.loads(options), tier_named(tier)
+    name = given.pop("name", None) or DATASET_OF_TIER[tier]
+    own = chosen.options if name == DATASET_OF_TIER[tier] else {}
     if name == "synthetic":
-        options |= {"difficulty": difficulty} if difficulty else {}
-        return load_dataset(name, size=chosen.size, **options).describe()
-    if name not in DATASETS:
-        raise InputError(f"data set {name!r} is unknown; choose from {', '.join(DATASETS)}")
-    reader = DATASETS[name]
-    options = {"seed": 0, **{each: usual for each, (usual, _) in reader.choices.items()}, **options}
-    return {"name": name, **options, "size": list(chosen.size or reader.usual_size)}
+        return load_dataset(name, **{"size": chosen.size, **own, **given}).describe()
+    check_choice("dataset", "name", name, DATASETS)
+    usual = {"name": name, "seed": 0} | {each: first for each, (first, _) in DATASETS[name].choices.items()} | own
+    usual["size"] = list(chosen.size or DATASETS[name].usual_size)
+    for option in given:
+        check_choice(name, "option", option, usual)
+    return {**usual, **given}
 
 
 def defaults(run: dict) -> dict:
     """Return the configuration of a run that says no more than this one's tier, names, mode and difficulty."""
-    tier, data, recipe = run["tier"], run.get("dataset", {}), tier_named(run["tier"]).recipe
+    tier, recipe = run["tier"], tier_named(run["tier"]).recipe
     recipe = replace(recipe, model=run.get("victim", {}).get("model", recipe.model))
-    found = {"dataset": data_defaults(tier, data.get("name"), data.get("difficulty")), "victim": described(recipe)}
+    data = {name: item for name, item in run.get("dataset", {}).items() if name in ("name", "difficulty")}
+    found = {"dataset": data_described(tier, data), "victim": recipe.describe()}
     if attack := run.get("attack"):
         mode = {"mode": attack["mode"]} if "mode" in attack else {}
         found["attack"] = {**build_attack(attack["name"], **mode).describe(), "identities": None}
-    for name, kind in (("modification", Modification), ("compute", Compute)):
-        if name in run:
-            found[name] = json.loads(json.dumps(asdict(kind())))
+    found |= {part: asdict(kind()) for part, kind in OPTIONAL.items() if part in run}
     if "surrogate" in run:
         found["surrogate"] = defaults({**run["surrogate"], "tier": tier})
-    return found
+    return json.loads(json.dumps(found))
 
 
-def _rounded(value: object) -> object:
-    """Return plain values with floats to eight places: one file writes 2/255, another 0.0078431373."""
-    if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items() if name != "records"}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    return round(value, 8) if isinstance(value, float) else value
+def shortened(value: dict, usual: dict) -> dict:
+    """Return what differs from the usual, table by table."""
+    short = {}
+    for name, item in value.items():
+        table = isinstance(item, dict) and isinstance(usual.get(name), dict)
+        own = shortened(item, usual[name]) if table else item
+        if name in SAID or (own if table else name not in usual or item != usual[name]):
+            short[name] = own
+    return short
+
+
+def completed(short: dict, usual: dict) -> dict:
+    """Return the opposite of `shortened`."""
+    both = {name for name, item in short.items() if isinstance(item, dict) and isinstance(usual.get(name), dict)}
+    return {**usual, **short, **{name: completed(short[name], usual[name]) for name in both}}
 
 
 def card_key(configuration: dict) -> str:
     """Return the key of a run: what it asks for beside the defaults; not its name, whose images, code or results."""
-    short = shortened(_rounded(configuration), _rounded(defaults(configuration)))
+
+    def alike(value: dict) -> dict:  # one file writes 2/255, another 0.0078431373
+        bare = {"object_hook": lambda table: {name: item for name, item in table.items() if name != "records"}}
+        return json.loads(json.dumps(value), parse_float=lambda text: round(float(text), 8), **bare)
+
+    short = shortened(alike(configuration), alike(defaults(configuration)))
     return stable_hash({name: short[name] for name in CONFIGURATION if short.get(name) is not None})
 
 
@@ -101,12 +121,28 @@ def card_name(configuration: dict) -> str:
 def write_card(folder: Path, configuration: dict, results: dict) -> Path:
     """Write the card of a run's configuration, plain values, and its results, whole or not at all; return its path."""
     card = {"schema": SCHEMA, "key": card_key(configuration), **shortened(configuration, defaults(configuration))}
-    card |= {"made_with": made_with(configuration), "date": datetime.now(UTC).strftime("%Y-%m-%d")}
-    card |= packed(json.loads(json.dumps(results, default=plain)))
+    card |= {"made_with": made_with(configuration), "date": datetime.now(UTC).strftime("%Y-%m-%d"), **packed(results)}
     lines = (f"{json.dumps(name)}:{json.dumps(item, separators=(',', ':'))}" for name, item in card.items())
     path = folder / card_name(configuration)
     write_atomically(path, ("{" + ",\n".join(lines) + "}\n").encode())
     return path
+
+
+def packed(results: dict) -> dict:
+    """Return results as the file holds them: six digits of what is no score, tables compressed."""
+
+    def short(table: dict) -> dict:
+        rounded = {name: float(f"{item:.6g}") for name, item in table.items() if isinstance(item, float)}
+        return {**table, **{name: item for name, item in rounded.items() if name not in SCORES}}
+
+    text = json.dumps(results, default=plain)
+    exact = {name: item for name, item in json.loads(text).items() if name in EXACT}
+    whole = json.loads(text, object_hook=short) | exact
+    shown = {name: item for name, item in whole.items() if name not in (*EXACT, "anatomy", "history")}
+    for name in (name for name in ("clean", "scores") if name in whole):
+        shown[name] = {way: {score: row[score] for score in SCORES} for way, row in whole[name].items()}
+    rest = json.dumps(shortened(whole, shown), separators=(",", ":")).encode()
+    return {**shown, "packed": base64.b85encode(lzma.compress(rest, lzma.FORMAT_ALONE, filters=LZMA)).decode()}
 
 
 def plain(value: object) -> object:
@@ -119,7 +155,7 @@ def plain(value: object) -> object:
 
 
 def read_card(path: Path) -> dict:
-    """Return a card, its defaults and lists put back. Raises InputError where the file is not one."""
+    """Return a card, its defaults and packed numbers put back. Raises InputError where the file is not one."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -130,8 +166,9 @@ def read_card(path: Path) -> dict:
         raise InputError(f"{path} {what}, so it is not a run card of this version; move it elsewhere")
     try:
         card |= completed({name: card[name] for name in CONFIGURATION if name in card}, defaults(card))
-        return unpacked(card) if "lists" in card else card
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, lzma.LZMAError) as error:
+        rest = card.pop("packed", None)
+        return completed(json.loads(lzma.decompress(base64.b85decode(rest))), card) if rest else card
+    except (LookupError, TypeError, ValueError, AttributeError, lzma.LZMAError) as error:
         raise InputError(f"{path} is not a readable run card ({error}); move it elsewhere") from None
 
 
@@ -151,3 +188,9 @@ def stale_note(cards: Iterable[dict]) -> str:
     """Return one sentence for a page: how many of its cards were made by code that has changed since."""
     stale = [is_stale(card) for card in cards]
     return f"{sum(stale)} of {len(stale)} run cards are stale: the code behind them has changed." if any(stale) else ""
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return "mean (lowest to highest)" of some seeds' scores in percent, one decimal."""
+    values = np.asarray(list(values), dtype=float)
+    return f"{values.mean():.1f}" + (f" ({values.min():.1f} to {values.max():.1f})" if len(values) > 1 else "")

@@ -17,12 +17,10 @@ from pathlib import Path
 import pandas as pd
 
 from vireid_lite.data import Modality
-from vireid_lite.errors import InputError, fraction
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.evaluation import direction_name
-from vireid_lite.study.campaign import Root, Run, check, merge, parse, read_toml, where
-from vireid_lite.study.cards import CARDS, is_stale, read_card, records
-from vireid_lite.study.tables import spread
-from vireid_lite.study.workers import run_all
+from vireid_lite.study.campaign import Plan, Results, Run, check, merge, parse, read_toml, where
+from vireid_lite.study.cards import is_stale, spread
 from vireid_lite.victims import tier_named
 
 FOLDER = Path(__file__).parent / "grids"
@@ -37,6 +35,7 @@ CONTENT |= dict.fromkeys(("data", "victims", "attacks", "not-built"), dict)
 AXES = ("query", "data", "victims", "attacks", "eps", "surrogates", "learned-on")
 TABLE = dict.fromkeys(("name", "dataset", "setting", "note"), str) | dict.fromkeys((*AXES, "seeds"), list)
 USUAL = {"query": list(QUERIES), "attacks": ["none"], "eps": [""], "surrogates": [""], "learned-on": [""]}
+USUAL |= {"data": [], "victims": [], "dataset": "", "setting": ""}
 SETTABLE = ("dataset", "victim", "train", "attack", "modified")
 ENTRY = dict.fromkeys((*SETTABLE, "each", "grid", "compute"), dict)
 NETWORK = SETTABLE[:3]
@@ -46,10 +45,7 @@ NETWORK = SETTABLE[:3]
 class Row:
     """One line of a table: a direction of a setting, and the runs (a seed or a split each) it is the mean of.
 
-    Attributes:
-        table, dataset, setting, query, victim, attack: as the paper prints them (`reported.csv`).
-        surrogate, learned_on: where the attack is made on another network.
-        reason: why no run is built, or "".
+    Names are as the paper prints them (`reported.csv`). reason: why no run is built, or "".
     """
 
     table: str
@@ -60,10 +56,10 @@ class Row:
     attack: str
     eps: str
     data: str
-    surrogate: str = ""
-    learned_on: str = ""
-    runs: tuple[Run, ...] = field(default=(), repr=False)
-    reason: str = ""
+    surrogate: str
+    learned_on: str
+    runs: tuple[Run, ...] = field(repr=False)
+    reason: str
 
     def __str__(self) -> str:
         parts = [self.table, self.dataset, self.setting, f"[{self.data}]", self.victim]
@@ -95,16 +91,12 @@ def read_grid(
     settings: dict | None = None,
     only: str | None = None,
 ) -> Grid:
-    """Return a shipped grid by name, or one of a TOML file, as it stands at a tier.
+    """Return a shipped grid by name, or one of a TOML file, as it stands at a tier; InputError where it is none.
 
     Args:
         seeds: instead of the grid's own.
-        settings: values for keys such as "train.epochs" or "attack.gradients", set in every run that has the table (a
-            surrogate's as well).
+        settings: values for keys such as "train.epochs", set in every run (and surrogate) that has the table.
         only: keep the rows whose line, as a dry run prints it, holds this text.
-
-    Raises:
-        InputError: one line, for what is not a grid, and where no row is kept.
     """
     path = FOLDER / f"{name}.toml" if name in GRIDS else Path(name)
     if path.suffix != ".toml":
@@ -113,7 +105,7 @@ def read_grid(
     for key in settings or {}:
         if key.partition(".")[0] not in SETTABLE or not key.partition(".")[2]:
             raise InputError(f"--set {key}: give TABLE.KEY=VALUE, of dataset, victim, train, attack or modified")
-    content, rows = read_toml("grid", path), []
+    content, rows, chosen = read_toml("grid", path), [], {} if seeds is None else {"seeds": list(seeds)}
     with where(f"grid {path.stem if name in GRIDS else path}"):
         check("it", content, CONTENT)
         if not content.get("table"):
@@ -123,8 +115,7 @@ def read_grid(
                 check("it", table, TABLE)
                 if "name" not in table:
                     raise InputError("it has no name")
-                own = {"seeds": content.get("seeds", [0]), **USUAL, **table}
-                own |= {"seeds": list(seeds)} if seeds is not None else {}
+                own = {"seeds": content.get("seeds", [0]), **USUAL, **table, **chosen}
                 rows += _rows(own, content, tier, settings or {})
         if only and not (rows := [row for row in rows if only.lower() in str(row).lower()]):
             raise InputError(f"no row holds {only!r}; --dry-run --verbose prints the rows")
@@ -134,10 +125,10 @@ def read_grid(
 def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
     """Return the rows of one [[table]] of a grid file."""
     for axis in (*AXES, "seeds"):
-        if not table.get(axis):
+        if not table[axis]:
             raise InputError(f"{axis} must be a list of at least one value, got []")
-    if wrong := [query for query in table["query"] if query not in QUERIES]:
-        raise InputError(f"query {wrong[0]!r} is unknown; choose from {', '.join(QUERIES)}")
+    for query in table["query"]:
+        check_choice("table", "query", query, QUERIES)
     rows, missing = [], content.get("not-built", {})
     for data, victim, attack, eps, surrogate, learned in itertools.product(*(table[axis] for axis in AXES[1:])):
         reason, runs = missing.get(victim) or missing.get(attack, ""), []
@@ -145,18 +136,14 @@ def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
             names = {"data": data, "victims": victim} | ({"attacks": attack} if attack != "none" else {})
             run = {"name": "bench", "tier": tier, "seeds": table["seeds"], **_tables(content, tier, settings, names)}
             if eps and "attack" in run:
-                try:
-                    budget = fraction(eps)
-                except ValueError as error:
-                    raise InputError(f"eps {eps!r}: {error} is needed") from None
-                run = merge(run, {"attack": {"eps": settings.get("attack.eps", budget)}})
+                run = merge(run, {"attack": {"eps": settings.get("attack.eps", eps)}})
             if surrogate:
                 # Every victim serves as target and, of another seed, as surrogate: none is trained for one role alone.
                 its = _tables(content, tier, settings, {"data": learned or data, "victims": surrogate})
                 its = {"victim": {}, "train": {}, **{key: its[key] for key in NETWORK if key in its}, "seed": "next"}
                 run |= {"name": "transfer", "surrogate": its}
             runs = parse(run)
-        printed = table["name"], table.get("dataset", ""), table.get("setting", "").format(surrogate=surrogate, eps=eps)
+        printed = table["name"], table["dataset"], table["setting"].format(surrogate=surrogate, eps=eps)
         made_of = victim, attack, eps, data, surrogate, learned, tuple(runs), reason
         rows += [Row(*printed, query, *made_of) for query in table["query"]]
     return rows
@@ -187,80 +174,6 @@ def _tables(content: dict, tier: str, settings: dict, names: dict[str, str]) -> 
     return found
 
 
-class Results:
-    """The run cards of a folder, each with its "file" name, found by what a run asks for; read once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.cards = [{**read_card(path), "file": path.name} for path in sorted(Path(folder).glob(CARDS))]
-        self._found: dict[str, list[dict]] = {}
-        for card in sorted(self.cards, key=lambda card: (not is_stale(card), card["date"])):
-            self._found.setdefault(card["key"], []).insert(0, card)
-
-    def card(self, run: Run, root: Root = None, data: bool = False) -> dict | None:
-        """Return the newest card of a run that is not stale, else the newest, or None.
-
-        Args:
-            data: whether the run's licensed data are at hand, so that a card of other images can be told apart.
-        """
-        found = self._found.get(run.key, [])
-        if found and (data or run.dataset["name"] == "synthetic"):
-            own = records(run.with_images(root))
-            found = [card for card in found if records(card) == own]
-        return found[0] if found else None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a grid still has to run. todo: runs without a card, done: card names, stale: cards of code that changed.
-
-    Attributes:
-        seconds: an estimate for `todo` from cards of the same kind, on whatever machine made those.
-        unknown: how many of `todo` no card tells anything about.
-    """
-
-    todo: list[Run]
-    done: list[str]
-    stale: list[str]
-    seconds: float
-    unknown: int
-
-
-def plan(grid: Grid, results: Results, root: Root = None, data: bool = False, rerun_stale: bool = False) -> Plan:
-    """Return what is done and what is to do. data: as in `Results.card`. rerun_stale: count stale cards as to do."""
-    found = [(run, results.card(run, root, data)) for run in grid.runs]
-    stale = [card["file"] for _, card in found if card and is_stale(card)]
-    again = set(stale) if rerun_stale else set()
-    todo = [run for run, card in found if card is None or card["file"] in again]
-    done = [card["file"] for _, card in found if card and card["file"] not in again]
-    kinds: dict[tuple, list[float]] = {}
-    for card in results.cards:
-        kinds.setdefault(_kind(card), []).append(card["wall_seconds"])
-    known = [statistics.median(kinds[kind]) for run in todo if (kind := _kind(run.configuration)) in kinds]
-    return Plan(todo, done, stale, sum(known), len(todo) - len(known))
-
-
-def _kind(card: dict) -> tuple:
-    """Return what a run's seconds depend on most: tier, network, attack, and whether the victim is modified."""
-    return card["tier"], card["victim"]["model"], (card["attack"] or {}).get("name"), "modification" in card
-
-
-def run_grid(
-    grid: Grid, out: Path, *, threads: int = 1, root: Root = None, rerun_stale: bool = False, **options: object
-) -> dict[str, list[str]]:
-    """Run what a grid has no card for in `out`, or resume; return card names under "done", "ran" and "stale".
-
-    Args:
-        threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a
-            cluster of this machine.
-        options: workers, scheduler, device and progress, as `workers.run_all` takes them; so are its errors.
-    """
-    found = plan(grid, Results(out), root, data=True, rerun_stale=rerun_stale)
-    for run in found.todo:
-        run.with_images(root)  # data that are not there are refused before anything runs
-    written = run_all(found.todo, out, cluster=True, threads=threads, root=root, title=grid.name, **options)
-    return {"done": found.done, "ran": [path.name for path in written], "stale": found.stale}
-
-
 @cache
 def reported() -> pd.DataFrame:
     """Return every number the two papers report, percent, one a row: the package's `grids/reported.csv`."""
@@ -269,30 +182,27 @@ def reported() -> pd.DataFrame:
 
 def _printed(row: Row, source: str) -> pd.DataFrame:
     """Return the reported numbers that a row is about."""
-    rows = reported()
-    keep = rows.source == source
-    for name in ("table", "dataset", "setting", "victim", "attack"):
-        keep &= rows[name] == getattr(row, name)
+    rows, names = reported(), ["table", "dataset", "setting", "victim", "attack"]
+    same = (rows[names] == [getattr(row, name) for name in names]).all(axis=1) & (rows.source == source)
     # Where a paper names no direction, the benchmark's official one is meant.
     unsaid = [""] if OFFICIAL.get(row.dataset, row.query) == row.query else []
-    return rows[keep & rows["query"].isin([row.query, *unsaid])]
+    return rows[same & rows["query"].isin([row.query, *unsaid])]
 
 
-def table(grid: Grid, results: Results, precision: str = "8-bit") -> pd.DataFrame:
-    """Return one line for each row of a grid, scores in percent.
+def table(grid: Grid, results: Results) -> pd.DataFrame:
+    """Return one line for each row of a grid, scores in percent, of attacked images as a file of 8 bits holds them.
 
     Columns: those of `Row` but its runs; done and runs (how many of its runs have a card); rank-1 and mAP, each as
     text "mean (lowest to highest)" over seeds and splits; rank-1 clean, on the same victims; chance low and high (the
-    interval of rank-1) and minimum (of mAP); seconds (median run); stale (cards); paper r1 and paper mAP where the
+    interval of rank-1) and minimum (of mAP); stale (cards); paper r1 and paper mAP where the
     paper prints them for this line, with "off r1" (ours minus the paper's) at tier full alone, where the data are the
     same.
     """
     lines = []
     for row in grid.rows:
         cards = [card for run in row.runs if (card := results.card(run))]
-        line = {name: item for name, item in vars(row).items() if name != "runs"}
-        line |= {"done": len(cards), "runs": len(row.runs), "stale": sum(map(is_stale, cards))}
-        line |= _scores(QUERIES[row.query], cards, precision) if cards else {}
+        line = {**vars(row), "done": len(cards), "runs": len(row.runs), "stale": sum(map(is_stale, cards))}
+        line |= _scores(QUERIES[row.query], cards) if cards else {}
         printed = _printed(row, grid.source).drop_duplicates("metric").set_index("metric").percent
         line |= {f"paper {metric}": float(printed.get(metric, "nan")) for metric in ("r1", "mAP")}
         line |= {"off r1": line["mean"] - line["paper r1"]} if grid.tier == "full" and cards else {}
@@ -300,13 +210,12 @@ def table(grid: Grid, results: Results, precision: str = "8-bit") -> pd.DataFram
     return pd.DataFrame(lines)
 
 
-def _scores(direction: str, cards: list[dict], precision: str) -> dict:
+def _scores(direction: str, cards: list[dict]) -> dict:
     """Return a row's scores in percent, over the cards there are."""
     exact = [card["scores"][direction] for card in cards]
-    kind = "scores" if precision == "float" else "scores_8_bit"
-    scores = [card.get(kind, card["scores"])[direction] for card in cards]
+    scores = [card.get("scores_8_bit", card["scores"])[direction] for card in cards]
     clean = [card.get("clean", card.get("scores_clean", card["scores"]))[direction] for card in cards]
-    line = {
+    return {
         "mean": statistics.fmean(100 * score["rank1"] for score in scores),
         "rank-1": spread(100 * score["rank1"] for score in scores),
         "mAP": spread(100 * score["mAP"] for score in scores),
@@ -314,9 +223,7 @@ def _scores(direction: str, cards: list[dict], precision: str) -> dict:
         "chance low": 100 * min(score["chance"]["rank1"]["low"] for score in exact),
         "chance high": 100 * max(score["chance"]["rank1"]["high"] for score in exact),
         "minimum": 100 * min(score["minimum"]["mAP"] for score in exact),
-        "seconds": statistics.median(card["wall_seconds"] for card in cards),
     }
-    return line | ({"broken": spread(100 * s["broken"] for s in scores)} if "broken" in scores[0] else {})
 
 
 def status(results: Results, grids: Iterable[str] = GRIDS) -> pd.DataFrame:
@@ -344,8 +251,7 @@ def describe_plan(grid: Grid, found: Plan, verbose: bool = True) -> str:
     todo, parts = {run.key for run in found.todo}, {}
     wide = max(len(row.table) for row in grid.rows)
     for row in grid.rows:
-        name = f"{row}:" if verbose else f"{row.table:{wide}}  {row.victim:12} "
-        parts.setdefault(name, []).append(row)
+        parts.setdefault(f"{row}:" if verbose else f"{row.table:{wide}}  {row.victim:12} ", []).append(row)
     lines = [f"{grid.title} (tier {grid.tier})"]
     for name, rows in parts.items():
         runs = {run.key for row in rows for run in row.runs}
@@ -355,8 +261,7 @@ def describe_plan(grid: Grid, found: Plan, verbose: bool = True) -> str:
     many, done, unknown = len(found.todo), len(found.done), found.unknown
     lines.append(f"{many + done} runs: {done} done ({len(found.stale)} stale), {many} to do")
     about = f"about {found.seconds / 60:.0f} min for {many - unknown} of them, by the cards there are"
-    guesses = [about] if many > unknown else []
-    guesses += [f"no card tells how long {unknown} of them take"] if unknown else []
+    guesses = [about] * (many > unknown) + [f"no card tells how long {unknown} of them take"] * (unknown > 0)
     return "\n".join([*lines, "; ".join(guesses)] if guesses else lines)
 
 
@@ -368,7 +273,6 @@ def describe(grid: Grid, results: Results) -> str:
         if line["done"]:
             text = f"rank-1 {line['rank-1']} %, mAP {line['mAP']} %; clean {line['rank-1 clean']} %; "
             text += f"chance {line['chance low']:.1f} to {line['chance high']:.1f} %; {line['done']} of {line['runs']}"
-            if line["paper r1"] == line["paper r1"]:
-                text += f"; the paper, on {row.dataset}: {line['paper r1']:.1f} %"
+            text += f"; the paper, on {row.dataset}: {line['paper r1']:.1f} %" if line["paper r1"] >= 0 else ""
         lines.append(f"{row}: {text}")
     return "\n".join(lines)

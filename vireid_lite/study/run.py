@@ -1,8 +1,7 @@
-"""One run: its victim trained or loaded, attacked if it says so, both directions scored, one card written."""
+"""What a run computes, as its card holds it: a victim scored, or attacked, in both directions; and as commands do."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -15,85 +14,19 @@ import torch
 from torch import nn
 
 from vireid_lite import metrics
-from vireid_lite.attacks import (
-    ImageAttack,
-    ModifiedVictim,
-    UniversalAttack,
-    craft,
-    load_perturbation,
-    train_modified_victim,
-)
+from vireid_lite.attacks import ImageAttack, ModifiedVictim, UniversalAttack, craft, load_perturbation
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.attacks.perturbation import resized
-from vireid_lite.behaviour import made_with
 from vireid_lite.data import Dataset, Modality, Trial, cached
-from vireid_lite.files import ATTACK_CODE, cache_folder, source_hash, stable_hash, write_atomically
-from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
+from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.metrics.anatomy import Anatomy, anatomy, within_modality
 from vireid_lite.metrics.evaluation import Evaluation, direction_name, distinct, evaluate
 from vireid_lite.models.checkpoints import load_checkpoint
 from vireid_lite.models.official import load_official
-from vireid_lite.study.campaign import Root, Run
-from vireid_lite.study.cards import plain, write_card
+from vireid_lite.study.cards import plain
 from vireid_lite.victims import load_or_train, tier_dataset, tier_named
 
 Victim = tuple[nn.Module, dict, Dataset]  #: on its device, its card, and the data at its size
-
-_CLEAN: dict[str, list[Evaluation]] = {}
-
-
-def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progress: bool = False) -> Path:
-    """Train, or load, the victim of one run, attack it if the run says so, score both directions, write the card.
-
-    With a surrogate the attack is made on that network and its data, trained or loaded first.
-    """
-    configuration, dataset, chosen = run.with_images(root), run.open(root), pick_device(device)
-    compute = run.compute if run.compute != Compute() else None
-    # Read before anything runs: a file edited meanwhile is not what made the card.
-    code, made = source_hash(*ATTACK_CODE), made_with(configuration)
-    if run.modification:
-        options = {"seed": run.seed, "device": chosen, "progress": progress}
-        modified = train_modified_victim(run.recipe, dataset, run.modification, **options)
-        trained, started = modified.card, time.perf_counter()
-        results = score_modified(modified, dataset, chosen)
-    else:
-        options = {"device": chosen, "compute": compute, "progress": progress}
-        model, trained = load_or_train(run.recipe, dataset, seed=run.seed, **options)
-        surrogate = None
-        if its := run.surrogate:
-            attacked, its_card = load_or_train(its.recipe, its.open(root), seed=its.seed, **options)
-            surrogate = attacked, its.open(root)
-        started = time.perf_counter()
-        with contextlib.ExitStack() as running:
-            for network in (model, surrogate[0]) if surrogate else (model,):
-                running.enter_context(run.compute.on(network, chosen))
-            if run.attack is None:
-                evaluated = clean_scores(model, dataset, device=chosen, progress=progress)
-                results = {"scores": {direction_name(e.query_modality): scores_for_card(e) for e in evaluated}}
-            else:
-                attacks = cache_folder() / "attacks"
-                note = attacks / f"{stable_hash([configuration, trained['key'], code])}.pt"
-                keep = None
-                if surrogate:
-                    made_by = [its_card["key"], configuration["attack"], run.seed, code]
-                    keep = attacks / f"{stable_hash(made_by)}.safetensors"
-                victim = stable_hash([trained["key"], dataset.describe(), run.split])
-                if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
-                    _CLEAN[victim] = clean_scores(model, dataset, run.split, chosen)
-                how = {"identities": run.identities, "split": run.split, "take_apart": run.anatomy, "keep": keep}
-                how |= {"state_path": note, "clean": _CLEAN[victim], "device": chosen, "progress": progress}
-                found = run_attack(run.attack, model, dataset, seed=run.seed, surrogate=surrogate, **how)
-                results = found.describe()
-    seconds, memory = time.perf_counter() - started, peak_memory_mib(chosen)
-    if run.attack is None:
-        results |= {"history": trained["history"], "train_seconds": trained["seconds"]}
-        seconds, memory = seconds + trained["wall_seconds"], max(memory, trained["peak_memory_mib"])
-    results |= {"wall_seconds": seconds, "peak_memory_mib": memory, "device": device_name(chosen)}
-    results |= {"threads": torch.get_num_threads(), "versions": versions(), "made_with": made}
-    path = write_card(out, configuration, results)
-    if run.attack:
-        note.unlink(missing_ok=True)
-    return path
 
 
 def score_modified(modified: ModifiedVictim, dataset: Dataset, device: torch.device | str = "cpu") -> dict:
@@ -110,15 +43,14 @@ def score_modified(modified: ModifiedVictim, dataset: Dataset, device: torch.dev
         options = {"trials": trials, "device": device, "progress": False}
         clean = evaluate(model, dataset, modality, **options)
         identities = np.array([record.identity for record in distinct(trials, "query")])
-        within = {"clean": within_modality(clean.query, clean.query, identities)[0]}
-        if add is None:
-            results["scores"][name] = scores_for_card(clean)
-        else:
+        within, found = {"clean": within_modality(clean.query, clean.query, identities)[0]}, {"scores": clean}
+        if add is not None:
             query = evaluate(model, dataset, modality, perturb=add, clean=clean, **options)
             both = evaluate(model, dataset, modality, perturb=add, perturb_gallery=add, **options)
             within["perturbed"] = within_modality(query.query, clean.query, identities)[0]
-            for key, scored in (("scores", both), ("scores_query", query), ("scores_clean", clean)):
-                results.setdefault(key, {})[name] = scores_for_card(scored)
+            found = {"scores": both, "scores_query": query, "scores_clean": clean}
+        for key, scored in found.items():
+            results.setdefault(key, {})[name] = scores_for_card(scored)
         results.setdefault("within", {})[name] = within
     return results
 
@@ -137,7 +69,7 @@ class Attacked(NamedTuple):
     clean: list[Evaluation]
     exact: list[Evaluation]
     rounded: list[Evaluation]
-    anatomies: list[Anatomy] | None
+    anatomies: list[Anatomy]
     seconds: float
     transferred: bool = False
 
@@ -150,14 +82,14 @@ class Attacked(NamedTuple):
         names = [direction_name(result.query_modality) for result in self.clean]
         results: dict = {"clean": {}, "scores": {}, "scores_8_bit": {}}
         for name, clean, exact, rounded in zip(names, self.clean, self.exact, self.rounded, strict=True):
-            results["clean"][name] = {"rank1": clean.rank1, "mAP": clean.mAP, "mINP": clean.mINP}
+            results["clean"][name] = {score: getattr(clean, score) for score in ("rank1", "mAP", "mINP")}
             results["scores"][name] = {**scores_for_card(exact), "difference": difference(clean, exact)}
             # What does not depend on the attack stands once, beside the exact scores.
             kept = {key: v for key, v in scores_for_card(rounded).items() if "chance" not in key and key != "minimum"}
             results["scores_8_bit"][name] = {**kept, "difference": difference(clean, rounded)}
             if self.transferred:
                 results["scores_8_bit"][name]["broken"] = broken(clean, rounded)
-        if self.anatomies is not None:
+        if self.anatomies:
             results["anatomy"] = {n: a.describe() for n, a in zip(names, self.anatomies, strict=True)}
         history = self.made.history if self.made is not None else []
         results["history"] = history[:: max(1, len(history) // 10)] + history[-1:]
@@ -187,8 +119,7 @@ def run_attack(
         split: "test" or "val".
         state_path: where a killed fit is noted.
         take_apart: compute the anatomy of the drop as well.
-        surrogate: the network the attack is made on instead, and the data set whose training images a universal attack
-            learns from; what it makes is resized to the target's crops.
+        surrogate: the network attacked instead, and the data a universal attack learns from; its delta is resized.
         keep: where a universal attack's perturbation is kept, and read from: one surrogate serves many targets.
         clean: scores without the attack where they are known already.
     """
@@ -220,7 +151,7 @@ def run_attack(
         [evaluate(model, dataset, m, trials=trials[m], clean=clean[m], **attacked[m][p], **options) for m in Modality]
         for p in (0, 1)
     )
-    anatomies = [] if take_apart else None
+    anatomies = []
     for m in Modality if take_apart else ():  # of one trial: of several, the first
         known = (clean[m], rounded[m]) if len(trials[m]) == 1 else None
         how = {"trial": trials[m][0], "evaluated": known, "device": device, **attacked[m][1]}
@@ -255,19 +186,19 @@ def broken(clean: Evaluation, attacked: Evaluation) -> float:
     One of several things "transfer success rate" may mean: the CMPS paper's Table 4 does not define it. Two noisy
     rankings break some as well: read it beside that of noise. Trials are pooled. NaN where nothing was right before.
     """
-    both = ([trial.per_query_rank1 for trial in evaluation.trials] for evaluation in (clean, attacked))
+    both = ([trial.per_query_rank1 for trial in each.trials] for each in (clean, attacked))
     before, after = (np.concatenate(trials) > 0 for trials in both)
     return float((before & ~after).sum() / before.sum()) if before.any() else float("nan")
 
 
 def scores_for_card(result: Evaluation) -> dict:
     """Return one direction's scores as a card holds them: no path, no label, identities in a fixed anonymous order."""
-    chance, people = result.chance, result.per_identity
+    chance, people, names = result.chance, result.per_identity, ("rank1", "mAP", "mINP")
     own = [(float(t.cmc[0]), t.mAP, t.mINP, t.valid_queries) for t in result.trials]
     return {
-        **{name: getattr(result, name) for name in ("rank1", "mAP", "mINP", "cmc")},
-        "trials": [dict(zip(("rank1", "mAP", "mINP", "valid_queries"), trial, strict=True)) for trial in own],
-        "chance": {name: getattr(chance.independent, name)._asdict() for name in ("rank1", "mAP", "mINP")},
+        **{name: getattr(result, name) for name in (*names, "cmc")},
+        "trials": [dict(zip((*names, "valid_queries"), trial, strict=True)) for trial in own],
+        "chance": {name: getattr(chance.independent, name)._asdict() for name in names},
         "chance_cmc": chance.independent.cmc,
         "minimum": chance.minimum._asdict(),
         "identity_rank1": people.rank1,
@@ -302,26 +233,19 @@ def evaluate_victim(
 ) -> list[tuple[Evaluation, Evaluation | None, dict | None]]:
     """Score some directions, write out/scores.json; return each's scores, those under `made`, and the difference."""
     model, _, dataset = victim
-    found, facts = [], {"scores": {}} | ({"perturbation": made.made_by, "clean": {}} if made is not None else {})
+    found, scores, before = [], {}, {}
     for modality in directions:
-        options = {"trials": trials_of(dataset, modality, split), "device": device}
+        name, options = direction_name(modality), {"trials": trials_of(dataset, modality, split), "device": device}
         clean, attacked, moved = evaluate(model, dataset, modality, **options), None, None
-        name = direction_name(modality)
-        facts["scores"][name] = scores_for_card(clean)
+        before[name] = scores[name] = scores_for_card(clean)
         if made is not None:
             attacked = evaluate(model, dataset, modality, perturb=made.apply_rounded, **options)
             moved = difference(clean, attacked)
-            facts["clean"][name] = facts["scores"][name]
-            facts["scores"][name] = {**scores_for_card(attacked), "difference": moved}
+            scores[name] = {**scores_for_card(attacked), "difference": moved}
         found.append((clean, attacked, moved))
-    _write_scores(out, victim, split, facts)
+    more = {"perturbation": made.made_by, "clean": before} if made is not None else {}
+    _write_scores(out, victim, split, {"scores": scores, **more})
     return found
-
-
-def _write_scores(out: Path, victim: Victim, split: str, facts: dict) -> None:
-    """Write out/scores.json: some facts beside what was scored."""
-    facts = {"dataset": victim[2].describe(), "split": split, "victim": victim[1].get("key"), **facts}
-    write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())
 
 
 def attack_victim(attack, victim: Victim, out: Path, split: str, **options: object) -> Attacked:
@@ -339,3 +263,9 @@ def attack_victim(attack, victim: Victim, out: Path, split: str, **options: obje
         found.made.save(out / "perturbation.safetensors")
     state.unlink(missing_ok=True)
     return found
+
+
+def _write_scores(out: Path, victim: Victim, split: str, facts: dict) -> None:
+    """Write out/scores.json: some facts beside what was scored."""
+    facts = {"dataset": victim[2].describe(), "split": split, "victim": victim[1].get("key"), **facts}
+    write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())

@@ -10,10 +10,14 @@ import pandas as pd
 
 from vireid_lite import metrics
 from vireid_lite.attacks import ATTACKS
+from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_choice
+from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.packing import DIRECTIONS
+from vireid_lite.study.cards import spread
 
+SAME = ("tier", "dataset", "victim", "seed")  #: what two cards of one victim share
+DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 LABELS = {name: name.upper() for name in ATTACKS} | {
     **{"uniform-noise": "uniform noise", "sign-noise": "sign noise", "feature-level": "feature-level"},
     **{"uap-retrieval": "UAP-Retrieval", "uap-retrieval-grey": "UAP-Retrieval + grey", "meta-attack": "MetaAttack"},
@@ -45,10 +49,7 @@ def seed_rows(cards: Iterable[dict], precision: str = "8-bit") -> pd.DataFrame:
 
     Columns: difficulty, attack, knows, infrared ("free" or "tied"), seed, direction; for rank-1 and mAP the clean
     score, the attacked one, and their difference with the ends of its 95 % paired interval over identities; chance (the
-    upper end of rank-1) and minimum (of mAP).
-
-    Args:
-        precision: "8-bit" (attacked images as a file holds them) or "float".
+    upper end of rank-1) and minimum (of mAP). precision: "8-bit" (attacked images as a file holds them) or "float".
     """
     check_choice("tables", "precision", precision, ("8-bit", "float"))
     rows = []
@@ -73,13 +74,8 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
     """Return one row an attack and infrared form, text cells: what it knows, and for each direction its score.
 
     A cell holds the mean over seeds, the lowest and highest seed, and in how many seeds the paired interval of the
-    difference from clean lies below zero. Rows keep the order of `ATTACKS`; the clean row comes first.
-
-    Args:
-        score: "rank1" or "mAP".
-
-    Raises:
-        InputError: where two cards would share a line and a seed, such as two difficulties.
+    difference from clean lies below zero. Rows keep the order of `ATTACKS`; the clean row comes first. score: "rank1"
+    or "mAP". Raises InputError where two cards would share a line and a seed, such as two difficulties.
     """
     rows = seed_rows(cards, precision)
     if rows.empty:
@@ -99,21 +95,10 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
     return pd.DataFrame(lines, columns=[*names, *DIRECTIONS]).set_index("attack")
 
 
-def spread(values: Iterable[float]) -> str:
-    """Return "mean (lowest to highest)" of some seeds' scores in percent, one decimal."""
-    values = np.asarray(list(values), dtype=float)
-    return f"{values.mean():.1f}" + (f" ({values.min():.1f} to {values.max():.1f})" if len(values) > 1 else "")
-
-
 def paired(before: Sequence[dict], after: Sequence[dict], score: str = "rank1") -> metrics.Difference:
-    """Return after minus before, fractions, with its 95 % interval over people.
+    """Return after minus before, fractions, with its 95 % interval over people, whose seeds are resampled together.
 
-    All seeds of a person stay together when people are resampled.
-
-    Args:
-        before, after: scores of one direction as cards hold them, such as `card["scores_8_bit"][direction]`, one a seed
-            and in the same order.
-        score: "rank1" or "mAP".
+    before, after: scores of one direction as cards hold them, `card["scores_8_bit"][direction]`, one a seed, in order.
     """
     field = {"rank1": "identity_rank1", "mAP": "identity_AP"}[score]
     values = (np.concatenate([scores[field] for scores in side]) for side in (before, after))
@@ -124,10 +109,9 @@ def paired(before: Sequence[dict], after: Sequence[dict], score: str = "rank1") 
 def same_victim(first: dict, second: dict) -> bool:
     """Return whether two attack cards are of one recipe, data set and seed, and of one training of it.
 
-    A training differs a little from machine to machine. Its clean mAP gives it away, of which a thousandth is allowed
-    for rounding.
+    A training differs a little from machine to machine: its clean mAP, by more than a thousandth, gives it away.
     """
-    alike = all(first[part] == second[part] for part in ("tier", "dataset", "victim", "seed"))
+    alike = all(first[part] == second[part] for part in SAME)
     clean = [[card["clean"][direction]["mAP"] for direction in DIRECTIONS] for card in (first, second)]
     return alike and bool(np.abs(np.subtract(*clean)).max() < 1e-3)
 
@@ -136,11 +120,9 @@ def compare(first: dict, second: dict, direction: str, score: str = "rank1", pre
     """Return second minus first, two cards of the same victim, paired over identities: `metrics.Difference`, fractions.
 
     Two attacks differ in strength only where the interval excludes zero. Cards without an attack hold a victim each.
-
-    Raises:
-        InputError: where the cards are of different victims, data or seeds, or attack two trainings of one victim.
+    Raises InputError where the cards are of different victims, data or seeds, or attack two trainings of one victim.
     """
-    for part in ("tier", "dataset", "victim", "seed"):
+    for part in SAME:
         if first[part] != second[part]:
             raise InputError(f"tables: the two cards differ in {part}; compare attacks on one victim")
     if "clean" in first and not same_victim(first, second):
@@ -150,12 +132,7 @@ def compare(first: dict, second: dict, direction: str, score: str = "rank1", pre
 
 
 def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
-    """Return one Markdown sentence on the runs of a campaign that have no card yet, with the command; "" if none.
-
-    Args:
-        campaign: a file of `book/campaigns`.
-        kind: only the runs of this name.
-    """
+    """Return one Markdown sentence on the runs of a campaign (of one name) without a card, with the command, or ""."""
     runs = [run for run in read_campaign(campaign) if kind in (None, run.kind)]
     missing = sum(not (folder / run.card_name()).exists() for run in runs)
     command = f"vireid-lite campaign book/campaigns/{campaign.name}"

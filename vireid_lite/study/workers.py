@@ -1,4 +1,4 @@
-"""Many runs, one card each: one after the other here, in processes of this machine, or on a Dask cluster.
+"""Runs, one card each: one after the other here, in processes of this machine, or on a Dask cluster.
 
 A worker has one run at a time and sends the card back: no folder is shared. A run whose Dask worker dies is run again,
 up to Dask's own `allowed-failures`, three. A killed campaign resumes, and never repeats or loses a run.
@@ -14,28 +14,83 @@ import os
 import pickle
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from vireid_lite.attacks import train_modified_victim
+from vireid_lite.behaviour import made_with
 from vireid_lite.errors import InputError
-from vireid_lite.files import exclusive, source_hash, write_atomically
-from vireid_lite.study.campaign import Root, Run, read_campaign
-from vireid_lite.study.cards import is_stale, read_card
-from vireid_lite.study.run import run_one
+from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
+from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
+from vireid_lite.metrics.evaluation import Evaluation, direction_name
+from vireid_lite.study.campaign import Results, Root, Run, read_campaign
+from vireid_lite.study.cards import is_stale, read_card, write_card
+from vireid_lite.study.run import clean_scores, run_attack, score_modified, scores_for_card
+from vireid_lite.victims import load_or_train
 
 ANSWER = 10.0  #: seconds a scheduler has to answer
 NO_WORKER = 60.0  #: seconds to wait for a first worker, or for the next when all died; starting again takes some
 
 # One run at a time in a process, also where two campaigns share a cluster whose workers have several threads.
 _ALONE = threading.Lock()
+_CLEAN: dict[str, list[Evaluation]] = {}
+
+
+def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progress: bool = False) -> Path:
+    """Train, or load, the victim of one run, attack it if the run says so, score both directions, write the card.
+
+    With a surrogate the attack is made on that network and its data, trained or loaded first.
+    """
+    configuration, dataset, chosen = run.with_images(root), run.open(root), pick_device(device)
+    how = {"device": chosen, "progress": progress}
+    # Read before anything runs: a file edited meanwhile is not what made the card.
+    code, made, note = source_hash(*ATTACK_CODE), made_with(configuration), None
+    if run.modification:
+        modified = train_modified_victim(run.recipe, dataset, run.modification, seed=run.seed, **how)
+        trained, started = modified.card, time.perf_counter()
+        results = score_modified(modified, dataset, chosen)
+    else:
+        networks, compute = [run, *filter(None, [run.surrogate])], run.compute if run.compute != Compute() else None
+        options = {**how, "compute": compute}
+        victims = [load_or_train(each.recipe, each.open(root), seed=each.seed, **options) for each in networks]
+        (model, trained), started = victims[0], time.perf_counter()
+        with contextlib.ExitStack() as running:
+            for network, _ in victims:
+                running.enter_context(run.compute.on(network, chosen))
+            if run.attack is None:
+                evaluated = clean_scores(model, dataset, **how)
+                results = {"scores": {direction_name(each.query_modality): scores_for_card(each) for each in evaluated}}
+            else:
+                attacks = cache_folder() / "attacks"
+                note = attacks / f"{stable_hash([configuration, trained['key'], code])}.pt"
+                how |= {"identities": run.identities, "split": run.split, "take_apart": run.anatomy, "state_path": note}
+                for (network, card), its in zip(victims[1:], networks[1:], strict=True):
+                    made_by = [card["key"], configuration["attack"], run.seed, code]
+                    keep = attacks / f"{stable_hash(made_by)}.safetensors"
+                    how |= {"surrogate": (network, its.open(root)), "keep": keep}
+                victim = stable_hash([trained["key"], dataset.describe(), run.split])
+                if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
+                    _CLEAN[victim] = clean_scores(model, dataset, run.split, chosen)
+                found = run_attack(run.attack, model, dataset, seed=run.seed, clean=_CLEAN[victim], **how)
+                results = found.describe()
+    seconds, memory = time.perf_counter() - started, peak_memory_mib(chosen)
+    if run.attack is None:
+        results |= {"history": trained["history"], "train_seconds": trained["seconds"]}
+        seconds, memory = seconds + trained["wall_seconds"], max(memory, trained["peak_memory_mib"])
+    results |= {"wall_seconds": seconds, "peak_memory_mib": memory, "device": device_name(chosen)}
+    results |= {"threads": torch.get_num_threads(), "versions": versions(), "made_with": made}
+    path = write_card(out, configuration, results)
+    if note:
+        note.unlink(missing_ok=True)
+    return path
 
 
 def run_campaign(
@@ -43,9 +98,7 @@ def run_campaign(
 ) -> dict[str, list[str]]:
     """Run every run of the file whose card is not in `out` yet; return card names under "done", "ran" and "stale".
 
-    Args:
-        rerun_stale: make cards again that are stale; otherwise they are kept and named.
-        options: workers, device and progress, as `run_all` takes them; so are its errors.
+    rerun_stale: make cards again that are stale, and only named otherwise. options: as of `run_all`, and so its errors.
     """
     runs = {run.card_name(root): run for run in read_campaign(path)}
     made = [name for name in runs if (out / name).exists()]
@@ -53,6 +106,21 @@ def run_campaign(
     todo = [run for name, run in runs.items() if name not in made or (rerun_stale and name in stale)]
     ran = [written.name for written in run_all(todo, out, root=root, title=path.stem, **options)]
     return {"done": [name for name in made if name not in stale], "ran": ran, "stale": stale}
+
+
+def run_grid(
+    runs: list[Run], out: Path, *, threads: int = 1, root: Root = None, rerun_stale: bool = False, **options: object
+) -> dict[str, list[str]]:
+    """Run those of a grid's runs that no card in `out` is of, wherever it came from; otherwise as `run_campaign`.
+
+    threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a cluster
+    of this machine.
+    """
+    found = Results(out).plan(runs, root, data=True, rerun_stale=rerun_stale)
+    for run in found.todo:
+        run.with_images(root)  # data that are not there are refused before anything runs
+    written = run_all(found.todo, out, cluster=True, threads=threads, root=root, **options)
+    return {"done": found.done, "ran": [path.name for path in written], "stale": found.stale}
 
 
 def run_all(
@@ -75,8 +143,7 @@ def run_all(
         workers: processes side by side on this machine, which end with this one however that ends.
         scheduler: the address of a running Dask cluster, such as "tcp://host:8786", instead.
         cluster: let the processes of this machine be Dask's, which survive the death of one.
-        threads: PyTorch's, of each run on this machine; on a CPU the bits of a score depend on it. None: shared out. A
-            scheduler's workers have what Dask gives them (`--nthreads`).
+        threads: PyTorch's, of each run here; None: shared out. A scheduler's workers have Dask's (`--nthreads`).
         device: as a worker sees it; so is root.
 
     Raises:
@@ -97,13 +164,13 @@ def run_all(
                     name, card = result()
                 except Exception as error:
                     if type(error).__name__ != "KilledWorker":
-                        raise _said(error, scheduler) from None
+                        raise
                     given_up.append(todo[number].card_name(root))
                 else:
                     write_atomically(out / name, card)
                     bar.update()
                     yield out / name
-        except BrokenProcessPool as error:  # of a submission, where a worker died meanwhile
+        except Exception as error:
             raise _said(error, scheduler) from None
         finally:
             torch.set_num_threads(former)
@@ -112,14 +179,11 @@ def run_all(
         raise InputError(f"cluster: {', '.join(given_up)} ended one worker after the other; {why}")
 
 
-@dataclass
-class _Call:
+class _Call(tuple):
     """A run that is made where it is unpickled: a scheduler only passes bytes on, and needs no package but Dask."""
 
-    arguments: tuple
-
     def __reduce__(self):
-        return _card, self.arguments
+        return _card, tuple(self)
 
 
 def _card(task: Callable, run: Run, device: str, root: Root, code: str | None, threads: int | None, progress: bool):
@@ -142,7 +206,7 @@ def _finished(calls: list[_Call], pool: Executor | None, places: Callable, sched
     As many runs are under way as there are workers, so that none is blamed for the death that its neighbour caused.
     """
     if pool is None:
-        yield from ((number, partial(_card, *call.arguments)) for number, call in enumerate(calls))
+        yield from ((number, partial(_card, *call)) for number, call in enumerate(calls))
         return
     waiting, running = deque(enumerate(calls)), {}
     while waiting or running:
@@ -224,14 +288,9 @@ def _connected(scheduler: str | None, workers: int) -> Iterator:
     # Dask would set OMP_NUM_THREADS in this process too, and sample every stack.
     options = {"distributed.nanny.pre-spawn-environ": {}, "distributed.worker.profile.enabled": False}
     # A dashboard address of None is port 8787, and a warning where that is taken.
-    quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}, "host": "127.0.0.1"}
-    quiet |= {"silence_logs": logging.CRITICAL, "memory_limit": 0}
-    size = {"n_workers": workers, "threads_per_worker": 1}
-    with (
-        dask.config.set(options),
-        LocalCluster(**size, **quiet) as local,
-        Client(local, set_as_default=False) as client,
-    ):
+    here = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}, "host": "127.0.0.1"}
+    here |= {"silence_logs": logging.CRITICAL, "memory_limit": 0, "n_workers": workers, "threads_per_worker": 1}
+    with dask.config.set(options), LocalCluster(**here) as local, Client(local, set_as_default=False) as client:
         yield client
 
 
