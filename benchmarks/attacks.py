@@ -10,8 +10,6 @@
 and how resident memory grows between the 20th and the last of many steps.
 """
 
-from __future__ import annotations
-
 import argparse
 import resource
 import statistics

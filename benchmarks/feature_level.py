@@ -7,8 +7,6 @@ learned step also differentiates with respect to the heads. A GPU is timed by th
 had it, on one thread, so that a busy machine disturbs the ratio less.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import time

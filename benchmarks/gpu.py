@@ -14,8 +14,6 @@ card for each row and gpu-sSEED.json: the steps with seconds and peak memory, an
 `--toy` runs the same code at toy size on whatever device there is, to see that it works; its numbers mean nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import gc

@@ -5,8 +5,6 @@ and in turn, and prints the ratio of CPU-seconds and the paired difference of ra
 validation people) with Student's interval over seeds. A row that ROWS.json has already is not trained again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -4,8 +4,6 @@ Prints images per second of both, their ratio, and the resident memory that read
 Usage: python benchmarks/loading.py [--identities 64] [--steps 3] [--json FILE]
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -7,8 +7,6 @@ times what the product alone takes. Beside it stands an evaluator that sorts, al
 faster than the published ones (they walk each list in Python); its scores must be equal, or the run fails.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import resource

@@ -1,7 +1,5 @@
 """Tiny copies of the licensed benchmarks in their official layouts, with real image files that carry the identity."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 `python tests/probes.py --write PART...` writes the entries of some parts anew; their run cards are then stale.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import zlib

@@ -1,7 +1,5 @@
 """The command line: what the chapters do, with the same names for the same parameters."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

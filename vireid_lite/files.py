@@ -1,7 +1,5 @@
 """What a result came from: the code it was made by; and files written whole or not at all."""
 
-from __future__ import annotations
-
 import ast
 import errno
 import hashlib

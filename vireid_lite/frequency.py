@@ -5,8 +5,6 @@ sides. Maps are float32 or float64, (..., H, W); anything else raises InputError
 recombination: Yang et al., NeurIPS 2024, section 3.2, which writes arctan where only atan2 gives the maps back.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable

@@ -1,7 +1,5 @@
 """Muon for the weights of convolutions: each step is the momentum made orthogonal; AdamW moves everything else."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Attacks on a frozen victim: one file an idea, all under the contract of `budget`."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The pixel-space contract of every attack: budget, projection, clipping, 8 bits, tied channels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

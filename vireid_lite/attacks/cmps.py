@@ -6,8 +6,6 @@ CMPS_attack.py and MI_SGD.py. The paper's eta is `delta` here, its rho `margin`,
 descend, as the released code does; equations 6 and 9 print an ascent.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """CMPS with one switch at a time: what paper and released code do otherwise, and controls; see `cmps`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, make_dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The loop of every universal attack, and the sign step of those that follow a gradient."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar

@@ -6,8 +6,6 @@ that keep the published perturbation inconspicuous (the l-infinity budget replac
 ranking is the target), and the mask that spares pixels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

@@ -6,8 +6,6 @@ that stand in the victim while delta is learned and are thrown away, so that wha
 scored on the victim as it was. The literal reading is `modified_victim.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Clean features, their centroids, and which of them an attack pulls to and pushes from."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The frozen victim, and the crops an attack may learn from."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ All walk `project(x + step_size * sign(m))` with `m = momentum * m + g / mean|g|
 objective whose gradient is g. f is `model.embed`, the L2-normalised BNNeck feature, through the image's own stem.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar, NamedTuple
@@ -292,7 +290,7 @@ class AdversarialStore(ImageStore):
     def batch(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         return self.images[torch.as_tensor(indices)].to(device)
 
-    def rounded(self, eps: float) -> AdversarialStore:
+    def rounded(self, eps: float) -> "AdversarialStore":
         """Return the store as image files hold it: 8 bits, still within eps of the clean crops."""
         return AdversarialStore(self.records, to_8_bits(self.images, self.clean, eps), self.clean)
 

@@ -5,8 +5,6 @@ and test it. Whoever can do this owns the victim, so its scores never stand besi
 loop trains a victim with FSAM, SE or ECA and its usual losses, to see what they do where nobody attacks.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace

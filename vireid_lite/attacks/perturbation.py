@@ -1,7 +1,5 @@
 """What an attack leaves behind: one perturbation for every image, or one that is a function of the image."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -4,8 +4,6 @@ Features are the ranked ones (L2-normalised, after the BNNeck), each image passe
 of each batch is visible, half infrared, unless a class says otherwise.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

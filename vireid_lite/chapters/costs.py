@@ -1,7 +1,5 @@
 """What a chapter costs, as measured."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

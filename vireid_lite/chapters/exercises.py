@@ -1,7 +1,5 @@
 """The self-check under an exercise: it says whether an answer is right, and keeps the right one to itself."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable

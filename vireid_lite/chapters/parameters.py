@@ -5,8 +5,6 @@ types are int, float, str, bool, whole (at least 0), fraction (in [0, 1], also "
 one_of[paper, released], and Optional[...] of another, for which None stands, or "none", or nothing.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """The book's figures: one palette safe for colour-blind readers, every mark said twice (colour and shape)."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Collection, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rankings that know nothing, in the layouts of two benchmarks: where every destroyed ranking lands (chapter 10)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from vireid_lite import metrics

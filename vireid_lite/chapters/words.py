@@ -1,7 +1,5 @@
 """What chapters write by program: tables, and numbers with their intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from IPython.display import Markdown

@@ -1,7 +1,5 @@
 """Data sets as records, readers and trials; crops cached on disk; batches and their augmentation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from vireid_lite.data.augment import Augmentation

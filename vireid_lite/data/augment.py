@@ -3,8 +3,6 @@
 Every function takes images (N, 3, H, W) float in [0, 1] and a CPU generator, and returns a new tensor of that shape.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Which rows of a store a step sees: every draw derives from a seed and a step or an epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

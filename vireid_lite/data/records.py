@@ -1,7 +1,5 @@
 """What every data set is made of: records, a reader for them, and trials of (query, gallery)."""
 
-from __future__ import annotations
-
 import hashlib
 import struct
 import zlib
@@ -28,7 +26,7 @@ class Modality(IntEnum):
     INFRARED = 1  #: near or thermal, as three equal channels
 
     @property
-    def other(self) -> Modality:
+    def other(self) -> "Modality":
         """The opposite modality."""
         return Modality(1 - self)
 

@@ -1,7 +1,5 @@
 """Decoded crops as one uint8 memory map, and the batches drawn from it."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

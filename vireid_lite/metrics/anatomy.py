@@ -3,8 +3,6 @@
 For one trial and one direction. "Clean" and "attacked" describe the same queries; the gallery is clean in both.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """95 % intervals over people: the bootstrap and its paired form."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

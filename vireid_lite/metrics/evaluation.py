@@ -1,7 +1,5 @@
 """Embedding queries and galleries, scoring every trial, and what chance would give in the same setting."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How alike two images are: SSIM and PSNR."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -10,8 +10,6 @@ ranked, as in the official evaluators (eval_metrics.py of AGW and of LLCM, SYSU-
 No list is sorted or walked: a match's rank is one more than the images that are closer, and those are counted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple

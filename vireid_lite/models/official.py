@@ -1,7 +1,5 @@
 """Checkpoints of the published AGW, CAJ, DDAG and DEEN code."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import re

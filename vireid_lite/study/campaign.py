@@ -10,8 +10,6 @@ lists for the data set alone. What the file's top level sets is every run's defa
 [0, 1] may be written as "8/255".
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
@@ -52,7 +50,7 @@ class Run:
     attack: UniversalAttack | ImageAttack | None = None
     identities: int | None = None  #: how many a universal attack learns from, None for all
     modification: Modification | None = None
-    surrogate: Run | None = None
+    surrogate: "Run | None" = None
     compute: Compute = field(default_factory=Compute)
     split: str = "test"
     anatomy: bool = False

@@ -7,8 +7,6 @@ does not stand in the file as it is, table by table, is read without this packag
     json.loads(lzma.decompress(base64.b85decode(card["packed"])))
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import lzma

@@ -5,8 +5,6 @@ and seeds and, by tier, the tables of a campaign's run that they stand for; each
 wherever it came from: what a campaign ran in the same configuration is not run again.
 """
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """What a run computes, as its card holds it: a victim scored, or attacked, in both directions; and as commands do."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

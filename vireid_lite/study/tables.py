@@ -1,7 +1,5 @@
 """Tables of attacks, drawn from run cards alone: scores over seeds, paired intervals, and what has not run yet."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A worker has one run at a time and sends the card back: no folder is shared. A r
 up to Dask's own `allowed-failures`, three. A killed campaign resumes, and never repeats or loses a run.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

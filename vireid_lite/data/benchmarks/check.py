@@ -1,7 +1,5 @@
 """Verify a reader's own copy of a benchmark: known counts, files that are missing, files that do not decode."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """What the file readers share: a data set in a folder, its lists, held-out identities, the draw of a gallery."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Collection, Iterable, Sequence

@@ -1,7 +1,5 @@
 """LLCM in its official layout: `test_{vis,nir}/cam{k}/{identity:04d}/` and `idx/{train_vis,train_nir,test_id}.txt`."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import ClassVar

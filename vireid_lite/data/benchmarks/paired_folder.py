@@ -1,7 +1,5 @@
 """Anybody's own aligned pairs: `visible/` and `infrared/` with the same file stems, and an optional `boxes.json`."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

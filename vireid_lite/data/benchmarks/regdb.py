@@ -1,7 +1,5 @@
 """RegDB in its official layout: `Visible/`, `Thermal/` and `idx/{train,test}_{visible,thermal}_{1..10}.txt`."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from vireid_lite.data.benchmarks.lists import NO, TEST_IDENTITY_OFFSET, Benchmark, read_list

@@ -1,7 +1,5 @@
 """SYSU-MM01 in its official layout: `cam{1..6}/{identity:04d}/*.jpg` and `exp/{train,val,test}_id.txt`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations

@@ -6,8 +6,6 @@ one drawing serves three spectra. Lengths of the body are in units of its statur
 the image in units of its height. Light is linear until the camera's square-root response.
 """
 
-from __future__ import annotations
-
 import math
 from collections import namedtuple
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What people are painted with: materials and their dyes, and a canvas of material numbers and shades."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """SyntheticVI: procedurally rendered pedestrians seen by visible and infrared cameras, as many as one asks for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace

@@ -1,7 +1,5 @@
 """From a person and a shot to a crop."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageFilter
 

@@ -1,7 +1,5 @@
 """Backgrounds, and the folds of cloth."""
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 
