@@ -75,7 +75,7 @@ def check_values(values: Mapping[str, object], own: Mapping[str, str]) -> dict[s
     return found
 
 
-def check_machine(values: Mapping[str, Any]) -> torch.device:
+def check_machine(values: Mapping[str, Any]) -> "torch.device":
     """Return the device that values from `check_values` ask for.
 
     InputError: it is not there, a tier above lite has no GPU and DEVICE is not "cpu", or DATA_ROOT has no such data.
