@@ -5,6 +5,8 @@ types are int, float, str, bool, whole (at least 0), fraction (in [0, 1], also "
 one_of[paper, released], and Optional[...] of another, for which None stands, or "none", or nothing.
 """
 
+from __future__ import annotations
+
 import ast
 import contextlib
 import json
@@ -75,7 +77,7 @@ def check_values(values: Mapping[str, object], own: Mapping[str, str]) -> dict[s
     return found
 
 
-def check_machine(values: Mapping[str, Any]) -> "torch.device":
+def check_machine(values: Mapping[str, Any]) -> torch.device:
     """Return the device that values from `check_values` ask for.
 
     InputError: it is not there, a tier above lite has no GPU and DEVICE is not "cpu", or DATA_ROOT has no such data.
