@@ -6,7 +6,7 @@ import torch
 from vireid_lite import models
 from vireid_lite.data import Augmentation
 from vireid_lite.errors import InputError
-from vireid_lite.training import TrainSettings, contiguous_labels, learning_rate_factor, optimiser_for, train
+from vireid_lite.training import Muon, TrainSettings, contiguous_labels, learning_rate_factor, optimiser_for, train
 from vireid_lite.victims import Recipe
 
 QUICK = TrainSettings(
@@ -56,12 +56,13 @@ def watched(ends=None):
     return model
 
 
-def test_interrupted_training_ends_with_the_same_bits(tiny, tmp_path):
+@pytest.mark.parametrize("settings", [QUICK, replace(QUICK, optimiser="muon", schedule="linear", half=True)])
+def test_interrupted_training_ends_with_the_same_bits(tiny, tmp_path, settings):
     whole, resumed, path = watched(), watched(), tmp_path / "state.pt"
-    expected = train(whole, tiny, QUICK, progress=False)
+    expected = train(whole, tiny, settings, progress=False)
     with pytest.raises(KeyboardInterrupt):
-        train(watched(KeyboardInterrupt), tiny, QUICK, state_path=path, progress=False)
-    history = train(resumed, tiny, QUICK, state_path=path, progress=False)
+        train(watched(KeyboardInterrupt), tiny, settings, state_path=path, progress=False)
+    history = train(resumed, tiny, settings, state_path=path, progress=False)
     assert same(weights(whole), weights(resumed))
     assert [{**epoch, "seconds": 0} for epoch in history] == [{**epoch, "seconds": 0} for epoch in expected]
     assert resumed.steps == whole.steps // 3
@@ -110,8 +111,45 @@ def test_deens_schedule_is_the_published_one():
         assert learning_rate_factor(TrainSettings(schedule="deen"), epoch) == pytest.approx(factor)
 
 
-def test_cosine_schedule_warms_up_and_ends_at_zero():
-    factors = [learning_rate_factor(QUICK, epoch / 100) for epoch in range(1, 301)]
+def test_muon_steps_along_the_momentum_made_orthogonal():
+    """Held against singular values: the published polynomial three times on each, by Nesterov's momentum."""
+    torch.manual_seed(0)
+    for shape in ((8, 4, 3, 3), (12, 2, 1, 1)):
+        weight, moving = torch.nn.Parameter(torch.randn(shape)), torch.zeros(shape)
+        optimiser = Muon([{"params": [weight], "momentum": 0.9, "lr": 0.1, "weight_decay": 0.5}])
+        for _ in range(3):
+            before, gradient = weight.detach().clone(), torch.randn(shape)
+            weight.grad = gradient.clone()
+            optimiser.step()
+            moving = 0.9 * moving + gradient
+            left, values, right = torch.linalg.svd((gradient + 0.9 * moving).flatten(1), full_matrices=False)
+            values = values / values.square().sum().sqrt()
+            for _ in range(3):
+                values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+            turned = (left * values @ right).view(shape) * max(1, shape[0] / weight[0].numel()) ** 0.5
+            assert torch.allclose(weight, before * 0.95 - 0.1 * turned, atol=1e-5)
+
+
+def test_muon_moves_the_weights_of_convolutions_alone():
+    model = fresh()
+    *rest, matrices = optimiser_for(model, TrainSettings(optimiser="muon")).param_groups
+    assert matrices["base_lr"] == pytest.approx(50 * rest[0]["base_lr"])
+    assert all(weight.ndim == 4 and min(weight.shape[:2]) > 1 for weight in matrices["params"])
+    assert not any(weight.ndim == 4 and min(weight.shape[:2]) > 1 for group in rest for weight in group["params"])
+
+
+def test_half_rounds_weights_and_statistics_at_the_end(tiny):
+    rounded, exact = fresh(), fresh()
+    for model, half in ((rounded, True), (exact, False)):
+        train(model, tiny, replace(QUICK, epochs=1, half=half), progress=False)
+    assert same(weights(rounded), {name: value.half().float() for name, value in weights(exact).items()})
+    assert not same(weights(rounded), weights(exact))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_schedules_of_any_length_warm_up_and_end_at_zero(schedule):
+    settings = replace(QUICK, schedule=schedule)
+    factors = [learning_rate_factor(settings, epoch / 100) for epoch in range(1, 301)]
     assert max(factors) == pytest.approx(1.0, abs=1e-2)
     assert factors[0] < 0.05
     assert factors[-1] == pytest.approx(0.0, abs=1e-6)

@@ -19,6 +19,9 @@ from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.losses import TRIPLETS
 from vireid_lite.models.two_stream import Batch, Objective, TwoStream
 
+MUON_RATE = 50  #: of Muon's learning rate, over that of AdamW beside it
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the polynomial (K. Jordan, "Muon", 2024)
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -27,21 +30,23 @@ class TrainSettings:
     epochs: int = 81  #: passes over the larger modality
     identities: int = 8  #: in a batch
     images: int = 4  #: of each identity, in each modality
-    optimiser: str = "sgd"  #: with momentum 0.9, Nesterov; or "adamw"
+    optimiser: str = "sgd"  #: with momentum 0.9, Nesterov; "adamw"; or "muon", see `optimiser_for`
     learning_rate: float = 0.1  #: of the BNNeck and the classifier
     backbone_factor: float = 0.1  #: of the learning rate, for everything else
     weight_decay: float = 5e-4
-    schedule: str = "agw"  #: "deen" or "cosine", see `learning_rate_factor`
+    schedule: str = "agw"  #: "deen", "cosine" or "linear", see `learning_rate_factor`
     triplet: str | None = None  #: "wrt", "hard", "adp" or "none"; None is the network's own
     label_smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
     shuffle_labels: bool = False  #: train on identities permuted over the images, a control that must end at chance
+    half: bool = False  #: round weights and statistics to half precision at the end, as they are shipped
 
     def __post_init__(self) -> None:
-        check_choice("training", "optimiser", self.optimiser, ["sgd", "adamw"])
-        check_choice("training", "schedule", self.schedule, ["agw", "deen", "cosine"])
+        check_choice("training", "optimiser", self.optimiser, ["sgd", "adamw", "muon"])
+        check_choice("training", "schedule", self.schedule, ["agw", "deen", "cosine", "linear"])
         check_choice("training", "triplet", self.triplet or "none", TRIPLETS)
-        check_flag("training", "shuffle_labels", self.shuffle_labels)
+        for name in ("shuffle_labels", "half"):
+            check_flag("training", name, getattr(self, name))
         if not isinstance(self.augmentation, Augmentation):
             raise InputError(f"training: augmentation must be an Augmentation, got {self.augmentation!r}")
         for name, least in (("epochs", 1), ("identities", 2), ("images", 2)):
@@ -55,8 +60,8 @@ def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
     """Return what the learning rate is multiplied by after so many epochs, a fraction.
 
     "agw" warms up over 10 epochs and steps down at 20 and 50, "deen" at 20 and 80; both are constant within an epoch
-    (train.py:205-233; DEEN train.py, whose step at 120 is never reached). "cosine" warms up over the first tenth, then
-    goes down to zero, with every step.
+    (train.py:205-233; DEEN train.py, whose step at 120 is never reached). "cosine" and "linear" warm up over the first
+    tenth, then go down to zero, with every step.
     """
     if settings.schedule == "deen":
         return learning_rate_factor(replace(settings, schedule="agw"), epoch if epoch >= 80 else min(epoch, 49))
@@ -65,7 +70,8 @@ def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
         return (whole + 1) / 10 if whole < 10 else 1.0 if whole < 20 else 0.1 if whole < 50 else 0.01
     if epoch < (warm_up := settings.epochs / 10):
         return 0.01 + 0.99 * epoch / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (epoch - warm_up) / (settings.epochs - warm_up)))
+    done = (epoch - warm_up) / (settings.epochs - warm_up)
+    return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
 def contiguous_labels(records: list[Record]) -> np.ndarray:
@@ -74,15 +80,60 @@ def contiguous_labels(records: list[Record]) -> np.ndarray:
 
 
 def optimiser_for(model: TwoStream, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Return the optimiser with two groups: the backbone at the reduced rate, BNNeck and classifier at the full one."""
-    rate, decay = settings.learning_rate, settings.weight_decay
-    groups = body, head = [{"params": [], "base_lr": rate * factor} for factor in (settings.backbone_factor, 1)]
+    """Return the optimiser, the backbone at the reduced rate, BNNeck and classifier at the full one.
+
+    With "muon" AdamW moves all but the weights of convolutions, which Muon moves at 50 times the backbone's rate; those
+    of one channel, as in a non-local block, are left to AdamW.
+    """
+    rate, decay, muon = settings.learning_rate, settings.weight_decay, settings.optimiser == "muon"
+    factors = settings.backbone_factor, 1, MUON_RATE * settings.backbone_factor
+    body, head, matrices = groups = [{"params": [], "base_lr": rate * factor} for factor in factors]
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            (head if name.startswith(("bottleneck", "classifier")) else body)["params"].append(weight)
+            own = matrices if muon and weight.ndim == 4 and min(weight.shape[:2]) > 1 else body
+            (head if name.startswith(("bottleneck", "classifier")) else own)["params"].append(weight)
+    if muon:
+        return Muon([body, head, matrices | {"momentum": 0.9}], lr=rate, weight_decay=decay)
     if settings.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
-    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
+        return torch.optim.AdamW(groups[:2], lr=rate, weight_decay=decay)
+    return torch.optim.SGD(groups[:2], lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but groups that hold a "momentum" are moved by Muon with Nesterov's momentum.
+
+    A weight (out, in, kh, kw) is read as a matrix, out x rest. Weight decay is decoupled, as in AdamW.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Move every weight that has a gradient; the gradients of Muon's weights are spent."""
+        for group in self.param_groups:
+            for weight in group["params"] if "momentum" in group else ():
+                state = self.state[weight]
+                if not state:  # AdamW asks for a step where it loads a note
+                    state |= {"step": torch.zeros(()), "moving": torch.zeros_like(weight)}
+                moving = state["moving"]
+                moving.mul_(group["momentum"]).add_(weight.grad)
+                step = orthogonal(weight.grad.add(moving, alpha=group["momentum"]).flatten(1))
+                rows, columns = step.shape
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(step.view_as(weight), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+                weight.grad = None
+        super().step()
+
+
+def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
+    """Return roughly U V^T of a matrix U S V^T, by Newton-Schulz steps on the smaller Gram matrix."""
+    if len(matrix) > matrix.shape[1]:
+        return orthogonal(matrix.mT, steps).mT
+    matrix, (first, second, third) = matrix / (matrix.norm() + 1e-7), NEWTON_SCHULZ
+    gram, product = matrix @ matrix.mT, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    for _ in range(steps):
+        polynomial = second * gram + third * gram @ gram
+        polynomial.diagonal().add_(first)
+        product, gram = polynomial @ product, polynomial @ gram @ polynomial
+    return product @ matrix
 
 
 def train(
@@ -150,6 +201,8 @@ def train(
             bar.set_postfix(noted, refresh=False)
             if state_path is not None:
                 note(state_path, key, state, history)
+    if settings.half:
+        model.half().float()
     model.eval()
     return history
 
