@@ -114,7 +114,7 @@ def test_two_campaigns_do_not_write_one_folder(small, tmp_path):
         ("[[run]]\ntrain = { learning_rate = 'x' }", "learning_rate must be a number"),
         ("[[run]]\ntrain = { backbone = 'lite' }", "backbone belongs to victim"),
         ("[[run]]\ntrain = { augmentation = 3 }", "a table is needed"),
-        ("[[run]]\ntrain = { augmentation = { pad = 'x' } }", "pad is whole pixels"),
+        ("[[run]]\ntrain = { augmentation = { pad = 'x' } }", "pad must be a whole number"),
         ("[[run]]\nvictim = { pretrained = 'yes' }", "pretrained must be of type bool"),
         ("[[run]]\nname = 'a/b'", "small letters"),
         ("[[run]]\nepochs = 3", "run 1: it has an unknown key 'epochs'"),

@@ -170,9 +170,9 @@ def evaluate_features(
     query, _ = _features(query, "query", dtype, device)
     centre = gallery.mean(0)
     if squares.mean() < 1.01 * centre.square().sum():
-        # Nearly the same features: of |g|^2 - 2 q.g only rounding would be left. With any c in the middle of them,
-        # |g - c|^2 - 2 (q - c).g orders alike, and needs no second gallery.
-        squares, query = _squares(gallery, centre), query - centre
+        # Nearly the same features: of |g|^2 - 2 q.g only rounding would be left, so both are taken from their centre.
+        gallery, query = gallery - centre, query - centre
+        squares = _squares(gallery)
 
     def block(rows: slice) -> np.ndarray:
         # |g|^2 - 2 q.g orders the gallery as the Euclidean distance does: |q|^2 is one constant per query.
@@ -251,10 +251,9 @@ def _features(values, name: str, dtype: torch.dtype, device: torch.device) -> tu
     return values, squares
 
 
-def _squares(features: torch.Tensor, centre: torch.Tensor | None = None) -> torch.Tensor:
-    """Return squared distances from the centre, (N,), a block at a time: a gigabyte would need a second one."""
-    parts = features.split(2**16)
-    return torch.cat([(part if centre is None else part - centre).square().sum(1) for part in parts])
+def _squares(features: torch.Tensor) -> torch.Tensor:
+    """Return squared lengths, (N,), a block at a time: a gigabyte would need a second one."""
+    return torch.cat([part.square().sum(1) for part in features.split(2**16)])
 
 
 def _setting(shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol: str, max_rank: int) -> _Setting:
