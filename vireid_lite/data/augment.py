@@ -104,7 +104,7 @@ class Augmentation:
     erasing: float = 0.0
     grey: float = 0.0  #: of turning a visible image into its luma, which three equal channels are already
     channels: bool = False  #: CAJ's random channel or grey on infrared images, channel exchange on half of the visible
-    box: str = "own"  #: what is erased: "own", or as published one of `BOXES`
+    box: str = "own"  #: what is erased, "own" or as published one of `BOXES`
 
     def __post_init__(self) -> None:
         check_whole("augmentation", "pad", self.pad)
