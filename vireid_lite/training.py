@@ -17,6 +17,7 @@ from vireid_lite.data import Augmentation, Dataset, ImageStore, Modality, PKSamp
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.losses import TRIPLETS
+from vireid_lite.machine import pick_device
 from vireid_lite.models.two_stream import Batch, Objective, TwoStream
 
 
@@ -85,6 +86,7 @@ def optimiser_for(model: TwoStream, settings: TrainSettings) -> torch.optim.Opti
     return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
 
 
+@torch.inference_mode(False)
 def train(
     model: TwoStream,
     dataset: Dataset,
@@ -111,7 +113,7 @@ def train(
     Raises:
         InputError: where the note is another run's, the network takes no triplet, or the loss is not finite.
     """
-    device, objective = torch.device(device), objective or model.objective
+    device, objective = pick_device(device), objective or model.objective
     triplet = TRIPLETS[model.chosen_triplet(settings.triplet) or "none"]
     store = cached(dataset, dataset.train, progress)
     labels = contiguous_labels(store.records)
