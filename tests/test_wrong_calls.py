@@ -78,6 +78,9 @@ def test_no_attack_takes_a_word_for_a_modality(modality, images):
             for apply in (made.apply, made.apply_rounded):
                 with pytest.raises(InputError, match="modality"):
                     apply(images, modality)
+    if not isinstance(modality, list | set | np.ndarray | torch.Tensor):  # what no dictionary can be asked for
+        with pytest.raises(InputError, match="modality"):
+            UniversalPerturbation({modality: deltas[0], Modality.INFRARED: deltas[1]}, 8 / 255).apply(images, 1)
     guides = Guides(torch.rand(3, 2, 3), torch.rand(3, 3))
     for name in ("sma", "fna", "m-fgsm"):
         with pytest.raises(InputError, match="modality"):
@@ -177,8 +180,9 @@ def test_attacks_within_inference_mode(model, store, tiny):
             assert outside.moved == inside.moved == len(chosen)
     with torch.inference_mode():
         images = store.batch(np.arange(3))
-        found = build_attack("pgd")(model, images, store.modalities[:3])
-        assert not found.is_inference()
+        guides, sides = Guides(torch.rand(3, 2, 256), torch.rand(3, 256)), torch.tensor([0, 1, 1])
+        for name in IMAGE_SPECIFIC:
+            assert (build_attack(name)(model, images, sides, guides) != images).any()
         sma = build_attack("sma", steps=1)
         scored = evaluate(model, tiny, perturb=lambda x, modality: sma(model, x, modality), progress=False)
         assert scored.moved == len(scored.query)
