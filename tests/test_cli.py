@@ -206,6 +206,31 @@ def test_an_image_specific_attack_scores_both_directions_and_leaves_no_perturbat
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["scores.json"]
 
 
+def test_an_attack_that_moves_nothing_is_refused_and_one_that_moves_some_says_so(vireid, copies, tmp_path, tiny_victim):
+    """One image per person and spectrum is no guide to itself; a budget below a level of 8 bits is rounded away."""
+    pairs = ["--dataset", "paired_folder", "--root", copies("paired_folder"), "--size", "32x16"]
+    pairs += ["--checkpoint", tiny_victim]
+    one_line(vireid("attack", "m-fgsm", *pairs, "--out-dir", tmp_path / "a"), "none of 12", "guide")
+    assert not (tmp_path / "a" / "scores.json").exists()
+    code, out, said = vireid("attack", "sma", *pairs, "--eps", 0.002, "--out-dir", tmp_path / "b")
+    assert code == 0, said
+    assert "moved 12 of 12 query images, 0 in 8 bits; less than a level" in out
+    facts = json.loads((tmp_path / "b" / "scores.json").read_text())
+    assert [each["moved"] for each in facts["scores"].values()] == [6, 6]
+    assert [each["moved"] for each in facts["scores_8_bit"].values()] == [0, 0]
+    code, out, said = vireid("attack", "fna", *TINY, "--checkpoint", tiny_victim, "--out-dir", tmp_path / "c")
+    assert (code, "moved 16 of 16 query images, 16 in 8 bits\n" in out) == (0, True), said
+    for delta, all_moved in ((0.0, False), (0.4 / 255, False), (8 / 255, True)):
+        made = attacks.UniversalPerturbation(torch.full((3, 32, 16), delta), 8 / 255)
+        made.save(tmp_path / "made.safetensors")
+        command = ["evaluate", *pairs, "--perturbation", tmp_path / "made.safetensors", "--out-dir", tmp_path / "d"]
+        if all_moved:
+            assert "moved 12 of 12 query images\n" in vireid(*command)[1]
+        else:
+            one_line(vireid(*command), "none of 12", "level")
+            assert not (tmp_path / "d" / "scores.json").exists()
+
+
 def test_training_twice_into_one_folder_loads_and_other_settings_are_refused(vireid, tmp_path):
     command = ["train", *TINY, "--epochs", 1, "--out-dir", tmp_path / "victim"]
     assert vireid(*command)[0] == 0

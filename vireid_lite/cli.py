@@ -98,7 +98,7 @@ def evaluate(
     from vireid_lite.data import Modality
     from vireid_lite.machine import pick_device
     from vireid_lite.metrics.evaluation import direction_name, ranked
-    from vireid_lite.study.run import evaluate_victim, trials_of
+    from vireid_lite.study.run import ROUNDED, evaluate_victim, told_moved, trials_of
 
     chosen = pick_device(device)
     made = load_perturbation(perturbation) if perturbation else None
@@ -107,7 +107,10 @@ def evaluate(
     directions = [modality for modality in Modality if query_modality in ("both", modality.name.lower())]
     plots.set_style()
     with exclusive(out_dir):
-        for clean, attacked, moved in evaluate_victim(victim, directions, out_dir, split, made, chosen):
+        found = evaluate_victim(victim, directions, out_dir, split, made, chosen)
+        if made is not None:
+            print(told_moved(ROUNDED, [attacked for _, attacked, _ in found]))
+        for clean, attacked, moved in found:
             name, trial = direction_name(clean.query_modality), trials_of(data, clean.query_modality, split)[0]
             print(_scores_line(data, name, clean))
             strips = ranked(model, data, trial, queries=6, device=chosen)
@@ -155,7 +158,7 @@ def attack(
     from vireid_lite.chapters import plots
     from vireid_lite.machine import pick_device
     from vireid_lite.metrics.evaluation import direction_name
-    from vireid_lite.study.run import attack_victim, trials_of
+    from vireid_lite.study.run import attack_victim, told_moved, trials_of
 
     made = build_attack(name, gradients=gradients, eps=eps, tied=tied, **dict(set_ or ()))
     learns = isinstance(made, UniversalAttack)
@@ -169,6 +172,7 @@ def attack(
     plots.set_style()
     with exclusive(out_dir):
         found = attack_victim(made, victim, out_dir, split, seed=seed, identities=identities, device=chosen)
+        print(told_moved(made.stays, found.exact, found.rounded))
         for before, exact, rounded in zip(found.clean, found.exact, found.rounded, strict=True):
             for what, scores in (("", before), (", attacked", exact), (", attacked, 8 bits", rounded)):
                 print(_scores_line(data, direction_name(before.query_modality), scores, what))

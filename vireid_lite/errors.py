@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
 
@@ -53,6 +54,13 @@ def check_whole(where: str, name: str, value: object, least: int = 0) -> None:
     """Raise InputError unless a value is a whole number of at least `least`."""
     if type(value) is not int or value < least:
         raise InputError(f"{where}: {name} must be a whole number of at least {least}, got {value!r}")
+
+
+def whole(where: str, name: str, value: object, least: int = 0, most: int = 2**63 - 1) -> int:
+    """Return a whole number, NumPy's too, from `least` to `most`, both included; InputError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+        raise InputError(f"{where}: {name} must be a whole number from {least} to {most}, got {value!r}")
+    return int(value)
 
 
 def check_choice(where: str, name: str, value: object, known: Iterable) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, whole
 
 
 def decompose(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
 
     Ring b holds b / bands <= radius < (b + 1) / bands; the last also holds the corners, the first a map's mean.
     """
-    energy = _spectrum(maps).abs().square()
+    energy, bands = _spectrum(maps).abs().square(), whole("frequency", "bands", bands, 1, 10**5)
     # Rounded, so that a bin on an edge falls to the ring above it however its radius was computed.
     ring = (radial_frequency(*maps.shape[-2:]) * bands).round(decimals=9).long().clamp(max=bands - 1)
     energy = energy.flatten(-2) @ torch.nn.functional.one_hot(ring.flatten(), bands).to(energy)
@@ -83,6 +83,8 @@ def band_pass(maps: Tensor, low: float, high: float) -> Tensor:
 
 def _check_maps(*several: Tensor) -> None:
     for maps in several:
+        if not isinstance(maps, Tensor):
+            raise InputError(f"frequency: maps must be a tensor of floats, got {type(maps).__name__}")
         if maps.dtype not in (torch.float32, torch.float64) or maps.ndim < 2:
             found = f"{str(maps.dtype).removeprefix('torch.')} of shape {tuple(maps.shape)}"
             raise InputError(f"frequency: maps must be float32 or float64 of shape (..., H, W), got {found}")

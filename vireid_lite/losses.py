@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vireid_lite.data.records import Modality
+from vireid_lite.data.records import Modality, check_modality
 from vireid_lite.errors import InputError, check_choice
 
 
@@ -75,15 +75,18 @@ def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
     return F.relu(margin + furthest_positive - closest_negative).mean()
 
 
-def _check(where: str, features: Tensor, labels: Tensor, modality: Tensor) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1] or modality.shape != labels.shape:
-        shapes = ", ".join(str(tuple(each.shape)) for each in (features, labels, modality))
-        raise InputError(f"{where}: features must be (N, D), labels and modality (N,); got {shapes}")
+def _check(where: str, features: Tensor, labels: Tensor, *modality: Tensor) -> None:
+    shapes = [tuple(getattr(each, "shape", ())) for each in (features, labels, *modality)]
+    if len(shapes[0]) != 2 or any(shape != shapes[0][:1] for shape in shapes[1:]):
+        shown = ", ".join(map(str, shapes))
+        raise InputError(f"{where}: features must be (N, D), labels and modality (N,); got {shown}")
+    for each in modality:
+        check_modality(each, len(labels))
 
 
 def _distances(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return (N, N) Euclidean distances and the mask of same-label pairs."""
-    _check("losses", features, labels, labels)
+    _check("losses", features, labels)
     return pairwise(features), labels[:, None] == labels
 
 

@@ -47,7 +47,7 @@ class Compute:
 
         `type` of a block differs inside. Raises InputError where the device lacks the precision.
         """
-        device = torch.device(device)
+        device = torch.device(device) if str(device).startswith("cuda") else pick_device(device)
         gpu = device.type == "cuda"
         capable = torch.cuda.get_device_capability(device) >= (8, 0) if gpu else self.precision != "tf32"
         if self.precision != "float32" and not capable:
@@ -95,8 +95,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str | torch.device) -> torch.device:
     """Return the device for "auto" (the first GPU, or the CPU), "cpu", "cuda" or "cuda:N", which must be there."""
+    name = str(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):

@@ -17,6 +17,7 @@ from vireid_lite.data import Augmentation, Dataset, ImageStore, Modality, PKSamp
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.losses import TRIPLETS
+from vireid_lite.machine import pick_device
 from vireid_lite.models.two_stream import Batch, Objective, TwoStream
 
 MUON_RATE = 50  #: of Muon's learning rate, over that of AdamW beside it
@@ -136,6 +137,7 @@ def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
     return product @ matrix
 
 
+@torch.inference_mode(False)
 def train(
     model: TwoStream,
     dataset: Dataset,
@@ -162,7 +164,7 @@ def train(
     Raises:
         InputError: where the note is another run's, the network takes no triplet, or the loss is not finite.
     """
-    device, objective = torch.device(device), objective or model.objective
+    device, objective = pick_device(device), objective or model.objective
     triplet = TRIPLETS[model.chosen_triplet(settings.triplet) or "none"]
     store = cached(dataset, dataset.train, progress)
     labels = contiguous_labels(store.records)

@@ -8,7 +8,7 @@ import torch
 
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.errors import InputError, check_choice, whole
 from vireid_lite.files import VICTIM_CODE, cache_folder, exclusive, source_hash, stable_hash
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.models.checkpoints import NETWORKS, build, load_checkpoint, save_checkpoint
@@ -132,7 +132,7 @@ def load_or_train(
     (None: float32), and kept in `folder`, or in `files.cache_folder`. A killed training resumes at its last epoch.
     Card keys beside those of `trained_card`: compute, threads, versions.
     """
-    device = pick_device(device) if isinstance(device, str) else device
+    device, seed = pick_device(device), whole("training", "seed", seed)
     trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
     described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, source_hash(*VICTIM_CODE)]
     key = stable_hash([*described, *([compute.describe()] if compute else [])])

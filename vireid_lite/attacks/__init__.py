@@ -13,7 +13,7 @@ from vireid_lite.attacks.image_specific import IMAGE_SPECIFIC, AdversarialStore,
 from vireid_lite.attacks.modified_victim import Modification, ModifiedVictim, train_modified_victim
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
 from vireid_lite.attacks.universal import UNIVERSAL
-from vireid_lite.errors import InputError, check_whole
+from vireid_lite.errors import InputError, check_choice, check_whole
 
 __all__ = [
     "ATTACKS", "CMPS", "DMR", "EPS", "IMAGE_SPECIFIC", "UNIVERSAL", "AdversarialStore", "FeatureLevelAttack",
@@ -33,8 +33,7 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
         gradients: batches that go forward and backward in all; sets the steps of a universal attack, so that attacks of
             one and of two gradients a step compare at equal cost. Ignored by noise and by image-specific attacks.
     """
-    if name not in ATTACKS:
-        raise InputError(f"attack {name!r} is unknown; choose from {', '.join(ATTACKS)}")
+    check_choice("attack", "name", name, ATTACKS)
     kind = ATTACKS[name]
     known = [*(field.name for field in fields(kind) if field.init), *(SWITCHES if kind is CMPS else ())]
     for option in sorted(set(options) - set(known)):

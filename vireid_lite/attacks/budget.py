@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vireid_lite.data.records import Modality
+from vireid_lite.data.records import Modality, check_modality
 from vireid_lite.errors import InputError
 
 EPS = 8 / 255  #: the papers' budget, of pixels in [0, 1]
@@ -33,6 +33,7 @@ def tie(delta: Tensor) -> Tensor:
 
 def tie_infrared(delta: Tensor, modality: ModalityLike, tied: bool = True) -> Tensor:
     """Return delta, (3, H, W) or (N, 3, H, W), tied where it falls on infrared images; as it is where `tied` is not."""
+    check_modality(modality, len(delta) if delta.ndim == 4 else None)
     if tied and isinstance(modality, Tensor):
         infrared = (modality == Modality.INFRARED).view(-1, 1, 1, 1).to(delta.device)
         return torch.where(infrared, tie(delta), delta)

@@ -18,7 +18,7 @@ from vireid_lite.attacks.descent import Found, SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, images_of
 from vireid_lite.data.batches import Batches
-from vireid_lite.data.records import Modality
+from vireid_lite.data.records import Modality, one_modality
 from vireid_lite.data.store import ImageStore
 
 
@@ -80,7 +80,7 @@ class CMPS(SignDescent):
 
         The crops that `grey` chooses, (n,) bool, are replaced by their luma.
         """
-        images, modality = images_of(problem.store, rows, model), Modality(modality)
+        images, modality = images_of(problem.store, rows, model), one_modality(modality)
         if grey is not None:
             images = luma(images, grey)  # equations 2 and 3
         f = model.embed(clip(images + tie_infrared(delta, modality, self.tied)), modality)

@@ -16,7 +16,7 @@ from vireid_lite.attacks.frozen import Stream, coins, frozen, images_of, trainin
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
 from vireid_lite.data.records import Dataset, Modality, fingerprint
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
+from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole, whole
 from vireid_lite.files import stable_hash
 from vireid_lite.training import note, resume
 
@@ -47,6 +47,7 @@ class UniversalAttack:
 
     name: ClassVar[str]
     knows: ClassVar[str] = "the victim's weights; unlabelled training images"
+    stays: ClassVar[str] = "what it adds there is zero, or leaves [0, 1]"  # why an image may be left as it was
     gradients_per_step: ClassVar[int] = 1
     choices: ClassVar[dict[str, tuple]] = {}  # parameters that are one of a few words
     eps: float = EPS
@@ -99,7 +100,7 @@ class UniversalAttack:
         Raises:
             InputError: where a modality has no image, or the note at state_path is of another fit.
         """
-        store = training_store(train, progress=progress)
+        seed, store = whole(self.name, "seed", seed), training_store(train, progress=progress)
         for modality in Modality:
             if not (store.modalities == modality).any():
                 raise InputError(f"{self.name}: no {modality.name.lower()} training image; both modalities are needed")
@@ -114,9 +115,9 @@ class UniversalAttack:
                     watch(step, self.finish(state, list(history), seed))
                 if state_path is not None and (step + 1) % NOTE_EVERY == 0 and step + 1 < self.steps:
                     note(state_path, key, state, history)
-        if not all(math.isfinite(value) for value in history[-1].values()):
-            raise InputError(f"{self.name}: the loss is not finite; check the victim's weights")
-        return self.finish(state, history, seed)
+            if not all(math.isfinite(value) for value in history[-1].values()):
+                raise InputError(f"{self.name}: the loss is not finite; check the victim's weights")
+            return self.finish(state, history, seed)
 
 
 @dataclass(frozen=True, kw_only=True)

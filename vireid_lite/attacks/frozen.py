@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 
 import numpy as np
@@ -11,16 +11,22 @@ from torch import Tensor, nn
 
 from vireid_lite.data.records import Dataset
 from vireid_lite.data.store import ImageStore, cached
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_whole, whole
 from vireid_lite.models.two_stream import evaluating
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Hold a victim still inside the block: eval mode, no parameter asks for a gradient; both are put back after it."""
+    """Hold a victim still inside the block: eval mode, no parameter asks for a gradient; both are put back after it.
+
+    Gradients of images can be had inside it, within torch.inference_mode too, if the victim was made outside that.
+    """
+    if any(weight.is_inference() for weight in (*model.parameters(), *model.buffers())):
+        raise InputError("attack: the victim's weights were made inside torch.inference_mode; make or load it outside")
+    recording = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
     asking = [parameter.requires_grad_(False) for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with evaluating(model):
+        with recording, evaluating(model):
             yield
     finally:
         for parameter in asking:
@@ -42,6 +48,8 @@ def training_store(train: Dataset | ImageStore, identities: int | None = None, p
     if not isinstance(train, Dataset):
         found = f"got {type(train).__name__}, which has no reader"
         raise InputError(f"fit: a data set or an ImageStore is needed, {found}; pass its data set")
+    if identities is not None:
+        check_whole("fit", "identities", identities, 1)
     kept = set(sorted({record.identity for record in train.train})[:identities])
     return cached(train, [record for record in train.train if record.identity in kept], progress)
 
@@ -54,6 +62,7 @@ class Stream(IntEnum):
 
 def generator_for(*numbers: int) -> torch.Generator:
     """Return a CPU generator that depends on these numbers alone, such as (seed, stream, step)."""
+    numbers = [whole("attack", "seed", number) for number in numbers]
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from vireid_lite.attacks.budget import EPS, ModalityLike, check_eps, luma, project, tie_infrared, to_8_bits
 from vireid_lite.attacks.features import over_crops
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of
-from vireid_lite.data.records import Modality, Record
+from vireid_lite.data.records import Modality, Record, check_modality, one_modality
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError, check_flag, check_number, check_whole
+from vireid_lite.errors import InputError, check_flag, check_number, check_whole, whole
 from vireid_lite.models.two_stream import check_images
 
 Objective = Callable[[Tensor, int], Tensor]  #: (images, step) -> (N,), what an attack maximises for each image
@@ -60,6 +60,7 @@ class ImageAttack:
 
     name: ClassVar[str]
     knows: ClassVar[str] = "the victim's weights; the query alone"
+    stays: ClassVar[str] = "its gradient is zero there"  # why an image may be left as it was
     momentum: ClassVar[float] = 0.0
     random_start: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()  # fields of Guides
@@ -96,8 +97,9 @@ class ImageAttack:
             if given is None or len(given) != len(images):
                 lacks = f"{self.name}: guides.{part} must hold one row for each of the {len(images)} images"
                 raise InputError(f"{lacks}; let `craft` take guides from a store with two or more identities")
-        images = images.detach()
+        modality = check_modality(modality, len(images))
         with frozen(model), torch.enable_grad():
+            images = images.detach().clone()  # what inference_mode made takes no part in a gradient
             objective = self.objective(Target(model, images, modality, guides, seed))
             adversarial, velocity = self.start(images, modality, seed), torch.zeros_like(images)
             for step in range(self.steps):
@@ -155,6 +157,7 @@ class MetricFGSM(ImageAttack):
 
     name = "metric-fgsm"
     knows = "the victim's weights; other images of the same person"
+    stays = "its gradient is zero there, as at an image without another of its person and spectrum for a guide"
     needs = ("same",)
 
     def objective(self, target: Target) -> Objective:
@@ -258,6 +261,7 @@ class GuideBank:
     """Clean features of one modality of a store, by identity, from which guides are taken."""
 
     def __init__(self, model: nn.Module, store: ImageStore, modality: Modality, batch_size: int = 64) -> None:
+        modality, batch_size = one_modality(modality), whole("guides", "batch_size", batch_size, 1)
         rows = np.flatnonzero(store.modalities.numpy() == modality)
         if not len(rows):
             raise InputError(f"guides: no {modality.name.lower()} image in the guide store; guides share the modality")
@@ -286,6 +290,12 @@ class AdversarialStore(ImageStore):
     def __init__(self, records: Sequence[Record], images: Tensor, clean: Tensor) -> None:
         super().__init__(images, records)
         self.clean = clean
+        self.changed = torch.tensor([not torch.equal(*pair) for pair in zip(images, clean, strict=True)], dtype=bool)
+
+    @property
+    def moved(self) -> int:
+        """How many of the images the attack changed in any pixel."""
+        return int(self.changed.sum())
 
     def batch(self, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         return self.images[torch.as_tensor(indices)].to(device)
@@ -306,6 +316,7 @@ def craft(
             lone crop guided by itself starts at a zero gradient. None stands for the store itself, as in adv-reid.
     """
     guide_store = store if guide_store is None else guide_store
+    batch_size = whole("craft", "batch_size", batch_size, 1)
     images, clean = (torch.empty(len(store), 3, *store.images.shape[1:3]) for _ in range(2))
     with tqdm(total=len(store), unit="crop", desc=attack.name, disable=not progress) as bar:
         for modality in Modality:

@@ -17,7 +17,7 @@ from vireid_lite.attacks.budget import EPS, check_eps, clip
 from vireid_lite.attacks.frozen import Stream, noise
 from vireid_lite.attacks.perturbation import UniversalPerturbation
 from vireid_lite.data.records import Dataset, Modality, fingerprint
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
+from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole, whole
 from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
 from vireid_lite.losses import class_centres, identity_loss, quadruple_loss
 from vireid_lite.machine import pick_device
@@ -121,6 +121,7 @@ class ModifiedVictim(NamedTuple):
     card: dict
 
 
+@torch.inference_mode(False)
 def train_modified_victim(
     recipe: Recipe, dataset: Dataset, modification=None, *, seed=0, device="auto", folder=None, progress=True
 ) -> ModifiedVictim:
@@ -137,7 +138,7 @@ def train_modified_victim(
     modification = modification or Modification()
     if modification.loss == "recipe" and recipe.triplet is None:
         raise InputError(f"modification: {recipe.model} has no triplet for loss 'recipe'; choose quadruple or identity")
-    device = pick_device(device) if isinstance(device, str) else device
+    device, seed = pick_device(device), whole("modification", "seed", seed)
     described = [recipe.describe(), asdict(modification), dataset.describe(), fingerprint(dataset.train), seed]
     key = stable_hash([*described, source_hash(*ATTACK_CODE)])
     folder = folder or cache_folder() / "modified" / key

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vireid_lite.attacks.budget import ModalityLike, project, tie_infrared, to_8_bits
-from vireid_lite.data.records import Modality
+from vireid_lite.data.records import Modality, check_modality, one_modality
 from vireid_lite.errors import InputError
 from vireid_lite.files import write_atomically
 from vireid_lite.models.two_stream import check_images
@@ -42,6 +42,7 @@ class Perturbation:
         Raises InputError for images of another size than it was made for, outside [0, 1] or not finite.
         """
         check_images(images)
+        modality = check_modality(modality, len(images))
         if tuple(images.shape[-2:]) != tuple(self.size):
             made, got = (f"{height}x{width}" for height, width in (self.size, images.shape[-2:]))
             raise InputError(f"perturbation: made for crops of {made} pixels, got {got}; load the data at that size")
@@ -117,7 +118,7 @@ class UniversalPerturbation(Perturbation):
     def tensors(self) -> dict[str, Tensor]:
         named = {"delta": self.delta}
         if isinstance(self.delta, dict):
-            named = {f"delta.{modality.name.lower()}": delta for modality, delta in self.delta.items()}
+            named = {f"delta.{one_modality(each).name.lower()}": delta for each, delta in self.delta.items()}
         return named if self.lattice is None else {**named, "lattice": self.lattice}
 
     @classmethod

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
-from vireid_lite.data.records import Modality
+from vireid_lite.data.records import Modality, one_modality
 from vireid_lite.errors import check_choice, check_flag, check_number, check_whole
 
 # CAJ fills erased boxes with (.4914, .4822, .4465) after ImageNet normalisation; this is that value as a pixel.
@@ -115,6 +115,7 @@ class Augmentation:
 
     def __call__(self, images: Tensor, modality: Modality, generator: Generator) -> Tensor:
         """Return the augmented batch; images are all of one modality."""
+        modality = one_modality(modality)
         if self.pad:
             images = pad_crop(images, self.pad, generator)
         if self.flip:

@@ -6,7 +6,7 @@ import numpy as np
 
 from vireid_lite.data.records import Modality, Record
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, whole
 
 
 class Batches:
@@ -19,7 +19,8 @@ class Batches:
     """
 
     def __init__(self, rows: np.ndarray, size: int, seed: int, shuffle: bool = True) -> None:
-        self.rows, self.size, self.seed, self.shuffle = rows, min(size, len(rows)), seed, shuffle
+        self.rows, self.size = rows, min(whole("batches", "size", size, 1), whole("batches", "rows", len(rows), 1))
+        self.seed, self.shuffle = whole("batches", "seed", seed), shuffle
         self.per_epoch = len(rows) // self.size
 
     def at(self, step: int) -> np.ndarray:
@@ -30,6 +31,7 @@ class Batches:
 
 
 def _halves(size: int) -> dict[Modality, int]:
+    size = whole("batches", "size", size, 2)
     return {Modality.VISIBLE: size - size // 2, Modality.INFRARED: size // 2}
 
 
@@ -37,7 +39,7 @@ class MixedBatches:
     """Rows of both modalities by step: half visible, then half infrared, each in its own seeded order."""
 
     def __init__(self, store: ImageStore, size: int, seed: int) -> None:
-        modalities = store.modalities.numpy()
+        modalities, seed = store.modalities.numpy(), whole("batches", "seed", seed)
         self.each = {m: Batches(np.flatnonzero(modalities == m), half, seed + m) for m, half in _halves(size).items()}
         self.per_epoch = max(batches.per_epoch for batches in self.each.values())
 
@@ -64,11 +66,11 @@ class IdentityBatches:
     """
 
     def __init__(self, store: ImageStore, size: int, seed: int, instances: int = 8) -> None:
-        self.seed, self.rows = seed, list(rows_of(store.records).values())
+        self.seed, self.rows = whole("batches", "seed", seed), list(rows_of(store.records).values())
         self.identities = np.unique([record.identity for record in store.records], return_inverse=True)[1]
         if len(self.rows) < 2:
             raise InputError("attack: images of at least 2 training identities are needed, as others are pulled to")
-        if size < 4:
+        if whole("batches", "size", size) < 4:
             raise InputError(f"attack: batch_size must be at least 4, for 2 images of 2 identities; got {size}")
         instances = min(instances, size // 2)
         self.count, self.shares = min(size // instances, len(self.rows)), _halves(instances)
@@ -93,9 +95,10 @@ class PKSampler:
         self.rows = {identity: both for identity, both in rows_of(records).items() if all(map(len, both))}
         if (found := len(self.rows)) < 2:
             raise InputError(f"training needs at least 2 identities with images in both modalities; got {found}")
-        self.identities, self.images, self.seed = min(identities, found), images, seed
+        self.identities = min(whole("training", "identities", identities, 1), found)
+        self.images, self.seed = whole("training", "images", images, 1), whole("training", "seed", seed)
         larger = max(sum(len(both[modality]) for both in self.rows.values()) for modality in Modality)
-        self.steps = larger // (self.identities * images) + 1
+        self.steps = larger // (self.identities * self.images) + 1
 
     def __len__(self) -> int:
         return self.steps

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vireid_lite.errors import InputError
@@ -31,6 +32,26 @@ class Modality(IntEnum):
         return Modality(1 - self)
 
 
+def one_modality(modality: object) -> Modality:
+    """Return the modality of a whole batch. Raises InputError for what is neither a Modality nor its number."""
+    if isinstance(modality, bool) or not isinstance(modality, int | np.integer) or modality not in (0, 1):
+        kind = "Modality.VISIBLE, Modality.INFRARED or a tensor of one 0 or 1 per image is needed"
+        raise InputError(f"modality: {kind}, got {modality!r}")
+    return Modality(modality)
+
+
+def check_modality(modality: object, images: int | None = None) -> Modality | torch.Tensor:
+    """Return one Modality, or int64 (N,) of 0 and 1, N = `images` if given. Raises InputError for anything else."""
+    if not isinstance(modality, torch.Tensor):
+        return one_modality(modality)
+    fits = modality.dtype == torch.int64 and modality.ndim == 1 and images in (None, len(modality))
+    if not fits or not ((modality == 0) | (modality == 1)).all():
+        wanted = "one 0 (visible) or 1 (infrared) per image is needed, int64"
+        got = f"{str(modality.dtype).removeprefix('torch.')} of shape {tuple(modality.shape)}"
+        raise InputError(f"modality: {wanted}, {len(modality) if images is None else images} in all; got {got}")
+    return modality
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One crop of one person: where its pixels come from, and what is known about it."""
@@ -40,6 +61,9 @@ class Record:
     camera: int  #: in the data set's own numbering (from 1)
     modality: Modality
     box: Box | None = None  #: (x, y, width, height) in pixels, where the crop is a part of the file's frame
+
+    def __post_init__(self) -> None:
+        one_modality(self.modality)
 
 
 class Trial(NamedTuple):
@@ -87,9 +111,7 @@ class Dataset:
 
     def direction(self, query_modality: Modality | int | None) -> Modality:
         """Return the modality of the queries; None stands for the data set's official direction."""
-        if query_modality is not None and query_modality not in list(Modality):
-            raise InputError(f"{self.name}: query_modality must be a Modality; got {query_modality!r}")
-        return self.default_query if query_modality is None else Modality(query_modality)
+        return self.default_query if query_modality is None else one_modality(query_modality)
 
     def read(self, record: Record) -> np.ndarray:
         """Return a crop (Lanczos, as AGW's), uint8 (height, width, 3); infrared is the luma in three equal channels."""
@@ -109,6 +131,7 @@ class Dataset:
 
 def all_against_all(records: Sequence[Record], query_modality: Modality) -> Trial:
     """Return the trial of every image of one modality against every image of the other."""
+    query_modality = one_modality(query_modality)
     query = [record for record in records if record.modality == query_modality]
     return Trial(query, [record for record in records if record.modality != query_modality])
 

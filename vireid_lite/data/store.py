@@ -15,8 +15,9 @@ import torch
 from tqdm import tqdm
 
 from vireid_lite.data.records import Dataset, Record, fingerprint
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, whole
 from vireid_lite.files import cache_folder, clear_no_space, exclusive, source_hash, stable_hash, write_atomically
+from vireid_lite.machine import pick_device
 
 ROWS_PER_STEP = 256  #: crops written between two notes of progress
 
@@ -26,6 +27,9 @@ class ImageStore:
 
     def __init__(self, images: np.ndarray, records: Sequence[Record]) -> None:
         self.images, self.records = images, list(records)
+        if len(images) != len(self.records) or (isinstance(images, np.ndarray) and images.dtype != np.uint8):
+            got = f"{len(images)} of {images.dtype} for {len(self.records)} records"
+            raise InputError(f"store: one uint8 image (H, W, 3) for each record is needed, got {got}")
         self.modalities = torch.tensor([int(record.modality) for record in self.records], dtype=torch.int64)
         self.row = {record: index for index, record in enumerate(self.records)}
 
@@ -34,14 +38,14 @@ class ImageStore:
 
     def batch(self, indices: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return crops as float (n, 3, H, W) in [0, 1] on the device; they travel as uint8."""
-        crops = torch.from_numpy(self.images[indices])
-        if torch.device(device).type == "cuda":
+        crops, device = torch.from_numpy(self.images[indices]), pick_device(device)
+        if device.type == "cuda":
             crops = crops.pin_memory().to(device, non_blocking=True)
         return crops.permute(0, 3, 1, 2).float().div_(255)
 
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield (rows, images) over the whole store in order."""
-        for start in range(0, len(self), size):
+        for start in range(0, len(self), size := whole("store", "batch size", size, 1)):
             rows = slice(start, min(start + size, len(self)))
             yield rows, self.batch(np.arange(rows.start, rows.stop), device)
 

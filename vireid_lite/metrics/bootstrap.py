@@ -5,7 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, whole
+
+MOST = 10**6  #: the most repeats
 
 
 class Interval(NamedTuple):
@@ -35,7 +37,7 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, seed: int = 
     Raises:
         InputError: on unlike shapes, values that are not finite, or fewer than two identities.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values, repeats = np.asarray(values, dtype=np.float64), whole("metrics", "repeats", repeats, 2, MOST)
     people, member = np.unique(labels(identities, "identities", len(values)), return_inverse=True)
     weights = np.ones(len(values)) if counts is None else np.asarray(counts, dtype=np.float64)
     if values.ndim != 1 or weights.shape != values.shape or not np.isfinite(values).all() or not (weights > 0).all():
@@ -43,7 +45,7 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, seed: int = 
     if len(people) < 2:
         raise InputError("metrics: a bootstrap over identities needs at least two of them")
     sums, totals = np.bincount(member, values * weights), np.bincount(member, weights)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole("metrics", "seed", seed))
     draws = (rng.integers(len(people), size=len(people)) for _ in range(repeats))
     return interval([sums[draw].sum() / totals[draw].sum() for draw in draws], sums.sum() / totals.sum())
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from vireid_lite.data.records import Dataset, Modality, Record, Trial
+from vireid_lite.data.records import Dataset, Modality, Record, Trial, one_modality
 from vireid_lite.data.store import ImageStore, cached
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, whole
+from vireid_lite.machine import pick_device
 from vireid_lite.metrics import ranking
 
 Perturbation = Callable[[torch.Tensor, Modality], torch.Tensor]
@@ -25,6 +26,7 @@ class Evaluation:
         chance: of the first trial's setting.
         per_identity: means over an identity's valid queries of all trials, in the order of the identities' numbers.
         query, gallery: (N, D) the features ranked, of every distinct record of all trials, in the order they occur.
+        moved: how many of the distinct queries the attack changed in any pixel; None without an attack.
     """
 
     query_modality: Modality
@@ -33,6 +35,7 @@ class Evaluation:
     per_identity: ranking.PerIdentity
     query: torch.Tensor
     gallery: torch.Tensor
+    moved: int | None = None
 
     @property
     def cmc(self) -> np.ndarray:
@@ -53,6 +56,7 @@ class Evaluation:
 
 def direction_name(query_modality: Modality) -> str:
     """Return "visible to infrared" or "infrared to visible"."""
+    query_modality = one_modality(query_modality)
     return f"{query_modality.name} to {query_modality.other.name}".lower()
 
 
@@ -64,6 +68,9 @@ def embed_store(
     Args:
         perturb: a `Perturbation`, called on batches of one modality before they are embedded.
     """
+    device, batch_size = pick_device(device), whole("evaluation", "batch_size", batch_size, 1)
+    if not len(store):
+        raise InputError("evaluation: there is no image to embed; give a store of one or more")
     model = model.to(device).eval()
     order, features = [], []
     with torch.no_grad(), tqdm(total=len(store), unit="crop", desc="embed", disable=not progress) as bar:
@@ -106,14 +113,29 @@ def evaluate(
     Raises:
         InputError: where the store lacks a query, two attacks are given, or clean does not fit the trials or gallery.
     """
-    query_modality = dataset.default_query if query_modality is None else query_modality
+    query_modality = dataset.direction(query_modality)
     trials = dataset.trials(query_modality) if trials is None else list(trials)
     options = {"batch_size": batch_size, "device": device, "progress": progress}
     queries, gallery = (distinct(trials, side) for side in ("query", "gallery"))
+    moved = None if perturb is None and query_store is None else 0
+
+    def counted(images: torch.Tensor, modality: Modality) -> torch.Tensor:
+        nonlocal moved
+        changed = perturb(images.clone(), modality)  # one may change what it is given
+        moved = moved + (changed != images).flatten(1).any(1).sum()
+        return changed
+
     if query_store is None:
-        query_features = embed_store(model, cached(dataset, queries, progress), perturb=perturb, **options)
+        how = {**options, "perturb": perturb and counted}
+        query_features = embed_store(model, cached(dataset, queries, progress), **how)
     else:
         check_query_store(query_store, queries, perturb)
+        rows, changed = [query_store.row[record] for record in queries], getattr(query_store, "changed", None)
+        if changed is None:  # crops of 8 bits, as the clean ones are
+            pairs = zip(query_store.images[rows], cached(dataset, queries, progress).images, strict=True)
+            moved = sum(not np.array_equal(*pair) for pair in pairs)
+        else:
+            moved = changed[rows].sum()
         query_features = in_order(embed_store(model, query_store, **options), query_store.records, queries)
     if clean is None:
         gallery_features = embed_store(model, cached(dataset, gallery, progress), perturb=perturb_gallery, **options)
@@ -128,7 +150,8 @@ def evaluate(
     for trial in trials:
         found = in_order(query_features, queries, trial.query), in_order(gallery_features, gallery, trial.gallery)
         scores.append(ranking.evaluate_features(*found, *identities_and_cameras(trial), protocol=dataset.protocol))
-    return Evaluation(query_modality, scores, chance, _per_identity(scores, trials), query_features, gallery_features)
+    found = chance, _per_identity(scores, trials), query_features, gallery_features
+    return Evaluation(query_modality, scores, *found, None if moved is None else int(moved))
 
 
 def distinct(trials: Sequence[Trial], side: str) -> list[Record]:
@@ -169,11 +192,13 @@ def ranked(
     Args:
         queries: the records themselves, or how many to take at even distances through the trial's list.
     """
-    if isinstance(queries, int):
+    if isinstance(queries, str) or not isinstance(queries, Sequence):
+        queries = whole("evaluation", "queries", queries, 1)
         places = np.linspace(0, len(trial.query) - 1, min(queries, len(trial.query))).round().astype(int)
         queries = [trial.query[place] for place in places]
     store = cached(dataset, trial.query, False)
     chosen = ImageStore(store.images[[store.row[query] for query in queries]], queries)
+    device = pick_device(device)
     found = embed_store(model, chosen, perturb=perturb, device=device, progress=False)
     gallery = embed_store(model, cached(dataset, trial.gallery, False), device=device, progress=False)
     _, people, _, cameras = identities_and_cameras(trial)

@@ -18,8 +18,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     Raises:
         InputError: for unlike shapes or images below 11 pixels.
     """
-    if images.shape != reference.shape or images.ndim != 4:
-        raise InputError(f"ssim: two batches (N, C, H, W) alike, got {tuple(images.shape)}, {tuple(reference.shape)}")
+    images, reference = _alike("ssim", images, reference)
     height, width = images.shape[2:]
     if min(height, width) < WINDOW:
         raise InputError(f"ssim: images of {height}x{width} are smaller than the {WINDOW}x{WINDOW} window; load larger")
@@ -47,7 +46,16 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB, (N,), of images (N, C, H, W) in [0, 1]; infinite for equal ones."""
+    images, reference = _alike("psnr", images, reference)
     return decibels((images - reference).square().mean((1, 2, 3)))
+
+
+def _alike(what: str, images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two batches of floats of one shape, in the precision of the first."""
+    if images.shape != reference.shape or images.ndim != 4 or not images.is_floating_point():
+        got = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in (images, reference))
+        raise InputError(f"{what}: two batches of floats (N, C, H, W) alike are needed, got {got}")
+    return images, reference.to(images)
 
 
 def decibels(error: Tensor) -> Tensor:

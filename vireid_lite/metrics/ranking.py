@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vireid_lite.errors import InputError, check_choice, check_whole
-from vireid_lite.metrics.bootstrap import Interval, interval, labels
+from vireid_lite.errors import InputError, check_choice, whole
+from vireid_lite.metrics.bootstrap import MOST, Interval, interval, labels
 
 PROTOCOLS = ("regdb", "sysu", "llcm")
 # Distances held at once, and counted at once, where they are still in the processor's cache: features are multiplied in
@@ -129,12 +129,8 @@ def evaluate(
         InputError: on distances that are not finite, shapes that do not fit, missing cameras, an unknown protocol, or
             where no query has a match.
     """
-    distance = distance if isinstance(distance, torch.Tensor) else np.asarray(distance)
-    if distance.ndim != 2:
-        raise InputError(f"metrics: distance must have shape (queries, gallery), got {tuple(distance.shape)}")
+    distance = _matrix(distance, "distance", "(queries, gallery)")
     dtype = _array(distance[:0]).dtype
-    if dtype.kind not in "fiub":
-        raise InputError(f"metrics: distance must be real numbers, got dtype {dtype}")
     setting = _setting(distance.shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
 
     def block(rows: slice) -> np.ndarray:
@@ -158,8 +154,8 @@ def evaluate_features(
         query, gallery: (Q, D) and (G, D) arrays or tensors, finite; distances are computed on the gallery's device, in
             float32, or in float64 if both are.
     """
-    query, gallery = (x if isinstance(x, torch.Tensor) else np.asarray(x) for x in (query, gallery))
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+    query, gallery = _matrix(query, "query", "(Q, D)"), _matrix(gallery, "gallery", "(G, D)")
+    if query.shape[1] != gallery.shape[1]:
         shapes = f"{tuple(query.shape)} and {tuple(gallery.shape)}"
         raise InputError(f"metrics: query and gallery must be (Q, D) and (G, D) features, got {shapes}")
     shape = len(query), len(gallery)
@@ -190,14 +186,15 @@ def chance(
         query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank: and errors, as in `evaluate`.
         repeats: random rankings of the whole query set, at least 2.
     """
-    check_whole("metrics", "repeats", int(repeats), 2)
+    repeats = whole("metrics", "repeats", repeats, 2, MOST)
+    query_ids, gallery_ids = labels(query_ids, "query_ids"), labels(gallery_ids, "gallery_ids")
     shape = len(query_ids), len(gallery_ids)
     setting = _setting(shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol, max_rank)
     # With one shared order, queries of one identity and camera score alike, so each such pair is ranked once.
     pairs = np.stack([setting.query_identity, setting.query_camera])
     (identity, camera), pair = np.unique(pairs, axis=1, return_inverse=True)
     distinct, pair = setting._replace(query_identity=identity, query_camera=camera), pair.ravel()
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole("metrics", "seed", seed))
 
     def once_a_pair(block: Callable[[slice], np.ndarray]) -> tuple[np.ndarray, ...]:
         return tuple(values[pair] for values in _rank(distinct, block))
@@ -231,6 +228,23 @@ def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
     return PerIdentity(identity, rank1, ap, queries)
 
 
+def _matrix(values, name: str, shape: str):
+    """Return a tensor as it is, anything else as an array in this machine's byte order; both hold real numbers."""
+    if not (is_tensor := isinstance(values, torch.Tensor)):
+        try:
+            values = np.asarray(values)
+        except ValueError:
+            raise InputError(f"metrics: {name} must be a matrix {shape}, got rows of unlike lengths") from None
+    if values.is_complex() if is_tensor else values.dtype.kind not in "fiub":
+        raise InputError(f"metrics: {name} must be real numbers, got dtype {values.dtype}")
+    if values.ndim != 2:
+        raise InputError(f"metrics: {name} must have shape {shape}, got {tuple(values.shape)}")
+    if is_tensor:
+        return values
+    native = np.float64 if values.dtype.itemsize > 8 else values.dtype.newbyteorder("=")
+    return values.astype(native, copy=False)
+
+
 def _array(values) -> np.ndarray:
     """Return a matrix, wherever it lies, as an array; NumPy has no bfloat16."""
     if isinstance(values, torch.Tensor):
@@ -240,8 +254,9 @@ def _array(values) -> np.ndarray:
 
 def _features(values, name: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features (N, D) and their squared lengths (N,), refusing what is not finite, or overflows when squared."""
-    if not isinstance(values, torch.Tensor):  # torch warns about read-only memory
-        values = torch.from_numpy(values if values.flags.writeable else values.copy())
+    if not isinstance(values, torch.Tensor):  # torch warns about read-only memory, and has no step backwards
+        plain = values.flags.writeable and min(values.strides) >= 0
+        values = torch.from_numpy(values if plain else values.copy())
     values = values.to(device, dtype)
     squares = _squares(values)
     finite = squares.isfinite()
@@ -259,7 +274,7 @@ def _squares(features: torch.Tensor) -> torch.Tensor:
 def _setting(shape, query_ids, gallery_ids, query_cameras, gallery_cameras, protocol: str, max_rank: int) -> _Setting:
     """Check identities and cameras against the shape of the ranking, and sort the gallery by identity."""
     check_choice("metrics", "protocol", protocol, PROTOCOLS)
-    check_whole("metrics", "max_rank", int(max_rank), 1)
+    whole("metrics", "max_rank", max_rank, 1, 10**5)
     queries, gallery = shape
     if 0 in shape:
         raise InputError(f"metrics: nothing to rank: {queries} queries, {gallery} gallery images")

@@ -11,10 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.data.records import Modality, check_modality
+from vireid_lite.errors import check_choice
 from vireid_lite.frequency import decompose, recombine
-from vireid_lite.models.two_stream import one_modality
 
 
 class Attention(nn.Module):
@@ -92,10 +91,8 @@ class ModalityAttention(nn.Module):
 
         Raises InputError for a modality that is neither one for the batch nor one for each of N images.
         """
-        if not isinstance(modality, Tensor):
-            return (self.visible, self.infrared)[one_modality(modality)](maps)
-        if modality.shape != maps.shape[:1]:
-            raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(maps)} in all")
+        if not isinstance(modality := check_modality(modality, len(maps)), Tensor):
+            return (self.visible, self.infrared)[modality](maps)
         # Both are computed for every image and one is kept: a summary is small, and splitting would make a GPU wait.
         summary = self.visible.squeeze(maps)
         infrared = (modality == Modality.INFRARED).view(-1, 1, 1, 1).to(maps.device, non_blocking=True)

@@ -18,6 +18,7 @@ from vireid_lite.models.two_stream import TwoStream
 NETWORKS = {"agw": AGW, "caj": CAJ, "ddag": DDAG, "deen": DEEN, "ide": IDE, "pcb": PCB}
 
 
+@torch.inference_mode(False)  # whose weights could never be attacked or trained
 def build(
     name: str, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, **options: object
 ) -> TwoStream:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from vireid_lite.data.records import Modality
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.data.records import Modality, check_modality
+from vireid_lite.errors import InputError, check_choice, check_flag
 
 BACKBONES = ("resnet50", "resnet18", "lite")
 LITE_WIDTHS = (32, 64, 128, 256)  #: channels of the lite trunk's layers; its stem has the first one's
@@ -150,19 +150,19 @@ class Stems(nn.Module):
 
         A modality of 0 and 1, int64 (N,), is kept on the CPU, as splitting by a tensor on the GPU makes the host wait.
         """
-        images, stems = (images - self.mean) / self.std, (self.visible, self.infrared)
-        if not isinstance(modality, Tensor):
-            return stems[one_modality(modality)](images)
+        images, stems = (images.to(self.mean.dtype) - self.mean) / self.std, (self.visible, self.infrared)
+        if not isinstance(modality := check_modality(modality, len(images)), Tensor):
+            return stems[modality](images)
         groups = [(modality == value).nonzero().flatten() for value in Modality]
-        if modality.shape != images.shape[:1] or sum(map(len, groups)) != len(images):
-            raise InputError(f"modality: one 0 (visible) or 1 (infrared) per image is needed, {len(images)} in all")
         if (modality.diff() >= 0).all():  # visible first, infrared after: slices spare two copies
             parts, back = images.split([*map(len, groups)]), slice(None)
         else:
             places = (*groups, torch.cat(groups).argsort())
             *groups, back = (place.to(images.device, non_blocking=True) for place in places)
             parts = [images[group] for group in groups]
-        return torch.cat([stem(part) for stem, part in zip(stems, parts, strict=True) if len(part)])[back]
+        return torch.cat([stem(part) for stem, part in zip(stems, parts, strict=True) if len(part) or not len(images)])[
+            back
+        ]
 
 
 class NonLocal(nn.Module):
@@ -209,13 +209,6 @@ def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
     return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
 
 
-def one_modality(modality: Modality) -> Modality:
-    """Return the modality of a whole batch, checked."""
-    if modality not in (0, 1):
-        raise InputError(f"modality: Modality.VISIBLE, Modality.INFRARED or a tensor is needed, got {modality!r}")
-    return modality
-
-
 def generalised_mean(maps: Tensor, p: float = 3.0) -> Tensor:
     """Return GeM pooling (mean(x^p) + 1e-12)^(1/p) of maps (N, C, h, w) cut at 0: (N, C) (AGW model.py:234)."""
     return (maps.clamp(min=0).pow(p).mean((2, 3)) + 1e-12).pow(1 / p)
@@ -244,6 +237,7 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
         pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
     """
     check_choice("models", "backbone", backbone, BACKBONES)
+    check_flag("models", "pretrained", pretrained)
     if backbone == "lite" and pretrained:
         raise InputError("models: the lite trunk has no ImageNet weights; choose a ResNet or pretrained=False")
     if backbone == "lite":

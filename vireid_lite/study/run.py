@@ -16,6 +16,7 @@ from vireid_lite.attacks import ImageAttack, ModifiedVictim, UniversalAttack, cr
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.attacks.perturbation import resized
 from vireid_lite.data import Dataset, Modality, Trial, cached
+from vireid_lite.errors import InputError, check_choice
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.metrics.anatomy import Anatomy, anatomy, within_modality
 from vireid_lite.metrics.evaluation import Evaluation, direction_name, distinct, evaluate
@@ -24,6 +25,8 @@ from vireid_lite.models.official import load_official
 from vireid_lite.study.cards import plain
 from vireid_lite.victims import load_or_train, tier_dataset, tier_named
 
+# Why the queries of a perturbation in 8 bits may stay as they were.
+ROUNDED = "what it adds there is zero, leaves [0, 1] or is less than a level of 8 bits"
 Victim = tuple[nn.Module, dict, Dataset]  #: on its device, its card, and the data at its size
 
 
@@ -71,6 +74,11 @@ class Attacked(NamedTuple):
     seconds: float
     transferred: bool = False
 
+    @property
+    def moved(self) -> int:
+        """How many query images of both directions the attack changed in any pixel, as floats."""
+        return sum(each.moved for each in self.exact)
+
     def describe(self) -> dict:
         """Return everything as a run card holds it, directions by name, `history` thinned to a dozen steps.
 
@@ -81,10 +89,12 @@ class Attacked(NamedTuple):
         results: dict = {"clean": {}, "scores": {}, "scores_8_bit": {}}
         for name, clean, exact, rounded in zip(names, self.clean, self.exact, self.rounded, strict=True):
             results["clean"][name] = {score: getattr(clean, score) for score in ("rank1", "mAP", "mINP")}
-            results["scores"][name] = {**scores_for_card(exact), "difference": difference(clean, exact)}
+            how = {"difference": difference(clean, exact), "moved": exact.moved}
+            results["scores"][name] = {**scores_for_card(exact), **how}
             # What does not depend on the attack stands once, beside the exact scores.
             kept = {key: v for key, v in scores_for_card(rounded).items() if "chance" not in key and key != "minimum"}
-            results["scores_8_bit"][name] = {**kept, "difference": difference(clean, rounded)}
+            how = {"difference": difference(clean, rounded), "moved": rounded.moved}
+            results["scores_8_bit"][name] = {**kept, **how}
             if self.transferred:
                 results["scores_8_bit"][name]["broken"] = broken(clean, rounded)
         if self.anatomies:
@@ -159,6 +169,7 @@ def run_attack(
 
 def trials_of(dataset: Dataset, query_modality: Modality, split: str) -> list[Trial]:
     """Return the trials of one direction, of "test" or of "val"."""
+    check_choice("run", "split", split, ("test", "val"))
     return dataset.trials(query_modality) if split == "test" else [dataset.val_trial(query_modality)]
 
 
@@ -168,6 +179,22 @@ def clean_scores(
     """Return the scores of both directions without any attack."""
     options = {"device": device, "progress": progress}
     return [evaluate(model, dataset, m, trials=trials_of(dataset, m, split), **options) for m in Modality]
+
+
+def told_moved(stays: str, *scored: Sequence[Evaluation]) -> str:
+    """Return the line that says how many queries an attack moved, as floats and in 8 bits, and why not all.
+
+    Args:
+        stays: why it may leave an image as it was.
+        scored: both directions, one list or, rounded, a second one. Raises InputError where the first moved none.
+    """
+    counts, total = [sum(e.moved for e in each) for each in scored], sum(len(e.query) for e in scored[0])
+    if not counts[0]:
+        what = f"attack: none of {total} query images is moved, so there is nothing to score: {stays}"
+        raise InputError(f"{what}; choose another attack, budget or data")
+    said = f"moved {counts[0]} of {total} query images" + "".join(f", {count} in 8 bits" for count in counts[1:])
+    why = [stays] * (counts[0] < total) + ["less than a level of 8 bits is rounded away"] * (counts[-1] < counts[0])
+    return "; ".join([said, *why])
 
 
 def difference(clean: Evaluation, attacked: Evaluation) -> dict[str, dict[str, float]]:
@@ -229,7 +256,10 @@ def victim_and_data(
 def evaluate_victim(
     victim: Victim, directions: Sequence[Modality], out: Path, split: str, made=None, device="cpu"
 ) -> list[tuple[Evaluation, Evaluation | None, dict | None]]:
-    """Score some directions, write out/scores.json; return each's scores, those under `made`, and the difference."""
+    """Score some directions, write out/scores.json; return each's scores, those under `made`, and the difference.
+
+    Raises InputError where `made` moves no query.
+    """
     model, _, dataset = victim
     found, scores, before = [], {}, {}
     for modality in directions:
@@ -239,8 +269,10 @@ def evaluate_victim(
         if made is not None:
             attacked = evaluate(model, dataset, modality, perturb=made.apply_rounded, **options)
             moved = difference(clean, attacked)
-            scores[name] = {**scores_for_card(attacked), "difference": moved}
+            scores[name] = {**scores_for_card(attacked), "difference": moved, "moved": attacked.moved}
         found.append((clean, attacked, moved))
+    if made is not None:
+        told_moved(ROUNDED, [attacked for _, attacked, _ in found])
     more = {"perturbation": made.made_by, "clean": before} if made is not None else {}
     _write_scores(out, victim, split, {"scores": scores, **more})
     return found
@@ -249,12 +281,15 @@ def evaluate_victim(
 def attack_victim(attack, victim: Victim, out: Path, split: str, **options: object) -> Attacked:
     """Attack a victim, or resume a killed attack; write out/scores.json and what a universal attack made beside it.
 
+    Where no query moved (`Attacked.moved`), there is nothing to score and nothing is written.
     options: seed, identities and device, as `run_attack` takes them.
     """
     model, _, dataset = victim
     # Named by the data too: a note of other pixels must not be taken over.
     state = out / f"state-{stable_hash([dataset.describe(), split])}.pt"
     found = run_attack(attack, model, dataset, split=split, state_path=state, **options)
+    if not found.moved:
+        return found
     asked = {name: options.get(name) for name in ("seed", "identities")}
     _write_scores(out, victim, split, {"attack": {**attack.describe(), **asked}, **found.describe()})
     if found.made is not None:

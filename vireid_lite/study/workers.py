@@ -31,7 +31,7 @@ from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_devi
 from vireid_lite.metrics.evaluation import Evaluation, direction_name
 from vireid_lite.study.campaign import Results, Root, Run, read_campaign
 from vireid_lite.study.cards import is_stale, read_card, write_card
-from vireid_lite.study.run import clean_scores, run_attack, score_modified, scores_for_card
+from vireid_lite.study.run import clean_scores, run_attack, score_modified, scores_for_card, told_moved
 from vireid_lite.victims import load_or_train
 
 ANSWER = 10.0  #: seconds a scheduler has to answer
@@ -78,6 +78,7 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
                 if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
                     _CLEAN[victim] = clean_scores(model, dataset, run.split, chosen)
                 found = run_attack(run.attack, model, dataset, seed=run.seed, clean=_CLEAN[victim], **how)
+                told_moved(run.attack.stays, found.exact)  # or there is nothing that a card could hold
                 results = found.describe()
     seconds, memory = time.perf_counter() - started, peak_memory_mib(chosen)
     if run.attack is None:

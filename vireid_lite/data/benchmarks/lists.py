@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
 from vireid_lite.data.records import Dataset, Modality, Record, Size
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.errors import InputError, check_choice, whole
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")  #: in small letters or capitals
 # RegDB and LLCM number the people of their training lists from 0, and those of their tests in a range that overlaps it.
@@ -75,7 +75,9 @@ class Benchmark(Dataset):
         identities = sorted({record.identity for record in self.train})
         if len(identities) < 2:
             raise InputError(f"{self.title}: validation=True needs two training identities or more; this copy has one")
-        held = set(random.Random(seed).sample(identities, max(1, len(identities) // 10)))
+        held = set(
+            random.Random(seed := whole(self.name, "seed", seed)).sample(identities, max(1, len(identities) // 10))
+        )
         self.val = [record for record in self.train if record.identity in held]
         self.train = [record for record in self.train if record.identity not in held]
         self.options["seed"] = seed

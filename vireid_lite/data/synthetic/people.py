@@ -13,7 +13,7 @@ from vireid_lite.data.synthetic.figure import SPECTRA, Person, Shot
 from vireid_lite.data.synthetic.paint import dyes
 from vireid_lite.data.synthetic.render import render
 from vireid_lite.data.synthetic.scene import draw_scene
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
+from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole, whole
 
 # SYSU-MM01's numbering of cameras.
 CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}
@@ -204,7 +204,7 @@ class SyntheticVI(Dataset):
         check_whole("synthetic", "images_per_modality", images_per_modality, 1)
         if size[1] > 4 * size[0]:
             raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
-        check_whole("synthetic", "seed", seed)
+        seed = whole("synthetic", "seed", seed)
         check_flag("synthetic", "thermal", thermal)
         check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
         options |= {"images_per_modality": images_per_modality, "seed": seed}
