@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
 from vireid_lite.data.records import Dataset, Modality, Record, Size
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.errors import LARGEST_SEED, InputError, check_choice, check_whole
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")  #: in small letters or capitals
 # RegDB and LLCM number the people of their training lists from 0, and those of their tests in a range that overlaps it.
@@ -46,7 +46,10 @@ class Benchmark(Dataset):
     #: each option's usual value, and what it may be, type included (True is not 1)
     choices: ClassVar[dict[str, tuple[object, Collection]]]
 
-    def __init__(self, root: str | Path | None, *, size: Size | None = None, seed: int = 0, **options: object) -> None:
+    def __init__(
+        self, /, root: str | Path | None, *, size: Size | None = None, seed: int = 0, **options: object
+    ) -> None:
+        check_whole(self.title, "seed", seed, 0, LARGEST_SEED)
         for option, value in options.items():
             check_choice(self.title, "option", option, self.choices)
             known = [repr(choice) for choice in self.choices[option][1]]

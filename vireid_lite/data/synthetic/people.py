@@ -13,7 +13,7 @@ from vireid_lite.data.synthetic.figure import SPECTRA, Person, Shot
 from vireid_lite.data.synthetic.paint import dyes
 from vireid_lite.data.synthetic.render import render
 from vireid_lite.data.synthetic.scene import draw_scene
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
+from vireid_lite.errors import LARGEST_SEED, InputError, check_choice, check_flag, check_number, check_whole
 
 # SYSU-MM01's numbering of cameras.
 CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}
@@ -185,6 +185,7 @@ class SyntheticVI(Dataset):
 
     def __init__(
         self,
+        /,
         num_identities: int = 200,
         images_per_modality: int = 6,
         size: tuple[int, int] = (128, 64),
@@ -200,11 +201,11 @@ class SyntheticVI(Dataset):
         options["test_identities"] = test_identities
         for name, people in options.items():
             check_whole("synthetic", name, people, 2)
-            check_number("synthetic", name, people, 2, 1_000_000)
-        check_whole("synthetic", "images_per_modality", images_per_modality, 1)
+        most = 10_000_000 // sum(options.values())
+        check_whole("synthetic", "images_per_modality", images_per_modality, 1, most)
         if size[1] > 4 * size[0]:
             raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
-        check_whole("synthetic", "seed", seed)
+        check_whole("synthetic", "seed", seed, 0, LARGEST_SEED)
         check_flag("synthetic", "thermal", thermal)
         check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
         options |= {"images_per_modality": images_per_modality, "seed": seed}
