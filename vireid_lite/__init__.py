@@ -11,3 +11,9 @@ Which file answers which question, from the ground up; an import only ever point
 - study: a run, its card, campaigns and grids of runs, their tables
 - chapters, cli: what a notebook imports beside these; the command line
 """
+
+import signal
+import sys
+
+if sys.argv[0].endswith(("vireid-lite", "vireid-lite.exe")):  # a command that is interrupted while it loads just ends
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

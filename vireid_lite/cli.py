@@ -1,8 +1,13 @@
 """The command line: what the chapters do, with the same names for the same parameters."""
 
+import contextlib
 import importlib
+import os
+import re
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import typer
 
@@ -10,8 +15,9 @@ from vireid_lite import options as take
 from vireid_lite.errors import BuildError, InputError
 from vireid_lite.files import exclusive
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-data_app = typer.Typer(no_args_is_help=True, help="Verify a copy of a data set.")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+INTERRUPTED = "interrupted; what is finished is kept, the same command resumes"
+data_app = typer.Typer(help="Verify a copy of a data set.")
 app.add_typer(data_app, name="data")
 
 
@@ -248,29 +254,64 @@ def _production(command: str):
     raise InputError(f"{Path.cwd()}: no book here; run vireid-lite {command} in a checkout of the repository")
 
 
-def _join_parameters(arguments: list[str]) -> list[str]:
-    """Turn papermill's `-p NAME VALUE` into `-p NAME=VALUE`, which one option can hold."""
-    joined = list(arguments)
+def _read_arguments(arguments: list[str]) -> list[str]:
+    """Return the arguments, papermill's `-p NAME VALUE` as `-p NAME=VALUE` and a leading `~` as the home folder.
+
+    Raises InputError for an empty one, which would be read as the working directory.
+    """
+    joined = [re.sub(r"^([\w-]+=)?~(?=/|$)", rf"\g<1>{Path.home()}", argument) for argument in arguments]
     for place in range(len(joined) - 3, -1, -1):
         if joined[place] in ("-p", "--parameter", "--parameters") and "=" not in joined[place + 1]:
             joined[place + 1 : place + 3] = [f"{joined[place + 1]}={joined[place + 2]}"]
+    for before, argument in zip(["vireid-lite", *joined], joined, strict=False):
+        if re.fullmatch(r"(--[\w-]+=)?", argument):
+            raise InputError(f"{argument or before}: an empty value; give one, or leave it out")
     return joined
+
+
+def _interrupted(_: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but end at once inside an import: a module half loaded swallows it, or fails later."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, f"\nvireid-lite: {INTERRUPTED}\n".encode())
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line; bad input, or a book that fails, is one line on stderr and exit code 2."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: the next file opened would take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # a path need not be text
+    message, code = "", 0
     try:
-        sys.exit(app(_join_parameters(sys.argv[1:]), standalone_mode=False))
+        signal.signal(signal.SIGINT, _interrupted)
+        app(_read_arguments(sys.argv[1:]), standalone_mode=False)
+        sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
-        message, code = "interrupted; what is finished is kept, the same command resumes", 130
+        message, code = INTERRUPTED, 130
     except (BuildError, InputError) as error:
         message, code = str(error), 2
     except OSError as error:
-        message, code = f"{error.filename or 'a file'}: {error.strerror or error}", 2
+        where, what = error.filename or "what is printed", error.strerror or error
+        message, code = f"{where}: {what}; check the path, the rights to it and the space left", 2
     except Exception as error:
         # typer brings its own click, whose usage errors have no public name.
-        if not hasattr(error, "format_message"):
+        if hasattr(error, "format_message"):
+            how = f"; {error.ctx.command_path} --help lists what it takes" if getattr(error, "ctx", None) else ""
+            message, code = error.format_message().replace("Value error, ", "").rstrip(".") + how, 2
+        elif isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
+            message, code = "not enough memory; ask for less at once: smaller crops, fewer images or people", 2
+        else:
             raise
-        message, code = " ".join(error.format_message().split()).replace("Value error, ", ""), 2
-    print(f"vireid-lite: {message}", file=sys.stderr)
+    if message:
+        with contextlib.suppress(OSError):
+            print("vireid-lite:", " ".join(message.split()), file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # as the interpreter would find out once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)

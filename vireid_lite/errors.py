@@ -21,6 +21,7 @@ class BuildError(RuntimeError):
 
 TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  #: with the data set each uses unless told
 DATASETS = ("synthetic", "sysu", "regdb", "llcm", "paired_folder")  #: by the names that `load_dataset` takes
+LARGEST_SEED = 2**63 - 1  #: that torch takes
 
 
 def fraction(value: object) -> float:
@@ -45,18 +46,21 @@ def number(value: object, kind: type, expected: str) -> Any:
 
 
 def check_number(where: str, name: str, value: object, low: float = 0, high: float = math.inf) -> None:
-    """Raise InputError unless a value is a number from `low` to `high`, both included; NaN and bool are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{where}: {name} must be a number from {low} to {high}, got {value!r}")
+    """Raise InputError unless a value is a number from `low` to `high`, both included; no NaN, infinity or bool."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and low <= value <= high and abs(value) < math.inf):
+        to = f"to {high}" if high < math.inf else "up"
+        raise InputError(f"{where}: {name} must be a number from {low} {to}, got {value!r}")
 
 
-def check_whole(where: str, name: str, value: object, least: int = 0) -> None:
-    """Raise InputError unless a value is a whole number of at least `least`."""
-    if type(value) is not int or value < least:
-        raise InputError(f"{where}: {name} must be a whole number of at least {least}, got {value!r}")
+def check_whole(where: str, name: str, value: object, least: int = 0, most: int = 1_000_000) -> None:
+    """Raise InputError unless a value is a whole number from `least` to `most`, both included."""
+    if type(value) is not int or not least <= value <= most:
+        bound = f"most {most}" if type(value) is int and value > most else f"least {least}"
+        raise InputError(f"{where}: {name} must be a whole number of at {bound}, got {value!r}")
 
 
-def whole(where: str, name: str, value: object, least: int = 0, most: int = 2**63 - 1) -> int:
+def whole(where: str, name: str, value: object, least: int = 0, most: int = LARGEST_SEED) -> int:
     """Return a whole number, NumPy's too, from `least` to `most`, both included; InputError for anything else."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
         raise InputError(f"{where}: {name} must be a whole number from {least} to {most}, got {value!r}")

@@ -67,7 +67,8 @@ def clear_no_space(what: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InputError(f"{what}: no space left in {folder}; free some, or choose another folder") from None
-        raise InputError(f"{what}: {folder} cannot be written ({error.strerror}); choose another folder") from None
+        place = "another folder in VIREID_CACHE" if folder.is_relative_to(cache_folder()) else "another folder"
+        raise InputError(f"{what}: {folder} cannot be written ({error.strerror}); choose {place}") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -99,6 +100,7 @@ def exclusive(folder: Path, wait: bool = True, whole: Path | None = None) -> Ite
         return
     with clear_no_space(folder.name, folder.parent):
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()  # FileLock waits for ever where no file can be made
         try:
             held = FileLock(folder / ".lock").acquire(blocking=wait)
         except Timeout:

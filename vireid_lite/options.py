@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vireid_lite.errors import DATASETS, TIERS, InputError, fraction
+from vireid_lite.errors import DATASETS, LARGEST_SEED, TIERS, InputError, fraction
 
 # Names known without torch; a test holds them equal to those of the modules.
 NETWORKS = ("agw", "caj", "ddag", "deen", "ide", "pcb")
@@ -42,9 +42,25 @@ def _numbers(text: str) -> list[int]:
 
 def _plain(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except (RecursionError, ValueError):
         return text
+
+
+def _file(remedy: str, option: str, path: Path) -> Path:
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{option} {path}: {found}; {remedy}, or check the path")
+    return path
+
+
+def _folder(option: str, path: Path) -> Path:
+    there, why = next(each for each in (path, *path.absolute().parents) if each.exists()), "looks like an option"
+    if not there.is_dir():
+        why = f"lies below {there}, a file" if there != path else "is a file"
+    elif not str(path).startswith("-"):
+        return path
+    raise InputError(f"{option} {path}: {why}; give a folder, which is made if need be")
 
 
 def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: str = "") -> Any:
@@ -62,7 +78,7 @@ def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: s
     return _takes(list[str] | None, f"{text}, such as {example}", *names, read=read_pairs)
 
 
-Text, File = str | None, Path | None
+Text, File, MANY = str | None, Path | None, 1_000_000
 ROOT, ROOTS = {"exists": True, "file_okay": False}, ("--data-root", "--root")
 SIZE = partial(_formed, r"\d+[xX]\d+", "HEIGHTxWIDTH in pixels, such as 128x64", _numbers)
 NUMBERS = partial(_formed, r"\s*\d+\s*(,\s*\d+\s*)*", "whole numbers with commas between them, such as 0,1,2", _numbers)
@@ -77,17 +93,20 @@ DatasetName = _takes(Literal[DATASETS] | None, "default: the tier's")
 DataRoot = _takes(File, "folder of your own copy of the data set", *ROOTS, **ROOT)
 Options = _pairs("KEY=VALUE for the data set", "difficulty=hard", "-o", "--option", own="tier dataset root size")
 Size = _takes(Text, "HEIGHTxWIDTH of the crops in pixels; default: the tier's", read=SIZE)
-Checkpoint = _takes(File, "victim.safetensors; default: the tier's synthetic victim, trained if need be", exists=True)
-Official = _takes(File, "checkpoint of the published AGW, CAJ, DDAG or DEEN code (.t or .pth)", exists=True)
+TRAIN, ATTACK = "`vireid-lite train` writes victim.safetensors", "`vireid-lite attack` writes perturbation.safetensors"
+CHECKPOINT = "victim.safetensors; default: the tier's synthetic victim, trained if need be"
+Checkpoint = _takes(File, CHECKPOINT, read=partial(_file, TRAIN))
+OFFICIAL = "checkpoint of the published AGW, CAJ, DDAG or DEEN code (.t or .pth)"
+Official = _takes(File, OFFICIAL, read=partial(_file, "give what the published code saved"))
 Kind = _takes(
     Literal["agw", "caj", "ddag", "deen"] | None,
     "network of --official, where its keys do not tell: caj, as they are agw's",
     "--model",
 )
 Split = _takes(Literal["test", "val"], "test, or val where a choice is made")
-Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=2**63 - 1)
+Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=LARGEST_SEED)
 Device = _takes(str, "auto, cpu, cuda or cuda:N", read=DEVICE)
-OutDir = _takes(Path, "folder for what the command writes")
+OutDir = _takes(Path, "folder for what the command writes", read=_folder)
 RerunStale = _takes(bool, "make cards again whose code has changed", "--rerun-stale")
 
 # What one command takes.
@@ -99,18 +118,19 @@ NetworkSet = _pairs("KEY=VALUE for the network", "hetero_centre=0.5", "--set")
 Triplet = _takes(Literal[TRIPLETS] | None, "in agw and caj; the others have losses of their own")
 Backbone = _takes(Literal[BACKBONES] | None, "default: the tier's")
 Pretrained = _takes(bool | None, "ImageNet weights, or none; default: the tier's", "--pretrained/--from-scratch")
-Epochs = _takes(int | None, "passes over the training images; default: the tier's", min=1)
+Epochs = _takes(int | None, "passes over the training images; default: the tier's", min=1, max=MANY)
 LearningRate = _takes(float | None, "peak learning rate; default: the tier's", min=1e-12, max=1e12)
-Perturbation = _takes(File, "what `vireid-lite attack` saved; applied to the queries, in 8 bits", exists=True)
+PERTURBATION = "what `vireid-lite attack` saved; applied to the queries, in 8 bits"
+Perturbation = _takes(File, PERTURBATION, read=partial(_file, ATTACK))
 QueryModality = _takes(Literal["visible", "infrared", "both"], "whose images are queries")
 AttackName = _takes(Literal[ATTACKS], "attack", how=typer.Argument)
 Eps = _takes(str, "largest change of a pixel in [0, 1], such as 8/255 or 0.03", read=EPS)
 Tied = _takes(bool, "three equal channels on infrared images", "--tied")
-Gradients = _takes(int | None, "batches forward and backward in all; default: the attack's own steps", min=1)
-Identities = _takes(int | None, "training identities a universal attack learns from; default: all", min=2)
+Gradients = _takes(int | None, "batches forward and backward in all; default: the attack's own steps", min=1, max=MANY)
+Identities = _takes(int | None, "training identities a universal attack learns from; default: all", min=2, max=MANY)
 AttackSet = _pairs("KEY=VALUE for the attack", "mode=released", "--set", own="eps gradients identities name tied")
-CampaignFile = _takes(Path, "TOML file of runs", how=typer.Argument, exists=True)
-Processes = _takes(int, "processes side by side", min=1)
+CampaignFile = _takes(Path, "TOML file of runs", how=typer.Argument, read=partial(_file, "write one"))
+Processes = _takes(int, "processes side by side", min=1, max=1024)
 GridName = _takes(str, GRID, how=typer.Argument, read=partial(_formed, GRIDS, GRID, str))
 DryRun = _takes(bool, "print what is done and what is to do, a line a table and victim", "--dry-run")
 Verbose = _takes(bool, "with --dry-run: every row", "--verbose")
@@ -118,9 +138,9 @@ DataRoots = _pairs("NAME=FOLDER of your own copy", "sysu=/data/SYSU-MM01", *ROOT
 Only = _takes(Text, 'rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
 Seeds = _takes(Text, "such as 0,1,2; default: the grid's", read=NUMBERS)
 RunSet = _pairs("TABLE.KEY=VALUE in every run", "train.epochs=2", "--set")
-Workers = _takes(int, "processes of a Dask cluster on this machine", min=1)
+Workers = _takes(int, "processes of a Dask cluster on this machine", min=1, max=1024)
 Scheduler = _takes(Text, "address of a running Dask cluster, tcp://HOST:PORT")
-Threads = _takes(int, "PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers", min=1)
+Threads = _takes(int, "PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers", min=1, max=1024)
 Chapters = _takes(Text, "numbers to execute, such as 1,3; default: all", read=NUMBERS)
 Parameters = _pairs("NAME VALUE or NAME=VALUE", "EPS 4/255", "-p", "--parameter", "--parameters", read=str)
 ExecuteOnly = _takes(bool, "do not render", "--execute-only")

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vireid_lite.chapters.costs import Costs
-from vireid_lite.errors import DATASETS, TIERS, InputError, fraction, number
+from vireid_lite.errors import DATASETS, LARGEST_SEED, TIERS, InputError, fraction, number
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,10 @@ def read(kind: str, value: object) -> Any:
         return number(value, float, "a number")
     found, fits, expected = value, isinstance(value, str) and value, "some text"
     if outer in ("int", "whole"):
-        found, expected = number(value, int, "a whole number"), "a whole number of at least 0"
-        fits = outer == "int" or found >= 0
+        found = number(value, int, "a whole number")
+        least, expected = (-LARGEST_SEED, 0)[outer == "whole"], "a whole number of at least 0"
+        expected = expected if found < least else f"a whole number of at most {LARGEST_SEED}"
+        fits = least <= found <= LARGEST_SEED
     elif outer == "bool":
         word, expected = str(value).lower(), "True or False"
         found, fits = word == "true", word in ("true", "false")

@@ -21,7 +21,7 @@ DATASETS = {"synthetic": SyntheticVI, "sysu": SYSU, "regdb": RegDB, "llcm": LLCM
 
 
 def load_dataset(
-    name: str, root: str | Path | None = None, *, size: Size | None = None, seed: int = 0, **options: object
+    name: str, /, root: str | Path | None = None, *, size: Size | None = None, seed: int = 0, **options: object
 ) -> Dataset:
     """Return a data set by name: "synthetic", "sysu", "regdb", "llcm" or "paired_folder".
 

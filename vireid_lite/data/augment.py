@@ -107,7 +107,7 @@ class Augmentation:
     box: str = "own"  #: what is erased, "own" or as published one of `BOXES`
 
     def __post_init__(self) -> None:
-        check_whole("augmentation", "pad", self.pad)
+        check_whole("augmentation", "pad", self.pad, 0, 4096)
         check_flag("augmentation", "channels", self.channels)
         check_choice("augmentation", "box", self.box, ("own", *BOXES))
         for name in ("flip", "erasing", "grey"):

@@ -33,7 +33,7 @@ class AGW(TwoStream):
         flip=False,
     ) -> None:
         check_flag("models", "flip", flip)
-        check_whole("models", "non_local_channels", non_local_channels)
+        check_whole("models", "non_local_channels", non_local_channels, 0, 4096)
         check_number("models", "gem_p", gem_p, 1e-6, 1e6)
         stem, layers = trunk(backbone, pretrained)
         if non_local_channels:

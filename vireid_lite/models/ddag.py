@@ -29,7 +29,7 @@ class DDAG(TwoStream):
     def __init__(
         self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, parts=3, dropout=0.2
     ) -> None:
-        check_whole("models", "parts", parts, 1)
+        check_whole("models", "parts", parts, 1, 256)
         check_number("models", "dropout", dropout, 0, 0.99)
         super().__init__(*two_stream.trunk(backbone, pretrained))
         # The prefixes put all heads at the full learning rate, as published (train_ddag.py, optimizer_P).

@@ -119,9 +119,9 @@ def check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
         raise InputError(f"images: the shape must be (N, 3, H, W), got {tuple(images.shape)}")
     low, high = (value.item() for value in images.detach().aminmax())
-    if not (low >= 0 and high <= 1):  # also refuses NaN, which aminmax passes on
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # rounding; also refuses NaN, which aminmax passes on
         remedy = "do not normalise, the model does that itself"
-        raise InputError(f"images: values must lie in [0, 1], got {low:g} to {high:g}; {remedy}")
+        raise InputError(f"images: values must lie in [0, 1], got {low:.8g} to {high:.8g}; {remedy}")
 
 
 @contextmanager

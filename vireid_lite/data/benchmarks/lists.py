@@ -46,7 +46,10 @@ class Benchmark(Dataset):
     #: each option's usual value, and what it may be, type included (True is not 1)
     choices: ClassVar[dict[str, tuple[object, Collection]]]
 
-    def __init__(self, root: str | Path | None, *, size: Size | None = None, seed: int = 0, **options: object) -> None:
+    def __init__(
+        self, /, root: str | Path | None, *, size: Size | None = None, seed: int = 0, **options: object
+    ) -> None:
+        seed = whole(self.title, "seed", seed)
         for option, value in options.items():
             check_choice(self.title, "option", option, self.choices)
             known = [repr(choice) for choice in self.choices[option][1]]

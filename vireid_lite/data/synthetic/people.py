@@ -185,6 +185,7 @@ class SyntheticVI(Dataset):
 
     def __init__(
         self,
+        /,
         num_identities: int = 200,
         images_per_modality: int = 6,
         size: tuple[int, int] = (128, 64),
@@ -200,8 +201,8 @@ class SyntheticVI(Dataset):
         options["test_identities"] = test_identities
         for name, people in options.items():
             check_whole("synthetic", name, people, 2)
-            check_number("synthetic", name, people, 2, 1_000_000)
-        check_whole("synthetic", "images_per_modality", images_per_modality, 1)
+        most = 10_000_000 // sum(options.values())
+        check_whole("synthetic", "images_per_modality", images_per_modality, 1, most)
         if size[1] > 4 * size[0]:
             raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
         seed = whole("synthetic", "seed", seed)
