@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from miniatures import make_regdb, make_sysu
+from PIL import Image
 
 from vireid_lite import files, models
 from vireid_lite.attacks import Modification, ModifiedVictim, train_modified_victim
@@ -349,3 +351,50 @@ def test_a_campaign_refuses_impossible_attacks_before_anything_runs(tmp_path, ch
     with pytest.raises(InputError, match="run 2") as caught:
         campaign.read_campaign(path)
     assert "\n" not in str(caught.value)
+
+
+LICENSED = """
+dataset = { name = "regdb", size = [32, 16] }
+train = { epochs = 1, identities = 2, images = 2 }
+victim = { backbone = "lite" }
+"""
+
+
+def test_images_replaced_under_their_names_are_run_again(tmp_path):
+    root, out, file = make_regdb(tmp_path / "copy"), tmp_path / "out", tmp_path / "c.toml"
+    file.write_text(f"{LICENSED}[[run]]\n")
+    (first,) = workers.run_campaign(file, out, root=root, progress=False)["ran"]
+    test = campaign.read_campaign(file)[0].open(root).test
+    for record in test[::2]:
+        path = root / record.source
+        with Image.open(path) as image:
+            changed = Image.new("RGB", image.size, (10, 200, 30))
+        changed.save(path)
+    (second,) = workers.run_campaign(file, out, root=root, progress=False)["ran"]
+    assert first != second
+    scores = [cards.read_card(out / name)["scores"] for name in (first, second)]
+    assert scores[0] != scores[1]
+    assert workers.run_campaign(file, out, root=root, progress=False)["done"] == [second]
+
+
+def test_a_surrogate_that_saw_the_people_its_target_ranks_is_refused_unless_meant(tmp_path):
+    root, file = make_regdb(tmp_path / "copy"), tmp_path / "c.toml"
+    own = "[[run]]\nattack = { name = 'sign-noise' }\nsurrogate = { seed = 1, dataset = { split = 2 }"
+    file.write_text(f"{LICENSED}{own} }}")
+    with pytest.raises(InputError, match=r"surrogate was trained on .* allow_seen_people = true in its table"):
+        workers.run_campaign(file, tmp_path / "out", root=root, progress=False)
+    file.write_text(f"{LICENSED}{own}, allow_seen_people = true }}")
+    (name,) = workers.run_campaign(file, tmp_path / "out", root=root, progress=False)["ran"]
+    assert cards.read_card(tmp_path / "out" / name)["surrogate"]["allow_seen_people"] is True
+
+
+def test_the_key_of_a_run_covers_test_images_that_no_official_gallery_draws(tmp_path):
+    root, file = make_sysu(tmp_path / "copy"), tmp_path / "c.toml"
+    file.write_text('dataset = { name = "sysu", size = [32, 16], num_trials = 1 }\n[[run]]\n')
+    (run,) = campaign.read_campaign(file)
+    data, before = run.open(root), run.card_name(root)
+    drawn, (trial,) = data.trials()[0].gallery, data.trials(Modality.VISIBLE)
+    path = root / next(record for record in trial.query if record not in drawn).source
+    path.write_bytes(path.read_bytes() + b" ")
+    campaign.opened.cache_clear()
+    assert run.card_name(root) != before

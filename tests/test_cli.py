@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
+from PIL import Image
 from safetensors.torch import save_file
 
 from vireid_lite import attacks, cli, data, errors, models, options
@@ -385,3 +386,97 @@ def test_a_campaign_says_what_it_ran(vireid, tmp_path):
     assert "ran: 1" in vireid(*command)[1]
     assert "done: 1" in vireid(*command)[1]
     assert len(list(Path(tmp_path / "cards").glob("*.json"))) == 1
+
+
+def small_victim(vireid, folder, *data):
+    """Train a victim of one epoch; return its checkpoint."""
+    code, _, said = vireid("train", *data, "--backbone", "lite", "--epochs", 1, "--out-dir", folder)
+    assert code == 0, said
+    return folder / "victim.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "ranked", "split"),
+    [
+        ("regdb", "split=1", "split=2", "test"),
+        ("sysu", "validation=false", "validation=true", "val"),
+    ],
+)
+def test_people_the_victim_was_trained_on_are_not_ranked_unless_meant(
+    vireid, copies, tmp_path, name, trained, ranked, split
+):
+    data = ["--dataset", name, "--root", copies(name), "--size", "32x16"]
+    victim = ["--checkpoint", small_victim(vireid, tmp_path / "victim", *data, "-o", trained)]
+    for command in (["attack", "sign-noise"], ["evaluate"]):
+        asked = [*command, *data, *victim, "-o", ranked, "--split", split, "--out-dir", out := tmp_path / "out"]
+        one_line(vireid(*asked), name, "was trained on", "people to be ranked", "--allow-seen-people")
+        assert not list(out.glob("[!.]*"))
+    code, _, said = vireid(*asked, "--allow-seen-people")
+    assert code == 0, said
+    assert json.loads((out / "scores.json").read_text())["allow_seen_people"]
+
+
+def test_a_victim_nobody_knows_the_people_of_says_so(copies, tmp_path, capsys):
+    from vireid_lite.study.run import victim_and_data
+
+    model = models.build("agw", 4, "lite")
+    models.checkpoints.save_checkpoint(path := tmp_path / "v.safetensors", model, {"dataset": {"name": "regdb"}})
+    for name, said in (("regdb", True), ("sysu", False)):
+        opened = data.load_dataset(name, copies(name), size=(32, 16))
+        victim_and_data("lite", path, None, lambda size, opened=opened: opened, 0, torch.device("cpu"))
+        assert ("nothing says which people the victim was trained on" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize("lost", [None, "scores.json"])
+def test_outputs_of_different_commands_never_mix(vireid, tmp_path, tiny_victim, lost):
+    out = ["--checkpoint", tiny_victim, "--out-dir", tmp_path / "out"]
+    first = ["attack", "sign-noise", *TINY, *out]
+    assert vireid(*first)[0] == 0
+    if lost:
+        (tmp_path / "out" / lost).unlink()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")}
+    others = [["attack", "m-fgsm", *TINY, *out], [*first, "--seed", 1], ["evaluate", *TINY, *out]]
+    others += [[*first, "--split", "val"], [*first, "-o", "difficulty=hard"]]
+    for other in others:
+        one_line(vireid(*other), tmp_path / "out", "of another command", "--out-dir")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")} == kept
+    assert lost or vireid(*first)[0] == 0
+
+
+def test_an_attack_that_was_killed_is_not_lost_to_another(vireid, tmp_path, tiny_victim, monkeypatch):
+    asked = [*TINY, "--checkpoint", tiny_victim, "--out-dir", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(attacks.descent, "NOTE_EVERY", 1)
+        patch.setattr(attacks.CMPS, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert vireid("attack", "cmps", *asked, "--gradients", 8, "--set", "batch_size=8")[0] == 130
+    (note,) = (tmp_path / "out").glob("state-*.pt")
+    one_line(vireid("attack", "fgsm", *asked), note.name, "--out-dir")
+    assert note.exists()
+    assert vireid("attack", "cmps", *asked, "--gradients", 8, "--set", "batch_size=8")[0] == 0
+    assert not note.exists()
+
+
+def replaced(root, keep):
+    """Write other pixels into every image of a copy under the same name and, if asked, at the same size and time."""
+    paths = [path for path in root.rglob("*") if path.suffix in (".bmp", ".jpg", ".png")]
+    for path in paths:
+        before = path.stat()
+        with Image.open(path) as image:
+            changed = Image.new("RGB", image.size, (10, 200, 30))
+        changed.save(path)
+        if keep:
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            assert path.suffix != ".bmp" or path.stat().st_size == before.st_size
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_images_replaced_under_their_names_are_other_data(vireid, tmp_path, keep):
+    root = make_regdb(tmp_path / "copy")
+    copy = ["--dataset", "regdb", "--root", root, "--size", "32x16"]
+    checkpoint = small_victim(vireid, tmp_path / "victim", *copy)
+    asked = ["evaluate", *copy, "--checkpoint", checkpoint, "--out-dir", tmp_path / "scores"]
+    assert vireid(*asked)[0] == 0
+    replaced(root, keep)
+    again = ["train", *copy, "--backbone", "lite", "--epochs", 1, "--out-dir", tmp_path / "victim"]
+    one_line(vireid(*again), "victim.safetensors", "data")
+    one_line(vireid(*asked), "other data")

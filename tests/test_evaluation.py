@@ -1,9 +1,11 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from vireid_lite import metrics, models
-from vireid_lite.data import ImageStore, Modality, cached
+from vireid_lite.data import ImageStore, Modality, SyntheticVI, cached, people
 from vireid_lite.errors import InputError
 from vireid_lite.metrics.evaluation import direction_name, embed_store, evaluate, identities_and_cameras, ranked
 
@@ -128,3 +130,15 @@ def test_ranked_agrees_with_the_scores(model, tiny):
 
 def test_direction_is_named_in_words():
     assert direction_name(Modality.VISIBLE) == "visible to infrared"
+
+
+def test_people_a_model_was_trained_on_are_not_ranked(model, tiny, tmp_path):
+    """Whoever loads the checkpoint, the network says whom it has seen."""
+    trial, seen = tiny.val_trial(), copy.deepcopy(model)
+    seen.people = people(tiny, [*tiny.train, tiny.val[0]])
+    models.checkpoints.save_checkpoint(tmp_path / "v.safetensors", seen, {})
+    seen, _ = models.checkpoints.load_checkpoint(tmp_path / "v.safetensors")
+    with pytest.raises(InputError, match=r"synthetic: the victim was trained on 1 of the 6 people to be ranked; "):
+        evaluate(seen, tiny, trials=[trial], progress=False)
+    assert evaluate(seen, tiny, progress=False).rank1 >= 0
+    assert not seen.people & people(SyntheticVI(12, 4, size=(32, 16), seed=1), trial.query)

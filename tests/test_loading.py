@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vireid_lite.data import Dataset, Modality, PKSampler, Record, cached
+from vireid_lite.data import Dataset, Modality, PKSampler, Record, cached, fingerprint
 from vireid_lite.errors import InputError
 
 
@@ -109,12 +109,17 @@ def test_a_changed_file_is_decoded_again(tmp_path):
 
     root = tmp_path / "copy"
     root.mkdir()
-    records = [Record("a.png", 0, 1, Modality.VISIBLE)]
+    records = [Record("a.bmp", 0, 1, Modality.VISIBLE)]
     data = Dataset("paired_folder", root, (16, 8), {})
-    for value in (10, 200):
-        Image.new("RGB", (8, 16), (value,) * 3).save(root / "a.png")
-        os.utime(root / "a.png", ns=(value, value))
-        assert cached(data, records, progress=False).images[0, 0, 0, 0] == value
+    keys = set()
+    for value, time in ((10, 10), (200, 200), (100, 200)):
+        Image.new("RGB", (8, 16), (value,) * 3).save(root / "a.bmp")
+        os.utime(root / "a.bmp", ns=(time, time))
+        store = cached(data, records, progress=False)
+        assert store.images[0, 0, 0, 0] == value
+        keys |= {fingerprint(records, data), store.fingerprint()}
+    assert len(keys) == 6
+    assert fingerprint(records) not in keys
 
 
 def test_an_empty_list_is_refused():

@@ -62,7 +62,7 @@ def _check_victim(dataset: str | None, checkpoint: Path | None, official: Path |
         raise InputError(f"{dataset}: give --checkpoint; `vireid-lite train --dataset {dataset}` makes one")
 
 
-def _victim(checkpoint, official, kind, seed, device, tier, dataset, root, size, option):
+def _victim(checkpoint, official, kind, seed, device, tier, dataset, root, size, option, seen):
     """Return the victim on its device, its card, and the data set at the size asked for, or that of its training."""
     from vireid_lite.study.run import victim_and_data
     from vireid_lite.victims import tier_dataset
@@ -70,7 +70,7 @@ def _victim(checkpoint, official, kind, seed, device, tier, dataset, root, size,
     def open_data(trained: list | None):
         return tier_dataset(tier, dataset, root, size=size or trained, **dict(option or ()))
 
-    return victim_and_data(tier, checkpoint, official and (official, kind), open_data, seed, device)
+    return victim_and_data(tier, checkpoint, official and (official, kind), open_data, seed, device, seen)
 
 
 def _scores_line(data, direction: str, result, what: str = "") -> str:
@@ -91,8 +91,8 @@ def evaluate(
     option: take.Options = None, size: take.Size = None,
     checkpoint: take.Checkpoint = None, official: take.Official = None, kind: take.Kind = None,
     perturbation: take.Perturbation = None,
-    query_modality: take.QueryModality = "both", split: take.Split = "test", seed: take.Seed = 0,
-    device: take.Device = "auto", out_dir: take.OutDir = Path("evaluation"),
+    query_modality: take.QueryModality = "both", split: take.Split = "test", seen: take.SeenPeople = False,
+    seed: take.Seed = 0, device: take.Device = "auto", out_dir: take.OutDir = Path("evaluation"),
 ) -> None:  # fmt: skip
     """Rank queries against a gallery; write OUT_DIR/scores.json and a figure of rankings for each direction.
 
@@ -108,7 +108,7 @@ def evaluate(
 
     chosen = pick_device(device)
     made = load_perturbation(perturbation) if perturbation else None
-    victim = _victim(checkpoint, official, kind, seed, chosen, tier, dataset, data_root, size, option)
+    victim = _victim(checkpoint, official, kind, seed, chosen, tier, dataset, data_root, size, option, seen)
     model, _, data = victim
     directions = [modality for modality in Modality if query_modality in ("both", modality.name.lower())]
     plots.set_style()
@@ -151,7 +151,7 @@ def attack(
     tier: take.Tier = "lite", dataset: take.DatasetName = None, data_root: take.DataRoot = None,
     option: take.Options = None, size: take.Size = None,
     checkpoint: take.Checkpoint = None, official: take.Official = None, kind: take.Kind = None,
-    split: take.Split = "test", seed: take.Seed = 0,
+    split: take.Split = "test", seen: take.SeenPeople = False, seed: take.Seed = 0,
     device: take.Device = "auto", out_dir: take.OutDir = Path("attack"),
 ) -> None:  # fmt: skip
     """Attack a frozen victim, score both directions, or resume a killed attack.
@@ -173,7 +173,7 @@ def attack(
         if value is not None and not taken:
             raise InputError(f"{name} takes no --{wrong}: it learns nothing from training images; leave it out")
     chosen = pick_device(device)
-    victim = _victim(checkpoint, official, kind, seed, chosen, tier, dataset, data_root, size, option)
+    victim = _victim(checkpoint, official, kind, seed, chosen, tier, dataset, data_root, size, option, seen)
     model, _, data = victim
     plots.set_style()
     with exclusive(out_dir):

@@ -103,6 +103,7 @@ Kind = _takes(
     "network of --official, where its keys do not tell: caj, as they are agw's",
     "--model",
 )
+SeenPeople = _takes(bool, "rank people that the victim was trained on, otherwise refused", "--allow-seen-people")
 Split = _takes(Literal["test", "val"], "test, or val where a choice is made")
 Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=LARGEST_SEED)
 Device = _takes(str, "auto, cpu, cuda or cuda:N", read=DEVICE)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vireid_lite.data import Augmentation, Dataset, ImageStore, Modality, PKSampler, Record, cached, fingerprint
+from vireid_lite.data import Augmentation, Dataset, ImageStore, Modality, PKSampler, Record, cached, people
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.losses import TRIPLETS
@@ -167,6 +167,7 @@ def train(
     device, objective = pick_device(device), objective or model.objective
     triplet = TRIPLETS[model.chosen_triplet(settings.triplet) or "none"]
     store = cached(dataset, dataset.train, progress)
+    model.people = (model.people or set()) | people(dataset, store.records)
     labels = contiguous_labels(store.records)
     if settings.shuffle_labels:
         labels = _shuffled_within_modality(labels, store.modalities.numpy(), seed)
@@ -174,7 +175,7 @@ def train(
     sampler = PKSampler(labelled, settings.identities, settings.images, seed)
     model.to(device, memory_format=torch.channels_last).train()
     optimiser = optimiser_for(model, settings)
-    key = stable_hash([asdict(settings), dataset.describe(), fingerprint(store.records), seed, key])
+    key = state_path and stable_hash([asdict(settings), dataset.describe(), store.fingerprint(), seed, key])
     state = {"model": model, "optimiser": optimiser}
     history = resume(state_path, key, state)
     steps, first = len(sampler), len(history)

@@ -134,7 +134,7 @@ def load_or_train(
     """
     device, seed = pick_device(device), whole("training", "seed", seed)
     trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
-    described = [recipe.describe(), trained_on, fingerprint(dataset.train), seed, source_hash(*VICTIM_CODE)]
+    described = [recipe.describe(), trained_on, fingerprint(dataset.train, dataset), seed, source_hash(*VICTIM_CODE)]
     key = stable_hash([*described, *([compute.describe()] if compute else [])])
     path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
     with exclusive(path.parent, whole=path):

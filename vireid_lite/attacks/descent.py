@@ -14,7 +14,7 @@ from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, luma
 from vireid_lite.attacks.features import Problem
 from vireid_lite.attacks.frozen import Stream, coins, frozen, images_of, training_store, weights_hash
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
-from vireid_lite.data.records import Dataset, Modality, fingerprint
+from vireid_lite.data.records import Dataset, Modality
 from vireid_lite.data.store import ImageStore
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole, whole
 from vireid_lite.files import stable_hash
@@ -106,7 +106,7 @@ class UniversalAttack:
                 raise InputError(f"{self.name}: no {modality.name.lower()} training image; both modalities are needed")
         with frozen(model), torch.enable_grad():
             problem, state = self.begin(model, store, seed)
-            key = state_path and stable_hash([self.describe(), seed, fingerprint(store.records), weights_hash(model)])
+            key = state_path and stable_hash([self.describe(), seed, store.fingerprint(), weights_hash(model)])
             history = resume(state_path, key, state)
             bar = {"initial": len(history), "total": self.steps, "desc": self.name, "disable": not progress}
             for step in tqdm(range(len(history), self.steps), unit="step", **bar):

@@ -77,7 +77,8 @@ def noise(kind: str, shape: tuple[int, ...], *numbers: int) -> Tensor:
     return torch.where(drawn < 0, -1.0, 1.0) if kind == "sign" else drawn
 
 
-def weights_hash(model: nn.Module) -> str:
-    """Return 16 hex digits that change with any weight or statistic of a model."""
-    parts = (n.encode() + v.detach().cpu().contiguous().numpy().tobytes() for n, v in model.state_dict().items())
+def weights_hash(model: nn.Module | dict[str, Tensor]) -> str:
+    """Return 16 hex digits that change with any weight or statistic of a model, or any of some named tensors."""
+    named = model.items() if isinstance(model, dict) else model.state_dict().items()
+    parts = (name.encode() + value.detach().cpu().contiguous().numpy().tobytes() for name, value in named)
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]

@@ -139,7 +139,7 @@ def train_modified_victim(
     if modification.loss == "recipe" and recipe.triplet is None:
         raise InputError(f"modification: {recipe.model} has no triplet for loss 'recipe'; choose quadruple or identity")
     device, seed = pick_device(device), whole("modification", "seed", seed)
-    described = [recipe.describe(), asdict(modification), dataset.describe(), fingerprint(dataset.train), seed]
+    described = [recipe.describe(), asdict(modification), dataset.describe(), fingerprint(dataset.train, dataset), seed]
     key = stable_hash([*described, source_hash(*ATTACK_CODE)])
     folder = folder or cache_folder() / "modified" / key
     path = folder / "modified.safetensors"
@@ -159,7 +159,7 @@ def train_modified_victim(
             settings = replace(recipe.settings, epochs=modification.epochs or recipe.settings.epochs)
             how = {"key": key, "seed": seed, "state_path": note, "progress": progress}
             card = trained_card(model, recipe, dataset, settings, device, objective=objective, **how)
-            card["modification"] = asdict(modification)
+            card |= {"modification": asdict(modification), "people": sorted(model.people)}
             state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
             write_atomically(path, safetensors.torch.save(state, metadata={"card": json.dumps(card)}))
             note.unlink(missing_ok=True)
@@ -167,4 +167,5 @@ def train_modified_victim(
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
     model.load_state_dict(state)
+    model.people = set(card["people"])
     return ModifiedVictim(model.to(device, memory_format=torch.channels_last).eval(), perturbation, card)

@@ -8,14 +8,14 @@ from vireid_lite.data.benchmarks.llcm import LLCM
 from vireid_lite.data.benchmarks.paired_folder import PairedFolder
 from vireid_lite.data.benchmarks.regdb import RegDB
 from vireid_lite.data.benchmarks.sysu import SYSU
-from vireid_lite.data.records import Dataset, Modality, Record, Size, Trial, all_against_all, fingerprint
+from vireid_lite.data.records import Dataset, Modality, Record, Size, Trial, all_against_all, fingerprint, people
 from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.data.synthetic.people import DIFFICULTIES, Knobs, SyntheticVI
 from vireid_lite.errors import InputError, check_choice
 
 __all__ = ["DATASETS", "DIFFICULTIES", "LLCM", "SYSU", "Augmentation", "Dataset", "ImageStore", "Knobs", "Modality"]
 __all__ += ["PKSampler", "PairedFolder", "Record", "RegDB", "SyntheticVI", "Trial", "all_against_all", "cached"]
-__all__ += ["fingerprint", "load_dataset"]
+__all__ += ["fingerprint", "load_dataset", "people"]
 
 DATASETS = {"synthetic": SyntheticVI, "sysu": SYSU, "regdb": RegDB, "llcm": LLCM, "paired_folder": PairedFolder}
 

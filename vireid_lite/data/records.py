@@ -1,12 +1,15 @@
 """What every data set is made of: records, a reader for them, and trials of (query, gallery)."""
 
 import hashlib
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,6 +127,10 @@ class Dataset:
             pixels = pixels.crop((x, y, x + width, y + height))
         return np.asarray(pixels.resize(self.size[::-1], Image.Resampling.LANCZOS).convert("RGB"))
 
+    def who(self, record: Record) -> str:
+        """Return what names the record's person in every split, whatever the options."""
+        return str(record.identity)
+
     def describe(self) -> dict:
         """Return what identifies these data in a run card: name, size and options, without any path."""
         return {"name": self.name, "size": list(self.size), **self.options}
@@ -136,10 +143,43 @@ def all_against_all(records: Sequence[Record], query_modality: Modality) -> Tria
     return Trial(query, [record for record in records if record.modality != query_modality])
 
 
-def fingerprint(records: Iterable[Record]) -> str:
-    """Return 16 hex digits that change with any of the records or their order; no path can be read from them."""
+def people(dataset: Dataset, records: Iterable[Record]) -> set[str]:
+    """Return 12 hex digits for each person of some records, the same in every split of a data set and every copy."""
+    names = {f"{dataset.name}/{dataset.who(record)}" for record in records}
+    return {hashlib.sha256(name.encode()).hexdigest()[:12] for name in names}
+
+
+def fingerprint(records: Iterable[Record], dataset: Dataset | None = None) -> str:
+    """Return 16 hex digits that change with any of the records or their order; no path can be read from them.
+
+    dataset: theirs, where the bytes of their files count as well; rendered images have none.
+    """
+    records = list(records)
     lines = (repr((each.source, each.identity, each.camera, int(each.modality), each.box)) for each in records)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("".join(lines).encode())
+    if dataset is not None and dataset.root is not None:
+        with ThreadPoolExecutor() as pool:
+            for found in pool.map(_digest, *zip(*file_states(dataset, records), strict=True)):
+                digest.update(found)
+    return digest.hexdigest()[:16]
+
+
+def file_states(dataset: Dataset, records: Iterable[Record]) -> list[tuple[str, int, int, int]]:
+    """Return path, size and times (modified, moved or changed, ns) of each of the records' files, by name."""
+    try:
+        paths = [str(dataset.root.resolve() / source) for source in sorted({str(each.source) for each in records})]
+        return [(path, (stat := os.stat(path)).st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path in paths]
+    except OSError as error:
+        raise InputError(f"{dataset.name}: {error.filename} cannot be read ({error.strerror})") from None
+
+
+@lru_cache(maxsize=1 << 18)
+def _digest(path: str, *state: int) -> bytes:
+    """Return a digest of a file's bytes, read again where its size or times are others."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).digest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Decoded crops as one uint8 memory map, and the batches drawn from it."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vireid_lite.data.records import Dataset, Record, fingerprint
+from vireid_lite.data.records import Dataset, Record, file_states, fingerprint
 from vireid_lite.errors import InputError, whole
 from vireid_lite.files import cache_folder, clear_no_space, exclusive, source_hash, stable_hash, write_atomically
 from vireid_lite.machine import pick_device
@@ -35,6 +36,11 @@ class ImageStore:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change with any record, their order or any pixel."""
+        pixels = hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest()
+        return stable_hash([fingerprint(self.records), pixels])
 
     def batch(self, indices: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return crops as float (n, 3, H, W) in [0, 1] on the device; they travel as uint8."""
@@ -77,12 +83,7 @@ def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
     key = [dataset.name, dataset.size, fingerprint(records), source_hash("data")]
     if dataset.root is None:
         return stable_hash([*key, dataset.describe()])
-    try:
-        files = [(source, os.stat(dataset.root / source)) for source in sorted({str(each.source) for each in records})]
-    except OSError as error:
-        raise InputError(f"{dataset.name}: {error.filename} cannot be read ({error.strerror})") from None
-    stats = [[source, stat.st_size, stat.st_mtime_ns] for source, stat in files]
-    return stable_hash([*key, str(dataset.root.resolve()), stats])
+    return stable_hash([*key, file_states(dataset, records)])
 
 
 def _decode(dataset: Dataset, records: list[Record], folder: Path, progress: bool) -> None:

@@ -8,11 +8,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from vireid_lite.data.records import Dataset, Modality, Record, Trial, one_modality
+from vireid_lite.data.records import Dataset, Modality, Record, Trial, one_modality, people
 from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.errors import InputError, whole
 from vireid_lite.machine import pick_device
 from vireid_lite.metrics import ranking
+
+# How to rank people that a network was trained on all the same.
+ALLOW = {"victim": "give --allow-seen-people (in Python, set its people to None)"}
+ALLOW["surrogate"] = "write allow_seen_people = true in its table (in Python, set its people to None)"
 
 Perturbation = Callable[[torch.Tensor, Modality], torch.Tensor]
 
@@ -111,10 +115,12 @@ def evaluate(
         clean: of the same model on the same trials; its gallery features and chance are taken over.
 
     Raises:
-        InputError: where the store lacks a query, two attacks are given, or clean does not fit the trials or gallery.
+        InputError: where the store lacks a query, two attacks are given, clean does not fit the trials or gallery, or
+            the model was trained on people it is to rank (`check_unseen`).
     """
     query_modality = dataset.direction(query_modality)
     trials = dataset.trials(query_modality) if trials is None else list(trials)
+    check_unseen(model, dataset, trials)
     options = {"batch_size": batch_size, "device": device, "progress": progress}
     queries, gallery = (distinct(trials, side) for side in ("query", "gallery"))
     moved = None if perturb is None and query_store is None else 0
@@ -152,6 +158,16 @@ def evaluate(
         scores.append(ranking.evaluate_features(*found, *identities_and_cameras(trial), protocol=dataset.protocol))
     found = chance, _per_identity(scores, trials), query_features, gallery_features
     return Evaluation(query_modality, scores, *found, None if moved is None else int(moved))
+
+
+def check_unseen(model: nn.Module, dataset: Dataset, trials: Sequence[Trial], what: str = "victim") -> None:
+    """Raise InputError where a network's `people`, whom it was trained on, are among those of some trials."""
+    if seen := getattr(model, "people", None):
+        ranked = people(dataset, (record for side in ("query", "gallery") for record in distinct(trials, side)))
+        if both := len(seen & ranked):
+            found = f"the {what} was trained on {both:,} of the {len(ranked):,} people to be ranked"
+            mend = "take the split and options of its training, or, where you mean it,"
+            raise InputError(f"{dataset.name}: {found}; {mend} {ALLOW[what]}")
 
 
 def distinct(trials: Sequence[Trial], side: str) -> list[Record]:

@@ -46,14 +46,16 @@ def build(
 def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
     """Write weights to `path`, NAME.safetensors, and the card to NAME.json, each whole; return the card as written.
 
-    The card gains "model", the arguments of `build`, and is kept inside the weights file as well: that copy is the one
-    read back, so a kill between the two files never pairs weights with another card.
+    The card gains "model", the arguments of `build`, and "people", whom it was trained on, where that is known. It is
+    kept inside the weights file as well: that copy is the one read back, so a kill between the two files never pairs
+    weights with another card.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: a checkpoint's name must end in .safetensors")
+    people = {} if model.people is None else {"people": " ".join(sorted(model.people))}
     try:
-        text = json.dumps({**card, "model": model.arguments}, indent=2, allow_nan=False)
+        text = json.dumps({**card, "model": model.arguments, **people}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the card must be plain JSON ({error})") from None
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -80,6 +82,7 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     except (KeyError, TypeError):
         raise InputError(f"{path}: carries no usable card; only files of save_checkpoint can be loaded") from None
     model.arguments = arguments
+    model.people = set(card["people"].split()) if isinstance(card.get("people"), str) else None
     load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
     return model.eval(), card
 

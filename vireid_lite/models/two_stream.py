@@ -57,6 +57,7 @@ class TwoStream(nn.Module):
     """
 
     arguments: dict  #: what `models.build` made the network from; a checkpoint's card keeps it
+    people: set[str] | None = None  #: whom it was trained on, as `data.people` names them; None where nothing says
     gem_p: float = 1.0  #: exponent of the pooling; 1 is average pooling
     flip: bool = False  #: whether `embed` adds the mirror image's features
     triplet: str | None = None  #: trained with unless told, a name of `losses.TRIPLETS`; None where it takes none

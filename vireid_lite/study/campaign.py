@@ -3,11 +3,11 @@
 A campaign is a TOML file of [[run]] tables. Each takes name, tier, seeds, dataset (data set options, with `name` and
 `size`), victim (model, options, backbone, pretrained), train (fields of TrainSettings), attack (name, gradients,
 identities, and the attack's own options), modified (fields of Modification: the victim itself is trained so), surrogate
-(dataset, victim, train, seed: the network the attack is made on instead, of the run's own where it says nothing),
-compute (fields of Compute), split ("test", or "val" where a choice is made), anatomy (take the drop apart) and grid:
-lists of values for keys such as "attack.tied", or of tables for "attack", of which every combination is run; each: such
-lists for the data set alone. What the file's top level sets is every run's default; tables are merged. A number in
-[0, 1] may be written as "8/255".
+(dataset, victim, train, seed: the network the attack is made on instead, of the run's own where it says nothing;
+allow_seen_people, true where it may know people that are ranked), compute (fields of Compute), split ("test", or "val"
+where a choice is made), anatomy (take the drop apart) and grid: lists of values for keys such as "attack.tied", or of
+tables for "attack", of which every combination is run; each: such lists for the data set alone. What the file's top
+level sets is every run's default; tables are merged. A number in [0, 1] may be written as "8/255".
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
-from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
+from vireid_lite.data import Augmentation, Dataset, Modality, fingerprint, load_dataset
 from vireid_lite.errors import InputError, fraction
 from vireid_lite.machine import Compute
 from vireid_lite.study.cards import CARDS, card_key, card_name, data_described, is_stale, read_card, records
@@ -31,7 +31,7 @@ from vireid_lite.victims import Recipe, tier_recipe
 TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
 SURROGATE_SEED = 100  #: how far a surrogate's seed lies from its target's, where it is not given
 VICTIM = {"model": str, "backbone": str, "pretrained": bool, "options": dict}
-SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": object}
+SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": object, "allow_seen_people": bool}
 RUN = {"name": str, "tier": str, "seeds": list, "split": str, "anatomy": bool}
 RUN |= {"grid": dict, "each": dict, **dict.fromkeys(TABLES, dict)}
 
@@ -51,6 +51,7 @@ class Run:
     identities: int | None = None  #: how many a universal attack learns from, None for all
     modification: Modification | None = None
     surrogate: "Run | None" = None
+    allow_seen_people: bool = False  #: of a surrogate: it may have been trained on people its target ranks
     compute: Compute = field(default_factory=Compute)
     split: str = "test"
     anatomy: bool = False
@@ -69,6 +70,7 @@ class Run:
             who = "shared" if _population(its.dataset) == _population(self.dataset) else "others"
             network = {"dataset": its.dataset, "victim": its.recipe.describe(), "seed": its.seed}
             found["surrogate"] = {**network, "identities": who}
+            found["surrogate"] |= {"allow_seen_people": True} if its.allow_seen_people else {}
         if self.compute != Compute():
             found["compute"] = self.compute.describe()
         return json.loads(json.dumps(found))
@@ -97,15 +99,17 @@ class Run:
 def _open(data: dict, root: Root) -> tuple[Dataset, str]:
     """Return a data set, and the fingerprint of all its records."""
     root = root.get(data["name"]) if isinstance(root, dict) else root
-    return _opened(json.dumps(data), None if data["name"] == "synthetic" else root)
+    return opened(json.dumps(data), None if data["name"] == "synthetic" else root)
 
 
 @cache
-def _opened(described: str, root: Path | None) -> tuple[Dataset, str]:
+def opened(described: str, root: Path | None) -> tuple[Dataset, str]:
+    """Return a data set and the fingerprint of all its images; `cache_clear` where files may have changed."""
     options = json.loads(described)
     dataset = load_dataset(options.pop("name"), root, **options.pop("knobs", {}), **options)
-    tests = (record for trial in dataset.trials() for side in trial for record in side)
-    return dataset, fingerprint([*dataset.train, *dataset.val, *tests])
+    ways = [None] if dataset.root is None else Modality  # where the gallery of either is a draw
+    tests = (record for way in ways for trial in dataset.trials(way) for side in trial for record in side)
+    return dataset, fingerprint([*dataset.train, *dataset.val, *tests], dataset)
 
 
 def _population(data: dict) -> tuple:
@@ -258,7 +262,8 @@ def _surrogate(cell: dict, run: Run, following: int) -> Run:
         dataset, recipe = _network(network, run.tier)
     if dataset["size"] != run.dataset["size"] and not isinstance(run.attack, UniversalAttack):
         raise InputError(f"{run.attack.name}: crafted for one image each; surrogate and target need crops of one size")
-    return Run("victim", run.tier, dataset, recipe, seed)
+    allowed = own.get("allow_seen_people", False)
+    return Run("victim", run.tier, dataset, recipe, seed, allow_seen_people=allowed)
 
 
 def _network(tables: dict, tier: str) -> tuple[dict, Recipe]:

@@ -1,5 +1,6 @@
 """What a run computes, as its card holds it: a victim scored, or attacked, in both directions; and as commands do."""
 
+import contextlib
 import json
 import sys
 import time
@@ -13,13 +14,13 @@ from torch import nn
 
 from vireid_lite import metrics
 from vireid_lite.attacks import ImageAttack, ModifiedVictim, UniversalAttack, craft, load_perturbation
-from vireid_lite.attacks.frozen import training_store
+from vireid_lite.attacks.frozen import training_store, weights_hash
 from vireid_lite.attacks.perturbation import resized
-from vireid_lite.data import Dataset, Modality, Trial, cached
+from vireid_lite.data import Dataset, Modality, Trial, cached, fingerprint
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.metrics.anatomy import Anatomy, anatomy, within_modality
-from vireid_lite.metrics.evaluation import Evaluation, direction_name, distinct, evaluate
+from vireid_lite.metrics.evaluation import Evaluation, check_unseen, direction_name, distinct, evaluate
 from vireid_lite.models.checkpoints import load_checkpoint
 from vireid_lite.models.official import load_official
 from vireid_lite.study.cards import plain
@@ -135,6 +136,7 @@ def run_attack(
     clean = clean or clean_scores(model, dataset, split, device)
     started = time.perf_counter()
     source, learned_from = surrogate or (model, dataset)
+    check_unseen(source, dataset, [*trials[Modality.VISIBLE], *trials[Modality.INFRARED]], "surrogate")
     if isinstance(attack, UniversalAttack):
         if keep is not None and keep.exists():
             made = load_perturbation(keep)
@@ -239,10 +241,12 @@ def victim_and_data(
     open_data: Callable,
     seed: int,
     device: torch.device,
+    allow_seen_people: bool = False,
 ) -> Victim:
     """Return the victim on its device, its card, and the data, which `open_data` opens at the size it was trained on.
 
     Without `checkpoint` and `official`, as `load_official` takes it, it is the tier's victim of the synthetic set.
+    allow_seen_people: let people be ranked that it was trained on; otherwise refused, or said where nothing says who.
     """
     # Crops of another size than the victim was trained on would be scored without a word.
     model, card = load_checkpoint(checkpoint) if checkpoint else load_official(*official) if official else (None, {})
@@ -250,6 +254,10 @@ def victim_and_data(
     if model is None:
         print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
         model, card = load_or_train(tier_named(tier).recipe, tier_dataset(tier, "synthetic"), seed=seed, device=device)
+    if model.people is None and card.get("dataset", {}).get("name", data.name) == data.name:
+        said = "nothing says which people the victim was trained on; make sure that none of them is ranked"
+        print(f"{checkpoint or official[0]}: {said}", file=sys.stderr)
+    model.people = None if allow_seen_people else model.people
     return model.to(device).eval(), card, data
 
 
@@ -261,6 +269,8 @@ def evaluate_victim(
     Raises InputError where `made` moves no query.
     """
     model, _, dataset = victim
+    perturbed = made and [weights_hash(made.tensors()), made.eps, made.tied, made.double]
+    key = _claim(out, victim, split, [[int(modality) for modality in directions], perturbed])
     found, scores, before = [], {}, {}
     for modality in directions:
         name, options = direction_name(modality), {"trials": trials_of(dataset, modality, split), "device": device}
@@ -274,7 +284,7 @@ def evaluate_victim(
     if made is not None:
         told_moved(ROUNDED, [attacked for _, attacked, _ in found])
     more = {"perturbation": made.made_by, "clean": before} if made is not None else {}
-    _write_scores(out, victim, split, {"scores": scores, **more})
+    _write_scores(out, victim, split, {"key": key, "scores": scores, **more})
     return found
 
 
@@ -285,20 +295,47 @@ def attack_victim(attack, victim: Victim, out: Path, split: str, **options: obje
     options: seed, identities and device, as `run_attack` takes them.
     """
     model, _, dataset = victim
-    # Named by the data too: a note of other pixels must not be taken over.
-    state = out / f"state-{stable_hash([dataset.describe(), split])}.pt"
+    asked = {**attack.describe(), **{name: options.get(name) for name in ("seed", "identities")}}
+    key = _claim(out, victim, split, [asked])
+    state = out / f"state-{key}.pt"
     found = run_attack(attack, model, dataset, split=split, state_path=state, **options)
     if not found.moved:
         return found
-    asked = {name: options.get(name) for name in ("seed", "identities")}
-    _write_scores(out, victim, split, {"attack": {**attack.describe(), **asked}, **found.describe()})
+    _write_scores(out, victim, split, {"key": key, "attack": asked, **found.describe()})
     if found.made is not None:
         found.made.save(out / "perturbation.safetensors")
     state.unlink(missing_ok=True)
     return found
 
 
+def _claim(out: Path, victim: Victim, split: str, asked: list) -> str:
+    """Return the key of what a command is asked for; InputError where its folder holds what another one wrote."""
+    model, _, dataset = victim
+    ranked = (side for modality in Modality for trial in trials_of(dataset, modality, split) for side in trial)
+    images = fingerprint([*dataset.train, *(record for side in ranked for record in side)], dataset)
+    key = stable_hash([dataset.describe(), images, weights_hash(model), split, *asked])
+    theirs, notes = None, [path for path in out.glob("state-*.pt") if path.stem != f"state-{key}"]
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        theirs = json.loads((out / "scores.json").read_text())["key"]
+    if found := notes or (_outputs(out) if theirs != key else []):
+        what = f"{found[0].name} there is of another command, other data or another victim"
+        raise InputError(f"{out}: {what}; give another folder with --out-dir, or move this one away")
+    return key
+
+
+def _outputs(out: Path) -> list[Path]:
+    """Return what commands left in a folder."""
+    figures = ("rankings {}", "rankings {} attacked", "attacked {}")
+    drawn = [name.format(direction_name(way)).replace(" ", "_") + ".png" for name in figures for way in Modality]
+    return [path for name in ("scores.json", "perturbation.safetensors", *drawn) if (path := out / name).exists()]
+
+
 def _write_scores(out: Path, victim: Victim, split: str, facts: dict) -> None:
-    """Write out/scores.json: some facts beside what was scored."""
-    facts = {"dataset": victim[2].describe(), "split": split, "victim": victim[1].get("key"), **facts}
+    """Write out/scores.json: some facts beside what was scored; what the same command left before is made again."""
+    for path in _outputs(out):
+        path.unlink()
+    known = {"dataset": victim[2].describe(), "split": split, "victim": victim[1].get("key")}
+    if victim[0].people is None and "people" in victim[1]:
+        known["allow_seen_people"] = True
+    facts = known | facts
     write_atomically(out / "scores.json", json.dumps(facts, indent=1, default=plain).encode())

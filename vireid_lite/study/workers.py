@@ -29,7 +29,7 @@ from vireid_lite.errors import InputError
 from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.metrics.evaluation import Evaluation, direction_name
-from vireid_lite.study.campaign import Results, Root, Run, read_campaign
+from vireid_lite.study.campaign import Results, Root, Run, opened, read_campaign
 from vireid_lite.study.cards import is_stale, read_card, write_card
 from vireid_lite.study.run import clean_scores, run_attack, score_modified, scores_for_card, told_moved
 from vireid_lite.victims import load_or_train
@@ -47,6 +47,8 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
 
     With a surrogate the attack is made on that network and its data, trained or loaded first.
     """
+    if root:  # a worker lives long, and files change
+        opened.cache_clear()
     configuration, dataset, chosen = run.with_images(root), run.open(root), pick_device(device)
     how = {"device": chosen, "progress": progress}
     # Read before anything runs: a file edited meanwhile is not what made the card.
@@ -71,10 +73,11 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
                 note = attacks / f"{stable_hash([configuration, trained['key'], code])}.pt"
                 how |= {"identities": run.identities, "split": run.split, "take_apart": run.anatomy, "state_path": note}
                 for (network, card), its in zip(victims[1:], networks[1:], strict=True):
+                    network.people = None if its.allow_seen_people else network.people
                     made_by = [card["key"], configuration["attack"], run.seed, code]
                     keep = attacks / f"{stable_hash(made_by)}.safetensors"
                     how |= {"surrogate": (network, its.open(root)), "keep": keep}
-                victim = stable_hash([trained["key"], dataset.describe(), run.split])
+                victim = stable_hash([trained["key"], configuration["dataset"], run.split])
                 if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
                     _CLEAN[victim] = clean_scores(model, dataset, run.split, chosen)
                 found = run_attack(run.attack, model, dataset, seed=run.seed, clean=_CLEAN[victim], **how)
@@ -99,6 +102,7 @@ def run_campaign(
 
     rerun_stale: make cards again that are stale, and only named otherwise. options: as of `run_all`, and so its errors.
     """
+    opened.cache_clear()
     runs = {run.card_name(root): run for run in read_campaign(path)}
     made = [name for name in runs if (out / name).exists()]
     stale = [name for name in made if is_stale(read_card(out / name))]
@@ -115,6 +119,7 @@ def run_grid(
     threads: PyTorch's, of a run; on a CPU the scores are the same to the bit at the same number, here as on a cluster
     of this machine.
     """
+    opened.cache_clear()
     found = Results(out).plan(runs, root, data=True, rerun_stale=rerun_stale)
     for run in found.todo:
         run.with_images(root)  # data that are not there are refused before anything runs

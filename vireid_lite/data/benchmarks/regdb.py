@@ -28,6 +28,10 @@ class RegDB(Benchmark):
         if self.options["validation"]:
             self.hold_out(seed)
 
+    def who(self, record: Record) -> str:
+        """Return the folder, as labels name other people in another split; the file, where no folder names one."""
+        return "/".join(record.source.split("/")[1:-1]) or record.source
+
     def _read(self, part: str, offset: int) -> list[Record]:
         return [
             Record(entry.path, entry.label + offset, 1 + modality, modality)

@@ -227,6 +227,10 @@ class SyntheticVI(Dataset):
                 for draw in stream(self.seed, CAMERA, identity, modality).random(self.images_per_modality):
                     yield Record(next(places), identity, cameras[int(draw * len(cameras))], modality)
 
+    def who(self, record: Record) -> str:
+        """Return the population and the number in it."""
+        return f"{self.seed} {record.identity}"
+
     def shot(self, record: Record) -> Shot:
         """Return the pose, view, framing, light and faults of one record's image."""
         key = record.identity, record.modality, record.source % self.images_per_modality
