@@ -288,7 +288,8 @@ def main() -> None:
     message, code = "", 0
     try:
         signal.signal(signal.SIGINT, _interrupted)
-        app(_read_arguments(sys.argv[1:]), standalone_mode=False)
+        code = app(_read_arguments(sys.argv[1:]), standalone_mode=False) or 0
+        message = INTERRUPTED if code == 130 else ""  # as typer has it, without a message
         sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
         message, code = INTERRUPTED, 130
