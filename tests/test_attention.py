@@ -111,7 +111,7 @@ def test_fsam_twice_and_sfm_cost_six_convolutions():
 @pytest.mark.parametrize("modality", [Modality.VISIBLE, Modality.INFRARED, MIXED])
 @pytest.mark.parametrize("size", [(12, 6), (7, 5)])
 def test_fsam_with_attention_one_is_the_identity(monkeypatch, modality, size):
-    monkeypatch.setattr(SpatialAttention, "excite", lambda self, summary: torch.ones_like(summary[:, :1]))
+    monkeypatch.setattr(SpatialAttention, "forward", lambda self, maps: torch.ones_like(maps[:, :1]))
     maps = random(5, 8, *size) * 4 - 1
     assert (FSAM()(maps, modality) - maps).abs().max() <= 1e-5
 

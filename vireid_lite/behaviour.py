@@ -1,12 +1,12 @@
 """Behaviour as numbers: what each part of a run computes on a small problem, and the parts a run card was made with.
 
 A part is a word of a run's configuration: its data set, its victim's network, its attack, "modified", "scores". A probe
-runs a part on a problem of seconds and returns numbers; `behaviour.json` holds an entry of them for each part. A test
-holds code and entries together, so a card is of this code's behaviour as long as it names the entries that stand there.
-The probes of victims and synthetic data are here, as weights handed on are checked by them; others: `tests/probes.py`.
+runs a part on a problem of seconds and returns numbers, of which `behaviour.json` holds an entry. A test holds code and
+entries together, so a card is of this code's behaviour as long as it names the entries that stand there. The probes of
+victims and synthetic data are here, as weights handed on are checked by them; others: `tests/probes.py`.
 
-Numbers must hold on every machine. So the crops below are whole numbers drawn by whole numbers, and networks compute in
-float64, where rounding cannot turn the sign of a gradient; what is computed in float32 as usual is compared loosely.
+Numbers must hold on every machine: crops are whole numbers drawn by whole numbers, and networks compute in float64,
+where rounding cannot turn the sign of a gradient; what is computed in float32 as usual is compared loosely.
 """
 
 import json
@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from unittest import mock
 
@@ -38,7 +39,6 @@ Found = dict[str, list[float]]
 
 @cache
 def entries() -> dict[str, Found]:
-    """Return the committed entry of every part."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
@@ -65,8 +65,8 @@ def differs(part: str, found: Found) -> list[str]:
         if was.shape != now.shape:
             lines.append(f"{part}: {name} has {len(now)} numbers, and had {len(was)}")
             continue
-        for place in np.flatnonzero(~np.isclose(now, was, rtol=RELATIVE, atol=absolute, equal_nan=True)):
-            lines.append(f"{part}: {name}[{place}] is {now[place]:.7g}, and was {was[place]:.7g}")
+        other = np.flatnonzero(~np.isclose(now, was, rtol=RELATIVE, atol=absolute, equal_nan=True))
+        lines += [f"{part}: {name}[{place}] is {now[place]:.7g}, and was {was[place]:.7g}" for place in other]
     return lines
 
 
@@ -90,7 +90,6 @@ def history(epochs: list[dict]) -> Found:
 
 
 def named(prefix: str, found: Found) -> Found:
-    """Return the numbers under names that begin with the prefix."""
     return {f"{prefix} {name}": value for name, value in found.items()}
 
 
@@ -117,15 +116,12 @@ class Painted(Dataset):
     def __init__(self, identities: int = 10, images: int = 2, held_out: int = 6, trials: int = 1) -> None:
         super().__init__("painted", None, (32, 16), {"identities": identities, "images": images, "held_out": held_out})
         self.count = trials
-        self.train, self.val, self.test = (
-            [
-                Record(1000 * person + 10 * image + modality, person, (1, 3)[modality] + image % 2, modality)
-                for person in range(first, first + count)
-                for modality in Modality
-                for image in range(images)
-            ]
-            for first, count in ((0, identities), (500, held_out), (900, held_out))
-        )
+
+        def records(first: int, count: int) -> list[Record]:
+            each = product(range(first, first + count), Modality, range(images))
+            return [Record(1000 * p + 10 * image + m, p, (1, 3)[m] + image % 2, m) for p, m, image in each]
+
+        self.train, self.val, self.test = records(0, identities), records(500, held_out), records(900, held_out)
 
     def trials(self, query_modality: Modality | None = None) -> list[Trial]:
         whole = all_against_all(self.test, self.direction(query_modality))
@@ -150,22 +146,21 @@ def features(model: nn.Module, dataset: Dataset, records: Sequence[Record]) -> l
 
 
 # Of each network beside the tiers: what it is trained with, as `tier_recipe` takes it, at the lite tier unless told.
+CENTRED = {"hetero-centre": {"options": {"hetero_centre": 0.5}}}
+HARD, ADP = {"triplet": "hard"}, {"triplet": "adp"}
 VARIANTS: dict[str, dict[str, dict]] = {
     "agw": {
-        "hard triplet": {"triplet": "hard"},
-        "adp triplet": {"triplet": "adp"},
+        "hard triplet": HARD,
+        "adp triplet": ADP,
         "no triplet": {"triplet": "none"},
         "shuffled": {"shuffle_labels": True},
         "grey": {"tier": "full", "augmentation": Augmentation(pad=2, grey=0.5)},
         "average": {"options": {"gem_p": 1.0, "non_local_channels": 0}},
     },
-    "caj": {
-        "adp triplet": {"triplet": "adp", "augmentation": Augmentation(pad=4, erasing=0.2)},
-        "hard triplet": {"triplet": "hard"},
-    },
+    "caj": {"adp triplet": {**ADP, "augmentation": Augmentation(pad=4, erasing=0.2)}, "hard triplet": HARD},
     "deen": {"flipped": {"tier": "full", "options": {"flip": True}}},
-    "ide": {"hetero-centre": {"options": {"hetero_centre": 0.5}}},
-    "pcb": {"hetero-centre": {"options": {"hetero_centre": 0.5}}},
+    "ide": CENTRED,
+    "pcb": CENTRED,
 }
 
 
@@ -194,14 +189,10 @@ def victim(model: str) -> Found:
 def synthetic() -> Found:
     """Return statistics of rendered crops: both spectra of both difficulties, heat, other sizes, another population."""
     found: Found = {}
+    ways = {"easy": {"difficulty": "easy"}, "hard": {"difficulty": "hard"}, "thermal": {"thermal": True}}
+    ways |= {"small": {"size": (64, 32)}, "other people": {"seed": 1}}
     with aside(torch.float32):
-        for name, given in {
-            "easy": {"difficulty": "easy"},
-            "hard": {"difficulty": "hard"},
-            "thermal": {"thermal": True},
-            "small": {"size": (64, 32)},
-            "other people": {"seed": 1},
-        }.items():
+        for name, given in ways.items():
             data = tier_dataset("lite", **given)
             found[f"{name} records"] = counted([data.train, data.val, *(side for t in data.trials() for side in t)])
             some = ((data.train, (0, 9)), (data.val, (13, 20)), (data.test, (2, 7, 700)))

@@ -1,8 +1,8 @@
 """Images and feature maps in the frequency domain: amplitude and phase, and where the energy sits.
 
-Every transform is the orthonormal two-dimensional FFT over the last two dimensions, so that energy is the same on both
-sides. Maps are float32 or float64, (..., H, W); anything else raises InputError. Source of amplitude, phase and
-recombination: Yang et al., NeurIPS 2024, section 3.2, which writes arctan where only atan2 gives the maps back.
+Every transform is the orthonormal FFT over the last two dimensions, so that energy is the same on both sides. Maps are
+float32 or float64, (..., H, W); anything else raises InputError. Source of amplitude, phase and recombination: Yang et
+al., NeurIPS 2024, section 3.2, which writes arctan where only atan2 gives the maps back.
 """
 
 import torch
@@ -13,10 +13,9 @@ from vireid_lite.errors import InputError, whole
 
 
 def decompose(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return amplitude and phase, each (..., H, W), in fft2's order; it can be differentiated once.
+    """Return amplitude and phase in (-pi, pi], each (..., H, W), in fft2's order; it can be differentiated once.
 
-    The phase is an atan2 in (-pi, pi], 0 where the amplitude is 0. The gradient is finite, and 0 where the amplitude
-    is 0 (or below the smallest normal number); the phase's grows as 1 / amplitude before that.
+    Where the amplitude is 0, or below the smallest normal number, the phase is 0 and so is the gradient.
     """
     return _Polar.apply(_spectrum(maps))
 
@@ -25,13 +24,14 @@ def recombine(amplitude: Tensor, phase: Tensor) -> Tensor:
     """Return maps (..., H, W): the real part of the orthonormal inverse transform of amplitude * exp(1j * phase)."""
     _check_maps(amplitude, phase)
     # Not torch.polar, whose gradient by an amplitude of 0 is 0.
-    return _maps(torch.complex(amplitude * phase.cos(), amplitude * phase.sin()))
+    spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
+    return torch.fft.ifft2(spectrum, norm="ortho").real
 
 
 def amplitude_only(images: Tensor) -> Tensor:
     """Return (..., H, W) images whose phase is replaced by 0. Not clipped; all waves peak at the top left pixel."""
-    amplitude, phase = decompose(images)
-    return recombine(amplitude, torch.zeros_like(phase))
+    amplitude, _ = decompose(images)
+    return recombine(amplitude, torch.zeros_like(amplitude))
 
 
 def phase_only(images: Tensor) -> Tensor:
@@ -61,10 +61,7 @@ def radial_frequency(height: int, width: int) -> Tensor:
 
 
 def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
-    """Return (..., bands), each map's share of energy in rings of equal width in radius; they sum to 1, or are all 0.
-
-    Ring b holds b / bands <= radius < (b + 1) / bands; the last also holds the corners, the first a map's mean.
-    """
+    """Return (..., bands), each map's share of energy where b <= bands * radius < b + 1; corners are in the last."""
     energy, bands = _spectrum(maps).abs().square(), whole("frequency", "bands", bands, 1, 10**5)
     # Rounded, so that a bin on an edge falls to the ring above it however its radius was computed.
     ring = (radial_frequency(*maps.shape[-2:]) * bands).round(decimals=9).long().clamp(max=bands - 1)
@@ -73,12 +70,10 @@ def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
 
 
 def band_pass(maps: Tensor, low: float, high: float) -> Tensor:
-    """Return (..., H, W) maps with only the bins low <= radius < high, so that disjoint bands sum to the whole.
-
-    A `low` of 0 takes the mean in, a `high` above sqrt(2) the last corner; float64 decides for a bin on an edge.
-    """
+    """Return (..., H, W) maps with only the bins low <= radius < high, so that disjoint bands sum to the whole."""
     spectrum, radius = _spectrum(maps), radial_frequency(*maps.shape[-2:])
-    return _maps(spectrum * ((low <= radius) & (radius < high)).to(maps.device))
+    kept = ((low <= radius) & (radius < high)).to(maps.device)
+    return torch.fft.ifft2(spectrum * kept, norm="ortho").real
 
 
 def _check_maps(*several: Tensor) -> None:
@@ -95,12 +90,8 @@ def _spectrum(maps: Tensor) -> Tensor:
     return torch.fft.fft2(maps, norm="ortho")
 
 
-def _maps(spectrum: Tensor) -> Tensor:
-    return torch.fft.ifft2(spectrum, norm="ortho").real
-
-
 class _Polar(torch.autograd.Function):
-    """Complex numbers to amplitude and phase; in as few passes as the chain rule needs, as this runs in every step."""
+    """Complex numbers to amplitude and phase, in as few passes as the chain rule needs."""
 
     @staticmethod
     def forward(ctx, spectrum: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,27 +13,22 @@ from vireid_lite.errors import InputError, check_choice
 def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
     """Return the sum over a batch's identities of `|c_visible - c_infrared|^2`, c the mean feature of one modality.
 
-    The published training gives it features of length 1, no threshold, and weight 0.5 beside an identity loss, with 4
-    identities in a batch. Features are (N, D), labels and modality (N,), the modality on the CPU. Every identity needs
+    Features are (N, D), published of length 1, labels and modality (N,), the modality on the CPU. Every identity needs
     both modalities, otherwise the loss is NaN (checking would make the GPU wait).
     Source: Zhu et al., "Hetero-center loss for cross-modality person re-identification", Neurocomputing 2020, and its
-    code (heterogeneity_loss.py, train.py).
+    code (heterogeneity_loss.py, train.py), which gives it weight 0.5 beside an identity loss.
     """
     _check("hetero_centre_loss", features, labels, modality)
     of_infrared = (modality == Modality.INFRARED).to(features.device, non_blocking=True)
     same = labels[:, None] == labels
-    # A row of centres for each image, as counting the identities would make the GPU wait; a product, as scattered sums
-    # differ from run to run there.
+    # A row of centres for each image, as counting identities makes a GPU wait; a product, as scattered sums vary there.
     members = ((same & group).to(features) for group in (~of_infrared, of_infrared))
     visible, infrared = (group / group.sum(1, keepdim=True) for group in members)
     return (((visible - infrared) @ features).square().sum(1) / same.sum(1)).sum()
 
 
 def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy of `logits` (N, num_identities) against contiguous int64 `labels` (N,).
-
-    `smoothing` is the share of each target spread evenly over all identities; 0 as published.
-    """
+    """Return the mean cross-entropy of logits (N, K); `smoothing` is a target's share that is spread over all K."""
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
@@ -41,11 +36,9 @@ def weighted_regularised_triplet(features: Tensor, labels: Tensor) -> Tensor:
     """Return AGW's triplet without a margin: mean log(1 + exp(d_p - d_n)) over all anchors.
 
     d_p = sum w d over the anchor's positives (itself included, as published) with w = softmax(d), and d_n the same over
-    its negatives with w = softmax(-d); d is the Euclidean distance and the weights carry gradient. The published code
-    computes exp(-d) without a shift and adds 1e-6 to the sum, so beyond d of about 15 its negatives attract; the masked
-    softmax here does not underflow.
-    Features are (N, D), pooled and not normalised; where an anchor has no negative, the loss is NaN (checking would
-    make the GPU wait).
+    its negatives with w = softmax(-d); d is the Euclidean distance of pooled features (N, D), and the weights carry
+    gradient. The published exp(-d) + 1e-6 underflows beyond d of about 15, where its negatives attract; this does not.
+    Where an anchor has no negative, the loss is NaN (checking would make the GPU wait).
     Source: Ye et al., "Deep Learning for Person Re-identification", section 4, AGW loss.py:61-106.
     """
     return F.softplus(_soft_difference(features, labels)).mean()
@@ -54,8 +47,7 @@ def weighted_regularised_triplet(features: Tensor, labels: Tensor) -> Tensor:
 def adp_triplet(features: Tensor, labels: Tensor) -> Tensor:
     """Return CAJ's squared-difference triplet: mean log(1 + exp(s min(delta^2, 88))), s the sign of delta = d_p - d_n.
 
-    d_p and d_n are those of `weighted_regularised_triplet`, and so are the arguments. Its slope is zero at delta = 0
-    and where `|delta| > 9.38`.
+    d_p and d_n are those of `weighted_regularised_triplet`; the slope is zero at delta = 0 and where `|delta| > 9.38`.
     Source: Ye et al., "Channel Augmented Joint Learning", ICCV 2021, CAJ loss.py (the `square` branch).
     """
     delta = _soft_difference(features, labels)
@@ -66,13 +58,11 @@ def adp_triplet(features: Tensor, labels: Tensor) -> Tensor:
 def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tensor:
     """Return the batch-hard triplet: mean max(0, margin + farthest positive - nearest negative), Euclidean.
 
-    Features are (N, D), labels (N,) int64; an anchor without a negative adds nothing.
-    Source: Hermans et al., "In Defense of the Triplet Loss", 2017, equation 5.
+    An anchor without a negative adds 0. Source: Hermans et al., "In Defense of the Triplet Loss", 2017, equation 5.
     """
     distance, positive = _distances(features, labels)
-    furthest_positive = distance.masked_fill(~positive, 0).amax(1)
-    closest_negative = distance.masked_fill(positive, torch.inf).amin(1)
-    return F.relu(margin + furthest_positive - closest_negative).mean()
+    farthest, nearest = distance.masked_fill(~positive, 0).amax(1), distance.masked_fill(positive, torch.inf).amin(1)
+    return F.relu(margin + farthest - nearest).mean()
 
 
 def _check(where: str, features: Tensor, labels: Tensor, *modality: Tensor) -> None:
@@ -84,50 +74,44 @@ def _check(where: str, features: Tensor, labels: Tensor, *modality: Tensor) -> N
         check_modality(each, len(labels))
 
 
-def _distances(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _distances(features, labels):
     """Return (N, N) Euclidean distances and the mask of same-label pairs."""
     _check("losses", features, labels)
     return pairwise(features), labels[:, None] == labels
 
 
 def pairwise(features: Tensor) -> Tensor:
-    """Return Euclidean distances (..., N, N) of features (..., N, D).
-
-    Of differences, not the matrix product: exact zeros for equal rows, and no gradient there instead of 1/0.
-    """
+    """Return Euclidean distances (..., N, N) of features (..., N, D)."""
+    # Of differences, not the matrix product: exact zeros for equal rows, and no gradient there instead of 1/0.
     return torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _soft_difference(features: Tensor, labels: Tensor) -> Tensor:
+def _soft_difference(features, labels):
     """Return each anchor's softmax-weighted farthest positive less its nearest negative distance, (N,)."""
     distance, positive = _distances(features, labels)
-    weight_positive = distance.masked_fill(~positive, -torch.inf).softmax(1)
-    weight_negative = (-distance).masked_fill(positive, -torch.inf).softmax(1)
-    return (weight_positive * distance).sum(1) - (weight_negative * distance).sum(1)
+    of_positives = distance.masked_fill(~positive, -torch.inf).softmax(1)
+    of_negatives = (-distance).masked_fill(positive, -torch.inf).softmax(1)
+    return (of_positives * distance).sum(1) - (of_negatives * distance).sum(1)
 
 
 TRIPLETS = {"wrt": weighted_regularised_triplet, "hard": hard_triplet, "adp": adp_triplet, "none": None}
 
 
 class QuadrupleLoss(NamedTuple):
-    """The loss, and the fraction of the hinges' arguments above 0 over both directions (of the linear form too)."""
-
     loss: Tensor
-    active: Tensor
+    active: Tensor  #: the fraction of the hinges' arguments above 0 over both directions (of the linear form too)
 
 
 class QuadrupleTerms(NamedTuple):
-    """The three distances, visible direction first: (2, J) D(v2_j, v1_j) and D(i2_j, v1_j), (2, J, J) D(v2_j, v2_k)."""
-
-    own: Tensor
-    other: Tensor
-    between: Tensor
+    own: Tensor  #: (2, J), the visible direction first: D(v2_j, v1_j)
+    other: Tensor  #: (2, J), D(i2_j, v1_j)
+    between: Tensor  #: (2, J, J), D(v2_j, v2_k)
 
 
 def class_centres(features: Tensor, labels: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
     """Return the visible and the infrared mean feature of each identity, (J, D) each, identities in sorted order.
 
-    Features are (N, D), labels and modality (N,). Raises InputError unless every identity has an image of both.
+    Raises InputError unless every identity has an image of both modalities.
     """
     _check("class_centres", features, labels, modality)
     identities, member = labels.unique(return_inverse=True)
@@ -143,10 +127,7 @@ def class_centres(features: Tensor, labels: Tensor, modality: Tensor) -> tuple[T
 def quadruple_terms(
     visible1: Tensor, infrared1: Tensor, visible2: Tensor, infrared2: Tensor, *, normalise: bool = False
 ) -> QuadrupleTerms:
-    """Return the loss's distances between centres, (J, D) each; normalise: of the centres divided by their length.
-
-    The gradient of a distance of 0 is 0.
-    """
+    """Return the loss's distances between centres, (J, D) each; the gradient of a distance of 0 is 0."""
     shapes = [tuple(each.shape) for each in (visible1, infrared1, visible2, infrared2)]
     if len(set(shapes)) > 1 or visible1.ndim != 2:
         raise InputError(f"quadruple loss: all four must be of one shape (J, D); got {', '.join(map(str, shapes))}")
@@ -158,26 +139,17 @@ def quadruple_terms(
 
 
 def quadruple_loss(
-    visible1: Tensor,
-    infrared1: Tensor,
-    visible2: Tensor,
-    infrared2: Tensor,
-    labels: Tensor | None = None,
-    *,
-    alpha: float = 0.2,
-    form: str = "hinge",
-    normalise: bool = False,
+    visible1, infrared1, visible2, infrared2, labels: Tensor | None = None, *, alpha=0.2, form="hinge", normalise=False
 ) -> QuadrupleLoss:
     """Return the loss over all ordered pairs of J identities, of class centres (J, D) by modality and stage.
 
+    Raises InputError for fewer than 2 identities.
+
     Args:
-        labels: (J,) identity of each row where rows are samples; None for centres, one row an identity.
+        labels: (J,) identity of each row, the same in all four, where rows are samples; None for centres.
         alpha: the margin, in units of the features.
         form: "hinge" as published, or "linear", the same sum without [ ]_+, which has no lower bound.
         normalise: divide the centres by their length; the paper names no normalisation.
-
-    Raises:
-        InputError: for fewer than 2 identities.
     """
     check_choice("quadruple loss", "form", form, ("hinge", "linear"))
     own, other, between = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
@@ -190,18 +162,9 @@ def quadruple_loss(
     pairs = pairs.to(visible1.device, non_blocking=True)
     # [D(v2_j, v1_j) - D(i2_j, v1_j) - D(v2_j, v2_k) + alpha]_+, and the same with v and i exchanged, over all j and k
     arguments = (own - other)[:, :, None] - between + alpha
-    summed = arguments.relu() if form == "hinge" else arguments
     active = ((arguments > 0) & pairs).sum() / (2 * pairs.sum())
+    summed = arguments.relu() if form == "hinge" else arguments
     return QuadrupleLoss((summed * pairs).sum(), active)
 
 
-def pairwise_quadruple_loss(
-    visible1: Tensor, infrared1: Tensor, visible2: Tensor, infrared2: Tensor, labels: Tensor, **options: object
-) -> QuadrupleLoss:
-    """Return the loss over samples instead of centres: all ordered pairs of rows of different identities.
-
-    All four are (M, D): row a of the visible and of the infrared show one identity, labels[a] of (M,).
-    Source: equation 15 as the authors corrected it in the thread, x in place of c; which visible image meets which
-    infrared one is not said there.
-    """
-    return quadruple_loss(visible1, infrared1, visible2, infrared2, labels, **options)
+pairwise_quadruple_loss = quadruple_loss  #: of samples and their labels: equation 15 as its authors corrected it

@@ -25,11 +25,11 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 @dataclass(frozen=True)
 class Compute:
-    """How a network's passes are computed; what each precision costs is measured by `benchmarks/gpu.py`.
+    """How a network's passes are computed, with TF32 switched off in "float32".
 
-    "float32" is IEEE float32, TF32 switched off in products and convolutions alike. "tf32" allows both to round their
-    inputs to 10 bits of mantissa (NVIDIA, compute capability 8.0 up). "bf16" runs the five blocks under autocast;
-    weights, gradients, BatchNorm statistics, what hooks see, and everything after block 4 stay float32.
+    "tf32" allows products and convolutions to round their inputs to 10 bits of mantissa (NVIDIA, compute capability 8.0
+    up). "bf16" runs the five blocks under autocast; weights, gradients, BatchNorm statistics, what hooks see, and
+    everything after block 4 stay float32.
     """
 
     precision: str = "float32"
@@ -38,15 +38,11 @@ class Compute:
         check_choice("compute", "precision", self.precision, PRECISIONS)
 
     def describe(self) -> dict:
-        """Return every field as plain values, for run cards and keys."""
         return asdict(self)
 
     @contextlib.contextmanager
     def on(self, model: nn.Module, device: torch.device | str) -> Iterator[None]:
-        """Let a two-stream network run so inside the `with`; afterwards it and torch's switches are as they were.
-
-        `type` of a block differs inside. Raises InputError where the device lacks the precision.
-        """
+        """Let a two-stream network run so inside the `with`, where the device can; `type` of a block differs inside."""
         device = torch.device(device) if str(device).startswith("cuda") else pick_device(device)
         gpu = device.type == "cuda"
         capable = torch.cuda.get_device_capability(device) >= (8, 0) if gpu else self.precision != "tf32"
@@ -54,8 +50,8 @@ class Compute:
             raise InputError(f"compute: {device} cannot compute in {self.precision}; choose precision float32")
         with contextlib.ExitStack() as after:
             if gpu:
-                allowed = self.precision == "tf32"
-                after.callback(_set_tf32, *_set_tf32("high" if allowed else "highest", allowed))
+                wanted = ("high", True) if self.precision == "tf32" else ("highest", False)
+                after.callback(_set_tf32, *_set_tf32(*wanted))
             for stage in model.stages if self.precision == "bf16" else ():
                 after.callback(setattr, stage, "__class__", type(stage))
                 # A class, unlike a function set on the block, belongs to a deep copy made inside as well.
@@ -63,7 +59,7 @@ class Compute:
             yield
 
 
-def _bf16_block(own: type[nn.Module], kind: str, last: bool) -> type[nn.Module]:
+def _bf16_block(own, kind, last):
     """Return a subclass of a block's class that runs under autocast; between blocks maps stay bf16 where no hook is."""
 
     def forward(self, *arguments, **keywords):
@@ -75,7 +71,7 @@ def _bf16_block(own: type[nn.Module], kind: str, last: bool) -> type[nn.Module]:
     return type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__, "__doc__": own.__doc__})
 
 
-def _set_tf32(product: str, convolution: bool) -> tuple[str, bool]:
+def _set_tf32(product, convolution):
     """Set the switches of TF32 and return what they were."""
     with warnings.catch_warnings():
         # These switches announce a successor, which some versions still refuse beside them.
@@ -109,8 +105,9 @@ def pick_device(name: str | torch.device) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """Return a person's name for a device: the GPU's model, or the processor with its core count."""
-    gpu = device.type == "cuda"
-    return torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -4,7 +4,6 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vireid_lite.data import Augmentation, Dataset, ImageStore, Modality, PKSampler, Record, cached, people
+from vireid_lite.data import Augmentation, ImageStore, Modality, PKSampler, Record, cached, people
 from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.losses import TRIPLETS
 from vireid_lite.machine import pick_device
-from vireid_lite.models.two_stream import Batch, Objective, TwoStream
+from vireid_lite.models.two_stream import Batch, TwoStream
 
 MUON_RATE = 50  #: of Muon's learning rate, over that of AdamW beside it
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the polynomial (K. Jordan, "Muon", 2024)
@@ -60,9 +59,8 @@ class TrainSettings:
 def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
     """Return what the learning rate is multiplied by after so many epochs, a fraction.
 
-    "agw" warms up over 10 epochs and steps down at 20 and 50, "deen" at 20 and 80; both are constant within an epoch
-    (train.py:205-233; DEEN train.py, whose step at 120 is never reached). "cosine" and "linear" warm up over the first
-    tenth, then go down to zero, with every step.
+    "agw" warms up over 10 epochs and steps down at 20 and 50 (train.py:205-233), "deen" at 20 and 80 (its train.py);
+    both are constant within an epoch. "cosine" and "linear" warm up over the first tenth, then go down to zero.
     """
     if settings.schedule == "deen":
         return learning_rate_factor(replace(settings, schedule="agw"), epoch if epoch >= 80 else min(epoch, 49))
@@ -83,8 +81,8 @@ def contiguous_labels(records: list[Record]) -> np.ndarray:
 def optimiser_for(model: TwoStream, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimiser, the backbone at the reduced rate, BNNeck and classifier at the full one.
 
-    With "muon" AdamW moves all but the weights of convolutions, which Muon moves at 50 times the backbone's rate; those
-    of one channel, as in a non-local block, are left to AdamW.
+    With "muon" AdamW moves all but the weights of convolutions of several channels, which Muon moves at 50 times the
+    backbone's rate.
     """
     rate, decay, muon = settings.learning_rate, settings.weight_decay, settings.optimiser == "muon"
     factors = settings.backbone_factor, 1, MUON_RATE * settings.backbone_factor
@@ -139,26 +137,16 @@ def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
 
 @torch.inference_mode(False)
 def train(
-    model: TwoStream,
-    dataset: Dataset,
-    settings: TrainSettings,
-    *,
-    objective: Callable[[Batch], Objective] | None = None,
-    seed: int = 0,
-    state_path: Path | None = None,
-    key: str | None = None,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
+    model, dataset, settings, *, objective=None, seed=0, state_path=None, key=None, device="cpu", progress=True
 ) -> list[dict]:
-    """Train the model in place on `dataset.train` and return its history, one dict an epoch.
+    """Train a `TwoStream` in place on a `Dataset` by `TrainSettings`; return its history, one dict an epoch.
 
-    Every draw derives from (seed, epoch). With `state_path` the run is noted there after each epoch, and a run that
-    finds a note of the same key resumes after it: on CPU the final weights equal an uninterrupted run's bit for bit at
-    the same thread count. History keys: epoch, NAME_loss for each loss of the objective, what it notes beside them,
-    accuracy (share of the batch classified right), seconds.
+    With `state_path` the run is noted there after each epoch, and resumes from a note of the same key: on CPU the final
+    weights equal an uninterrupted run's bit for bit at the same thread count. History keys: epoch, NAME_loss for each
+    loss of the objective, what it notes beside them, accuracy (share of the batch classified right), seconds.
 
     Args:
-        objective: what is minimised; None for the model's own.
+        objective: (`Batch`) -> `Objective`, what is minimised; None for the model's own.
         key: what decides the run beside settings, data and seed: the initial weights and the code.
 
     Raises:
@@ -213,8 +201,7 @@ def train(
 def _shuffled_within_modality(labels: np.ndarray, modalities: np.ndarray, seed: int) -> np.ndarray:
     """Return the labels permuted over the images of each modality."""
     generator, shuffled = np.random.default_rng([seed, 1]), labels.copy()
-    for modality in Modality:
-        rows = np.flatnonzero(modalities == modality)
+    for rows in (np.flatnonzero(modalities == modality) for modality in Modality):
         shuffled[rows] = labels[generator.permutation(rows)]
     return shuffled
 
@@ -222,8 +209,7 @@ def _shuffled_within_modality(labels: np.ndarray, modalities: np.ndarray, seed: 
 def _batch(store: ImageStore, labels, rows, augmentation, generator, device) -> tuple:
     """Return images, modality and labels of one step: augmented visible crops, then augmented infrared ones."""
     parts = [augmentation(store.batch(rows[modality], device), modality, generator) for modality in Modality]
-    images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
-    chosen = np.concatenate(rows)
+    images, chosen = torch.cat(parts).contiguous(memory_format=torch.channels_last), np.concatenate(rows)
     # The modality stays on the CPU: the model splits the batch by it without waiting for the GPU.
     return images, store.modalities[chosen], torch.from_numpy(labels[chosen]).to(device, non_blocking=True)
 

@@ -2,8 +2,7 @@
 
 Source: Wang et al., "Transferable, Controllable, and Inconspicuous Adversarial Attacks on Person Re-identification With
 Deep Mis-Ranking", CVPR 2020, section 3.1 for the loss. Not here: the multi-stage discriminator and the perceptual term
-that keep the published perturbation inconspicuous (the l-infinity budget replaces them), the classification term (the
-ranking is the target), and the mask that spares pixels.
+(the l-infinity budget replaces them), the classification term (the ranking is the target), and the pixel mask.
 """
 
 from dataclasses import dataclass, field
@@ -26,18 +25,12 @@ from vireid_lite.errors import InputError
 
 
 class Generator(nn.Module):
-    """An encoder and decoder of two scales with skips: images (N, 3, H, W) in [0, 1] to shifts in (-1, 1).
-
-    `width` is the number of channels of the first scale; 24 gives 50,000 weights.
-    """
+    """An encoder and decoder of two scales with skips: images (N, 3, H, W) in [0, 1] to shifts in (-1, 1)."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
-        self.down1 = block(3, width, 2)
-        self.down2 = block(width, 2 * width, 2)
-        self.middle = block(2 * width, 2 * width)
-        self.up2 = block(2 * width, width)
-        self.up1 = block(width, width)
+        self.down1, self.down2 = block(3, width, 2), block(width, 2 * width, 2)
+        self.middle, self.up2, self.up1 = block(2 * width, 2 * width), block(2 * width, width), block(width, width)
         self.out = nn.Conv2d(width, 12, 3, padding=1)  # four pixels of three channels: no layer at full size is needed
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,12 +51,7 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 @dataclass
 class GeneratorPerturbation(Perturbation):
-    """What DMR leaves behind: a perturbation that is a function of the image.
-
-    Args:
-        weights: flat vector of a `Generator` of `width`.
-        size: (height, width) in pixels of the crops it was trained on.
-    """
+    """What DMR leaves behind: the flat `weights` of a `Generator`, for crops of `size`, (height, width)."""
 
     kind: ClassVar[str] = "generator"
     facts: ClassVar[tuple[str, ...]] = ("size", "eps", "width", "tied", "history", "made_by")
@@ -95,8 +83,7 @@ class DMR(UniversalAttack):
     """Train a generator to mis-rank: pull each attacked image to others, push it from its own identity.
 
     The loss is the `triplet` between the clean features of the farthest other identity of the batch and of the nearest
-    other image of its own, over both modalities (published: attacked features on both sides, one modality; a gallery
-    here is clean). A batch has `instances` images of an identity.
+    other image of its own, over both modalities (published: of attacked features, in one modality).
     """
 
     name: ClassVar[str] = "dmr"
@@ -131,7 +118,7 @@ class DMR(UniversalAttack):
         state["adam"].step()
         return {"loss": loss.item()}
 
-    def loss(self, model: nn.Module, problem: Problem, generator: Generator, rows: np.ndarray) -> Tensor:
+    def loss(self, model, problem, generator: Generator, rows: np.ndarray) -> Tensor:
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
         shift = tie_infrared(self.eps * generator(images), modality, self.tied)
         return triplet(model.embed(clip(images + shift), modality), *problem.mates(rows, "nearest"), self.margin)

@@ -16,14 +16,13 @@ from tqdm import tqdm
 
 from vireid_lite.attacks.budget import EPS, ModalityLike, check_eps, luma, project, tie_infrared, to_8_bits
 from vireid_lite.attacks.features import over_crops
-from vireid_lite.attacks.frozen import frozen, generator_for, images_of
-from vireid_lite.data.records import Modality, Record, check_modality, one_modality
-from vireid_lite.data.store import ImageStore
+from vireid_lite.attacks.frozen import frozen, generator_for, images_of, noise
+from vireid_lite.data import ImageStore, Modality, Record
+from vireid_lite.data.records import check_modality, one_modality
 from vireid_lite.errors import InputError, check_flag, check_number, check_whole, whole
 from vireid_lite.models.two_stream import check_images
 
 Objective = Callable[[Tensor, int], Tensor]  #: (images, step) -> (N,), what an attack maximises for each image
-
 AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # LTA's rectangle: share of the image, height / width
 
 
@@ -54,7 +53,7 @@ class ImageAttack:
     Args:
         eps: budget in [0, 1] pixels.
         steps: gradient evaluations an image; int(min(eps + 4, 1.25 eps)) (Kurakin et al. 2017) is 10 for eps 8.
-        step_size: None is eps / 4: 10 steps cross the budget and turn back (Madry et al.: 2 for 8).
+        step_size: None is eps / 4 (Madry et al.: 2 for 8).
         tied: what infrared images receive has three equal channels, as they have.
     """
 
@@ -81,20 +80,18 @@ class ImageAttack:
         return self.eps / 4 if self.step_size is None else self.step_size
 
     def describe(self) -> dict:
-        """Return the attack's name and every parameter as plain values, for run cards and keys."""
+        """Return name and parameters as plain values, for run cards and keys."""
         fixed = {"step_size": self.rate, "momentum": self.momentum, "random_start": self.random_start}
         return {"name": self.name, **asdict(self), **fixed}
 
     def __call__(self, model: nn.Module, images: Tensor, modality: ModalityLike, guides=None, seed: int = 0) -> Tensor:
         """Return images (N, 3, H, W) in [0, 1] within eps of those given; the victim is left bit-identical.
 
-        The modality is one for the batch, or int64 (N,). Raises InputError for bad images, and for `Guides` that are
-        needed and missing or of another number.
+        Raises InputError for bad images, and for `Guides` that are needed and missing or of another number.
         """
         check_images(images)
         for part in self.needs:
-            given = getattr(guides, part, None)
-            if given is None or len(given) != len(images):
+            if (given := getattr(guides, part, None)) is None or len(given) != len(images):
                 lacks = f"{self.name}: guides.{part} must hold one row for each of the {len(images)} images"
                 raise InputError(f"{lacks}; let `craft` take guides from a store with two or more identities")
         modality = check_modality(modality, len(images))
@@ -103,8 +100,8 @@ class ImageAttack:
             objective = self.objective(Target(model, images, modality, guides, seed))
             adversarial, velocity = self.start(images, modality, seed), torch.zeros_like(images)
             for step in range(self.steps):
-                adversarial.requires_grad_(True)
-                (gradient,) = torch.autograd.grad(objective(adversarial, step).sum(), adversarial)
+                gained = objective(adversarial.requires_grad_(), step).sum()
+                (gradient,) = torch.autograd.grad(gained, adversarial)
                 gradient = tie_infrared(gradient, modality, self.tied)
                 size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
                 velocity = self.momentum * velocity + gradient / size
@@ -116,15 +113,12 @@ class ImageAttack:
         """Return where the walk begins: the images, or uniform noise of +-eps on them."""
         if not self.random_start:
             return images.clone()
-        noise = torch.rand(images.shape, generator=generator_for(seed)).to(images).mul(2).sub(1).mul(self.eps)
-        return project(images + tie_infrared(noise, modality, self.tied), images, self.eps)
+        shift = self.eps * noise("uniform", images.shape, seed).to(images)
+        return project(images + tie_infrared(shift, modality, self.tied), images, self.eps)
 
 
 class PGD(ImageAttack):
-    """Projected gradient ascent of the cross-entropy to the class the victim itself predicts, so no label is needed.
-
-    The classes are the training identities; a query shows none of them. Source: Madry et al. 2018, equation 3.
-    """
+    """Up the cross-entropy to the class the victim itself predicts, so no label is needed. Madry et al. 2018, eq. 3."""
 
     name = "pgd"
     knows = "the victim's weights and its classifier; the query alone"
@@ -137,10 +131,7 @@ class PGD(ImageAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(PGD):
-    """One step of eps up the cross-entropy to the predicted class: steps is 1 and step_size eps, by definition.
-
-    Source: Goodfellow et al. 2015; with the predicted class as in U_turn, generate_attack_query.py:136-144.
-    """
+    """One step of eps up the same, from the image. Goodfellow et al. 2015; U-turn, generate_attack_query.py:136-144."""
 
     name = "fgsm"
     random_start = False
@@ -172,9 +163,9 @@ class MFGSM(MetricFGSM):
 
 
 class SMA(ImageAttack):
-    """Self metric attack: away from the image's own clean feature, `|f(x') - f(x)|^2`.
+    """Self metric attack: away from the image's own clean feature, `|f(x') - f(x)|^2`, whose gradient is 0 at x' = x.
 
-    Its gradient is zero at x' = x, hence the random start. Source: Bouniot et al. 2020 (adv-reid, gen_adv.py:116).
+    Source: Bouniot et al. 2020 (adv-reid, gen_adv.py:116).
     """
 
     name = "sma"
@@ -206,8 +197,8 @@ class FNA(ImageAttack):
 class ODFA(ImageAttack):
     """Opposite-direction feature attack: towards minus the clean feature, -MSE(f(x'), -f(x)).
 
-    On features of length 1, `|f' + f|^2 = 4 - |f' - f|^2`: SMA's ascent, with the same zero gradient at the start; the
-    published code leaves that to rounding. Source: Zheng et al., "U-turn", generate_attack_query.py:199-229.
+    On features of length 1, `|f' + f|^2 = 4 - |f' - f|^2`: SMA's ascent, whose zero gradient at the start the published
+    code leaves to rounding. Source: Zheng et al., "U-turn", generate_attack_query.py:199-229.
     """
 
     name = "odfa"
@@ -222,7 +213,7 @@ class LTA(ImageAttack):
     """Local transformation attack: away from the clean image with one rectangle turned grey, drawn anew each step.
 
     Published without a random start. Infrared images are grey already, so there LTA is SMA with momentum.
-    Source: Gong et al. (LTA.py:68-114); its bounds check swaps height and width, which is put right here.
+    Source: Gong et al. (LTA.py:68-114), whose bounds check swaps height and width.
     """
 
     name = "lta"
@@ -231,9 +222,8 @@ class LTA(ImageAttack):
 
     def objective(self, target: Target) -> Objective:
         def away(x: Tensor, step: int) -> Tensor:
-            with torch.no_grad():
-                grey = target.features(locally_grey(target.images, generator_for(target.seed, 1 + step)))
-            return (target.features(x) - grey).square().sum(1)
+            grey = locally_grey(target.images, generator_for(target.seed, 1 + step))
+            return (target.features(x) - target.features(grey).detach()).square().sum(1)
 
         return away
 
@@ -262,8 +252,7 @@ class GuideBank:
 
     def __init__(self, model: nn.Module, store: ImageStore, modality: Modality, batch_size: int = 64) -> None:
         modality, batch_size = one_modality(modality), whole("guides", "batch_size", batch_size, 1)
-        rows = np.flatnonzero(store.modalities.numpy() == modality)
-        if not len(rows):
+        if not len(rows := np.flatnonzero(store.modalities.numpy() == modality)):
             raise InputError(f"guides: no {modality.name.lower()} image in the guide store; guides share the modality")
         with frozen(model):
             self.features = over_crops(lambda x, _: model.embed(x, modality), model, store, rows, size=batch_size)
@@ -275,7 +264,7 @@ class GuideBank:
         self.means = torch.stack([self.features[places].mean(0) for places in members])
 
     def guides(self, features: Tensor, identities: Sequence[int]) -> Guides:
-        """Return the guides of N images with these clean features (N, D) and identities, all of which the bank has."""
+        """Return the guides of N images with these clean features (N, D) and identities."""
         for lacking in sorted(set(identities) - set(self.number)):
             raise InputError(f"guides: no image of identity {lacking} in this modality of the guide store")
         own = torch.tensor([self.number[identity] for identity in identities], device=features.device)
@@ -320,8 +309,7 @@ def craft(
     images, clean = (torch.empty(len(store), 3, *store.images.shape[1:3]) for _ in range(2))
     with tqdm(total=len(store), unit="crop", desc=attack.name, disable=not progress) as bar:
         for modality in Modality:
-            rows = np.flatnonzero(store.modalities.numpy() == modality)
-            if not len(rows):
+            if not len(rows := np.flatnonzero(store.modalities.numpy() == modality)):
                 continue
             bank = GuideBank(model, guide_store, modality, batch_size) if attack.needs else None
             for number, chunk in enumerate(np.split(rows, range(batch_size, len(rows), batch_size))):

@@ -1,7 +1,7 @@
 """Universal attacks that CMPS is compared with, and noise as a control: one delta for every image of both spectra.
 
-Features are the ranked ones (L2-normalised, after the BNNeck), each image passes the stem of its own modality, and half
-of each batch is visible, half infrared, unless a class says otherwise.
+Features are the ranked ones, each image passes the stem of its own modality, and half of each batch is visible, half
+infrared, unless a class says otherwise.
 """
 
 import math
@@ -18,9 +18,8 @@ from vireid_lite.attacks.descent import SignDescent, State, UniversalAttack
 from vireid_lite.attacks.features import Problem, centroids_for, clean_features, extremes, predicted, triplet
 from vireid_lite.attacks.frozen import Stream, images_of, noise
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
+from vireid_lite.data import ImageStore, Modality
 from vireid_lite.data.batches import IdentityBatches, MixedBatches
-from vireid_lite.data.records import Modality
-from vireid_lite.data.store import ImageStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +29,13 @@ class UniformNoise(UniversalAttack):
     name: ClassVar[str] = "uniform-noise"
     knows: ClassVar[str] = "nothing"
     gradients_per_step: ClassVar[int] = 0
-    kind: ClassVar[str] = "uniform"
     steps: int = 1
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> None:
         return None
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        return {"delta": self.eps * noise(self.kind, shape, seed, Stream.NOISE)}
+        return {"delta": self.eps * noise(self.name.removesuffix("-noise"), shape, seed, Stream.NOISE)}
 
     def step(self, model: nn.Module, problem: None, state: State, step: int, seed: int) -> dict:
         return {}
@@ -55,7 +53,6 @@ class SignNoise(UniformNoise):
     """Control: +eps or -eps, drawn once in each pixel and channel; the strongest noise of its budget. No gradient."""
 
     name: ClassVar[str] = "sign-noise"
-    kind: ClassVar[str] = "sign"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +76,15 @@ class UAP(SignDescent):
 class UAPRetrieval(SignDescent):
     """UAP-Retrieval: pulled to the least and pushed from the most similar centroid of clean features, of any modality.
 
-    Similar is by cosine, and the clip to [0, 1] passes gradients straight through. The published code compares
-    centroids as they are, by dot product (another centroid for 3 to 25 % of the images), and clips with torch.clamp.
     Left out: the list-wise and class terms, random resizing of delta (256 to 1024 pixels), early stopping.
     Source: Li et al., "Universal Perturbation Attack Against Image Retrieval", ICCV 2019; UAPR attack.py:359-467.
 
     Args:
-        scale: what features are multiplied by before the triplet, whose margin is .8.
+        published: compare centroids by dot product instead of cosine, another for 3 to 25 % of the images, and clip
+            with torch.clamp instead of passing gradients straight through.
+        scale: what features are multiplied by before the triplet.
         clusters: k of the k-means, 0 for min(256, training identities), as in CMPS; published: 512.
         grey_probability: how often a crop is replaced by its luma.
-        published: compare centroids and clip as the published code does.
     """
 
     name: ClassVar[str] = "uap-retrieval"
@@ -124,8 +120,8 @@ class MetaAttack(SignDescent):
     """MetaAttack: a gradient at delta, one on other data at the delta that would follow, and one step along their sum.
 
     The loss is ten times UAP-Retrieval's triplet plus max(0, mean similarity to the own centroid - mean similarity to
-    the best other one). The published "meta-test" batch comes from another data set, PersonX; here from the other
-    modality, which is our choice: the two, with centroids of their own, take turns.
+    the best other one). The other data are of the other modality, with centroids of its own, and the two take turns;
+    published: of another data set, PersonX.
     Source: Yang et al., "Learning to Attack Real-World Models for Person Re-identification via Virtual-Guided
     Meta-Learning", AAAI 2021; the step is that of the code of CMPS, MI_SGD.py:73-104.
     """
@@ -172,8 +168,7 @@ class ColDel(SignDescent):
     """Col.+Del.: a lattice that moves colours, then an additive delta, both learned together; it knows identities.
 
     The loss is ten times the triplet that pulls an image to the clean feature of the farthest other identity of its
-    batch and pushes it from the farthest of its own. An infrared image has equal channels and so reads the grey
-    diagonal of the lattice alone: three tone curves, or, tied, one, their mean, which a sensor could deliver.
+    batch and pushes it from the farthest of its own. Infrared images read the grey diagonal of the lattice alone.
     Source: Yang et al., "Towards Robust Person Re-identification by Defending Against Universal Attackers", TPAMI 2023;
     MAD:61-102,496-531, without its meta-test batch, which has no effect there beyond a second step.
 
@@ -220,6 +215,4 @@ class ColDel(SignDescent):
         return found
 
 
-UNIVERSAL = {
-    attack.name: attack for attack in (UniformNoise, SignNoise, UAP, UAPRetrieval, UAPRetrievalGrey, MetaAttack, ColDel)
-}
+UNIVERSAL = {a.name: a for a in (UniformNoise, SignNoise, UAP, UAPRetrieval, UAPRetrievalGrey, MetaAttack, ColDel)}

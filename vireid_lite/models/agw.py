@@ -6,7 +6,7 @@ from vireid_lite.data.augment import channel_exchange, channel_or_grey
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import check_flag, check_number, check_whole
 from vireid_lite.losses import identity_loss
-from vireid_lite.models.two_stream import Batch, Objective, TwoStream, trunk, with_non_local
+from vireid_lite.models.two_stream import Batch, NonLocal, Objective, TwoStream, out_channels, trunk
 
 
 class AGW(TwoStream):
@@ -23,21 +23,17 @@ class AGW(TwoStream):
     triplet = "wrt"
 
     def __init__(
-        self,
-        num_identities: int,
-        backbone="resnet50",
-        pretrained=False,
-        *,
-        non_local_channels: int = 1,
-        gem_p=3.0,
-        flip=False,
+        self, num_identities, backbone="resnet50", pretrained=False, *, non_local_channels=1, gem_p=3.0, flip=False
     ) -> None:
         check_flag("models", "flip", flip)
         check_whole("models", "non_local_channels", non_local_channels, 0, 4096)
         check_number("models", "gem_p", gem_p, 1e-6, 1e6)
         stem, layers = trunk(backbone, pretrained)
-        if non_local_channels:
-            layers[1:3] = [with_non_local(layer, non_local_channels) for layer in layers[1:3]]
+        for layer in layers[1:3] if non_local_channels else ():
+            later = layer[len(layer) // 2 :]  # a non-local block follows each of these (AGW model.py:155-167)
+            del layer[len(layer) // 2 :]
+            for block in later:
+                layer.extend([block, NonLocal(out_channels(block), non_local_channels)])
         super().__init__(stem, layers)
         self.gem_p, self.flip = gem_p, flip
         self.add_head(num_identities)
@@ -53,20 +49,14 @@ class AGW(TwoStream):
 class CAJ(AGW):
     """AGW trained on each visible image twice: as it is, and with one of its channels in all three.
 
-    With a ResNet-50 and 395 identities there are 24,359,311 parameters. The published test, and so the published
-    numbers, are of `flip=True`; the published recipe is
-    `TrainSettings(triplet="adp", augmentation=Augmentation(erasing=0.5), epochs=100)`, trained without the KL term,
-    whose weight is 0 by default. Two things of it are not here: the two copies of a visible image share their crop,
-    flip and erased box, and channels are chosen in pixels, of visible images alone. Published, they are chosen after
-    normalisation, whose mean and spread differ by channel, and of infrared crops too: that changes 87 % of them, as
-    their three channels are equal no longer (ChannelAdapGray). In pixels, as `Augmentation(channels=True)` has it, such
-    a choice changes an erased box alone.
+    ResNet-50 with 395 identities has 24,359,311 parameters. Published numbers are of `flip=True` and the recipe
+    `TrainSettings(triplet="adp", augmentation=Augmentation(erasing=0.5), epochs=100)`, without the KL term (weight 0).
+    Here the two copies of a visible image share crop, flip and erased box, and channels are chosen in pixels, of
+    visible images alone; published, after normalisation, which makes the channels of 87 % of infrared crops unequal.
 
-    The collapse: with "adp" the triplet loss of some runs (issue 27 of the official repository) stays at log 2, its
-    value where an anchor's positives and negatives are equally far; there, and where they differ by more than 9.38, its
-    slope is zero, so any of `losses.TRIPLETS` may be chosen, "wrt" unless told.
-    Source: Ye et al., "Channel Augmented Joint Learning for Visible-Infrared Recognition", ICCV 2021, CAJ
-    data_loader.py:67-106, train_ext.py, testa.py:113-181.
+    With "adp" the triplet loss of some runs stays at log 2 (issue 27 of the official repository), as its slope is zero
+    where an anchor's positives and negatives are equally far; so any of `losses.TRIPLETS` may be chosen.
+    Source: Ye et al., "Channel Augmented Joint Learning", ICCV 2021, data_loader.py:67-106, train_ext.py, testa.py.
 
     Args:
         published_channels: choose channels as the published code does; the other options are those of `AGW`.
@@ -87,9 +77,9 @@ class CAJ(AGW):
             infrared = channel_or_grey((infrared - mean) / std, batch.generator) * std + mean
         else:
             exchanged = channel_exchange(plain, batch.generator)
-        images = torch.cat([plain, exchanged, infrared])
+        images = torch.cat([plain, exchanged, infrared]).contiguous(memory_format=torch.channels_last)
         modality, labels = (torch.cat([each[:visible], each]) for each in (batch.modality, batch.labels))
-        output = self(images.contiguous(memory_format=torch.channels_last), modality)
+        output = self(images, modality)
         found = {"identity": identity_loss(output.logits, labels, batch.smoothing)}
         if batch.triplet:
             found["triplet"] = batch.triplet(output.pooled, labels)

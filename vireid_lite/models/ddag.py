@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite import losses
-from vireid_lite.data.records import Modality
 from vireid_lite.errors import check_number, check_whole
+from vireid_lite.losses import hard_triplet, identity_loss
 from vireid_lite.models import two_stream
 from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, bnneck, horizontal_stripes
 
@@ -17,8 +16,7 @@ class DDAG(TwoStream):
     """The DDAG two-stream network: average pooling and a BNNeck, then the parts that `PartAggregation` adds to it.
 
     `GraphAttention` helps in training alone. ResNet-50 with 395 identities has 41,931,929 parameters, 5,008,150 of them
-    the graph's. Left out is what nothing reads in the published network (two classifiers, a 1x1 convolution behind the
-    aggregation, most of three ResNets), and the 1x1 convolutions on stripes are linear layers.
+    the graph's. Left out is what nothing reads in the published network: two classifiers and a 1x1 convolution.
     Source: Ye et al., "Dynamic Dual-Attentive Aggregation Learning", ECCV 2020; DDAG model_main.py:133-198.
 
     Args:
@@ -26,9 +24,7 @@ class DDAG(TwoStream):
         dropout: share dropped in the graph, 0.2 as published.
     """
 
-    def __init__(
-        self, num_identities: int, backbone: str = "resnet50", pretrained: bool = False, *, parts=3, dropout=0.2
-    ) -> None:
+    def __init__(self, num_identities, backbone="resnet50", pretrained=False, *, parts=3, dropout=0.2) -> None:
         check_whole("models", "parts", parts, 1, 256)
         check_number("models", "dropout", dropout, 0, 0.99)
         super().__init__(*two_stream.trunk(backbone, pretrained))
@@ -38,29 +34,28 @@ class DDAG(TwoStream):
         self.classifier = two_stream.identity_classifier(self.channels, num_identities)
         self.classifier_graph = GraphAttention(self.channels, num_identities, dropout)
 
-    def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
+    def forward(self, images: Tensor, modality) -> ModelOutput:
         """Return pooled (N, D), embedding (N, D; the part-aggregated feature) and its logits (N, num_identities)."""
         pooled, _, embedding = self._features(images, modality)
         return ModelOutput(pooled, embedding, self.classifier(embedding))
 
     def objective(self, batch: Batch) -> Objective:
-        """Return identity + triplet + part + w graph, and the logits of the global feature.
+        """Return identity + triplet + part + w graph, and the logits of the global feature (train_ddag.py:286-321).
 
         w = 1 / (1 + L), L the sum of the first three as noted for the last epoch, and 0 in the first epoch.
-        Source: equations 1, 9, 10 and 11; train_ddag.py:286-321 (L there too leaves the graph's own loss out).
         """
         pooled, neck, embedding = self._features(batch.images, batch.modality)
         logits = self.classifier(neck)
         graph = F.nll_loss(self.classifier_graph(pooled, batch.labels, batch.generator), batch.labels)
         found = {
-            "identity": losses.identity_loss(logits, batch.labels, batch.smoothing),
-            "triplet": losses.hard_triplet(pooled, batch.labels, 0.3),
-            "part": losses.identity_loss(self.classifier(embedding), batch.labels, batch.smoothing),
+            "identity": identity_loss(logits, batch.labels, batch.smoothing),
+            "triplet": hard_triplet(pooled, batch.labels),
+            "part": identity_loss(self.classifier(embedding), batch.labels, batch.smoothing),
         }
         weight = 1 / (1 + sum(batch.history[-1][f"{name}_loss"] for name in found)) if batch.history else 0.0
         return Objective({**found, "graph": weight * graph}, logits, batch.labels)
 
-    def _features(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _features(self, images: Tensor, modality) -> tuple[Tensor, Tensor, Tensor]:
         """Return the pooled, the BNNeck's and the part-aggregated features, (N, D) each."""
         maps = self.feature_map(images, modality)
         pooled = two_stream.generalised_mean(maps, self.gem_p)
@@ -69,11 +64,9 @@ class DDAG(TwoStream):
 
 
 class PartAggregation(nn.Module):
-    """Intra-modality weighted part aggregation: BN(f + sum_i g_i sum_j a_ij v(x_j)).
+    """Intra-modality weighted part aggregation: BN(f + sum_i g_i sum_j a_ij v(x_j)); DDAG attention.py (IWPA).
 
-    a_i = softmax_j(q(x_i) . k(x_j)) over stripes x, unscaled, g a softmax over the parts and f the BNNeck's feature of
-    the whole map.
-    Source: Ye et al., DDAG; attention.py (IWPA).
+    a_i = softmax_j(q(x_i) . k(x_j)) over stripes x, g a softmax over the parts, f the BNNeck's feature of the map.
     """
 
     def __init__(self, channels: int, parts: int) -> None:
@@ -92,9 +85,7 @@ class PartAggregation(nn.Module):
 class GraphAttention(nn.Module):
     """Graph attention over a training batch: four layers side by side, then one that names the identities.
 
-    An edge joins two images of one identity, of either modality; of the published, normalised adjacency only whether an
-    entry is above 0 is ever read.
-    Source: Ye et al., DDAG, equations 6 to 9; model_main.py and attention.py.
+    An edge joins two images of one identity, of either modality. Source: DDAG, equations 6 to 9; attention.py.
     """
 
     def __init__(self, channels: int, num_identities: int, dropout: float) -> None:
@@ -121,10 +112,7 @@ class GraphAttention(nn.Module):
 
 
 class GraphLayer(nn.Module):
-    """One graph attention layer: h'_i = sum_j a_ij h_j, h = x W, a_i = softmax over edges of leaky(a . [h_i, h_j]).
-
-    Source: Veličković et al., "Graph Attention Networks", ICLR 2018, equations 1 to 4; slope 0.2.
-    """
+    """A layer of Veličković et al. 2018: sum_j a_ij h_j, h = x W, a_i = softmax over edges of leaky(a . [h_i, h_j])."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

@@ -1,6 +1,5 @@
 """DEEN: two more embeddings of every image, made from its middle map, kept apart by the loss and ranked together."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -8,13 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vireid_lite import losses
-from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError, check_flag
 from vireid_lite.models import two_stream
 from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, out_channels
 
 BRANCHES = 3  #: the original map and the two made from it
-CPM_WEIGHT, ORTHOGONALITY_WEIGHT = 0.8, 0.01  # DEEN train.py, lambda_1 and lambda_2
 
 
 class DEEN(TwoStream):
@@ -22,27 +19,17 @@ class DEEN(TwoStream):
 
     In block 4 the branches stand on the batch axis, so that its BatchNorm sees 3N maps; it delivers them side by side,
     (N, 3C, h, w). They share the BNNeck and the classifier. ResNet-50 with 395 identities has 42,037,792 parameters;
-    without layer 4 and with 206, as published for RegDB, 13,094,176. Left out: a dropout of 0.01 behind the expansion
-    (it would draw outside the objective's generator). The published position attention reads C/2 channels x P positions
-    as C x P/2, which mixes the two; here positions attend to positions, unless `published_view`.
+    without layer 4 and with 206, as published for RegDB, 13,094,176. Left out: a dropout of 0.01 behind the expansion.
     Source: Zhang and Wang, "Diverse Embedding Expansion Network", CVPR 2023; LLCM DEEN/model.py:91-272.
 
     Args:
-        flip: `embed` sums the features of the image and of its mirror image, as the published test does (which leaves
-            the sum undivided).
+        flip: `embed` sums the features of the image and its mirror image, as the published test does (undivided).
         layer4: False leaves it and the fusion of layer 3 out: block 3 is the expansion of layer 2, block 4 is layer 3.
-        published_view: read the position attention's maps as the published code does, of which published weights are.
+        published_view: the position attention reads C/2 channels x P positions as C x P/2, as in published weights.
     """
 
     def __init__(
-        self,
-        num_identities: int,
-        backbone="resnet50",
-        pretrained=False,
-        *,
-        flip=False,
-        layer4=True,
-        published_view=False,
+        self, num_identities, backbone="resnet50", pretrained=False, *, flip=False, layer4=True, published_view=False
     ) -> None:
         for name, value in (("flip", flip), ("layer4", layer4), ("published_view", published_view)):
             check_flag("models", name, value)
@@ -59,22 +46,21 @@ class DEEN(TwoStream):
         self.flip = flip
         self.add_head(num_identities, BRANCHES)
 
-    def forward(self, images: Tensor, modality: Modality | Tensor) -> ModelOutput:
+    def forward(self, images: Tensor, modality) -> ModelOutput:
         """Return pooled (N, 3C), embedding (N, 6C) and logits (N, num_identities), the mean of the three branches'.
 
-        Embedding: the branches' pooled and BNNeck features, six vectors of length 1, side by side, so that an inner
-        product is the sum of the six similarity matrices that the published test adds up (DEEN test.py).
+        The embedding is pooled and BNNeck features, six vectors of length 1 side by side: an inner product is the sum
+        of the six similarity matrices that the published test adds up (DEEN test.py).
         """
         pooled, neck = self._branches(images, modality)
         embedding = F.normalize(torch.cat([pooled, neck], 1), dim=2).flatten(1)
         return ModelOutput(pooled.flatten(1), embedding, self.classifier(neck).mean(1))
 
     def objective(self, batch: Batch) -> Objective:
-        """Return identity + triplet + 0.8 cpm + 0.01 orthogonality, and the logits of all 3N rows.
+        """Return identity + triplet + 0.8 cpm + 0.01 orthogonality (DEEN/train.py:284-294), and the logits of 3N rows.
 
         cpm: `centre_pair_mining` of the first branch with each of the others, summed. orthogonality: inner product of
         the two expanded pooled features, summed over images and divided by 3N.
-        Source: LLCM DEEN/train.py:284-294 and model.py.
         """
         pooled, neck = self._branches(batch.images, batch.modality)
         logits, labels = self.classifier(neck).flatten(0, 1), batch.labels.repeat_interleave(BRANCHES)
@@ -82,30 +68,27 @@ class DEEN(TwoStream):
         cpm = sum(centre_pair_mining(plain, made, batch.labels, batch.modality) for made in (first, second))
         found = {
             "identity": losses.identity_loss(logits, labels, batch.smoothing),
-            "triplet": losses.hard_triplet(pooled.flatten(0, 1), labels, 0.3),
-            "cpm": CPM_WEIGHT * cpm,
-            "orthogonality": ORTHOGONALITY_WEIGHT * (first * second).sum() / len(labels),
+            "triplet": losses.hard_triplet(pooled.flatten(0, 1), labels),
+            "cpm": 0.8 * cpm,
+            "orthogonality": 0.01 * (first * second).sum() / len(labels),
         }
         return Objective(found, logits, labels)
 
-    def _branches(self, images: Tensor, modality: Modality | Tensor) -> tuple[Tensor, Tensor]:
+    def _branches(self, images: Tensor, modality) -> tuple[Tensor, Tensor]:
         """Return the branches' pooled and BNNeck features, (N, 3, C) each."""
-        pooled = two_stream.generalised_mean(self.feature_map(images, modality), self.gem_p)
-        pooled = pooled.unflatten(1, (BRANCHES, -1))
+        maps = self.feature_map(images, modality)
+        pooled = two_stream.generalised_mean(maps, self.gem_p).unflatten(1, (BRANCHES, -1))
         return pooled, self.bottleneck(pooled.flatten(0, 1)).view_as(pooled)
 
 
 def centre_pair_mining(plain: Tensor, made: Tensor, labels: Tensor, modality: Tensor, margin: float = 0.2) -> Tensor:
-    """Return the centre-guided pair mining loss of one expanded branch, `made`, with margin m.
-
-    An expanded centre w is to lie nearer the other modality's plain centre than its own modality's, and nearer than any
-    two identities lie to each other::
+    """Return the centre-guided pair mining loss of one expanded branch, `made`, with margin m and centres w::
 
         [d - |own_j - w_j| + m]+ + ([d - min_k |w_j - w_k| + m]+ + [d - min_k |own_j - own_k| + m]+) / 2
 
     with `d = |other_j - w_j|`, k over the other identities, the first distance without gradient; averaged over
     identities and the two modalities. Features are (N, C), labels and modality int64 (N,), both for every identity.
-    Source: the released code, LLCM DEEN/loss.py (CPMLoss), where the centres are chunks of a sorted batch.
+    Source: LLCM DEEN/loss.py (CPMLoss).
     """
     (visible, infrared), expanded = (losses.class_centres(features, labels, modality) for features in (plain, made))
     total = plain.new_zeros(())
@@ -133,9 +116,7 @@ class Fused(nn.Sequential):
 class Fusion(nn.Module):
     """Multi-stage feature aggregation: a layer's output attends to its input, over channels and then over positions.
 
-    Both attentions are products without a softmax, divided by the number of what is summed over; each ends in a
-    BatchNorm at 0 and is added. See `DEEN` for `published_view`.
-    Source: LLCM DEEN/model.py (MFA_block, of CNL and PNL).
+    Both attentions are products without a softmax. Source: LLCM DEEN/model.py (MFA_block, of CNL and PNL).
     """
 
     def __init__(self, high: int, low: int, stride: int, published_view: bool = False) -> None:
@@ -153,28 +134,26 @@ class Fusion(nn.Module):
         theta, phi, g = (each.flatten(2) for each in (self.theta1(high), self.phi1(low), self.g1(low)))
         channels = (theta @ phi.mT / phi.shape[1]) @ g
         high = high + self.bn1(self.out1(channels.unflatten(2, low.shape[2:])))
-        if self.published_view and (high[0, 0].numel() % 2 or low[0, 0].numel() % 2):
-            raise InputError("deen: published_view halves the positions of each map; give crops of other sides")
         theta, phi, g = (each.flatten(2) for each in (self.theta2(high), self.phi2(low), self.g2(low)))
         if self.published_view:
+            if theta.shape[2] % 2 or g.shape[2] % 2:
+                raise InputError("deen: published_view halves the positions of each map; give crops of other sides")
             theta, phi, g = (each.reshape(len(each), low.shape[1], -1) for each in (theta, phi, g))
         positions = (g @ phi.mT / phi.shape[2]) @ theta  # associative: no positions x positions matrix is built
         return high + self.bn2(self.out2(positions.flatten(1).unflatten(1, (-1, *high.shape[2:]))))
 
 
 class Expansion(nn.Module):
-    """Diverse embedding expansion: a map and two more made from it, one below the other on the batch axis.
-
-    Each new map: three 3x3 convolutions of dilation 1 to 3 to C / 4 channels, their mean, a ReLU and a 1x1 one back.
-    Source: LLCM DEEN/model.py (DEE_module).
-    """
+    """Diverse embedding expansion: a map and two made of it by dilated convolutions (DEEN/model.py, DEE_module)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        inner = channels // 4
-        dilated = [partial(nn.Conv2d, channels, inner, 3, padding=d, dilation=d, bias=False) for d in (1, 2, 3)]
-        self.down = nn.ModuleList(nn.ModuleList(conv() for conv in dilated) for _ in range(BRANCHES - 1))
-        self.up = nn.ModuleList(nn.Conv2d(inner, channels, 1) for _ in range(BRANCHES - 1))
+        inner, made = channels // 4, range(BRANCHES - 1)
+        self.down = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(channels, inner, 3, padding=d, dilation=d, bias=False) for d in (1, 2, 3))
+            for _ in made
+        )
+        self.up = nn.ModuleList(nn.Conv2d(inner, channels, 1) for _ in made)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)

@@ -6,7 +6,6 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 from vireid_lite.models.attention import SFM, build_attention
 from vireid_lite.models.two_stream import NonLocal, TwoStream, out_channels
@@ -23,16 +22,16 @@ def block_channels(model: TwoStream) -> list[int]:
 class _Hooks:
     """An object and no closures, so that a deep copy of the network has its own."""
 
-    def before_block_0(self, stem: nn.Module, arguments: tuple, keywords: dict) -> None:
+    def before_block_0(self, stem, arguments, keywords):
         self.modality = arguments[1] if len(arguments) > 1 else keywords["modality"]
 
-    def after(self, chain: nn.ModuleList, stage: nn.Module, arguments: tuple, maps: Tensor) -> Tensor:
+    def after(self, chain, stage, arguments, maps):
         for module in chain:
             maps = module(maps, self.modality)
         return maps
 
 
-def _hook(model: TwoStream, modules: Modules) -> tuple[nn.ModuleDict, list]:
+def _hook(model, modules):
     """Register the modules' hooks; return the modules by block, and the hooks' handles."""
     chains, hooks = nn.ModuleDict(), _Hooks()
     for block, given in modules.items():
@@ -42,19 +41,16 @@ def _hook(model: TwoStream, modules: Modules) -> tuple[nn.ModuleDict, list]:
             if not isinstance(module, nn.Module):
                 raise InputError(f"attention: block {block} needs modules, got {module!r}; see build_attention")
         chains[str(block)] = nn.ModuleList(chain)
-    handles = [model.stages[0].register_forward_pre_hook(hooks.before_block_0, with_kwargs=True)]
-    for block, chain in chains.items():
-        handles.append(model.stages[int(block)].register_forward_hook(partial(hooks.after, chain)))
-    return chains, handles
+    handles = [model.stages[int(b)].register_forward_hook(partial(hooks.after, each)) for b, each in chains.items()]
+    return chains, [*handles, model.stages[0].register_forward_pre_hook(hooks.before_block_0, with_kwargs=True)]
 
 
 @contextmanager
 def inserted(model: TwoStream, modules: Modules) -> Iterator[None]:
     """Let modules act behind the blocks of a network inside the `with`: by block, 0 to 4, one or several in order.
 
-    They are no part of the model: they neither save, move nor freeze with it. Nested insertions act in the order they
-    were made; a deep copy made inside keeps copies of the modules. The network is called as a whole, as block 0 tells
-    the later blocks the modality.
+    They neither save, move nor freeze with the model, but a deep copy made inside keeps copies of them. Nested
+    insertions act in the order they were made. Call the network as a whole: block 0 tells the others the modality.
     """
     _, handles = _hook(model, modules)
     try:
@@ -78,10 +74,7 @@ def insert(model: TwoStream, modules: Modules) -> TwoStream:
 class Tap(nn.Module):
     """Passes feature maps on and keeps the last ones in `maps`, (N, C, h, w): what stage 1 is pooled from."""
 
-    maps: Tensor
-
-    def forward(self, maps: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return the maps as they are."""
+    def forward(self, maps: Tensor, modality) -> Tensor:
         self.maps = maps
         return maps
 
@@ -89,10 +82,9 @@ class Tap(nn.Module):
 def staged(model: TwoStream, attention: str, blocks: Sequence[int], sfm: bool) -> tuple[dict[int, list], Tap]:
     """Return the paper's modules by block, freshly drawn, and the tap that reads stage 1.
 
-    Stage 1 is the map after block 4 and its module, stage 2 what SFM makes of it; without SFM both are one. After each
-    of `blocks` stands "fsam", "se", "eca" or "none".
-    Source: section 3.2 and table 4, blocks 0 and 4. No projection fits in the parameter count the paper reports, so a
-    map of 64 channels cannot meet one of 2,048 in a distance; both stages are therefore read after block 4.
+    After each of `blocks` stands "fsam", "se", "eca" or "none". Stage 1 is the map after block 4 and its module, stage
+    2 what SFM makes of it: in the parameter count the paper reports no projection fits, without which a map of 64
+    channels cannot meet one of 2,048 in a distance. Source: section 3.2 and table 4, blocks 0 and 4.
     """
     channels, tap, kept = block_channels(model), Tap(), () if attention == "none" else blocks
     modules = {block: [build_attention(attention, channels[block])] for block in kept}

@@ -21,16 +21,12 @@ LITE_WIDTHS = (32, 64, 128, 256)  #: channels of the lite trunk's layers; its st
 
 
 class ModelOutput(NamedTuple):
-    """What a forward pass returns for N images; neither feature is normalised."""
-
-    pooled: Tensor  #: (N, D), read by the triplet losses
-    embedding: Tensor  #: (N, D), the BNNeck's output
+    pooled: Tensor  #: (N, D), not normalised, read by the triplet losses
+    embedding: Tensor  #: (N, D), not normalised, the BNNeck's output
     logits: Tensor  #: (N, num_identities)
 
 
 class Batch(NamedTuple):
-    """What an objective is computed from."""
-
     images: Tensor  #: (N, 3, H, W) float in [0, 1], augmented, visible ones first
     modality: Tensor  #: int64 (N,) on the CPU
     labels: Tensor  #: int64 (N,), contiguous, on the images' device
@@ -41,19 +37,17 @@ class Batch(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What an objective returns for a batch; the accuracy of logits and labels is noted."""
-
     losses: dict[str, Tensor]  #: name to scalar, weighted already; their sum is minimised
-    logits: Tensor  #: (M, num_identities)
-    labels: Tensor  #: (M,)
+    logits: Tensor  #: (M, num_identities), noted as the accuracy against the labels (M,)
+    labels: Tensor
     noted: dict[str, Tensor] | None = None  #: name to scalar, what a history keeps beside
 
 
 class TwoStream(nn.Module):
     """A network with one stem per modality and a shared trunk; each says in `objective(batch)` how it is trained.
 
-    Its `stages` are five modules; block 0 holds the stems and is called as `stages[0](images, modality)`, blocks 1 to 4
-    take and return feature maps, so a forward hook on any of the five sees that block's feature map.
+    Of its five `stages` block 0 holds the stems and is called as `stages[0](images, modality)`; blocks 1 to 4 take and
+    return feature maps, so a forward hook on any of the five sees that block's feature map.
     """
 
     arguments: dict  #: what `models.build` made the network from; a checkpoint's card keeps it
@@ -73,9 +67,8 @@ class TwoStream(nn.Module):
         return out_channels(self.stages[4][-1])
 
     def add_head(self, num_identities: int, branches: int = 1) -> None:
-        """Add AGW's head, a BNNeck and a classifier, for maps of so many branches side by side."""
-        self.bottleneck = bnneck(self.channels // branches)
-        self.classifier = identity_classifier(self.channels // branches, num_identities)
+        width = self.channels // branches
+        self.bottleneck, self.classifier = bnneck(width), identity_classifier(width, num_identities)
 
     @classmethod
     def chosen_triplet(cls, asked: str | None) -> str | None:
@@ -85,7 +78,7 @@ class TwoStream(nn.Module):
         return asked or cls.triplet
 
     def feature_map(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return the map after block 4, (N, D, h, w); arguments are those of `forward`."""
+        """Return the map after block 4, (N, D, h, w)."""
         maps = self.stages[0](images, modality)
         for stage in self.stages[1:]:
             maps = stage(maps)
@@ -98,9 +91,8 @@ class TwoStream(nn.Module):
         return ModelOutput(pooled, embedding, self.classifier(embedding))
 
     def embed(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return the features that are ranked: the embedding divided by its length, (N, D).
+        """Return the ranked features (N, D), the embedding at length 1; with `flip` its sum with the mirror image's.
 
-        With `flip` it is the sum over the image and its mirror image, divided by its length.
         Always computed as in eval mode; every module's mode is put back, and gradient flows to the images. Raises
         InputError for images of another shape or type, outside [0, 1] or not finite (on a GPU this check waits).
         """
@@ -147,14 +139,11 @@ class Stems(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
-        """Return stem features in the order of `images`; each stem's BatchNorm sees its own images only.
-
-        A modality of 0 and 1, int64 (N,), is kept on the CPU, as splitting by a tensor on the GPU makes the host wait.
-        """
+        """Return stem features in the order of `images`; each stem's BatchNorm sees its own images only."""
         images, stems = (images.to(self.mean.dtype) - self.mean) / self.std, (self.visible, self.infrared)
         if not isinstance(modality := check_modality(modality, len(images)), Tensor):
             return stems[modality](images)
-        groups = [(modality == value).nonzero().flatten() for value in Modality]
+        groups = [(modality == value).nonzero().flatten() for value in Modality]  # on the CPU, so that no GPU waits
         if (modality.diff() >= 0).all():  # visible first, infrared after: slices spare two copies
             parts, back = images.split([*map(len, groups)]), slice(None)
         else:
@@ -167,10 +156,7 @@ class Stems(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """Non-local block without softmax: x + W(theta phi^T g / positions), W = 1x1 convolution and a BatchNorm at 0.
-
-    Every 1x1 convolution has a bias. Published `inner_channels`: 1 (`reduc_ratio // reduc_ratio`, AGW model.py:21).
-    """
+    """Non-local block without softmax: x + W(theta phi^T g / positions), W = 1x1 convolution and a BatchNorm at 0."""
 
     def __init__(self, channels: int, inner_channels: int = 1) -> None:
         super().__init__()
@@ -179,32 +165,17 @@ class NonLocal(nn.Module):
         nn.init.zeros_(self.W[1].weight)  # its bias is 0 already
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map (N, C, h, w) to the same shape."""
-        convolutions = (self.theta, self.phi, self.g)  # one call for the three: the maps are read once
-        weight, bias = (torch.cat([getattr(conv, part) for conv in convolutions]) for part in ("weight", "bias"))
+        each = (self.theta, self.phi, self.g)  # one call for the three: the maps are read once
+        weight, bias = torch.cat([conv.weight for conv in each]), torch.cat([conv.bias for conv in each])
         theta, phi, g = F.conv2d(maps, weight, bias).flatten(2).chunk(3, 1)
         # Without a softmax the product is associative: (phi^T g) first never builds the positions x positions matrix.
         attended = (g @ phi.mT / g.shape[2]) @ theta
         return maps + self.W(attended.unflatten(2, maps.shape[2:]))
 
 
-def with_non_local(blocks: nn.Sequential, inner_channels: int) -> nn.Sequential:
-    """Return the layer with a non-local block after each block of its later half.
-
-    Given layers 2 and 3 that is after blocks 2, 3 and 3, 4, 5 of ResNet-50, counted from 0 (AGW model.py:155-167).
-    """
-    layer, half = nn.Sequential(*blocks[: len(blocks) // 2]), len(blocks) // 2
-    for block in blocks[half:]:
-        layer.extend([block, NonLocal(out_channels(block), inner_channels)])
-    return layer
-
-
 def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
-    """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C).
-
-    As in adaptive average pooling, whose own backward pass differs from run to run on a GPU, stripe i holds the rows
-    from floor(i h / count) to ceil((i + 1) h / count).
-    """
+    """Return the means over `count` horizontal stripes of maps (N, C, h, w), top first: (N, count, C)."""
+    # As adaptive average pooling has them, whose own backward pass differs from run to run on a GPU.
     rows, height = maps.mean(3), maps.shape[2]
     edges = ((i * height // count, -((i + 1) * height // -count)) for i in range(count))
     return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
@@ -231,17 +202,15 @@ def identity_classifier(channels: int, num_identities: int) -> nn.Linear:
 
 
 def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[nn.Sequential]]:
-    """Return a stem (conv1, bn1, relu, maxpool) and layers 1 to 4; layer4 of a ResNet keeps its resolution (stride 1).
+    """Return a stem and layers 1 to 4; layer4 of a ResNet has stride 1, "lite" one BasicBlock a layer and no maxpool.
 
-    Args:
-        backbone: of `BACKBONES`; "lite" is narrow, one BasicBlock per layer, no max-pooling.
-        pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
+    pretrained: start from torchvision's ImageNet weights (IMAGENET1K_V1), downloaded at first use.
     """
     check_choice("models", "backbone", backbone, BACKBONES)
     check_flag("models", "pretrained", pretrained)
-    if backbone == "lite" and pretrained:
-        raise InputError("models: the lite trunk has no ImageNet weights; choose a ResNet or pretrained=False")
     if backbone == "lite":
+        if pretrained:
+            raise InputError("models: the lite trunk has no ImageNet weights; choose a ResNet or pretrained=False")
         return _lite_trunk()
     network = torchvision.models.get_model(backbone, weights=None)
     if pretrained:
@@ -250,9 +219,9 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
             network.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
         except (OSError, RuntimeError) as error:  # no network; truncated or foreign file
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            remedy = f"put {weights.url} under {torch.hub.get_dir()}/checkpoints or choose pretrained=False"
             raise InputError(
-                f"models: ImageNet weights for {backbone} could not be loaded ({reason}); put {weights.url} under "
-                f"{torch.hub.get_dir()}/checkpoints or choose pretrained=False"
+                f"models: ImageNet weights for {backbone} could not be loaded ({reason}); {remedy}"
             ) from None
     for module in network.layer4[0].modules():
         if isinstance(module, nn.Conv2d):
@@ -261,7 +230,7 @@ def trunk(backbone: str, pretrained: bool = False) -> tuple[nn.Sequential, list[
     return stem, [network.layer1, network.layer2, network.layer3, network.layer4]
 
 
-def _lite_trunk() -> tuple[nn.Sequential, list[nn.Sequential]]:
+def _lite_trunk():
     """Return a stem of stride 2 and four layers of one BasicBlock, with torchvision's ResNet initialisation."""
     channels = LITE_WIDTHS[0]
     convolution = nn.Conv2d(3, channels, 3, 2, 1, bias=False)
