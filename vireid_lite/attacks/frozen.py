@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vireid_lite.data.records import Dataset
 from vireid_lite.data.store import ImageStore, cached
-from vireid_lite.errors import InputError
+from vireid_lite.errors import InputError, check_whole
 from vireid_lite.models.two_stream import evaluating
 
 
@@ -42,6 +42,8 @@ def training_store(train: Dataset | ImageStore, identities: int | None = None, p
     if not isinstance(train, Dataset):
         found = f"got {type(train).__name__}, which has no reader"
         raise InputError(f"fit: a data set or an ImageStore is needed, {found}; pass its data set")
+    if identities is not None:
+        check_whole("attack", "identities", identities, 1)
     kept = set(sorted({record.identity for record in train.train})[:identities])
     return cached(train, [record for record in train.train if record.identity in kept], progress)
 
