@@ -44,9 +44,9 @@ ROOT = Path(__file__).parents[1]
         (["attack", "cmps", "--set", "steps=99999999999999999999"], ["steps", "at most"]),
         (
             ["evaluate", "--checkpoint", "/no/x.t"],
-            ["--checkpoint /no/x.t", "no such file", "vireid-lite train"],
+            ["--checkpoint /no/x.t", "does not exist", "vireid-lite train"],
         ),
-        (["evaluate", "--checkpoint", "/tmp"], ["--checkpoint /tmp", "a folder", "`vireid-lite train` writes"]),
+        (["evaluate", "--checkpoint", "/tmp"], ["--checkpoint /tmp", "is a folder", "`vireid-lite train` writes"]),
         (["evaluate", "--official", "/no/x.t"], ["--official /no/x.t", "the published code saved"]),
         (["evaluate", "--perturbation", "/no/x"], ["--perturbation /no/x", "`vireid-lite attack` writes"]),
         (["data", "check", "regdb", "--root=~/no-such-folder"], [Path.home() / "no-such-folder"]),
