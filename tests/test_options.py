@@ -10,6 +10,8 @@ import pytest
 import torch
 from test_cli import TINY, copies, one_line, vireid  # noqa: F401 (fixtures)
 
+from vireid_lite.attacks.frozen import training_store
+from vireid_lite.chapters.costs import Costs
 from vireid_lite.chapters.parameters import read
 from vireid_lite.errors import InputError, check_number, check_whole
 from vireid_lite.models.two_stream import check_images
@@ -42,9 +44,9 @@ ROOT = Path(__file__).parents[1]
         (["attack", "cmps", "--set", "steps=99999999999999999999"], ["steps", "at most"]),
         (
             ["evaluate", "--checkpoint", "/no/x.t"],
-            ["--checkpoint /no/x.t", "no such file", "vireid-lite train"],
+            ["--checkpoint /no/x.t", "does not exist", "vireid-lite train"],
         ),
-        (["evaluate", "--checkpoint", "/tmp"], ["--checkpoint /tmp", "a folder", "`vireid-lite train` writes"]),
+        (["evaluate", "--checkpoint", "/tmp"], ["--checkpoint /tmp", "is a folder", "`vireid-lite train` writes"]),
         (["evaluate", "--official", "/no/x.t"], ["--official /no/x.t", "the published code saved"]),
         (["evaluate", "--perturbation", "/no/x"], ["--perturbation /no/x", "`vireid-lite attack` writes"]),
         (["data", "check", "regdb", "--root=~/no-such-folder"], [Path.home() / "no-such-folder"]),
@@ -126,3 +128,19 @@ def test_rounding_leaves_an_image_an_image():
     check_images(images * 1.0000002 - 1e-7)
     with pytest.raises(InputError, match=r"got 0 to 1.00001"):
         check_images(images * 1.00001)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", '{"01": [1]}', '{"01": {"lite": null}}', '{"01": {"lite": {"minutes": "x"}}}', "[" * 10**5],
+)
+def test_damaged_costs_are_one_line_in_a_chapter(tmp_path, text):
+    (tmp_path / "costs.json").write_text(text)
+    with pytest.raises(InputError, match=r"costs\.json is damaged; restore it"):
+        Costs("01", tmp_path / "costs.json")
+
+
+@pytest.mark.parametrize("identities", [0, -5, True, 1.0])
+def test_an_attack_learns_from_a_count_of_people(tiny, identities):
+    with pytest.raises(InputError, match="identities must be a whole number"):
+        training_store(tiny, identities)

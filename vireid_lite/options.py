@@ -49,8 +49,8 @@ def _plain(text: str) -> Any:
 
 def _file(remedy: str, option: str, path: Path) -> Path:
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{option} {path}: {found}; {remedy}, or check the path")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{option} {path} {found}; {remedy}, or check the path")
     return path
 
 

@@ -49,7 +49,7 @@ def training_store(train: Dataset | ImageStore, identities: int | None = None, p
         found = f"got {type(train).__name__}, which has no reader"
         raise InputError(f"fit: a data set or an ImageStore is needed, {found}; pass its data set")
     if identities is not None:
-        check_whole("fit", "identities", identities, 1)
+        check_whole("attack", "identities", identities, 1)
     kept = set(sorted({record.identity for record in train.train})[:identities])
     return cached(train, [record for record in train.train if record.identity in kept], progress)
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from vireid_lite.errors import TIERS
+from vireid_lite.errors import TIERS, InputError
 from vireid_lite.files import results_folder
 
 COSTS = results_folder() / "costs.json"
@@ -13,8 +13,12 @@ class Costs:
     """What one chapter costs per tier: a table in a notebook, drawn from `book/results/costs.json`."""
 
     def __init__(self, chapter: str, path: Path = COSTS) -> None:
-        measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self.tiers: dict[str, dict] = measured.get(chapter, {})
+        try:
+            measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            self.tiers: dict[str, dict] = measured.get(chapter, {})
+            _ = [self._measured(tier) for tier in self.tiers]
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            raise InputError(f"{path} is damaged; restore it, or delete it and measure again") from None
 
     def price(self, tier: str, here: str | None = None) -> str:
         """Return the measured cost of a tier in words, and whether it is of another device than `here`, if given."""
