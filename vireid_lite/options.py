@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vireid_lite.errors import DATASETS, TIERS, InputError, fraction
+from vireid_lite.errors import DATASETS, TIERS, InputError, check_choice, fraction
 
 # Names known without torch; a test holds them equal to those of the modules.
 NETWORKS = ("agw", "caj", "ddag", "deen", "ide", "pcb")
@@ -47,8 +47,8 @@ def _plain(text: str) -> Any:
         return text
 
 
-def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: str = "") -> Any:
-    """Return the type of an option of KEY=VALUE pairs; own: keys that have an option of their own."""
+def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: str = "", known: tuple = ()) -> Any:
+    """Return the type of an option of KEY=VALUE pairs; own: keys that have an option of their own; known: all keys."""
 
     def read_pairs(option: str, pairs: list[str]) -> list[tuple[str, Any]]:
         split = [pair.partition("=") for pair in pairs]
@@ -57,6 +57,10 @@ def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: s
                 raise InputError(f"{option} {pair!r}: a name and a value are needed, such as {option} {example}")
             if name in own.split():
                 raise InputError(f"{option} {name}: give it as an option of its own, --{name}")
+            if known:
+                check_choice(option, "name", name, known)
+            if [other for other, _, _ in split].count(name) > 1:
+                raise InputError(f"{option} {name} is given twice; give it once")
         return [(name, read(value)) for name, _, value in split]
 
     return _takes(list[str] | None, f"{text}, such as {example}", *names, read=read_pairs)
@@ -99,28 +103,32 @@ NetworkSet = _pairs("KEY=VALUE for the network", "hetero_centre=0.5", "--set")
 Triplet = _takes(Literal[TRIPLETS] | None, "in agw and caj; the others have losses of their own")
 Backbone = _takes(Literal[BACKBONES] | None, "default: the tier's")
 Pretrained = _takes(bool | None, "ImageNet weights, or none; default: the tier's", "--pretrained/--from-scratch")
-Epochs = _takes(int | None, "passes over the training images; default: the tier's", min=1)
+Epochs = _takes(int | None, "passes over the training images; default: the tier's", min=1, max=10**6)
 LearningRate = _takes(float | None, "peak learning rate; default: the tier's", min=1e-12, max=1e12)
 Perturbation = _takes(File, "what `vireid-lite attack` saved; applied to the queries, in 8 bits", exists=True)
 QueryModality = _takes(Literal["visible", "infrared", "both"], "whose images are queries")
 AttackName = _takes(Literal[ATTACKS], "attack", how=typer.Argument)
 Eps = _takes(str, "largest change of a pixel in [0, 1], such as 8/255 or 0.03", read=EPS)
 Tied = _takes(bool, "three equal channels on infrared images", "--tied")
-Gradients = _takes(int | None, "batches forward and backward in all; default: the attack's own steps", min=1)
-Identities = _takes(int | None, "training identities a universal attack learns from; default: all", min=2)
+Gradients = _takes(
+    int | None, "batches forward and backward in all; default: the attack's own", min=1, max=1_000_000_000
+)
+Identities = _takes(
+    int | None, "training identities a universal attack learns from; default: all", min=2, max=1_000_000
+)
 AttackSet = _pairs("KEY=VALUE for the attack", "mode=released", "--set", own="eps gradients identities name tied")
 CampaignFile = _takes(Path, "TOML file of runs", how=typer.Argument, exists=True)
-Processes = _takes(int, "processes side by side", min=1)
+Processes = _takes(int, "processes side by side", min=1, max=4_096)
 GridName = _takes(str, GRID, how=typer.Argument, read=partial(_formed, GRIDS, GRID, str))
 DryRun = _takes(bool, "print what is done and what is to do, a line a table and victim", "--dry-run")
 Verbose = _takes(bool, "with --dry-run: every row", "--verbose")
-DataRoots = _pairs("NAME=FOLDER of your own copy", "sysu=/data/SYSU-MM01", *ROOTS, read=Path)
+DataRoots = _pairs("NAME=FOLDER of your own copy", "sysu=/data/SYSU-MM01", *ROOTS, read=Path, known=DATASETS[1:])
 Only = _takes(Text, 'rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
 Seeds = _takes(Text, "such as 0,1,2; default: the grid's", read=NUMBERS)
 RunSet = _pairs("TABLE.KEY=VALUE in every run", "train.epochs=2", "--set")
-Workers = _takes(int, "processes of a Dask cluster on this machine", min=1)
+Workers = _takes(int, "processes of a Dask cluster on this machine", min=1, max=4_096)
 Scheduler = _takes(Text, "address of a running Dask cluster, tcp://HOST:PORT")
-Threads = _takes(int, "PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers", min=1)
+Threads = _takes(int, "PyTorch's, of a run; on a CPU scores are equal to the bit at equal numbers", min=1, max=4_096)
 Chapters = _takes(Text, "numbers to execute, such as 1,3; default: all", read=NUMBERS)
 Parameters = _pairs("NAME VALUE or NAME=VALUE", "EPS 4/255", "-p", "--parameter", "--parameters", read=str)
 ExecuteOnly = _takes(bool, "do not render", "--execute-only")
