@@ -186,9 +186,10 @@ def read_card(path: Path) -> dict:
 
 def _check_shares(name: str, value: object) -> None:
     """Raise InputError unless every number is a share, or of a difference; counts apart, and what had none to break."""
-    if isinstance(value, dict | list) and value:
+    listed = name.split()[-1].startswith(("cmc", "chance_cmc", "trials", "identity_"))
+    if isinstance(value, dict) or (isinstance(value, list) and listed):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_shares(f"{name} {key}" if isinstance(key, str) else name, item)
+            _check_shares(f"{name} {key}", item)
     elif not name.endswith("broken"):
         check_number("scores", name, value, -1, 2**53 if "queries" in name else 1)
 
