@@ -9,7 +9,6 @@ Numbers must hold on every machine: crops are whole numbers drawn by whole numbe
 where rounding cannot turn the sign of a gradient; what is computed in float32 as usual is compared loosely.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 
 from vireid_lite import models
 from vireid_lite.data import Augmentation, Dataset, Modality, Record, Trial, all_against_all, cached
-from vireid_lite.files import stable_hash
+from vireid_lite.errors import InputError
+from vireid_lite.files import parse_json, stable_hash
 from vireid_lite.training import learning_rate_factor
 from vireid_lite.victims import TIERS, load_or_train, tier_dataset, tier_recipe
 
@@ -39,7 +39,14 @@ Found = dict[str, list[float]]
 
 @cache
 def entries() -> dict[str, Found]:
-    return json.loads(FILE.read_text(encoding="utf-8"))
+    """Return the committed entry of every part."""
+    try:
+        found = dict(parse_json(FILE.read_text(encoding="utf-8")))
+        if not all(type(n) in (int, float) and abs(n) < 1e300 for e in found.values() for ns in e.values() for n in ns):
+            raise ValueError("what should be numbers is not")
+        return found
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"{FILE} is damaged ({error}); install the package again") from None
 
 
 def parts_of(run: dict) -> list[str]:

@@ -67,7 +67,9 @@ def _victim(checkpoint, official, kind, seed, device, tier, dataset, root, size,
     from vireid_lite.study.run import victim_and_data
     from vireid_lite.victims import tier_dataset
 
-    def open_data(trained: list | None):
+    def open_data(trained: list | tuple | None):
+        if trained == () and size is None:
+            raise InputError(f"{checkpoint}: its card lacks the size it was trained on; give --size HEIGHTxWIDTH")
         return tier_dataset(tier, dataset, root, size=size or trained, **dict(option or ()))
 
     return victim_and_data(tier, checkpoint, official and (official, kind), open_data, seed, device, seen)

@@ -77,3 +77,15 @@ def check_flag(where: str, name: str, value: object) -> None:
     """Raise InputError unless a value is True or False."""
     if type(value) is not bool:
         raise InputError(f"{where}: {name} must be true or false, got {value!r}")
+
+
+def check_table(what: str, table: object, kinds: dict[str, Any], others: bool = False) -> None:
+    """Raise InputError unless `table` is a table of known keys, or of `others` too, each of its kind."""
+    if not isinstance(table, dict):
+        raise InputError(f"{what}: a table is needed, got {table!r}"[:300])
+    for key, value in table.items():
+        if key not in kinds and not others:
+            raise InputError(f"{what} has an unknown key {key!r}; it takes {', '.join(kinds)}")
+        if key in kinds and (not isinstance(value, kinds[key]) or (kinds[key] is int and value is True)):
+            kind = getattr(kinds[key], "__name__", kinds[key])
+            raise InputError(f"{what}: {key} must be of type {kind}, got {value!r}"[:300])

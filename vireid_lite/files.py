@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -52,6 +53,20 @@ def source_hash(*places: str) -> str:
 class _Undocumented(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         return None if isinstance(node.value, ast.Constant) else node
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON says. ValueError where it is none, names a key twice, or is nested beyond reason."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested beyond reason") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(table := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return table
 
 
 def stable_hash(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vireid_lite.errors import DATASETS, LARGEST_SEED, TIERS, InputError, fraction
+from vireid_lite.errors import DATASETS, LARGEST_SEED, TIERS, InputError, check_choice, fraction
 
 # Names known without torch; a test holds them equal to those of the modules.
 NETWORKS = ("agw", "caj", "ddag", "deen", "ide", "pcb")
@@ -63,8 +63,8 @@ def _folder(option: str, path: Path) -> Path:
     raise InputError(f"{option} {path}: {why}; give a folder, which is made if need be")
 
 
-def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: str = "") -> Any:
-    """Return the type of an option of KEY=VALUE pairs; own: keys that have an option of their own."""
+def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: str = "", known: tuple = ()) -> Any:
+    """Return the type of an option of KEY=VALUE pairs; own: keys that have an option of their own; known: all keys."""
 
     def read_pairs(option: str, pairs: list[str]) -> list[tuple[str, Any]]:
         split = [pair.partition("=") for pair in pairs]
@@ -73,6 +73,10 @@ def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: s
                 raise InputError(f"{option} {pair!r}: a name and a value are needed, such as {option} {example}")
             if name in own.split():
                 raise InputError(f"{option} {name}: give it as an option of its own, --{name}")
+            if known:
+                check_choice(option, "name", name, known)
+            if [other for other, _, _ in split].count(name) > 1:
+                raise InputError(f"{option} {name} is given twice; give it once")
         return [(name, read(value)) for name, _, value in split]
 
     return _takes(list[str] | None, f"{text}, such as {example}", *names, read=read_pairs)
@@ -135,7 +139,7 @@ Processes = _takes(int, "processes side by side", min=1, max=1024)
 GridName = _takes(str, GRID, how=typer.Argument, read=partial(_formed, GRIDS, GRID, str))
 DryRun = _takes(bool, "print what is done and what is to do, a line a table and victim", "--dry-run")
 Verbose = _takes(bool, "with --dry-run: every row", "--verbose")
-DataRoots = _pairs("NAME=FOLDER of your own copy", "sysu=/data/SYSU-MM01", *ROOTS, read=Path)
+DataRoots = _pairs("NAME=FOLDER of your own copy", "sysu=/data/SYSU-MM01", *ROOTS, read=Path, known=DATASETS[1:])
 Only = _takes(Text, 'rows whose line holds this text, such as "regdb, [regdb], AGW, CMPS"')
 Seeds = _takes(Text, "such as 0,1,2; default: the grid's", read=NUMBERS)
 RunSet = _pairs("TABLE.KEY=VALUE in every run", "train.epochs=2", "--set")

@@ -1,8 +1,8 @@
 """Training a victim by its own objective: resumable after a kill, the same weights bit for bit on CPU."""
 
+import hashlib
 import io
 import math
-import pickle
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -218,18 +218,18 @@ def note(path: Path, key: str, state: dict, history: list[dict]) -> None:
     """Write everything the rest of a run depends on, whole or not at all: tensors, modules and optimisers by name."""
     plain = {name: part.cpu() if isinstance(part, Tensor) else part.state_dict() for name, part in state.items()}
     torch.save({"key": key, "state": plain, "history": history}, buffer := io.BytesIO())
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
 
 
 def resume(path: Path | None, key: str | None, state: dict) -> list[dict]:
     """Load a note of the same run into `state`, if there is one; return its history."""
     if path is None or not Path(path).exists():
         return []
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        its_key, noted = found["key"], found["state"]
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, TypeError, KeyError):
-        raise InputError(f"{path} is no note of a run; delete it to start over") from None
+    whole = Path(path).read_bytes()
+    if hashlib.sha256(whole[:-32]).digest() != whole[-32:]:
+        raise InputError(f"{path} is no whole note of a run; delete it to start over")
+    found = torch.load(io.BytesIO(whole[:-32]), map_location="cpu", weights_only=True)
+    its_key, noted = found["key"], found["state"]
     if its_key != key or noted.keys() != state.keys():
         raise InputError(f"{path} notes a run with other settings; choose another folder, or delete it to start over")
     for name, part in state.items():

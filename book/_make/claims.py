@@ -17,7 +17,7 @@ import numpy as np
 from _make import arithmetic, evidence
 from _make.evidence import CONTRADICTS, MARGIN, OPEN, VERDICTS, matches, share
 from _make.notebooks import find_chapters
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.errors import InputError, check_choice, check_table
 from vireid_lite.study.cards import is_stale, read_cards
 
 # Of a licensed data set; what can be shown or refuted anywhere; the paper's own wording, equations, tables and code.
@@ -51,6 +51,10 @@ class Ledger(NamedTuple):
     claims: list[Claim]
 
 
+# What the file may hold, and of what kind.
+CONTENT = {**dict.fromkeys(Ledger._fields[:-2], dict), "introduction": str, "claim": list}
+
+
 class Finding(NamedTuple):
     """What the evidence says, the verdict that follows from it, and the data it is about."""
 
@@ -63,7 +67,12 @@ def read_ledger(path: Path) -> Ledger:
     """Return the ledger in a TOML file such as `book/claims.toml`; InputError names what is wrong in it."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        check_table("it", content, CONTENT)
+        for name in ("papers", "repositories", "sentences"):
+            check_table(name, known := content.get(name, {}), dict.fromkeys(known, str))
+        for entry in content.get("claim", []):
+            check_table("a claim", entry, Claim.__annotations__, others=True)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a readable ledger ({error}); restore it from the repository") from None
     parts = {name: content.get(name, {}) for name in ("printed", "papers", "repositories", "selection", "sentences")}
     claims: dict[str, Claim] = {}

@@ -20,7 +20,8 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 
-from _make.notebooks import executed_chapters, find_chapters, paired_notebook, read_costs, read_record
+from _make.notebooks import executed_chapters, find_chapters, paired_notebook, read_record
+from vireid_lite.chapters.costs import read_costs
 from vireid_lite.chapters.parameters import check_machine, check_values, read_parameters
 from vireid_lite.errors import BuildError, InputError
 from vireid_lite.files import PACKAGE, source_hash, write_atomically

@@ -9,11 +9,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from vireid_lite.chapters.costs import COST, damaged, read_json
 from vireid_lite.errors import InputError
 from vireid_lite.files import stable_hash, write_atomically
 
 OWN = ("tags", "mystnb", "lines_to_next_cell")  # metadata of cells that a chapter's source holds
-COST = {"minutes": int | float, "memory_gib": int | float, "device": str}
 RECORD = {**COST, "key": str, "tier": str, "parameters": dict, "versions": dict, "training_minutes": int | float | None}
 COSTS = "book/results/costs.json"  # what each chapter costs from empty caches, by tier
 
@@ -107,18 +107,6 @@ def sync_pair(source: Path) -> list[Path]:
     return changed + [notebook] * update(notebook, paired_notebook(source))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return what a file of JSON holds, nothing where it is missing."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (RecursionError, TypeError, ValueError):
-        raise damaged(path) from None
-
-
-def damaged(path: Path) -> InputError:
-    return InputError(f"{path} is damaged; restore it, or delete it and run again what wrote it")
-
-
 def read_record(notebook: Path) -> dict[str, Any]:
     """Return what a run noted in an executed copy of a chapter: nothing where there is none."""
     metadata = read_json(notebook).get("metadata", {})
@@ -126,14 +114,6 @@ def read_record(notebook: Path) -> dict[str, Any]:
     if record != {} and not _holds(record, RECORD):
         raise damaged(notebook)
     return record
-
-
-def read_costs(path: Path) -> dict[str, dict[str, dict]]:
-    """Return what chapters cost, {chapter: {tier: cost}}, nothing where the file is missing."""
-    table = read_json(path)
-    if not all(isinstance(runs, dict) and all(_holds(cost, COST) for cost in runs.values()) for runs in table.values()):
-        raise damaged(path)
-    return table
 
 
 def _holds(value: Any, kinds: dict[str, Any]) -> bool:

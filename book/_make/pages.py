@@ -11,7 +11,8 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from _make.notebooks import COSTS, damaged, find_chapters, read_costs, read_json, read_record
+from _make.notebooks import COSTS, find_chapters, read_record
+from vireid_lite.chapters.costs import damaged, read_costs, read_json
 from vireid_lite.errors import InputError
 
 PICTURE = re.compile(r"^% picture: (\S+) (\S+)\n(.*?)^% end\n", re.MULTILINE | re.DOTALL)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
 
 from vireid_lite.attacks.budget import EPS, check_eps, clip
@@ -21,9 +20,9 @@ from vireid_lite.errors import InputError, check_choice, check_flag, check_numbe
 from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
 from vireid_lite.losses import class_centres, identity_loss, quadruple_loss
 from vireid_lite.machine import pick_device
-from vireid_lite.models.checkpoints import read_weights
+from vireid_lite.models.checkpoints import load_strictly, read_weights
 from vireid_lite.models.insertion import check_blocks, insert, staged
-from vireid_lite.models.two_stream import Batch, Objective, TwoStream, generalised_mean
+from vireid_lite.models.two_stream import Batch, Objective, TwoStream, generalised_mean, sealed
 from vireid_lite.victims import Recipe, load_or_train, trained_card, untrained
 
 CHOICES = {
@@ -161,11 +160,11 @@ def train_modified_victim(
             card = trained_card(model, recipe, dataset, settings, device, objective=objective, **how)
             card |= {"modification": asdict(modification), "people": sorted(model.people)}
             state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-            write_atomically(path, safetensors.torch.save(state, metadata={"card": json.dumps(card)}))
+            write_atomically(path, sealed(state, "card", json.dumps(card)))
             note.unlink(missing_ok=True)
     state, card = read_weights(path, "a modified victim", "delete it to train it again")
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
-    model.load_state_dict(state)
+    load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
     model.people = set(card["people"])
     return ModifiedVictim(model.to(device, memory_format=torch.channels_last).eval(), perturbation, card)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vireid_lite.attacks.budget import ModalityLike, project, tie_infrared, to_8_bits
+from vireid_lite.attacks.budget import ModalityLike, check_eps, project, tie_infrared, to_8_bits
 from vireid_lite.data.records import Modality, check_modality, one_modality
-from vireid_lite.errors import InputError
-from vireid_lite.files import write_atomically
-from vireid_lite.models.two_stream import check_images
+from vireid_lite.errors import InputError, check_flag, check_table
+from vireid_lite.files import parse_json, write_atomically
+from vireid_lite.models.two_stream import check_images, check_seal, sealed
 
 
 class Perturbation:
@@ -30,6 +30,15 @@ class Perturbation:
     eps: float
     tied: bool
     double = False
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+        check_flag(self.kind, "tied", self.tied)
+        check_flag(self.kind, "double", self.double)
+        check_table(self.kind, {"history": self.history, "made_by": self.made_by}, {"history": list, "made_by": dict})
+        for name, tensor in self.tensors().items():
+            if not (isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.isfinite().all()):
+                raise InputError(f"{self.kind}: {name} must hold finite floats; make it again")
 
     @property
     def budget(self) -> float:
@@ -56,7 +65,7 @@ class Perturbation:
         """Write everything to one safetensors file, whole or not at all."""
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         facts = json.dumps({name: getattr(self, name) for name in self.facts})
-        write_atomically(Path(path), safetensors.torch.save(tensors, metadata={self.kind: facts}))
+        write_atomically(Path(path), sealed(tensors, self.kind, facts))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -70,7 +79,12 @@ class Perturbation:
                 metadata = file.metadata() or {}
             for kind in cls.__subclasses__() or [cls]:
                 if kind.kind in metadata:
-                    return kind.read(tensors, json.loads(metadata[kind.kind]))
+                    facts = parse_json(metadata[kind.kind])
+                    if not isinstance(facts, dict) or (odd := set(kind.facts) ^ facts.keys()):
+                        raise ValueError(f"{min(odd)} is missing or unknown" if isinstance(facts, dict) else "no facts")
+                    found = kind.read(tensors, facts)
+                    check_seal(metadata, tensors, metadata[kind.kind])
+                    return found
             raise KeyError("of another kind")
         except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -103,6 +117,23 @@ class UniversalPerturbation(Perturbation):
     double: bool = False
     made_by: dict = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.delta, dict) and set(self.delta) != set(Modality):
+            raise InputError("perturbation: delta must be one tensor, or one for each Modality")
+        super().__post_init__()
+        (shape, *others), nodes = ({tuple(t.shape) for n, t in self.tensors().items() if n != "lattice"}), (3, 2, 2, 2)
+        nodes = nodes if self.lattice is None else tuple(self.lattice.shape)
+        if (
+            others
+            or len(shape) != 3
+            or shape[0] != 3
+            or not all(shape)
+            or nodes != (3, *nodes[1:2] * 3)
+            or nodes[1] < 2
+        ):
+            needed = "delta must be (3, height, width), a lattice (3, K, K, K) with K of at least 2"
+            raise InputError(f"perturbation: {needed}; got {[shape, *others]} and {nodes}")
+
     @property
     def size(self) -> tuple[int, int]:
         """The (height, width) of the crops it was made for."""
@@ -123,12 +154,15 @@ class UniversalPerturbation(Perturbation):
 
     @classmethod
     def read(cls, tensors: dict[str, Tensor], facts: dict) -> Self:
-        lattice = tensors.pop("lattice", None)
-        worst = max(float(delta.abs().max()) for delta in tensors.values())
-        if not worst <= facts["eps"] * (1 + 1e-6):
-            raise ValueError(f"delta reaches {worst:g}, above its own budget of {facts['eps']:g}; make it again")
-        named = {Modality[name.partition(".")[2].upper()]: d for name, d in tensors.items() if name != "delta"}
-        return cls(delta=named or tensors["delta"], lattice=lattice, **facts)
+        each = {f"delta.{modality.name.lower()}": modality for modality in Modality}
+        if (names := tensors.keys() - {"lattice"}) not in ({"delta"}, set(each)):
+            raise ValueError(f"it holds {', '.join(sorted(names)) or 'no delta'}")
+        delta = tensors["delta"] if "delta" in names else {each[name]: tensors[name] for name in each}
+        found = cls(delta=delta, lattice=tensors.get("lattice"), **facts)
+        worst = max(float(tensor.abs().max()) for name, tensor in tensors.items() if name != "lattice")
+        if not worst <= found.eps * (1 + 1e-6):
+            raise ValueError(f"delta reaches {worst:g}, above its own budget of {found.eps:g}; make it again")
+        return found
 
 
 def lattice_shift(lattice: Tensor, images: Tensor) -> Tensor:

@@ -1,24 +1,45 @@
 """What a chapter costs, as measured."""
 
-import json
 from pathlib import Path
+from typing import Any
 
-from vireid_lite.errors import TIERS, InputError
-from vireid_lite.files import results_folder
+from vireid_lite.errors import TIERS, InputError, check_number, check_table
+from vireid_lite.files import parse_json, results_folder
 
 COSTS = results_folder() / "costs.json"
+COST = {"minutes": int | float, "memory_gib": int | float, "device": str}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a file of JSON holds, nothing where it is missing."""
+    try:
+        return dict(parse_json(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, TypeError, ValueError):
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged; restore it, or delete it and run again what wrote it")
+
+
+def read_costs(path: Path) -> dict[str, dict[str, dict]]:
+    """Return what chapters cost, {chapter: {tier: cost}}, nothing where the file is missing."""
+    table = read_json(path)
+    try:
+        for cost in [cost for runs in table.values() for cost in runs.values()]:
+            check_table("cost", cost, COST, others=True)
+            for name in COST.keys() - {"device"} | cost.keys() & {"gpu_gib"}:
+                check_number(cost["device"], name, cost[name], 0, 1e9)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise damaged(path) from None
+    return table
 
 
 class Costs:
     """What one chapter costs per tier: a table in a notebook, drawn from `book/results/costs.json`."""
 
     def __init__(self, chapter: str, path: Path = COSTS) -> None:
-        try:
-            measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            self.tiers: dict[str, dict] = measured.get(chapter, {})
-            _ = [self._measured(tier) for tier in self.tiers]
-        except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            raise InputError(f"{path} is damaged; restore it, or delete it and measure again") from None
+        self.tiers: dict[str, dict] = read_costs(path).get(chapter, {})
 
     def price(self, tier: str, here: str | None = None) -> str:
         """Return the measured cost of a tier in words, and whether it is of another device than `here`, if given."""

@@ -39,4 +39,4 @@ def load_dataset(
         options["root"] = root
     elif root is not None:
         raise InputError(f"synthetic: images are rendered, so it takes no root; got {root}")
-    return DATASETS[name](seed=seed, **({} if size is None else {"size": tuple(size)}), **options)
+    return DATASETS[name](seed=seed, **({} if size is None else {"size": size}), **options)

@@ -93,11 +93,11 @@ class Dataset:
     left_out = ""  #: what a default leaves out of `test`, for the lines that print scores
 
     def __init__(self, name: str, root: Path | None, size: Size, options: dict) -> None:
-        height, width = size
-        if not (isinstance(height, int) and isinstance(width, int) and 4096 >= height >= 16 and 4096 >= width >= 8):
+        sides = tuple(size) if isinstance(size, list | tuple) else ()
+        if not (list(map(type, sides)) == [int, int] and 4096 >= sides[0] >= 16 and 4096 >= sides[1] >= 8):
             allowed = "at least (16, 8) and at most (4096, 4096)"
             raise InputError(f"{name}: size must be (height, width) in whole pixels, {allowed}; got {size}")
-        self.name, self.root, self.size, self.options = name, root, (height, width), options
+        self.name, self.root, self.size, self.options = name, root, sides, options
         self.train, self.val, self.test = ([] for _ in range(3))
 
     def trials(self, query_modality: Modality | None = None) -> list[Trial]:

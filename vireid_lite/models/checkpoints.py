@@ -7,13 +7,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vireid_lite.errors import InputError, check_choice, check_whole
-from vireid_lite.files import write_atomically
+from vireid_lite.errors import InputError, check_choice, check_flag, check_table, check_whole
+from vireid_lite.files import parse_json, write_atomically
 from vireid_lite.models.agw import AGW, CAJ
 from vireid_lite.models.baselines import IDE, PCB
 from vireid_lite.models.ddag import DDAG
 from vireid_lite.models.deen import DEEN
-from vireid_lite.models.two_stream import TwoStream
+from vireid_lite.models.two_stream import TwoStream, check_seal, sealed
 
 NETWORKS = {"agw": AGW, "caj": CAJ, "ddag": DDAG, "deen": DEEN, "ide": IDE, "pcb": PCB}
 
@@ -59,7 +59,7 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the card must be plain JSON ({error})") from None
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(state, metadata={"card": text}))
+    write_atomically(path, sealed(state, "card", text))
     write_atomically(path.with_suffix(".json"), (text + "\n").encode())
     return json.loads(text)
 
@@ -76,12 +76,16 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     remedy = "torch.save wrote it: give a published checkpoint to --official" if torchs else "save or copy it again"
     state, card = read_weights(path, "a readable safetensors file", remedy)
     try:
-        arguments = card["model"]
+        arguments, most = card["model"], sum(value.numel() for value in state.values())
+        check_flag("models", "pretrained", arguments.get("pretrained", False))
+        if any(isinstance(value, int) and value > most for value in arguments.values()):
+            raise ValueError(f"a network of more than the {most:,} weights it holds")  # before memory is taken for it
         with torch.random.fork_rng(devices=[]):
             model = build(**{**arguments, "pretrained": False})
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: carries no usable card; only files of save_checkpoint can be loaded") from None
-    model.arguments = arguments
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        remedy = "only files of save_checkpoint can be loaded"
+        raise InputError(f"{path}: carries no usable card ({error}); {remedy}") from None
+    model.arguments |= {"pretrained": arguments.get("pretrained", False)}
     model.people = set(card["people"].split()) if isinstance(card.get("people"), str) else None
     load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
     return model.eval(), card
@@ -98,8 +102,12 @@ def read_weights(path: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor],
     """Return the weights of a safetensors file and its card, empty where it carries none."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("card", "{}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text)  # noqa: SIM118 (no dict)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            metadata = file.metadata() or {}
+        card = parse_json(text := metadata.get("card", "{}"))
+        check_table("its card", card, {"model": dict, "dataset": dict | str}, others=True)
+        check_seal(metadata, state, text)
+        return state, card
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: not {kind} ({' '.join(str(error).split())}); {remedy}") from None
 
@@ -115,6 +123,8 @@ def load_strictly(model: TwoStream, state: dict[str, Tensor], names: dict[str, s
             raise InputError(f"{where}: {theirs} is {found} where {what} has {shape}; {remedy}")
         if state[theirs].is_floating_point() != value.is_floating_point():
             raise InputError(f"{where}: {theirs} holds {state[theirs].dtype} where {value.dtype} is needed; {remedy}")
+        if not state[theirs].isfinite().all():
+            raise InputError(f"{where}: {theirs} holds NaN or infinity; train it again")
     if foreign := [name for name in state if name not in set(names.values())]:
         raise InputError(f"{where}: {foreign[0]} has no place in {what}; {remedy}")
     model.load_state_dict({name: state[theirs] for name, theirs in names.items()})

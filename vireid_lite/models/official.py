@@ -95,7 +95,10 @@ def _official_state(path: Path) -> dict[str, Tensor]:
     for key in ("net", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        for value in content.values()
+    ):
         raise InputError(f'{path}: holds no state dict, neither by itself nor under "net" or "state_dict"')
     return {str(name).removeprefix("module."): value for name, value in content.items()}
 

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
 from vireid_lite.data import Augmentation, Dataset, Modality, fingerprint, load_dataset
-from vireid_lite.errors import InputError, fraction
+from vireid_lite.errors import DATASETS, InputError, check_choice, fraction
+from vireid_lite.errors import check_table as check
 from vireid_lite.machine import Compute
 from vireid_lite.study.cards import CARDS, card_key, card_name, data_described, is_stale, read_card, records
 from vireid_lite.victims import Recipe, tier_recipe
@@ -98,7 +99,10 @@ class Run:
 
 def _open(data: dict, root: Root) -> tuple[Dataset, str]:
     """Return a data set, and the fingerprint of all its records."""
-    root = root.get(data["name"]) if isinstance(root, dict) else root
+    if isinstance(root, dict):
+        for name in root:
+            check_choice("data root", "data set", name, DATASETS[1:])
+        root = root.get(data["name"])
     return opened(json.dumps(data), None if data["name"] == "synthetic" else root)
 
 
@@ -142,7 +146,7 @@ def read_toml(kind: str, path: Path) -> dict:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{kind} {path} does not exist; check the path") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{kind} {path} is not readable TOML: {error}") from None
 
 
@@ -158,17 +162,6 @@ def where(here: str) -> Iterator[None]:
 def merge(base: dict, more: dict) -> dict:
     """Return the tables of both, those of `more` on top, key by key."""
     return {**base, **{key: {**base.get(key, {}), **v} if isinstance(v, dict) else v for key, v in more.items()}}
-
-
-def check(what: str, table: object, kinds: dict[str, type], others: bool = False) -> None:
-    """Raise InputError unless `table` is a table of known keys, each of its kind."""
-    if not isinstance(table, dict):
-        raise InputError(f"{what}: a table is needed, got {table!r}")
-    for key, value in table.items():
-        if key not in kinds and not others:
-            raise InputError(f"{what} has an unknown key {key!r}; it takes {', '.join(kinds)}")
-        if key in kinds and not isinstance(value, kinds[key]):
-            raise InputError(f"{what}: {key} must be of type {kinds[key].__name__}, got {value!r}")
 
 
 def parse(tables: dict) -> list[Run]:

@@ -20,21 +20,26 @@ import numpy as np
 
 from vireid_lite.attacks import Modification, build_attack
 from vireid_lite.behaviour import made_with
-from vireid_lite.data import DATASETS, load_dataset
+from vireid_lite.data import DATASETS, Modality, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
-from vireid_lite.errors import InputError, check_choice
-from vireid_lite.files import stable_hash, write_atomically
+from vireid_lite.errors import InputError, check_choice, check_number, check_table
+from vireid_lite.files import parse_json, stable_hash, write_atomically
 from vireid_lite.machine import Compute
+from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.victims import tier_named
 
 SCHEMA = 2
 CARDS = "*-s*-*.json"  #: the file names of `card_name`
-REQUIRED = ("schema", "key", "kind", "tier", "dataset", "victim", "attack", "seed", "scores", "made_with")
+# What every card has, and of what kind; of a run's configuration the key holds the rest.
+REQUIRED = {"schema": int, **dict.fromkeys(("key", "kind", "tier", "date"), str), "seed": int}
+REQUIRED |= {**dict.fromkeys(("dataset", "victim", "scores", "made_with"), dict), "attack": dict | None}
+REQUIRED["wall_seconds"] = int | float
 CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modification", "surrogate", "compute")
 # Always said: they decide the defaults of what stands beside them, or are there or not.
 SAID = ("name", "model", "mode", "difficulty", "modification")
 EXACT = ("scores", "scores_8_bit", "scores_query", "scores_clean", "clean", "within")  #: what is not rounded
 SCORES = ("rank1", "mAP")  #: what the file shows of "clean" and "scores", and what an anatomy repeats unrounded
+WAYS = {direction_name(modality) for modality in Modality}
 OPTIONAL = {"modification": Modification, "compute": Compute}
 LZMA = [{"id": lzma.FILTER_LZMA1, "pb": 0, "dict_size": 2**16}]
 
@@ -155,7 +160,7 @@ def plain(value: object) -> object:
 def read_card(path: Path) -> dict:
     """Return a card, its defaults and packed numbers put back. Raises InputError where the file is not one."""
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable run card ({error}); delete it and run its campaign again") from None
     missing = [name for name in REQUIRED if not isinstance(card, dict) or name not in card]
@@ -165,9 +170,28 @@ def read_card(path: Path) -> dict:
     try:
         card |= completed({name: card[name] for name in CONFIGURATION if name in card}, defaults(card))
         rest = card.pop("packed", None)
-        return completed(json.loads(lzma.decompress(base64.b85decode(rest))), card) if rest else card
+        card = completed(parse_json(lzma.decompress(base64.b85decode(rest))), card) if rest else card
+        check_table("it", card, REQUIRED, others=True)
+        if card["key"] != card_key(card):
+            raise ValueError("its key is of another run")
+        for name in filter(card.get, EXACT):
+            needed = {"within": {"clean"}, "scores": {*SCORES, "chance", "minimum"}}.get(name, {*SCORES})
+            if card[name].keys() != WAYS or any(needed - row.keys() for row in card[name].values()):
+                raise ValueError(f"{name} lacks a direction or a score")
+            _check_shares(name, card[name])
+        return card
     except (LookupError, TypeError, ValueError, AttributeError, lzma.LZMAError) as error:
         raise InputError(f"{path} is not a readable run card ({error}); move it elsewhere") from None
+
+
+def _check_shares(name: str, value: object) -> None:
+    """Raise InputError unless every number is a share, or of a difference; counts apart, and what had none to break."""
+    listed = name.split()[-1].startswith(("cmc", "chance_cmc", "trials", "identity_"))
+    if isinstance(value, dict) or (isinstance(value, list) and listed):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_shares(f"{name} {key}", item)
+    elif not name.endswith("broken"):
+        check_number("scores", name, value, -1, 2**53 if "queries" in name else 1)
 
 
 def read_cards(folder: Path, **wanted: object) -> list[dict]:

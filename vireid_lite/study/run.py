@@ -243,14 +243,16 @@ def victim_and_data(
     device: torch.device,
     allow_seen_people: bool = False,
 ) -> Victim:
-    """Return the victim on its device, its card, and the data, which `open_data` opens at the size it was trained on.
+    """Return the victim on its device, its card, and the data, which `open_data` opens at the size it was trained
+    on: () where its card does not say, None where there is none.
 
     Without `checkpoint` and `official`, as `load_official` takes it, it is the tier's victim of the synthetic set.
     allow_seen_people: let people be ranked that it was trained on; otherwise refused, or said where nothing says who.
     """
     # Crops of another size than the victim was trained on would be scored without a word.
     model, card = load_checkpoint(checkpoint) if checkpoint else load_official(*official) if official else (None, {})
-    data = open_data(card.get("dataset", {}).get("size"))
+    said = card.get("dataset")
+    data = open_data(None if model is None else (isinstance(said, dict) and said.get("size")) or ())
     if model is None:
         print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
         model, card = load_or_train(tier_named(tier).recipe, tier_dataset(tier, "synthetic"), seed=seed, device=device)

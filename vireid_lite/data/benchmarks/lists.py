@@ -164,8 +164,11 @@ def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | Non
             missing.setdefault(str(path), where)
         if int(label) >= TEST_IDENTITY_OFFSET:
             raise InputError(f"{name}: {where} has a label over {TEST_IDENTITY_OFFSET - 1:,}; fetch the list again")
-        if labels.setdefault(str(path), label) != label:
+        if labels.get(str(path), label) != label:
             raise InputError(f"{name}: {where} lists {path} as {label}, and a line before as another; mend the list")
+        if str(path) in labels:  # a line that stands twice is one image
+            continue
+        labels[str(path)] = label
         entries.append(Entry(where, str(path), int(label)))
     return entries
 

@@ -1,7 +1,5 @@
 """Anybody's own aligned pairs: `visible/` and `infrared/` with the same file stems, and an optional `boxes.json`."""
 
-import json
-import math
 import re
 from pathlib import Path
 from typing import ClassVar
@@ -9,6 +7,7 @@ from typing import ClassVar
 from vireid_lite.data.benchmarks.lists import YES, Benchmark, image_names
 from vireid_lite.data.records import Box, Modality, Record, opened, turned
 from vireid_lite.errors import InputError
+from vireid_lite.files import parse_json
 
 FOLDERS = {Modality.VISIBLE: "visible", Modality.INFRARED: "infrared"}
 MARGIN = 0.03  #: a box is widened by this share of its height on every side
@@ -81,30 +80,26 @@ def _read_boxes(root: Path, pairs: dict) -> dict[str, list[list[float]]] | None:
     """Return the checked boxes of `boxes.json` per stem, or None where there is no such file."""
     path = root / "boxes.json"
     try:
-        table = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        table = parse_json(path.read_text(encoding="utf-8"))
         boxes = {stem: [item["box"] for item in items] for stem, items in table.items()}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"paired_folder: {path} is not readable JSON ({error}); mend or remove it") from None
     except (AttributeError, KeyError, TypeError):
         form = 'lists of {"box": [x, y, width, height]}'
         raise InputError(f"paired_folder: {path} must map frame names to {form}; mend it") from None
     for stem, frame in boxes.items():
+        if twice := next((box for place, box in enumerate(frame) if box in frame[:place]), None):
+            raise InputError(f"paired_folder: {path}: {stem} has the box {str(twice)[:60]} twice; remove one")
         if stem not in pairs:
             raise InputError(f"paired_folder: {path} lists {stem!r}, which is not under {root / 'visible'}; remove it")
         for box in frame:
             numbers = isinstance(box, list) and len(box) == 4 and all(type(n) in (int, float) for n in box)
-            if not (numbers and all(math.isfinite(n) and abs(n) < 1e6 for n in box) and min(box[2:]) > 0):
+            if not (numbers and all(abs(n) < 1e6 for n in box) and min(box[2:]) > 0):
                 found = f"{stem} has {str(box)[:60]}, not [x, y, width, height] in pixels"
                 raise InputError(f"paired_folder: {path}: {found}; mend it")
     return boxes
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    if len(table := dict(pairs)) < len(pairs):
-        raise ValueError("a name stands in it twice")
-    return table
 
 
 def _clip(root: Path, pair: dict[Modality, str], boxes: list[list[float]]) -> list[Box]:

@@ -203,8 +203,6 @@ class SyntheticVI(Dataset):
             check_whole("synthetic", name, people, 2)
         most = 10_000_000 // sum(options.values())
         check_whole("synthetic", "images_per_modality", images_per_modality, 1, most)
-        if size[1] > 4 * size[0]:
-            raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
         seed = whole("synthetic", "seed", seed)
         check_flag("synthetic", "thermal", thermal)
         check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
@@ -216,6 +214,8 @@ class SyntheticVI(Dataset):
         self.knobs = replace(DIFFICULTIES[difficulty], **{name: float(value) for name, value in knobs.items()})
         self.seed, self.thermal, self.images_per_modality = seed, thermal, images_per_modality
         super().__init__("synthetic", None, size, {**options, "knobs": asdict(self.knobs)})
+        if self.size[1] > 4 * self.size[0]:
+            raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
         places = count(0)
         self.train = list(self._records(0, num_identities, places))
         self.val = list(self._records(1_000_000, val_identities, places))
