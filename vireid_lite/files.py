@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -115,7 +116,7 @@ def exclusive(folder: Path, wait: bool = True, whole: Path | None = None) -> Ite
         return
     with clear_no_space(folder.name, folder.parent):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()  # FileLock waits for ever where no file can be made
+        tempfile.TemporaryFile(dir=folder).close()  # FileLock waits for ever where no file can be made
         try:
             held = FileLock(folder / ".lock").acquire(blocking=wait)
         except Timeout:

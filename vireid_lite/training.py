@@ -69,8 +69,8 @@ def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
         return (whole + 1) / 10 if whole < 10 else 1.0 if whole < 20 else 0.1 if whole < 50 else 0.01
     if epoch < (warm_up := settings.epochs / 10):
         return 0.01 + 0.99 * epoch / warm_up
-    done = (epoch - warm_up) / (settings.epochs - warm_up)
-    return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    past, rest = epoch - warm_up, settings.epochs - warm_up
+    return 1 - past / rest if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * past / rest))
 
 
 def contiguous_labels(records: list[Record]) -> np.ndarray:

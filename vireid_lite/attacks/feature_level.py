@@ -139,6 +139,8 @@ class FeatureLevelAttack(SignDescent):
         return dict(zip(found, values, strict=True))
 
     def finish(self, state: State, history: list[dict], seed: int) -> UniversalPerturbation:
-        found = super().finish(state, history, seed)
-        found.delta = found.delta[0] if self.shared else {modality: found.delta[modality] for modality in Modality}
+        deltas = state["delta"].detach().cpu().clone()
+        found = super().finish({"delta": deltas[0]}, history, seed)
+        if not self.shared:
+            found.delta = {modality: deltas[modality] for modality in Modality}
         return found

@@ -13,7 +13,7 @@ COST = {"minutes": int | float, "memory_gib": int | float, "device": str}
 def read_json(path: Path) -> dict[str, Any]:
     """Return what a file of JSON holds, nothing where it is missing."""
     try:
-        return dict(parse_json(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return {**parse_json(path.read_text(encoding="utf-8"))} if path.is_file() else {}
     except (OSError, TypeError, ValueError):
         raise damaged(path) from None
 
