@@ -24,7 +24,7 @@ from vireid_lite.training import train
 from vireid_lite.victims import TIERS, tier_dataset, untrained
 
 TODAY = TIERS["lite"].recipe
-QUICK = replace(TODAY.settings, epochs=5, identities=8, optimiser="muon", schedule="linear", half=True)
+QUICK = replace(TODAY.settings, epochs=4, identities=8, optimiser="muon", schedule="linear", half=True)
 QUICK = replace(QUICK, label_smoothing=0.0, augmentation=replace(QUICK.augmentation, erasing=0.0))
 # A recipe, and the channels of the trunk's layers.
 RECIPES = {"today": (TODAY, (32, 64, 128, 256)), "quick": (replace(TODAY, settings=QUICK), (24, 48, 96, 192))}

@@ -60,14 +60,15 @@ def learning_rate_factor(settings: TrainSettings, epoch: float) -> float:
     """Return what the learning rate is multiplied by after so many epochs, a fraction.
 
     "agw" warms up over 10 epochs and steps down at 20 and 50 (train.py:205-233), "deen" at 20 and 80 (its train.py);
-    both are constant within an epoch. "cosine" and "linear" warm up over the first tenth, then go down to zero.
+    both are constant within an epoch. "cosine" warms up over the first tenth, "linear" over a thirtieth, then
+    they go down to zero.
     """
     if settings.schedule == "deen":
         return learning_rate_factor(replace(settings, schedule="agw"), epoch if epoch >= 80 else min(epoch, 49))
     if settings.schedule == "agw":
         whole = int(epoch)
         return (whole + 1) / 10 if whole < 10 else 1.0 if whole < 20 else 0.1 if whole < 50 else 0.01
-    if epoch < (warm_up := settings.epochs / 10):
+    if epoch < (warm_up := settings.epochs / (30 if settings.schedule == "linear" else 10)):
         return 0.01 + 0.99 * epoch / warm_up
     past, rest = epoch - warm_up, settings.epochs - warm_up
     return 1 - past / rest if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * past / rest))
