@@ -114,7 +114,7 @@ def test_an_official_checkpoint_is_evaluated_and_attacked(vireid, copies, tmp_pa
     one_line(vireid("evaluate", *data, "--checkpoint", path, "--model", "agw"), "--model agw names the network")
     one_line(vireid("evaluate", *data, "--checkpoint", path), "give a published checkpoint to --official")
     one_line(vireid("evaluate", *data, "--official", path, "--checkpoint", path), "leave out --checkpoint")
-    one_line(vireid("evaluate", *data, "--official", tmp_path / "none.t"), "--official", "none.t", "no such file")
+    one_line(vireid("evaluate", *data, "--official", tmp_path / "none.t"), "--official", "none.t", "does not exist")
 
 
 def paired_roots():

@@ -10,6 +10,7 @@ does not stand in the file as it is, table by table, is read without this packag
 import base64
 import json
 import lzma
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -191,7 +192,7 @@ def _check_shares(name: str, value: object) -> None:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _check_shares(f"{name} {key}", item)
     elif not name.endswith("broken"):
-        check_number("scores", name, value, -1, 2**53 if "queries" in name else 1)
+        check_number("scores", name, value, -1, 2**53 if re.search("queries|moved", name) else 1)
 
 
 def read_cards(folder: Path, **wanted: object) -> list[dict]:
