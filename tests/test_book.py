@@ -290,7 +290,8 @@ def test_an_output_folder_below_a_file_is_refused_in_one_line(built, monkeypatch
     for options in ([], ["--edition", "student"]):
         code, out, err = command(built, monkeypatch, capsys, "--out-dir", "CITATION.cff/below", *options)
         assert (code, out, len(err)) == (2, [], 1)
-        assert "CITATION.cff cannot be written (Not a directory); choose another folder" in err[0]
+        assert "CITATION.cff/below: lies below" in err[0]
+        assert "give a folder" in err[0]
 
 
 def test_a_read_only_checkout_is_refused_in_one_line(built, monkeypatch, capsys):
@@ -309,7 +310,8 @@ def test_a_folder_that_fills_or_closes_meanwhile_is_one_line(built, monkeypatch,
 
     monkeypatch.setattr("shutil.copytree", fail)
     code, _, err = command(built, monkeypatch, capsys)
-    assert (code, err) == (2, [f"vireid-lite: {built / '_build' / 'html.new'}: Permission denied"])
+    told = "Permission denied; check the path, the rights to it and the space left"
+    assert (code, err) == (2, [f"vireid-lite: {built / '_build' / 'html.new'}: {told}"])
     assert (built / "_build" / "html" / "index.html").exists()
 
 

@@ -85,7 +85,9 @@ def save_victim(folder: Path) -> Path:
 
 def victim(path: Path) -> object:
     options = [("num_identities", 2), ("val_identities", 2), ("test_identities", 2)]
-    model, _, data = cli._victim(path, None, None, 0, torch.device("cpu"), "lite", "synthetic", None, None, options, False)
+    model, _, data = cli._victim(
+        path, None, None, 0, torch.device("cpu"), "lite", "synthetic", None, None, options, False
+    )
     return embedded(model), data.size
 
 
