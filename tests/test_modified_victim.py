@@ -105,7 +105,7 @@ def test_it_starts_from_the_victim_or_from_nothing(small, monkeypatch):
     started = {}
 
     def keep(model, *arguments, **options):
-        started[len(started)] = weights(model)
+        started[len(started)], model.people = weights(model), set()
         return {"key": options["key"]}
 
     monkeypatch.setattr(modified_victim, "trained_card", keep)
