@@ -65,7 +65,7 @@ def test_validation_and_number_of_trials(root):
 def test_refuses_what_is_absent_by_name(tmp_path, root):
     with pytest.raises(InputError, match="official_vis2ir"):
         LLCM(root, official_vis2ir=1)
-    with pytest.raises(InputError, match="query_modality"):
+    with pytest.raises(InputError, match="modality"):
         LLCM(root).trials("visible")
     copy = make_llcm(tmp_path / "LLCM", train=(1, 2), test=(3,), cameras=(1,), images=1, size=(16, 8))
     (copy / "nir/0002/0002_c01_s100000_f0000_nir.jpg").unlink()
