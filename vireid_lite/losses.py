@@ -103,7 +103,7 @@ class QuadrupleLoss(NamedTuple):
 
 
 class QuadrupleTerms(NamedTuple):
-    own: Tensor  #: (2, J), the visible direction first: D(v2_j, v1_j)
+    own: Tensor  #: (2, J), the visible direction first, D(v2_j, v1_j)
     other: Tensor  #: (2, J), D(i2_j, v1_j)
     between: Tensor  #: (2, J, J), D(v2_j, v2_k)
 
@@ -167,4 +167,4 @@ def quadruple_loss(
     return QuadrupleLoss((summed * pairs).sum(), active)
 
 
-pairwise_quadruple_loss = quadruple_loss  #: of samples and their labels: equation 15 as its authors corrected it
+pairwise_quadruple_loss = quadruple_loss  #: of samples and their labels, equation 15 as its authors corrected it

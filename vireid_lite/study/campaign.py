@@ -52,7 +52,7 @@ class Run:
     identities: int | None = None  #: how many a universal attack learns from, None for all
     modification: Modification | None = None
     surrogate: "Run | None" = None
-    allow_seen_people: bool = False  #: of a surrogate: it may have been trained on people its target ranks
+    allow_seen_people: bool = False  #: that a surrogate may have been trained on people its target ranks
     compute: Compute = field(default_factory=Compute)
     split: str = "test"
     anatomy: bool = False
