@@ -152,9 +152,8 @@ class Stems(nn.Module):
             places = (*groups, torch.cat(groups).argsort())
             *groups, back = (place.to(images.device, non_blocking=True) for place in places)
             parts = [images[group] for group in groups]
-        return torch.cat([stem(part) for stem, part in zip(stems, parts, strict=True) if len(part) or not len(images)])[
-            back
-        ]
+        pairs = zip(stems, parts, strict=True)
+        return torch.cat([stem(part) for stem, part in pairs if len(part) or not len(images)])[back]
 
 
 class NonLocal(nn.Module):
