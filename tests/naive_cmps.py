@@ -7,7 +7,9 @@ mode. `eta` is the paper's name for the perturbation.
 
 import math
 
+import numpy as np
 import torch
+from PIL import Image
 
 from vireid_lite.data import Modality
 
@@ -112,14 +114,16 @@ def _released_gradient(model, images, greyed, eta, bank, margin):
     total = torch.zeros_like(eta)
     for image, grey_it in zip(images, greyed, strict=True):
         with torch.no_grad():
-            clean = model((_grey(image) if grey_it else image)[None], Modality.VISIBLE).pooled[0]
+            clean = model((pillow_grey(image) if grey_it else image)[None], Modality.VISIBLE).pooled[0]
         # Centroids keep their lengths in the score, so long ones are favoured.
         scores = [(centroid @ clean / clean.norm()).item() for centroid in bank]
         positive, negative = bank[_most([-score for score in scores])], bank[_most(scores)]
-        shifted = (_grey(image) if grey_it else image) + eta
+        shifted = (pillow_grey(image) if grey_it else image) + eta
         attacked = shifted.clamp(0, 1).requires_grad_()
         feature = model(attacked[None], Modality.VISIBLE).pooled[0]
-        hinge = (feature - positive).square().sum().sqrt() - (feature - negative).square().sum().sqrt() + margin
+        # torch.nn.TripletMarginLoss adds 1e-6 to each difference.
+        far = (feature - positive + 1e-6).square().sum().sqrt()
+        hinge = far - (feature - negative + 1e-6).square().sum().sqrt() + margin
         if hinge > 0:
             inside = (shifted >= 0) & (shifted <= 1)  # the clip's gradient, 1 on the boundary
             total += torch.autograd.grad(hinge, attacked)[0] * inside / len(images)
@@ -130,6 +134,13 @@ def _grey(image):
     """Return .299 R + .587 G + .114 B of an image (3, H, W) in all three channels (equations 2 and 3)."""
     luma = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
     return torch.stack([luma, luma, luma])
+
+
+def pillow_grey(image):
+    """Return what Pillow's convert("L") makes of an image (3, H, W) of 8 bits, in all three channels."""
+    pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
+    grey = torch.from_numpy(np.array(Image.fromarray(pixels).convert("L"))).to(image) / 255
+    return torch.stack([grey, grey, grey])
 
 
 def _clamped(eta, eps):

@@ -4,6 +4,7 @@ import torch
 from contract import facts, same_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vireid_lite import models
 from vireid_lite.attacks import UniversalPerturbation, budget, frozen, load_perturbation
@@ -74,6 +75,12 @@ def test_luma_is_the_published_sum_and_leaves_grey_alone():
     assert torch.equal(chosen[1:], images[1:])
     assert torch.equal(chosen[0], grey[0])
     assert budget.luma(torch.ones(1, 3, 4, 4)).max() <= 1
+
+
+def test_pillow_luma_is_pillows():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
+    grey = budget.pillow_luma(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
+    assert np.array_equal((grey[0, 1] * 255).round().numpy(), np.array(Image.fromarray(pixels).convert("L")))
 
 
 def test_l1_normalised_has_length_one_and_zero_stays_zero():

@@ -20,6 +20,7 @@ class BuildError(RuntimeError):
 
 
 TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  #: with the data set each uses unless told
+SPLITS = ("test", "val", "tuning")  #: of people to rank; a victim is chosen on val, an attack on tuning
 DATASETS = ("synthetic", "sysu", "regdb", "llcm", "paired_folder")  #: by the names that `load_dataset` takes
 LARGEST_SEED = 2**63 - 1  #: that torch takes
 

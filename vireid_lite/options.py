@@ -108,7 +108,7 @@ Kind = _takes(
     "--model",
 )
 SeenPeople = _takes(bool, "rank people that the victim was trained on, otherwise refused", "--allow-seen-people")
-Split = _takes(Literal["test", "val"], "test, or val where a choice is made")
+Split = _takes(Literal["test", "val", "tuning"], "test; val where a victim is chosen; tuning where an attack is")
 Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=LARGEST_SEED)
 Device = _takes(str, "auto, cpu, cuda or cuda:N", read=DEVICE)
 OutDir = _takes(Path, "folder for what the command writes", read=_folder)

@@ -58,7 +58,17 @@ def to_8_bits(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
 def luma(images: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Return images (N, 3, H, W), those chosen, (N,) bool, or all as their luma, equations 2 and 3 of CMPS."""
     red, green, blue = images.unbind(1)
-    grey = (0.299 * red + 0.587 * green + 0.114 * blue).clamp(0, 1)[:, None].expand_as(images)
+    return _greyed((0.299 * red + 0.587 * green + 0.114 * blue).clamp(0, 1), images, chosen)
+
+
+def pillow_luma(images: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Return `luma` in whole levels of 8 bits, as Pillow's "L" has it and the released code of CMPS with it."""
+    red, green, blue = (images.detach() * 255).round().long().unbind(1)
+    return _greyed(((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(images) / 255, images, chosen)
+
+
+def _greyed(grey: Tensor, images: Tensor, chosen: Tensor | None) -> Tensor:
+    grey = grey[:, None].expand_as(images)
     return grey if chosen is None else torch.where(chosen.view(-1, 1, 1, 1).to(images.device), grey, images)
 
 

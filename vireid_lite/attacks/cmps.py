@@ -12,8 +12,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vireid_lite.attacks.budget import clip, luma, tie_infrared
+from vireid_lite.attacks.budget import clip, luma, pillow_luma, tie_infrared
 from vireid_lite.attacks.descent import Found, SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, images_of
@@ -108,10 +109,8 @@ class ReleasedCMPS(CMPS):
     Two banks of both spectra, for the first and the second pass. Everything goes through the visible stem; features are
     pooled and not normalised, and long centroids are favoured.
 
-    "Released" is the rule and not the digits: its step takes a sign, which a last bit turns. Four details differ: the
-    rest of an epoch that fills no batch is left out (RegDB: 64 steps of 65), luma is not rounded to 8 bits as Pillow's
-    is, the triplet's distance has no eps (PyTorch's 1e-6), and k-means is not FAISS's. With the first three as
-    published, half of delta's entries differ after 15 steps and 86 % of the signs agree, by k-means alone.
+    "Released" is the rule and not the digits: its step takes a sign, which a last bit turns, and k-means is not that of
+    FAISS. By that alone half of delta's entries differ after 15 steps, and 86 % of the signs agree.
     Source: the CMPS repository at 78126a2, CMPS_attack.py and MI_SGD.py.
     """
 
@@ -129,7 +128,7 @@ class ReleasedCMPS(CMPS):
                 # With mean and std undone, the first convolution sees the image as it is (utils.py:36-45).
                 return model(images if stem is None else images * stem.std + stem.mean, Modality.VISIBLE).pooled
 
-            return over_crops(read, model, store, grey=grey)
+            return over_crops(read, model, store, grey=grey, turn=pillow_luma)
 
         some = coins(len(store), self.grey_probability, seed, Stream.CMPS_BANK)
         banks = [centroids_for(pooled(each, model.stages[0]), store, self.clusters, seed) for each in (some, None)]
@@ -138,18 +137,18 @@ class ReleasedCMPS(CMPS):
         passes = (clean, banks[0], 0), (clean, banks[1], len(banks[0])), (grey, banks[0], 0)
         picked = [torch.stack(extremes(seen, bank, score="dot")) + first for seen, bank, first in passes]
         keys = [(each.identity, each.camera, each.modality) for each in store.records]
-        batches = Batches(np.lexsort(np.transpose(keys)[::-1]), self.batch_size, seed, shuffle=False)
+        batches = Batches(np.lexsort(np.transpose(keys)[::-1]), self.batch_size, seed, shuffle=False, rest=True)
         return Problem(store, batches, torch.cat(banks), *torch.stack(picked, 1))
 
     def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, grey=None) -> Found:
         """Return the triplet loss of crops of both modalities in the first pass (turn 0) or the second; see `CMPS`."""
         images, turns = images_of(problem.store, rows, model), torch.full((len(rows),), turn)
         if grey is not None:
-            images, turns[grey] = luma(images, grey), 2
+            images, turns[grey] = pillow_luma(images, grey), 2
         shift = tie_infrared(delta, problem.store.modalities[rows], self.tied)
         f = model(clip(images + shift, masked=True), Modality.VISIBLE).pooled
         far, near = problem.picked(rows, turns)
-        terms = torch.linalg.vector_norm(f - far, dim=1) - torch.linalg.vector_norm(f - near, dim=1) + self.margin
+        terms = F.pairwise_distance(f, far) - F.pairwise_distance(f, near) + self.margin  # with PyTorch's eps, 1e-6
         return terms.clamp(min=0).mean(), (terms.detach() > 0).float().mean()
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:

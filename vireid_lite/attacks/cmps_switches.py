@@ -6,8 +6,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vireid_lite.attacks.budget import clip, luma, tie_infrared
+from vireid_lite.attacks.budget import clip, luma, pillow_luma, tie_infrared
 from vireid_lite.attacks.descent import Found, SignDescent, State
 from vireid_lite.attacks.features import Problem, centroids_for, extremes, identity_centroids, over_crops
 from vireid_lite.attacks.frozen import Stream, coins, generator_for, images_of
@@ -51,7 +52,8 @@ class SwitchedCMPS(Switches, SignDescent):
     the bit where nothing is switched.
 
     Args:
-        mode: "paper" or "released"; it sets everything that is left at None, as `SWITCHES` and `NUMBERS` say.
+        mode: "paper" or "released"; it sets everything that is left at None, as `SWITCHES` and `NUMBERS` say, and
+            three details: released luma is Pillow's, distances have PyTorch's eps, and no crop of an epoch is left out.
         update: "alternate" (a visible, then an infrared step), "joint" (one along both gradients) or "look-ahead" (a
             gradient at delta, one at the delta that would follow, and one step along their sum: MI_SGD.py:73-104).
         modalities: "both", or images of one modality alone at the same number of gradient evaluations.
@@ -110,12 +112,15 @@ class SwitchedCMPS(Switches, SignDescent):
         identities, cameras = np.array([(record.identity, record.camera) for record in store.records]).T
         modalities, everything, stem = store.modalities.numpy(), np.arange(len(store)), model.stages[0]
         order = everything if self.shuffle else np.lexsort((modalities, cameras, identities))
+        released, turn = self.mode == "released", pillow_luma if self.mode == "released" else luma
         sets = {"mixed": order, **{m: order[modalities[order] == m] for m in Modality}}
-        batches = {m: Batches(sets[m], self.batch_size, seed + n, self.shuffle) for n, m in enumerate(sets)}
+        batches = {m: Batches(sets[m], self.batch_size, seed + n, self.shuffle, released) for n, m in enumerate(sets)}
 
         def embedded(rows: np.ndarray, grey: Tensor | None = None, raw: bool = False) -> Tensor:
             mean, std = (stem.mean, stem.std) if raw else (0, 1)
-            return over_crops(lambda x, m: self.features(model, x * std + mean, m), model, store, rows, grey=grey)
+            return over_crops(
+                lambda x, m: self.features(model, x * std + mean, m), model, store, rows, grey=grey, turn=turn
+            )
 
         def centroids(rows: np.ndarray, grey: Tensor | None = None) -> tuple[Tensor, np.ndarray | None]:
             made = ungreyed[rows] if grey is None else embedded(rows, grey, raw)
@@ -159,14 +164,15 @@ class SwitchedCMPS(Switches, SignDescent):
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
         turns = torch.full((len(rows),), turn)
         if chosen is not None:
-            images = luma(images, chosen)
+            images = (pillow_luma if self.mode == "released" else luma)(images, chosen)
             if self.grey_anchor:
                 turns[chosen & (modality == Modality.VISIBLE)] = 2
             elif self.bank == "mixed" and turn == 0:
                 turns[chosen] = 2
         attacked = clip(images + tie_infrared(delta, modality, self.tied), masked=self.clip == "masked")
         features = self.features(model, attacked, modality)
-        pull, push = (torch.linalg.vector_norm(features - each, dim=1) for each in problem.picked(rows, turns))
+        eps = 1e-6 if self.mode == "released" else 0
+        pull, push = (F.pairwise_distance(features, each, eps=eps) for each in problem.picked(rows, turns))
         terms = pull - push + self.margin
         return terms.clamp(min=0).mean(), (terms.detach() > 0).float().mean()
 

@@ -43,16 +43,18 @@ def identity_centroids(features: Tensor, identities: np.ndarray) -> tuple[Tensor
     return sums.index_add_(0, torch.from_numpy(member).to(features.device), features) / counts[:, None], names
 
 
-def over_crops(read: Callable, model: nn.Module, store: ImageStore, rows=None, *, size=256, grey=None) -> Tensor:
+def over_crops(
+    read: Callable, model: nn.Module, store: ImageStore, rows=None, *, size=256, grey=None, turn: Callable = luma
+) -> Tensor:
     """Return read(images, modality) of a store's clean crops, or of some rows, (N, ...), `size` at once.
 
-    The crops that `grey` chooses, bool by row of the store, are read as their luma.
+    The crops that `grey` chooses, bool by row of the store, are read as their luma, which `turn` gives.
     """
     rows, found = np.arange(len(store)) if rows is None else rows, []
     with torch.no_grad():
         for chunk in np.split(rows, range(size, len(rows), size)):
             images = images_of(store, chunk, model)
-            found.append(read(images if grey is None else luma(images, grey[chunk]), store.modalities[chunk]))
+            found.append(read(images if grey is None else turn(images, grey[chunk]), store.modalities[chunk]))
     return torch.cat(found)
 
 

@@ -10,18 +10,19 @@ from vireid_lite.errors import InputError, whole
 
 
 class Batches:
-    """Batches of rows, epoch after epoch, without the rest that fills none; a step's depends on (seed, step) alone.
+    """Batches of rows, epoch after epoch; a step's depends on (seed, step) alone.
 
     Args:
         rows: (N,) what to draw from.
         size: cut to what there is.
         shuffle: a new order every epoch; else the given order.
+        rest: an epoch ends with the rows that fill no batch; else they are left out.
     """
 
-    def __init__(self, rows: np.ndarray, size: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(self, rows: np.ndarray, size: int, seed: int, shuffle: bool = True, rest: bool = False) -> None:
         self.rows, self.size = rows, min(whole("batches", "size", size, 1), whole("batches", "rows", len(rows), 1))
         self.seed, self.shuffle = whole("batches", "seed", seed), shuffle
-        self.per_epoch = len(rows) // self.size
+        self.per_epoch = (len(rows) + rest * (self.size - 1)) // self.size
 
     def at(self, step: int) -> np.ndarray:
         """Return the rows of a step, (size,)."""

@@ -79,7 +79,8 @@ class Trial(NamedTuple):
 class Dataset:
     """Records split into `train`, `val` and test `trials()`, identities disjoint between the three, and their reader.
 
-    A subclass fills `train`, `val` and `test`, or has `trials` of its own and, where pixels are not files, `read`.
+    A subclass fills `train`, `val` and `test`, or has `trials` of its own and, where pixels are not files, `read`. Only
+    rendered data have `tuning`, people to tune attacks on where `val` chose the victim, and `traffic`.
 
     Args:
         name: as `load_dataset` takes it.
@@ -90,6 +91,7 @@ class Dataset:
 
     protocol = "regdb"  #: the ranking rules of `metrics.evaluate`: "regdb", "sysu" or "llcm"
     default_query = Modality.VISIBLE  #: in the official direction
+    traffic: Sequence[Record] = ()  #: people of no other split, whom a camera may see
     left_out = ""  #: what a default leaves out of `test`, for the lines that print scores
 
     def __init__(self, name: str, root: Path | None, size: Size, options: dict) -> None:
@@ -98,19 +100,21 @@ class Dataset:
             allowed = "at least (16, 8) and at most (4096, 4096)"
             raise InputError(f"{name}: size must be (height, width) in whole pixels, {allowed}; got {size}")
         self.name, self.root, self.size, self.options = name, root, sides, options
-        self.train, self.val, self.test = ([] for _ in range(3))
+        self.train, self.val, self.tuning, self.test = ([] for _ in range(4))
 
     def trials(self, query_modality: Modality | None = None) -> list[Trial]:
         """Return the test trials of one direction: unless said otherwise one, all of a modality against the other."""
         return [all_against_all(self.test, self.direction(query_modality))]
 
-    def val_trial(self, query_modality: Modality | None = None) -> Trial:
-        """Return the trial of the validation identities."""
-        if not self.val:
+    def val_trial(self, query_modality: Modality | None = None, split: str = "val") -> Trial:
+        """Return the trial of the validation identities, or of those of another split that are no test: "tuning"."""
+        if split == "tuning" and not self.tuning:
+            raise InputError(f"{self.name}: no people are held out for tuning; take the split val")
+        if split == "val" and not self.val:
             given = "load it with -o validation=true (validation=True in Python)"
             remedy = given if "validation" in self.options else "this data set has none, so use its test trials"
             raise InputError(f"{self.name}: no validation identities are held out; {remedy}")
-        return all_against_all(self.val, self.direction(query_modality))
+        return all_against_all(getattr(self, split), self.direction(query_modality))
 
     def direction(self, query_modality: Modality | int | None) -> Modality:
         """Return the modality of the queries; None stands for the data set's official direction."""

@@ -19,7 +19,7 @@ from vireid_lite.data.records import Modality, check_modality
 from vireid_lite.errors import InputError, check_choice, check_flag
 
 BACKBONES = ("resnet50", "resnet18", "lite")
-LITE_WIDTHS = (32, 64, 128, 256)  #: channels of the lite trunk's layers; its stem has the first one's
+LITE_WIDTHS = (24, 48, 96, 192)  #: channels of the lite trunk's layers; its stem has the first one's
 
 
 class ModelOutput(NamedTuple):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
 from vireid_lite.data import Augmentation, Dataset, Modality, fingerprint, load_dataset
-from vireid_lite.errors import DATASETS, InputError, check_choice, fraction
+from vireid_lite.errors import DATASETS, SPLITS, InputError, check_choice, fraction
 from vireid_lite.errors import check_table as check
 from vireid_lite.machine import Compute
 from vireid_lite.study.cards import CARDS, card_key, card_name, data_described, is_stale, read_card, records
@@ -113,7 +113,7 @@ def opened(described: str, root: Path | None) -> tuple[Dataset, str]:
     dataset = load_dataset(options.pop("name"), root, **options.pop("knobs", {}), **options)
     ways = [None] if dataset.root is None else Modality  # where the gallery of either is a draw
     tests = (record for way in ways for trial in dataset.trials(way) for side in trial for record in side)
-    return dataset, fingerprint([*dataset.train, *dataset.val, *tests], dataset)
+    return dataset, fingerprint([*dataset.train, *dataset.val, *dataset.tuning, *tests], dataset)
 
 
 def _population(data: dict) -> tuple:
@@ -172,8 +172,7 @@ def parse(tables: dict) -> list[Run]:
     usual = {**{table: {} for table in TABLES}, "seeds": [0], "split": "test", "anatomy": False, "tier": "lite"}
     tables = usual | {key: _read(item) if isinstance(item, dict) else item for key, item in tables.items()}
     seeds, split, name = tables["seeds"], tables["split"], tables.get("name")
-    if split not in ("test", "val"):
-        raise InputError(f"split {split!r} must be test or val")
+    check_choice("run", "split", split, SPLITS)
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise InputError(f"name {name!r} must be small letters, digits and hyphens")
     if wrong := [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]:
@@ -221,7 +220,7 @@ def _run(cell: dict, seed: int, following: int) -> Run:
             raise InputError("attack needs a name, such as cmps")
         attack = build_attack(**{name: value for name, value in options.items() if name != "identities"})
     if cell["modified"]:
-        if attack or cell["split"] == "val" or compute != Compute() or recipe.settings.shuffle_labels:
+        if attack or cell["split"] != "test" or compute != Compute() or recipe.settings.shuffle_labels:
             what = "trained in float32 on the right labels, and scored on test without an attack"
             raise InputError(f"a modified victim is {what}; leave compute, shuffle_labels, split and attack out")
         modification = _fields("modified", Modification, cell["modified"])

@@ -17,7 +17,7 @@ from vireid_lite.attacks import ImageAttack, ModifiedVictim, UniversalAttack, cr
 from vireid_lite.attacks.frozen import training_store, weights_hash
 from vireid_lite.attacks.perturbation import resized
 from vireid_lite.data import Dataset, Modality, Trial, cached, fingerprint
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.errors import SPLITS, InputError, check_choice
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.metrics.anatomy import Anatomy, anatomy, within_modality
 from vireid_lite.metrics.evaluation import Evaluation, check_unseen, direction_name, distinct, evaluate
@@ -125,7 +125,7 @@ def run_attack(
 
     Args:
         identities: how many training identities a universal attack learns from; None for all.
-        split: "test" or "val".
+        split: one of SPLITS.
         state_path: where a killed fit is noted.
         take_apart: compute the anatomy of the drop as well.
         surrogate: the network attacked instead, and the data a universal attack learns from; its delta is resized.
@@ -170,9 +170,9 @@ def run_attack(
 
 
 def trials_of(dataset: Dataset, query_modality: Modality, split: str) -> list[Trial]:
-    """Return the trials of one direction, of "test" or of "val"."""
-    check_choice("run", "split", split, ("test", "val"))
-    return dataset.trials(query_modality) if split == "test" else [dataset.val_trial(query_modality)]
+    """Return the trials of one direction of one of SPLITS."""
+    check_choice("run", "split", split, SPLITS)
+    return dataset.trials(query_modality) if split == "test" else [dataset.val_trial(query_modality, split)]
 
 
 def clean_scores(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 
 import numpy as np
@@ -167,13 +167,13 @@ def camera_scene(seed: int, camera: int, spectrum: str, height: int, clutter: fl
 
 
 class SyntheticVI(Dataset):
-    """Rendered people, each in `images_per_modality` visible and as many infrared images, in train, val and test.
+    """Rendered people, each in `images_per_modality` visible and as many infrared images, in the splits of `Dataset`.
 
     An image depends on (seed, identity, modality, its number within the modality), the size and the options alone.
 
     Args:
-        num_identities: of training; `val_identities` and `test_identities` come on top, the same people whatever the
-            other counts are.
+        num_identities: of training; those of the other splits come on top, the same people whatever the other counts
+            are.
         seed: which population; another seed is other people before other cameras.
         difficulty: a name in DIFFICULTIES.
         thermal: infrared shows heat (far infrared) rather than reflectance.
@@ -194,13 +194,16 @@ class SyntheticVI(Dataset):
         difficulty: str = "easy",
         thermal: bool = False,
         val_identities: int = 30,
+        tuning_identities: int = 0,
         test_identities: int = 60,
+        traffic_identities: int = 0,
         **knobs: float,
     ) -> None:
         options = {"num_identities": num_identities, "val_identities": val_identities}
-        options["test_identities"] = test_identities
+        options |= {"test_identities": test_identities, "tuning_identities": tuning_identities}
+        options["traffic_identities"] = traffic_identities
         for name, people in options.items():
-            check_whole("synthetic", name, people, 2)
+            check_whole("synthetic", name, people, 2 * (name not in ("tuning_identities", "traffic_identities")))
         most = 10_000_000 // sum(options.values())
         check_whole("synthetic", "images_per_modality", images_per_modality, 1, most)
         seed = whole("synthetic", "seed", seed)
@@ -220,6 +223,13 @@ class SyntheticVI(Dataset):
         self.train = list(self._records(0, num_identities, places))
         self.val = list(self._records(1_000_000, val_identities, places))
         self.test = list(self._records(2_000_000, test_identities, places))
+        self.tuning = list(self._records(3_000_000, tuning_identities, places))
+
+    @cached_property
+    def traffic(self) -> list[Record]:
+        """The images of the `traffic_identities`; made when asked for, as they are many."""
+        numbered = len(self.train) + len(self.val) + len(self.test) + len(self.tuning)
+        return list(self._records(4_000_000, self.options["traffic_identities"], count(numbered)))
 
     def _records(self, first: int, people: int, places: Iterator[int]) -> Iterator[Record]:
         for identity in range(first, first + people):
