@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
 
-from vireid_lite import behaviour, metrics, models
+from vireid_lite import behaviour, metrics, models, victims
 from vireid_lite.attacks import ATTACKS, IMAGE_SPECIFIC, build_attack, craft, train_modified_victim
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.attacks.modified_victim import Modification
@@ -285,7 +285,7 @@ def _sum(records: list) -> float:
 
 
 PROBES = {
-    **behaviour.PROBES,
+    **victims.PROBES,
     **{f"data/{name}": (lambda name=name: reader(name)) for name in ("sysu", "regdb", "llcm", "paired_folder")},
     **{f"attack/{name}": (lambda name=name: attack(name)) for name in ATTACKS},
     "modified": modified,

@@ -3,16 +3,17 @@
 A part is a word of a run's configuration: its data set, its victim's network, its attack, "modified", "scores". A probe
 runs a part on a problem of seconds and returns numbers, of which `behaviour.json` holds an entry. A test holds code and
 entries together, so a card is of this code's behaviour as long as it names the entries that stand there. The probes of
-victims and synthetic data are here, as weights handed on are checked by them; others: `tests/probes.py`.
+victims and synthetic data are in `victims`, as the weights that come with the package are checked by them; others are
+in tests/probes.py.
 
 Numbers must hold on every machine: crops are whole numbers drawn by whole numbers, and networks compute in float64,
 where rounding cannot turn the sign of a gradient; what is computed in float32 as usual is compared loosely.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import cache
 from itertools import product
 from pathlib import Path
 from unittest import mock
@@ -21,12 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid_lite import models
-from vireid_lite.data import Augmentation, Dataset, Modality, Record, Trial, all_against_all, cached
+from vireid_lite.data import Dataset, Modality, Record, Trial, all_against_all, cached
 from vireid_lite.errors import InputError
 from vireid_lite.files import parse_json, stable_hash
-from vireid_lite.training import learning_rate_factor
-from vireid_lite.victims import TIERS, load_or_train, tier_dataset, tier_recipe
 
 FILE = Path(__file__).with_name("behaviour.json")
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
@@ -152,63 +150,6 @@ def features(model: nn.Module, dataset: Dataset, records: Sequence[Record]) -> l
     return plain([*(found @ found.T)[np.triu_indices(len(found), 1)], *found[:, :6].flatten()])
 
 
-# Of each network beside the tiers: what it is trained with, as `tier_recipe` takes it, at the lite tier unless told.
-CENTRED = {"hetero-centre": {"options": {"hetero_centre": 0.5}}}
-HARD, ADP = {"triplet": "hard"}, {"triplet": "adp"}
-VARIANTS: dict[str, dict[str, dict]] = {
-    "agw": {
-        "hard triplet": HARD,
-        "adp triplet": ADP,
-        "no triplet": {"triplet": "none"},
-        "shuffled": {"shuffle_labels": True},
-        "grey": {"tier": "full", "augmentation": Augmentation(pad=2, grey=0.5)},
-        "average": {"options": {"gem_p": 1.0, "non_local_channels": 0}},
-    },
-    "caj": {"adp triplet": {**ADP, "augmentation": Augmentation(pad=4, erasing=0.2)}, "hard triplet": HARD},
-    "deen": {"flipped": {"tier": "full", "options": {"flip": True}}},
-    "ide": CENTRED,
-    "pcb": CENTRED,
-}
-
-
-def victim(model: str) -> Found:
-    """Return what training a network does: first losses in float32, then two epochs of every way it is trained."""
-    found: Found = {}
-    for tier, kind in TIERS.items():
-        settings, halves = kind.recipe.settings, 1 if tier == "full" else 2
-        places = np.arange(halves * settings.epochs) / halves
-        found[f"schedule of {tier}"] = plain([learning_rate_factor(settings, place) for place in places])
-
-    def trained(dtype: torch.dtype = torch.float64, tier: str = "lite", epochs: int = 2, **way) -> Found:
-        recipe = tier_recipe(tier, model=model, backbone="lite", pretrained=False, epochs=epochs, **way)
-        with aside(dtype) as folder:
-            how = {"seed": 1, "device": "cpu", "folder": folder / "victim", "progress": False}
-            network, card = load_or_train(recipe, data := Painted(), **how)
-            return {**history(card["history"]), "features": features(network, data, data.test)}
-
-    first = trained(torch.float32, epochs=1)
-    found |= named("float32", {name: first[name] for name in ("identity_loss", "other")})
-    for name, way in ({tier: {"tier": tier} for tier in TIERS} | VARIANTS.get(model, {})).items():
-        found |= named(name, trained(**way))
-    return found
-
-
-def synthetic() -> Found:
-    """Return statistics of rendered crops: both spectra of both difficulties, heat, other sizes, another population."""
-    found: Found = {}
-    ways = {"easy": {"difficulty": "easy"}, "hard": {"difficulty": "hard"}, "thermal": {"thermal": True}}
-    ways |= {"small": {"size": (64, 32)}, "other people": {"seed": 1}}
-    with aside(torch.float32):
-        for name, given in ways.items():
-            data = tier_dataset("lite", **given)
-            found[f"{name} records"] = counted([data.train, data.val, *(side for t in data.trials() for side in t)])
-            some = ((data.train, (0, 9)), (data.val, (13, 20)), (data.test, (2, 7, 700)))
-            chosen = [side[place] for side, places in some for place in places]
-            found |= named(name, crops(data, chosen if name in ("easy", "hard") else chosen[:2]))
-        data = tier_dataset("standard")
-        return found | named("standard", crops(data, data.test[5:15:9]))
-
-
 def counted(sides: Sequence[Sequence[Record]]) -> list[float]:
     """Return four numbers of each list of records: how many, and what says who comes where before which camera."""
     found = []
@@ -229,7 +170,3 @@ def crops(data: Dataset, records: Sequence[Record]) -> Found:
         "roughness": plain(images.diff(dim=3).abs().mean((1, 2, 3))),
         "pixels": plain(blocks(images[:, 1, 8:24, 8:16], 2, 2)),
     }
-
-
-PROBES: dict[str, Callable[[], Found]] = {f"victim/{model}": partial(victim, model) for model in models.NETWORKS}
-PROBES["data/synthetic"] = synthetic

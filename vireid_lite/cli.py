@@ -39,15 +39,18 @@ def train(
     model: take.Network = None, set_: take.NetworkSet = None, triplet: take.Triplet = None,
     backbone: take.Backbone = None, pretrained: take.Pretrained = None,
     epochs: take.Epochs = None, learning_rate: take.LearningRate = None, seed: take.Seed = 0,
-    device: take.Device = "auto", out_dir: take.OutDir = Path("victim"),
+    device: take.Device = "auto", out_dir: take.OutDir = Path("victim"), retrain: take.Retrain = False,
 ) -> None:  # fmt: skip
-    """Train a victim, or resume a killed training; write OUT_DIR/victim.safetensors and its card."""
+    """Train a victim, or resume a killed training; write OUT_DIR/victim.safetensors and its card.
+
+    One that comes with the package is copied there, unless --retrain says otherwise.
+    """
     from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
     network = {"model": model, "options": dict(set_ or ()), "backbone": backbone, "pretrained": pretrained}
     recipe = tier_recipe(tier, **network, triplet=triplet, epochs=epochs, learning_rate=learning_rate)
     data = tier_dataset(tier, dataset, data_root, size=size, **dict(option or ()))
-    _, card = load_or_train(recipe, data, seed=seed, device=device, folder=out_dir)
+    _, card = load_or_train(recipe, data, seed=seed, device=device, folder=out_dir, retrain=retrain)
     history, took = card["history"], f"in {card['seconds']:.0f} s on {card['device']}"
     accuracy = f"accuracy in the last one {history[-1]['accuracy']:.3f}"
     print(f"{out_dir / 'victim.safetensors'}: {len(history)} epochs {took}, {accuracy}")

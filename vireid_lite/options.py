@@ -107,6 +107,7 @@ Kind = _takes(
     "network of --official, where its keys do not tell: caj, as they are agw's",
     "--model",
 )
+Retrain = _takes(bool, "train a victim even where it comes with the package", "--retrain")
 SeenPeople = _takes(bool, "rank people that the victim was trained on, otherwise refused", "--allow-seen-people")
 Split = _takes(Literal["test", "val", "tuning"], "test; val where a victim is chosen; tuning where an attack is")
 Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=LARGEST_SEED)

@@ -1,23 +1,56 @@
-"""The three tiers, and the victim a chapter, a command or a campaign asks for: loaded if it exists, else trained."""
+"""The three tiers, and the victim a chapter, a command or a campaign asks for: loaded if it exists, else trained.
 
+Some victims come with the package, in `weights/`. They are taken where the code still does what it did when they were
+trained, which their probe tells: what a network's training and the rendered data are on a small problem.
+"""
+
+import hashlib
+import json
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from vireid_lite.behaviour import (
+    Found,
+    Painted,
+    aside,
+    counted,
+    crops,
+    differs,
+    features,
+    history,
+    named,
+    plain,
+)
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError, check_choice, whole
-from vireid_lite.files import VICTIM_CODE, cache_folder, exclusive, source_hash, stable_hash
+from vireid_lite.files import (
+    PACKAGE,
+    VICTIM_CODE,
+    cache_folder,
+    exclusive,
+    parse_json,
+    source_hash,
+    stable_hash,
+    write_atomically,
+)
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.models.checkpoints import NETWORKS, build, load_checkpoint, save_checkpoint
 from vireid_lite.models.two_stream import TwoStream
-from vireid_lite.training import TrainSettings, train
+from vireid_lite.training import TrainSettings, learning_rate_factor, train
 
 # Options of data sets that do not touch training: victims are shared over them.
 TEST_ONLY = ("search", "shot", "draw", "num_trials", "official_vis2ir")
 TEST_ONLY += ("val_identities", "tuning_identities", "test_identities", "traffic_identities")
+
+WEIGHTS = PACKAGE / "weights"  #: of the victims that come with the package, and the sha256 of each file
 
 # Key to seconds of training, for each victim that this process found in a cache: what a chapter run alone costs on top.
 found_trained: dict[str, float] = {}
@@ -129,20 +162,30 @@ def load_or_train(
     folder: Path | None = None,
     compute: Compute | None = None,
     progress: bool = True,
+    retrain: bool = False,
 ) -> tuple[TwoStream, dict]:
     """Return the trained victim in eval mode and its checkpoint card.
 
     It is keyed by recipe, training data, seed, the code of all training and `compute`, the precision it is trained in
     (None: float32), and kept in `folder`, or in `files.cache_folder`. A killed training resumes at its last epoch.
-    Card keys beside those of `trained_card`: compute, threads, versions.
+    Card keys beside those of `trained_card`: compute, threads, versions, and `shipped`, what `weights` has it under.
+
+    Args:
+        retrain: train it even where it comes with the package.
     """
     device, seed = pick_device(device), whole("training", "seed", seed)
     trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
-    described = [recipe.describe(), trained_on, fingerprint(dataset.train, dataset), seed, source_hash(*VICTIM_CODE)]
-    key = stable_hash([*described, *([compute.describe()] if compute else [])])
+    described = [recipe.describe(), trained_on, fingerprint(dataset.train, dataset), seed]
+    asked, retrain = stable_hash(described), retrain or compute is not None
+    how = [compute.describe()] if compute else ["retrained"] if retrain else []
+    key = stable_hash([*described, source_hash(*VICTIM_CODE), *how])
     path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
     with exclusive(path.parent, whole=path):
-        if not (existed := path.exists()):  # another process may have trained it while this one waited
+        if not (existed := path.exists()) and not retrain and (given := shipped(asked, recipe.model)):
+            model, card = given
+            print(f"victim: {card['shipped']}, as it comes with the package", file=sys.stderr)
+            save_checkpoint(path, model, card | {"key": key})
+        elif not existed:  # another process may have trained it while this one waited
             compute, note = compute or Compute(), path.with_name("state.pt")
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
@@ -159,6 +202,34 @@ def load_or_train(
     if existed:
         found_trained[key] = card["seconds"]
     return model.to(device).eval(), card
+
+
+def shipped(asked: str, network: str) -> tuple[TwoStream, dict] | None:
+    """Return the victim, and its card, that comes with the package for what is asked; None where there is none.
+
+    There is none either where the code's probes of its training and its data give other numbers than they did.
+
+    Raises:
+        InputError: where the weights are not those that the package came with.
+    """
+    for path in WEIGHTS.glob(f"*-{asked}.safetensors"):
+        known = parse_json((WEIGHTS / "sha256.json").read_text(encoding="utf-8"))
+        if hashlib.sha256(path.read_bytes()).hexdigest() != known.get(path.name):
+            raise InputError(f"{path} is damaged or another file; install the package again, or train with --retrain")
+        if not _behaves(network):
+            return None
+        model, card = load_checkpoint(path)
+        return model, {name: value for name, value in card.items() if name != "model"} | {"shipped": path.stem}
+    return None
+
+
+def _behaves(network: str) -> bool:
+    """Return whether training and rendered data are still what they were; asked once for each state of the code."""
+    note = cache_folder() / "behaves" / f"{network}-{source_hash()}.json"
+    if not note.exists():
+        found = [differs(part, PROBES[part]()) for part in (f"victim/{network}", "data/synthetic")]
+        write_atomically(note, json.dumps(found).encode())
+    return not any(parse_json(note.read_text(encoding="utf-8")))
 
 
 def untrained(recipe: Recipe, dataset: Dataset, pretrained: bool) -> TwoStream:
@@ -186,3 +257,65 @@ def trained_card(
         "peak_memory_mib": peak_memory_mib(device),
         "device": device_name(device),
     }
+
+
+# Of each network beside the tiers: what it is trained with, as `tier_recipe` takes it, at the lite tier unless told.
+CENTRED = {"hetero-centre": {"options": {"hetero_centre": 0.5}}}
+HARD, ADP = {"triplet": "hard"}, {"triplet": "adp"}
+VARIANTS: dict[str, dict[str, dict]] = {
+    "agw": {
+        "hard triplet": HARD,
+        "adp triplet": ADP,
+        "no triplet": {"triplet": "none"},
+        "shuffled": {"shuffle_labels": True},
+        "grey": {"tier": "full", "augmentation": Augmentation(pad=2, grey=0.5)},
+        "average": {"options": {"gem_p": 1.0, "non_local_channels": 0}},
+    },
+    "caj": {"adp triplet": {**ADP, "augmentation": Augmentation(pad=4, erasing=0.2)}, "hard triplet": HARD},
+    "deen": {"flipped": {"tier": "full", "options": {"flip": True}}},
+    "ide": CENTRED,
+    "pcb": CENTRED,
+}
+
+
+def victim(model: str) -> Found:
+    """Return what training a network does: first losses in float32, then two epochs of every way it is trained."""
+    found: Found = {}
+    for tier, kind in TIERS.items():
+        settings, halves = kind.recipe.settings, 1 if tier == "full" else 2
+        places = np.arange(halves * settings.epochs) / halves
+        found[f"schedule of {tier}"] = plain([learning_rate_factor(settings, place) for place in places])
+
+    def trained(dtype: torch.dtype = torch.float64, tier: str = "lite", epochs: int = 2, **way) -> Found:
+        recipe = tier_recipe(tier, model=model, backbone="lite", pretrained=False, epochs=epochs, **way)
+        with aside(dtype) as folder:
+            how = {"seed": 1, "device": "cpu", "folder": folder / "victim", "progress": False}
+            network, card = load_or_train(recipe, data := Painted(), **how)
+            return {**history(card["history"]), "features": features(network, data, data.test)}
+
+    first = trained(torch.float32, epochs=1)
+    found |= named("float32", {name: first[name] for name in ("identity_loss", "other")})
+    for name, way in ({tier: {"tier": tier} for tier in TIERS} | VARIANTS.get(model, {})).items():
+        found |= named(name, trained(**way))
+    return found
+
+
+def synthetic() -> Found:
+    """Return statistics of rendered crops: both spectra of both difficulties, heat, other sizes, another population."""
+    found: Found = {}
+    ways = {"easy": {"difficulty": "easy"}, "hard": {"difficulty": "hard"}, "thermal": {"thermal": True}}
+    ways |= {"small": {"size": (64, 32)}, "other people": {"seed": 1}}
+    with aside(torch.float32):
+        for name, given in ways.items():
+            data = tier_dataset("lite", **given)
+            tests = (side for trial in data.trials() for side in trial)
+            found[f"{name} records"] = counted([data.train, data.val, data.tuning, *tests])
+            some = ((data.train, (0, 9)), (data.val, (13, 20)), (data.test, (2, 7, 700)))
+            chosen = [side[place] for side, places in some for place in places]
+            found |= named(name, crops(data, chosen if name in ("easy", "hard") else chosen[:2]))
+        data = tier_dataset("standard")
+        return found | named("standard", crops(data, data.test[5:15:9]))
+
+
+PROBES: dict[str, Callable[[], Found]] = {f"victim/{model}": partial(victim, model) for model in NETWORKS}
+PROBES["data/synthetic"] = synthetic

@@ -58,10 +58,16 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
         text = json.dumps({**card, "model": model.arguments, **people}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the card must be plain JSON ({error})") from None
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    state = {name: _narrow(value.contiguous()) for name, value in model.state_dict().items()}
     write_atomically(path, sealed(state, "card", text))
     write_atomically(path.with_suffix(".json"), (text + "\n").encode())
     return json.loads(text)
+
+
+def _narrow(value: Tensor) -> Tensor:
+    """Return weights in half precision where that holds them exactly."""
+    half = value.half() if value.dtype == torch.float32 else value
+    return half if torch.equal(half.to(value), value) else value
 
 
 def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
