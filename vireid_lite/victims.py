@@ -174,14 +174,12 @@ def load_or_train(
         retrain: train it even where it comes with the package.
     """
     device, seed = pick_device(device), whole("training", "seed", seed)
-    trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
-    described = [recipe.describe(), trained_on, fingerprint(dataset.train, dataset), seed]
-    asked, retrain = stable_hash(described), retrain or compute is not None
+    asked, retrain = described(recipe, dataset, seed), retrain or compute is not None
     how = [compute.describe()] if compute else ["retrained"] if retrain else []
-    key = stable_hash([*described, source_hash(*VICTIM_CODE), *how])
+    key = stable_hash([*asked, source_hash(*VICTIM_CODE), *how])
     path = (folder or cache_folder() / "victims" / key) / "victim.safetensors"
     with exclusive(path.parent, whole=path):
-        if not (existed := path.exists()) and not retrain and (given := shipped(asked, recipe.model)):
+        if not (existed := path.exists()) and not retrain and (given := shipped(stable_hash(asked), recipe.model)):
             model, card = given
             print(f"victim: {card['shipped']}, as it comes with the package", file=sys.stderr)
             save_checkpoint(path, model, card | {"key": key})
@@ -202,6 +200,12 @@ def load_or_train(
     if existed:
         found_trained[key] = card["seconds"]
     return model.to(device).eval(), card
+
+
+def described(recipe: Recipe, dataset: Dataset, seed: int) -> list:
+    """Return what decides a victim beside code and machine, as plain values."""
+    trained_on = {name: value for name, value in dataset.describe().items() if name not in TEST_ONLY}
+    return [recipe.describe(), trained_on, fingerprint(dataset.train, dataset), seed]
 
 
 def shipped(asked: str, network: str) -> tuple[TwoStream, dict] | None:
