@@ -127,9 +127,10 @@ def _rows(table: dict, content: dict, tier: str, settings: dict) -> list[Row]:
             raise InputError(f"{axis} must be a list of at least one value, got []")
     for query in table["query"]:
         check_choice("table", "query", query, QUERIES)
-    rows, missing = [], content.get("not-built", {})
+    rows, said = [], content.get("not-built", {})  # a reason by name, or one a tier
+    missing = {name: why.get(tier, "") if isinstance(why, dict) else why for name, why in said.items()}
     for data, victim, attack, eps, surrogate, learned in itertools.product(*(table[axis] for axis in AXES[1:])):
-        reason, runs = missing.get(victim) or missing.get(attack, ""), []
+        reason, runs = next(filter(None, map(missing.get, (victim, surrogate, attack))), ""), []
         if not reason:
             names = {"data": data, "victims": victim} | ({"attacks": attack} if attack != "none" else {})
             run = {"name": "bench", "tier": tier, "seeds": table["seeds"], **_tables(content, tier, settings, names)}
