@@ -58,6 +58,7 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+RETRAIN: bool = True  # False: take the victim that comes with the package, where there is one
 EPOCHS: "Optional[int]" = None  # passes over the training images; None: the tier's
 
 # %%
@@ -90,7 +91,7 @@ plots.set_style()
 device = settings.device
 dataset = tier_dataset(settings.tier, settings.dataset, settings.data_root)
 recipe = tier_recipe(settings.tier, epochs=settings.epochs)
-model, card = load_or_train(recipe, dataset, seed=settings.seed, device=device)
+model, card = load_or_train(recipe, dataset, seed=settings.seed, device=device, retrain=settings.retrain)
 
 # %% tags=["hide-input"]
 train = cached(dataset, dataset.train, progress=False)

@@ -61,6 +61,7 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+RETRAIN: bool = False  # train the victim here even where it comes with the package
 EPS: "fraction" = "8/255"  # largest change of a pixel, whose range is [0, 1]
 QUERIES: int = 60  # queries attacked in each direction, two images a person
 
@@ -119,7 +120,7 @@ plots.set_style()
 device, eps, seed = settings.device, settings.eps, settings.seed
 dataset = tier_dataset(settings.tier, settings.dataset, settings.data_root)
 recipe = tier_recipe(settings.tier)
-model, card = load_or_train(recipe, dataset, seed=seed, device=device)
+model, card = load_or_train(recipe, dataset, seed=seed, device=device, retrain=settings.retrain)
 
 # %% [markdown]
 # The victim is the one that chapter 3 trained, loaded if it is there. A *side* below is one direction: a subset of its

@@ -58,6 +58,7 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+RETRAIN: bool = False  # train the victim here even where it comes with the package
 EPS: "fraction" = "8/255"  # largest change of a pixel, whose range is [0, 1]
 IDENTITIES: int = 200  # training identities the attacker looks at
 STEPS: int = 20  # iterations of the demonstration, each a visible and an infrared step
@@ -117,7 +118,7 @@ device = settings.device
 VISIBLE, INFRARED = Modality
 dataset = tier_dataset(settings.tier, settings.dataset, settings.data_root)
 recipe = tier_recipe(settings.tier)
-model, card = load_or_train(recipe, dataset, seed=settings.seed, device=device)
+model, card = load_or_train(recipe, dataset, seed=settings.seed, device=device, retrain=settings.retrain)
 
 store = training_store(dataset, settings.identities)
 attack = CMPS(eps=settings.eps, grey_probability=0.0, grey_anchor=True)

@@ -60,6 +60,7 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+RETRAIN: bool = False  # train the victim here even where it comes with the package
 EPS: "fraction" = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
 GRADIENTS: "Optional[int]" = None  # batches forward and backward; None: 240 at tier lite, else 1000
 IDENTITIES: "Optional[int]" = None  # training people to learn from; None: 200 at tier lite, else 3 in 4
@@ -112,7 +113,7 @@ plots.set_style()
 device = settings.device
 dataset = tier_dataset(settings.tier, settings.dataset, settings.data_root)
 recipe = tier_recipe(settings.tier)
-model, card = load_or_train(recipe, dataset, seed=settings.seed, device=device)
+model, card = load_or_train(recipe, dataset, seed=settings.seed, device=device, retrain=settings.retrain)
 
 people = sorted({record.identity for record in dataset.train})
 lite = settings.tier == "lite"

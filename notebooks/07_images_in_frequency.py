@@ -59,6 +59,7 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+RETRAIN: bool = False  # train the victim here even where it comes with the package
 EPS: "fraction" = "8/255"  # budget: largest change of a pixel, whose range is [0, 1]
 GRADIENTS: "Optional[int]" = None  # batches forward and backward of the attack; None: 60 at tier lite, else 600
 IDENTITIES: int = 100  # training people the attacker looks at
@@ -122,7 +123,9 @@ device = settings.device
 VISIBLE, INFRARED = Modality
 lite = settings.tier == "lite"
 dataset = tier_dataset(settings.tier, settings.dataset, settings.data_root)
-model, _ = load_or_train(tier_recipe(settings.tier), dataset, seed=settings.seed, device=device)
+model, _ = load_or_train(
+    tier_recipe(settings.tier), dataset, seed=settings.seed, device=device, retrain=settings.retrain
+)
 model.eval()
 height, width = dataset.size
 

@@ -60,6 +60,7 @@ DATA_ROOT: "Optional[str]" = None  # folder of your own copy of DATASET
 SEED: int = 0  # of everything random here
 DEVICE: str = "auto"  # auto, cpu, cuda or cuda:N
 OUT_DIR: str = "_build/chapters"  # folder for files this chapter writes
+RETRAIN: bool = False  # train the victim here even where it comes with the package
 PEOPLE: int = 24  # test people that rankings are scored on
 DRAWS: int = 3  # untrained modules tried at each place
 STEPS: int = 24  # training steps of the modules alone
@@ -101,7 +102,7 @@ device = settings.device
 VISIBLE, INFRARED = Modality
 dataset = tier_dataset(settings.tier, settings.dataset, settings.data_root)
 recipe = tier_recipe(settings.tier)
-model, card = load_or_train(recipe, dataset, seed=settings.seed, device=device)
+model, card = load_or_train(recipe, dataset, seed=settings.seed, device=device, retrain=settings.retrain)
 model.requires_grad_(False)  # on this page only modules learn
 blocks = range(len(model.stages))
 
