@@ -157,6 +157,8 @@ def test_a_failed_week_opens_one_issue(tmp_path):
             "LINKS": "success",
             "COLAB": "failure",
             "OLDEST": "success",
+            "MUTATIONS": "success",
+            "WEIGHTS": "success",
             "RUN": "https://x",
             "OPEN": already,
         }
