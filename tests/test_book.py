@@ -520,7 +520,8 @@ def test_chapter_not_run_yet_is_shown_without_results(built, capsys):
 
 
 def test_measuring_starts_from_empty_caches_and_notes_costs(built, edit):
-    found = 'from vireid_lite.victims import found_trained; found_trained["key"] = 600; import os; '
+    found = 'from vireid_lite.victims import found_shipped, found_trained; found_trained["key"] = 600; import os; '
+    found += 'found_shipped["key"] = 300; '
     edit("notebooks/02_second.py", 'print("seed"', f'{found}print(os.environ["VIREID_CACHE"], "seed"')
     left = built / "_build" / "other" / "measured" / "cache"
     for name in ("victims", "crops"):
@@ -531,6 +532,7 @@ def test_measuring_starts_from_empty_caches_and_notes_costs(built, edit):
         costs = json.loads(path.read_text())
         assert set(costs) == {"02_second"}
         assert 10 < costs["02_second"]["lite"]["minutes"] < 15, "ten of the training of a victim that was there"
+        assert costs["02_second"]["lite"]["retrained"] == pytest.approx(costs["02_second"]["lite"]["minutes"] + 5)
         assert not list(left.rglob("before"))
         executed = (built / "_build" / "other" / "measured" / "02_second.ipynb").read_text()
         assert "_build/other/measured/cache seed 0" in executed

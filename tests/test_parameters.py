@@ -181,6 +181,8 @@ def test_costs_say_what_was_measured_and_what_was_not(tmp_path):
     path.write_text(json.dumps({"01_first": {"lite": lite, "standard": standard}}))
     costs = Costs("01_first", path)
     assert costs.price("lite") == "1.2 min and 0.8 GiB on two cores"
+    path.write_text(json.dumps({"first": {"lite": {**lite, "retrained": 5.34}}}))
+    assert Costs("first", path).price("lite") == "1.2 (trained here 5.3) min and 0.8 GiB on two cores"
     assert costs.price("full") == "not measured yet"
     rows = costs._repr_markdown_().splitlines()
     assert len(rows) == 2 + len(TIERS)

@@ -101,6 +101,7 @@ if _torch and _torch.cuda.is_initialized():
     _cost |= {"device": _torch.cuda.get_device_name(), "gpu_gib": round(_torch.cuda.max_memory_reserved() / 2**30, 2)}
 if _victims:
     _cost["training_minutes"] = round(sum(_victims.found_trained.values()) / 60, 2)
+    _cost["shipped_minutes"] = round(sum(_victims.found_shipped.values()) / 60, 2)
 print(json.dumps(_cost))
 """
 
@@ -176,12 +177,15 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
 
 
 def write_costs(folder: Path, path: Path) -> Path:
-    """Merge what chapters in `folder` cost, training of victims they found included, into the table `path`."""
+    """Merge what chapters in `folder` cost into the table `path`: with the training of victims found in a cache, and as
+    "retrained" with that of victims that come with the package too."""
     table = read_costs(path)
     for notebook in executed_chapters(folder):
         if record := read_record(notebook):
             cost = {name: record[name] for name in ("memory_gib", "gpu_gib", "device") if name in record}
             cost["minutes"] = round(record["minutes"] + record.get("training_minutes", 0), 2)
+            if shipped := record.get("shipped_minutes"):
+                cost["retrained"] = round(cost["minutes"] + shipped, 2)
             table.setdefault(notebook.stem, {})[record["tier"]] = cost
     write_atomically(path, (json.dumps(table, indent=1, sort_keys=True) + "\n").encode())
     return path

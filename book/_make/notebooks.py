@@ -14,7 +14,8 @@ from vireid_lite.errors import InputError
 from vireid_lite.files import stable_hash, write_atomically
 
 OWN = ("tags", "mystnb", "lines_to_next_cell")  # metadata of cells that a chapter's source holds
-RECORD = {**COST, "key": str, "tier": str, "parameters": dict, "versions": dict, "training_minutes": int | float | None}
+RECORD = {**COST, "key": str, "tier": str, "parameters": dict, "versions": dict}
+RECORD |= dict.fromkeys(("training_minutes", "shipped_minutes"), int | float | None)
 COSTS = "book/results/costs.json"  # what each chapter costs from empty caches, by tier
 
 

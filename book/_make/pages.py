@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from _make.notebooks import COSTS, find_chapters, read_record
-from vireid_lite.chapters.costs import damaged, read_costs, read_json
+from vireid_lite.chapters.costs import damaged, in_minutes, read_costs, read_json
 from vireid_lite.errors import InputError
 
 PICTURE = re.compile(r"^% picture: (\S+) (\S+)\n(.*?)^% end\n", re.MULTILINE | re.DOTALL)
@@ -49,7 +49,7 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
         if found[2] == "all":
             return _table([*copies], costs)
         known(page, "measured", found[2])
-        if runs := _runs(costs, found[2], "tier `{tier}` {minutes:.1f} minutes and {memory_gib:.1f} GiB on {device}"):
+        if runs := _runs(costs, found[2], "tier `{tier}` {minutes} minutes and {memory_gib:.1f} GiB on {device}"):
             return f"Measured from empty caches: {'; '.join(runs)}.\n"
         return f"Not measured yet: `vireid-lite book --chapters {int(found[2][:2])} --measure` does it.\n"
 
@@ -78,20 +78,21 @@ def _list(stems: list[str], costs: dict) -> str:
     lite = {stem: costs[stem]["lite"] for stem in stems if "lite" in costs.get(stem, {})}
     devices = f" ({', '.join(sorted({cost['device'] for cost in lite.values()}))})" if lite else ""
     unknown = "" if len(lite) == len(stems) else "; –: not measured yet"
-    minutes = {stem: f"{cost['minutes']:.1f}" for stem, cost in lite.items()}
+    minutes = {stem: in_minutes(cost) for stem, cost in lite.items()}
     rows = [f"1. [](../notebooks/{stem}) **{minutes.get(stem, '–')}**" for stem in stems]
     return "\n".join([f"Minutes alone, from empty caches{devices}{unknown}.", "", *rows, ""])
 
 
 def _runs(costs: dict, stem: str, form: str) -> list[str]:
-    return [form.format(tier=tier, **cost) for tier, cost in costs.get(stem, {}).items()]
+    runs = costs.get(stem, {}).items()
+    return [form.format(**{"tier": tier, **cost, "minutes": in_minutes(cost)}) for tier, cost in runs]
 
 
 def _table(stems: list[str], costs: dict) -> str:
     """Return what every chapter costs at each tier at which it was measured."""
     rows = ["| Chapter | Tier | Minutes | Memory, GiB | Measured on |", "|---|---|--:|--:|---|"]
     for stem in stems:
-        runs = _runs(costs, stem, "`{tier}` | {minutes:.1f} | {memory_gib:.1f} | {device}")
+        runs = _runs(costs, stem, "`{tier}` | {minutes} | {memory_gib:.1f} | {device}")
         rows += [f"| [](../../notebooks/{stem}) | {run} |" for run in runs or ["`lite` | – | – | not measured yet"]]
     return "\n".join([*rows, ""])
 
@@ -102,7 +103,7 @@ def _status(records: dict[str, dict], costs: dict) -> str:
     rows, made_with = [head, "|---|---|---|---|--:|--:|--:|---|"], defaultdict(list)
     for stem, record in records.items():
         alone = costs.get(stem, {}).get(record.get("tier", "lite"))
-        alone = f"{alone['minutes']:.1f}" if alone else "not measured"
+        alone = in_minutes(alone) if alone else "not measured"
         cells = ["–", "–", "–", "–", alone, "–", "not executed yet"]
         if "versions" in record:
             given = ", ".join(f"`{name} {value}`" for name, value in record["parameters"].items()) or "its own"

@@ -28,11 +28,16 @@ def read_costs(path: Path) -> dict[str, dict[str, dict]]:
     try:
         for cost in [cost for runs in table.values() for cost in runs.values()]:
             check_table("cost", cost, COST, others=True)
-            for name in COST.keys() - {"device"} | cost.keys() & {"gpu_gib"}:
+            for name in COST.keys() - {"device"} | cost.keys() & {"gpu_gib", "retrained"}:
                 check_number(cost["device"], name, cost[name], 0, 1e9)
     except (AttributeError, LookupError, TypeError, ValueError):
         raise damaged(path) from None
     return table
+
+
+def in_minutes(cost: dict) -> str:
+    """Return the minutes of a run, and with the training of victims that come with the package where it uses some."""
+    return f"{cost['minutes']:.1f}" + (f" (trained here {cost['retrained']:.1f})" if "retrained" in cost else "")
 
 
 class Costs:
@@ -51,7 +56,7 @@ class Costs:
     def _measured(self, tier: str) -> tuple[str, str, str]:
         cost = self.tiers[tier]
         gpu = f" + {cost['gpu_gib']:.1f} GiB of GPU" if "gpu_gib" in cost else ""
-        return f"{cost['minutes']:.1f}", f"{cost['memory_gib']:.1f} GiB{gpu}", cost["device"]
+        return in_minutes(cost), f"{cost['memory_gib']:.1f} GiB{gpu}", cost["device"]
 
     def __repr__(self) -> str:
         return "\n".join(f"{tier}: {self.price(tier)}" for tier in TIERS)
