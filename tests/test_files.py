@@ -1,4 +1,4 @@
-"""One seal for every file whose numbers are kept: what was changed after it was saved is refused, old files are read."""
+"""One seal for every file whose numbers are kept: what was changed since is refused, old files are read."""
 
 import json
 import re
@@ -84,6 +84,30 @@ def test_a_card_without_a_seal_is_read(tmp_path):
     path.write_text(bare)
     assert cards.read_card(path) == sealed
     assert cards.read_card(shutil.copy(committed, tmp_path) and tmp_path / committed.name)["key"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_a_folder_without_cards(tmp_path, monkeypatch):
+    assert cards.read_cards(tmp_path / "none there") == []
+
+    def closed(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("os.listdir", closed)
+    for read in (cards.read_cards, Results):
+        with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); check the rights"):
+            read(tmp_path)
+
+
+def test_a_file_of_json_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    (path := tmp_path / "costs.json").write_text("{}")
+    assert files.read_json(path) == files.read_json(tmp_path / "none there") == {}
+
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", closed)
+    with pytest.raises(InputError, match=r"costs\.json cannot be read \(Permission denied\)"):
+        files.read_json(path)
 
 
 def test_what_holds_no_place_for_a_seal_is_left_as_it_is():

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,30 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table := dict(pairs)) < len(pairs):
         raise ValueError("a name stands in it twice")
     return table
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the table that a file of JSON holds, empty where it is missing; InputError where it cannot be read."""
+    try:
+        return {**parse_json(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the rights to it") from None
+    except (TypeError, ValueError):
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged; restore it, or delete it and run again what wrote it")
+
+
+def readable(folder: Path) -> Path:
+    """Return a folder; InputError where it is there and cannot be listed, which `glob` takes for an empty one."""
+    try:
+        with suppress(FileNotFoundError):
+            os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); check the rights to it") from None
+    return folder
 
 
 def stable_hash(value: object) -> str:

@@ -24,7 +24,7 @@ from vireid_lite.behaviour import made_with
 from vireid_lite.data import DATASETS, Modality, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError, check_choice, check_number, check_table
-from vireid_lite.files import UNSEALED, check_seal, parse_json, sealed, stable_hash, write_atomically
+from vireid_lite.files import UNSEALED, check_seal, parse_json, readable, sealed, stable_hash, write_atomically
 from vireid_lite.machine import Compute
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.victims import tier_named
@@ -202,7 +202,7 @@ def _check_shares(name: str, value: object) -> None:
 
 def read_cards(folder: Path, **wanted: object) -> list[dict]:
     """Return the folder's run cards in name order, only those whose top-level fields equal `wanted`."""
-    cards = [read_card(path) for path in sorted(Path(folder).glob(CARDS))]
+    cards = [read_card(path) for path in sorted(readable(Path(folder)).glob(CARDS))]
     return [card for card in cards if all(card.get(name) == value for name, value in wanted.items())]
 
 
