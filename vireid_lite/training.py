@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vireid_lite.data import Augmentation, ImageStore, Modality, PKSampler, Record, cached, people
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
+from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_number, whole
 from vireid_lite.files import UNSEALED, sealed, stable_hash, write_atomically
 from vireid_lite.losses import TRIPLETS
 from vireid_lite.machine import pick_device
@@ -49,7 +49,7 @@ class TrainSettings:
         if not isinstance(self.augmentation, Augmentation):
             raise InputError(f"training: augmentation must be an Augmentation, got {self.augmentation!r}")
         for name, least in (("epochs", 1), ("identities", 2), ("images", 2)):
-            check_whole("training", name, getattr(self, name), least)
+            whole("training", name, getattr(self, name), least, MANY, int)
         check_number("training", "learning_rate", self.learning_rate, 1e-12, 1e12)
         for name, high in (("backbone_factor", 1e6), ("weight_decay", 1e6), ("label_smoothing", 1)):
             check_number("training", name, getattr(self, name), 0, high)

@@ -16,7 +16,7 @@ from vireid_lite.attacks.budget import EPS, check_eps, clip
 from vireid_lite.attacks.frozen import Stream, noise
 from vireid_lite.attacks.perturbation import UniversalPerturbation
 from vireid_lite.data.records import Dataset, Modality, fingerprint
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole, whole
+from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_number, whole
 from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_tensors
 from vireid_lite.losses import class_centres, identity_loss, quadruple_loss
 from vireid_lite.machine import pick_device
@@ -68,7 +68,7 @@ class Modification:
             check_flag("modification", name, getattr(self, name))
         check_number("modification", "alpha", self.alpha, 0, 1e6)
         if self.epochs is not None:
-            check_whole("modification", "epochs", self.epochs, 1)
+            whole("modification", "epochs", self.epochs, 1, MANY, int)
         check_eps(self.eps)
         object.__setattr__(self, "blocks", check_blocks("modification", self.blocks))
 

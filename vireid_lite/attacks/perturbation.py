@@ -35,9 +35,15 @@ class Perturbation:
         check_flag(self.kind, "tied", self.tied)
         check_flag(self.kind, "double", self.double)
         check_table(self.kind, {"history": self.history, "made_by": self.made_by}, {"history": list, "made_by": dict})
+        check_table(f"{self.kind}, made_by", self.made_by, {"people": str}, others=True)
         for name, tensor in self.tensors().items():
             if not (isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.isfinite().all()):
                 raise InputError(f"{self.kind}: {name} must hold finite floats; make it again")
+
+    @property
+    def people(self) -> set[str]:
+        """Whom it was learned from, as `data.people` names them; empty where that was nobody, or nothing says."""
+        return set(self.made_by.get("people", "").split())
 
     @property
     def budget(self) -> float:

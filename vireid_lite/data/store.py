@@ -26,6 +26,8 @@ ROWS_PER_STEP = 256  #: crops written between two notes of progress
 class ImageStore:
     """Crops of a list of records in their order, (N, H, W, 3) uint8, read from a memory map when asked for."""
 
+    dataset: Dataset | None = None  #: whose crops they are, where `cached` decoded them
+
     def __init__(self, images: np.ndarray, records: Sequence[Record]) -> None:
         self.images, self.records = images, list(records)
         if len(images) != len(self.records) or (isinstance(images, np.ndarray) and images.dtype != np.uint8):
@@ -46,8 +48,8 @@ class ImageStore:
         """Return crops as float (n, 3, H, W) in [0, 1] on the device; they travel as uint8."""
         crops, device = torch.from_numpy(self.images[indices]), pick_device(device)
         if device.type == "cuda":
-            crops = crops.pin_memory().to(device, non_blocking=True)
-        return crops.permute(0, 3, 1, 2).float().div_(255)
+            crops = crops.pin_memory()
+        return crops.to(device, non_blocking=device.type == "cuda").permute(0, 3, 1, 2).float().div_(255)
 
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield (rows, images) over the whole store in order."""
@@ -75,7 +77,9 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
     shape = (len(records), *dataset.size, 3)
     if whole.stat().st_size != math.prod(shape):
         raise InputError(f"cache of {dataset.name}: {whole} is damaged; delete it, and it is made again")
-    return ImageStore(np.memmap(whole, np.uint8, "r", shape=shape), records)
+    store = ImageStore(np.memmap(whole, np.uint8, "r", shape=shape), records)
+    store.dataset = dataset
+    return store
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:

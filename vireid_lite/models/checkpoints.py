@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vireid_lite.errors import InputError, check_choice, check_flag, check_table, check_whole
+from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_table, whole
 from vireid_lite.files import parse_json, read_tensors, write_atomically, write_tensors
 from vireid_lite.models.agw import AGW, CAJ
 from vireid_lite.models.baselines import IDE, PCB
@@ -29,7 +29,7 @@ def build(
         options: the network's own, e.g. `non_local_channels` and `gem_p` of `AGW`.
     """
     check_choice("models", "network", name, NETWORKS)
-    check_whole("models", "num_identities", num_identities, 1)
+    whole("models", "num_identities", num_identities, 1, MANY, int)
     network = NETWORKS[name]
     made_by = [vars(each).get("__init__") for each in reversed(network.__mro__) if issubclass(each, TwoStream)]
     known = [name for call in made_by if call for name in call.__kwdefaults__ or ()]  # its base's and its own
