@@ -241,7 +241,7 @@ def test_a_stale_card_is_named_and_a_fresh_one_preferred(done, tmp_path):
     for name in report["ran"]:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     path = tmp_path / report["ran"][0]
-    path.write_text(json.dumps({**json.loads(path.read_text()), "made_with": {}}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "made_with": {}, "seal": None}))
     plan = grids.Results(tmp_path).plan(grid.runs)
     assert (plan.stale, plan.todo) == ([path.name], [])
     assert len(grids.Results(tmp_path).plan(grid.runs, rerun_stale=True).todo) == 1
