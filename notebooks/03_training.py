@@ -1096,7 +1096,9 @@ self_check(None, "ex-training-claim", "50d1e6fb")  # your letter in place of Non
 sixty = sorted({record.identity for record in dataset.train})[:60]
 trial = all_against_all([r for r in train.records if r.identity in sixty], Modality.VISIBLE)
 options = {"trials": [trial], "device": device, "progress": False}
+known, model.people = model.people, None  # people of its training are refused, unless one means them
 memory = evaluate(model, dataset, Modality.VISIBLE, **options)
+model.people = known
 honest = results[Modality.VISIBLE]
 print(f"training identities: rank-1 {100 * memory.rank1:.1f} %, mAP {100 * memory.mAP:.1f} %")
 print(f"test identities:     rank-1 {100 * honest.rank1:.1f} %, mAP {100 * honest.mAP:.1f} %")

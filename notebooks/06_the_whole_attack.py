@@ -571,6 +571,7 @@ Markdown(
 size = len({record.identity for record in trials[Modality.VISIBLE].query})
 groups = {"learned from by the attack": used[:size], "trained on by the victim alone": unused[:size]}
 memory = {}
+known, model.people = model.people, None  # people of its training are refused, unless one means them
 for name, group in groups.items():
     records = [record for record in dataset.train if record.identity in set(group)]
     for modality in Modality:
@@ -579,6 +580,7 @@ for name, group in groups.items():
             evaluate(model, dataset, modality, perturb=perturb, **options)
             for perturb in (None, made["paper"].apply_rounded)
         ]
+model.people = known
 for modality in Modality:
     memory["seen by neither (test)", modality] = [results[key][modality] for key in ("clean", "paper")]
 

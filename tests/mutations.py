@@ -15,6 +15,8 @@ import safetensors.torch
 import torch
 from hypothesis import strategies as st
 
+from vireid_lite.files import UNSEALED
+
 DEEP, TWICE = "<deep>", "<twice>"  # written as text: 100,000 lists in one another, a key that stands twice
 
 
@@ -82,7 +84,7 @@ FORMS: dict[str, tuple[Callable, Callable]] = {
     "lines": (lambda data: data.decode().split("\n"), lambda tree: "\n".join(map(str, tree)).encode()),
     "tensors": (read_tensors, write_tensors),
     "pickle": (lambda data: torch.load(io.BytesIO(data)), pickled),
-    "sealed": (lambda data: torch.load(io.BytesIO(data[:-32])), lambda tree: pickled(tree) + bytes(32)),
+    "sealed": (lambda data: torch.load(io.BytesIO(data[:-16])), lambda tree: pickled(tree) + UNSEALED),
 }
 
 

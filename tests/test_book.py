@@ -360,6 +360,70 @@ def test_a_damaged_executed_copy_is_one_line(built, monkeypatch, capsys, damage)
     assert (code, err) == (2, [f"vireid-lite: {copy} is damaged; restore it, or delete it and run again what wrote it"])
 
 
+def closing(monkeypatch, closed: Path) -> None:
+    """Let a folder be one that cannot be listed, as for somebody else than its owner."""
+    real = os.listdir
+
+    def listdir(folder="."):
+        if Path(folder) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+
+
+@pytest.mark.parametrize("place", ["notebooks", "_build/executed"])
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(built, monkeypatch, capsys, place):
+    closing(monkeypatch, built / place)
+    code, _, err = command(built, monkeypatch, capsys)
+    told = f"vireid-lite: {built / place} cannot be read (Permission denied); check the rights to it"
+    assert (code, err) == (2, [told])
+
+
+def test_what_would_lose_the_measured_costs_is_said_before_anything_runs(built, monkeypatch, capsys):
+    costs, former = built / "book" / "results" / "costs.json", execute.write_atomically
+    monkeypatch.setattr(execute, "execute", lambda *_: pytest.fail("it ran"))
+    costs.write_text('{"01_first": null}')
+    try:
+        code, _, err = command(built, monkeypatch, capsys, "--measure")
+        assert (code, err[0].partition(";")[0]) == (2, f"vireid-lite: {costs} is damaged")
+    finally:
+        costs.unlink()
+
+    def read_only(path, data):
+        if path == costs:
+            raise InputError(f"costs.json: {path.parent} cannot be written (Read-only file system)")
+        former(path, data)
+
+    monkeypatch.setattr(execute, "write_atomically", read_only)
+    code, _, err = command(built, monkeypatch, capsys, "--measure")
+    assert (code, len(err)) == (2, 1)
+    assert "cannot be written" in err[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("pyproject.toml", b"[project", "is damaged; restore it"),
+        ("pyproject.toml", b"project = 3", "is damaged; restore it"),
+        ("_config.yml", b"a: [", "is damaged; restore it"),
+        ("_config.yml", b"- 1", "is damaged; restore it"),
+        ("notebooks/02_second.py", "caf\xe9".encode("latin-1"), "is no chapter in the percent format"),
+        ("notebooks/02_second.py", SMALL.replace("{display_name", "{{[display_name").encode(), "is no chapter in"),
+    ],
+)
+def test_a_damaged_source_is_one_line(built, monkeypatch, capsys, name, text, said):
+    path = built / name
+    former = path.read_bytes()
+    path.write_bytes(text)
+    try:
+        code, _, err = command(built, monkeypatch, capsys)
+    finally:
+        path.write_bytes(former)
+    assert (code, len(err)) == (2, 1)
+    assert err[0].startswith(f"vireid-lite: {path} {said}")
+
+
 def test_a_taken_port_is_one_line_before_anything_is_built():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -2,6 +2,7 @@ import json
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,9 @@ from vireid_lite.attacks import Modification, ModifiedVictim, train_modified_vic
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError
 from vireid_lite.metrics.evaluation import direction_name, evaluate
-from vireid_lite.study import campaign, cards, run, workers
+from vireid_lite.study import campaign, cards, grids, run, workers
+
+ROOT = Path(__file__).parents[1]
 
 SMALL = """
 tier = "lite"
@@ -67,7 +70,7 @@ def test_a_stale_card_is_named_kept_and_made_again_only_when_asked(small, tmp_pa
     out = tmp_path / "out"
     workers.run_campaign(small, out, progress=False)
     path = min(out.glob("*.json"))
-    path.write_text(json.dumps({**json.loads(path.read_text()), "made_with": {}}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "made_with": {}, "seal": None}))
     kept = path.read_bytes()
     assert workers.run_campaign(small, out, progress=False)["stale"] == [path.name]
     assert path.read_bytes() == kept
@@ -90,6 +93,30 @@ def test_runs_that_fail_keep_the_finished_ones(small, tmp_path, monkeypatch):
     assert len(cards.read_cards(tmp_path / "out")) == 1
 
 
+def test_more_people_than_there_are_to_learn_from_are_refused_before_anything_runs(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_card", lambda *_: pytest.fail("it ran"))
+    attacked = SMALL + "attack = { name = 'cmps', gradients = 2, identities = 9 }\n"
+    for more in ("", "surrogate = { dataset = { num_identities = 7 } }\n"):
+        small.write_text(attacked + more)
+        with pytest.raises(
+            InputError, match=r"^attack: synthetic has [87] people to learn from: .* of at most [87], got 9"
+        ):
+            workers.run_campaign(small, tmp_path / "out", progress=False)
+        with pytest.raises(InputError, match="people to learn from"):
+            workers.run_grid(campaign.read_campaign(small), tmp_path / "out", progress=False)
+    assert not list(tmp_path.glob("out/*.json"))
+
+
+def test_committed_campaigns_and_grids_ask_for_no_more_people_than_there_are():
+    runs = [
+        one for path in sorted((ROOT / "book" / "campaigns").glob("*.toml")) for one in campaign.read_campaign(path)
+    ]
+    runs += [one for name in grids.GRIDS for tier in ("lite", "standard") for one in grids.read_grid(name, tier).runs]
+    asked = [(one.identities, (one.surrogate or one).dataset) for one in runs if one.identities]
+    assert len(asked) > 100
+    assert all(count <= data["num_identities"] for count, data in asked if data["name"] == "synthetic")
+
+
 def test_two_campaigns_do_not_write_one_folder(small, tmp_path):
     with files.exclusive(tmp_path / "out"), pytest.raises(InputError, match="another run is writing there"):
         workers.run_campaign(small, tmp_path / "out", progress=False)
@@ -103,6 +130,7 @@ def test_two_campaigns_do_not_write_one_folder(small, tmp_path):
         ("seed = [0]\n[[run]]", "unknown key 'seed'"),
         ("[[run]]\nattack = { name = 'cmps', eps = '8/' }", "'8/': a fraction"),
         ("seeds = 3\n[[run]]", "seeds must be of type list"),
+        ("seeds = []\n[[run]]", "seeds must be a list of at least one value"),
         ("seeds = ['a']\n[[run]]", "a seed must be a whole number"),
         ("seeds = [-1]\n[[run]]", "a seed must be a whole number"),
         ("run = [1]", "a table is needed"),

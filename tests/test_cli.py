@@ -416,6 +416,27 @@ def test_people_the_victim_was_trained_on_are_not_ranked_unless_meant(
     assert json.loads((out / "scores.json").read_text())["allow_seen_people"]
 
 
+def test_people_a_perturbation_was_learned_from_are_not_ranked_unless_meant(vireid, copies, tmp_path):
+    copy = ["--dataset", "regdb", "--root", copies("regdb"), "--size", "32x16"]
+    victim = ["--checkpoint", small_victim(vireid, tmp_path / "victim", *copy, "-o", "split=2")]
+    made = {}
+    for name in ("uap-retrieval", "sign-noise"):
+        asked = ["attack", name, *copy, *victim, "-o", "split=1", "--allow-seen-people", "--out-dir", tmp_path / name]
+        code, _, said = vireid(*asked, *(["--gradients", 2] if name == "uap-retrieval" else []))
+        assert code == 0, said
+        made[name] = tmp_path / name / "perturbation.safetensors"
+    split = data.load_dataset("regdb", copies("regdb"), size=(32, 16), split=1)
+    assert attacks.load_perturbation(made["uap-retrieval"]).people == data.people(split, split.train)
+    assert not attacks.load_perturbation(made["sign-noise"]).people, "noise learns from nobody"
+    asked = ["evaluate", *copy, *victim, "-o", "split=2", "--out-dir", out := tmp_path / "out", "--perturbation"]
+    one_line(vireid(*asked, made["uap-retrieval"]), "the perturbation was trained on", "ranked", "--allow-seen-people")
+    assert not list(out.glob("[!.]*"))
+    for name, more in (("uap-retrieval", ["--allow-seen-people"]), ("sign-noise", [])):
+        code, _, said = vireid(*asked[:-3], "--out-dir", tmp_path / f"{name} scored", asked[-1], made[name], *more)
+        assert code == 0, said
+        assert '"people"' not in (tmp_path / f"{name} scored" / "scores.json").read_text()
+
+
 def test_a_victim_nobody_knows_the_people_of_says_so(copies, tmp_path, capsys):
     from vireid_lite.study.run import victim_and_data
 

@@ -255,6 +255,12 @@ def test_results_come_along_and_are_not_made_again(tmp_path, monkeypatch, capsys
     text = (folder / "01_small.ipynb").read_text()
     assert "a result of six times 7" in text
     assert "print(6 * 7)" not in text
+    executed = source / "_build" / "executed" / "01_small.ipynb"
+    for damage in ("x", [{}], None):
+        executed.write_text(json.dumps({**json.loads(former := executed.read_text()), "cells": damage}))
+        with pytest.raises(InputError, match=rf"^{executed} is damaged; restore it"):
+            write_edition(source, "student", tmp_path / "damaged")
+        executed.write_text(former)
     # Results of a chapter that was edited since are not passed off as its own.
     edited = source / "notebooks" / "01_small.py"
     edited.write_text(CHAPTER.replace("times", "by"))

@@ -224,3 +224,16 @@ def test_peak_memory_is_0_where_nothing_counts_it(monkeypatch):
     assert machine.peak_memory_mib(torch.device("cpu")) > 1
     monkeypatch.setattr(machine, "resource", None)
     assert machine.peak_memory_mib(torch.device("cpu")) == 0, "a card is plain JSON, which has no NaN"
+
+
+def test_an_apple_gpu_is_taken_where_it_is(monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there)
+        for name in ("mps", "mps:0"):
+            if there:
+                assert machine.pick_device(name) == torch.device(name)
+                assert "GPU" in machine.device_name(torch.device(name))
+                continue
+            with pytest.raises(InputError, match=rf"^DEVICE '{name}' is not on this machine \(0 such GPUs\); use auto"):
+                machine.pick_device(name)
+    assert machine.pick_device("auto").type != "mps", "nothing was tried there"

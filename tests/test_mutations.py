@@ -30,6 +30,7 @@ from vireid_lite.attacks.dmr import Generator
 from vireid_lite.chapters.costs import Costs
 from vireid_lite.data import Modality, load_dataset
 from vireid_lite.errors import InputError
+from vireid_lite.files import UNSEALED, sealed
 from vireid_lite.models.checkpoints import save_checkpoint
 from vireid_lite.models.official import load_official
 from vireid_lite.study.campaign import Results, read_campaign
@@ -124,6 +125,12 @@ def a_copy(source: Path) -> Callable[[Path], Path]:
     return make
 
 
+def a_sealed_card(folder: Path) -> Path:
+    path = Path(shutil.copy(min(RESULTS.glob("attack-cmps-*")), folder))
+    path.write_bytes(sealed(path.read_bytes().replace(b"{", b'{"seal":"' + UNSEALED + b'",\n', 1)))
+    return path
+
+
 def a_card(path: Path) -> object:
     results = Results(path.parent)
     results.plan([])
@@ -202,7 +209,7 @@ def an_image(path: Path) -> object:
 
 ASKED = "drop permuted flipped truncated empty twice"  # of what a person writes: it asks for something else
 OTHER = ASKED + " extra empty value out-of-range"
-# A run card has no seal: a share that is another share, or a list of people shorter or in another order, passes.
+# An older run card has no seal: a share that is another share, or a list of people shorter or in another order, passes.
 KINDS = {
     "perturbation": Kind(save_perturbation, applied, "tensors", "history made_by", "permuted"),
     "generator": Kind(save_generator, applied, "tensors", "history made_by", "permuted"),
@@ -216,6 +223,7 @@ KINDS = {
         FREE_OF_CARDS,
         "extra flipped drop permuted twice out-of-range",
     ),
+    "sealed card": Kind(a_sealed_card, a_card, "card"),
     "campaign": Kind(save_campaign, lambda path: [run.key for run in read_campaign(path)], "toml", other=ASKED),
     "grid": Kind(a_copy(GRIDS / "smoke.toml"), lambda path: list(map(str, read_grid(path).rows)), "toml", other=ASKED),
     "boxes": records("paired_folder", "boxes.json", make_pairs),

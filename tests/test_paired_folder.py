@@ -78,6 +78,24 @@ def test_what_the_default_leaves_out_is_said_and_the_advice_works(tmp_path):
         PairedFolder(root).val_trial()
 
 
+def test_webp_is_read_and_what_is_no_image_here_is_counted(tmp_path):
+    root = make_pairs(tmp_path / "pairs", sequences=4, frames=1, boxes=0)
+    first, second = sorted(root.glob("visible/*"))[:2]
+    with Image.open(first) as image:
+        image.save(first.with_suffix(".webp"), lossless=True)
+    first.unlink()
+    data = PairedFolder(root)
+    assert (len(data.test), data.left_out) == (8, "")
+    assert data.read(data.test[0]).shape == (128, 64, 3)
+    for name in (f"visible/{second.stem}.gif", "visible/a.gif", "infrared/a.gif", "infrared/notes", "infrared/.hidden"):
+        shutil.copy(second, root / name)
+    assert PairedFolder(root).left_out == "3 .gif, 1 without suffix files are not read"
+    for path in [*root.glob("*/*.webp"), *root.glob("*/*.png"), *root.glob("*/*.jpg")]:
+        path.unlink()
+    with pytest.raises(InputError, match=r"0 crops from 0 of 0 pairs, 3 \.gif, 1 without suffix files are not read"):
+        PairedFolder(root)
+
+
 def test_whole_frames_without_boxes(tmp_path):
     root = make_pairs(tmp_path / "pairs", boxes=0)
     data = PairedFolder(root)

@@ -1,6 +1,7 @@
 """What must not be published is refused by name, and the status page says what the build knows."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -126,6 +127,24 @@ def test_what_no_page_accounts_for_is_named(built):
     (built / "html" / "_images" / "left over.png").unlink()
     (built / "html" / "_static" / "delta.safetensors").write_bytes(b"x")
     assert "_static/delta.safetensors holds weights" in refusal(built)
+
+
+@pytest.mark.parametrize("place", ["html", "html/notebooks", "html/_images", "executed"])
+def test_what_cannot_be_looked_at_is_not_published(built, monkeypatch, place):
+    real = os.listdir
+
+    def closed(folder="."):
+        if Path(folder) == built / place:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    assert refusal(built) == f"{built / place} cannot be read (Permission denied); check the rights to it"
+
+
+def test_a_page_in_another_encoding_is_looked_at_all_the_same(built):
+    (built / "html" / "other.html").write_bytes("<p>caf\xe9</p>".encode("latin-1"))
+    assert check_build(built) == ["01_small"]
 
 
 def test_there_must_be_a_book(tmp_path):

@@ -26,7 +26,7 @@ from vireid_lite.attacks.dmr import DMR
 from vireid_lite.attacks.features import batch_mates
 from vireid_lite.attacks.perturbation import UniversalPerturbation, lattice_shift
 from vireid_lite.attacks.universal import UNIVERSAL, ColDel, MetaAttack, SignNoise, UAPRetrieval, UniformNoise
-from vireid_lite.data import ImageStore, Modality
+from vireid_lite.data import ImageStore, Modality, people
 from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.errors import InputError
 
@@ -54,7 +54,9 @@ def test_contract(store, saturated, victim, name, levels, seed, size, tied, blac
     found = attack.fit(victim, chosen, seed)
     assert same_facts(before, facts(victim))
     assert len(found.history) == attack.steps
-    assert found.made_by == {**attack.describe(), "seed": seed}
+    told = {"people": found.made_by["people"]} if chosen is store and attack.gradients_per_step else {}
+    assert found.made_by == {**attack.describe(), "seed": seed, **told}
+    assert found.people == (people(chosen.dataset, chosen.records) if told else set())
     assert found.made_by["name"] == name
     again = attack.fit(victim, chosen, seed)
     with frozen.frozen(victim):

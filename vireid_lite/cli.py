@@ -113,6 +113,8 @@ def evaluate(
 
     chosen = pick_device(device)
     made = load_perturbation(perturbation) if perturbation else None
+    if made and seen:
+        made.made_by.pop("people", None)
     victim = _victim(checkpoint, official, kind, seed, chosen, tier, dataset, data_root, size, option, seen)
     model, _, data = victim
     directions = [modality for modality in Modality if query_modality in ("both", modality.name.lower())]

@@ -23,6 +23,7 @@ TIERS = {"lite": "synthetic", "standard": "synthetic", "full": "sysu"}  #: with 
 SPLITS = ("test", "val", "tuning")  #: of people to rank; a victim is chosen on val, an attack on tuning
 DATASETS = ("synthetic", "sysu", "regdb", "llcm", "paired_folder")  #: by the names that `load_dataset` takes
 LARGEST_SEED = 2**63 - 1  #: that torch takes
+MANY = 1_000_000  #: of people, epochs, steps and the like, at most
 
 
 def fraction(value: object) -> float:
@@ -54,17 +55,14 @@ def check_number(where: str, name: str, value: object, low: float = 0, high: flo
         raise InputError(f"{where}: {name} must be a number from {low} {to}, got {value!r}")
 
 
-def check_whole(where: str, name: str, value: object, least: int = 0, most: int = 1_000_000) -> None:
-    """Raise InputError unless a value is a whole number from `least` to `most`, both included."""
-    if type(value) is not int or not least <= value <= most:
-        bound = f"most {most}" if type(value) is int and value > most else f"least {least}"
+def whole(where: str, name: str, value: object, least: int = 0, most: int = LARGEST_SEED, kind: type = Integral) -> int:
+    """Return a whole number from `least` to `most`, both included; InputError for anything else.
+
+    kind: int where the value is kept as it is given, as JSON has no number of NumPy's.
+    """
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+        bound = f"most {most}" if isinstance(value, kind) and value > most else f"least {least}"
         raise InputError(f"{where}: {name} must be a whole number of at {bound}, got {value!r}")
-
-
-def whole(where: str, name: str, value: object, least: int = 0, most: int = LARGEST_SEED) -> int:
-    """Return a whole number, NumPy's too, from `least` to `most`, both included; InputError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
-        raise InputError(f"{where}: {name} must be a whole number from {least} to {most}, got {value!r}")
     return int(value)
 
 

@@ -1,4 +1,4 @@
-"""What a result came from: the code it was made by; and files written whole or not at all."""
+"""What a result came from: the code it was made by; files written whole or not at all, and seals that tell a change."""
 
 import ast
 import errno
@@ -7,18 +7,20 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from vireid_lite.errors import InputError
 
 PACKAGE = Path(__file__).parent
 VICTIM_CODE = ("data", "models", "losses", "training", "victims")  #: what a victim is made by, for `source_hash`
 ATTACK_CODE = (*VICTIM_CODE, "attacks", "frequency")
+UNSEALED = b"<seal goes here>"  #: what stands in a file for its seal, which is as long
 
 
 def results_folder() -> Path:
@@ -70,6 +72,30 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the table that a file of JSON holds, empty where it is missing; InputError where it cannot be read."""
+    try:
+        return {**parse_json(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the rights to it") from None
+    except (TypeError, ValueError):
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged; restore it, or delete it and run again what wrote it")
+
+
+def readable(folder: Path) -> Path:
+    """Return a folder; InputError where it is there and cannot be listed, which `glob` takes for an empty one."""
+    try:
+        with suppress(FileNotFoundError):
+            os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); check the rights to it") from None
+    return folder
+
+
 def stable_hash(value: object) -> str:
     """Return 16 hex digits of a JSON-serialisable value, the same in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
@@ -100,6 +126,38 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def sealed(data: bytes) -> bytes:
+    """Return a file's bytes with a digest of them, 16 hex digits, in place of the first `UNSEALED`."""
+    return data.replace(UNSEALED, hashlib.sha256(data).hexdigest()[:16].encode(), 1)
+
+
+def check_seal(data: bytes, seal: object) -> None:
+    """Raise ValueError unless a file's bytes are as they were sealed; what older versions wrote has none."""
+    unsealed = data.replace(str(seal).encode(), UNSEALED, 1)
+    if seal and hashlib.sha256(unsealed).hexdigest()[:16] != seal:
+        raise ValueError("it was changed or damaged after it was saved")
+
+
+def write_tensors(path: Path, tensors: dict[str, Any], name: str, text: str) -> None:
+    """Write tensors and a text, named, to one sealed safetensors file, whole or not at all."""
+    from safetensors.torch import save  # loads torch
+
+    tensors = {each: tensor.contiguous() for each, tensor in tensors.items()}
+    write_atomically(path, sealed(save(tensors, {name: text, "seal": UNSEALED.decode()})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the tensors of a safetensors file and its texts by name; ValueError where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            texts = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(error) from None
+    check_seal(path.read_bytes(), texts.get("seal"))
+    return tensors, texts
 
 
 @contextmanager

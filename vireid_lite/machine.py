@@ -92,14 +92,16 @@ def versions() -> dict[str, str]:
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """Return the device for "auto" (the first GPU, or the CPU), "cpu", "cuda" or "cuda:N", which must be there."""
+    """Return the device for "auto" (the first CUDA GPU, or the CPU), "cpu", "mps", "cuda" or "cuda:N", where it is."""
     name = str(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
-        raise InputError(f"DEVICE {name!r}: give auto, cpu, cuda or cuda:N")
-    if name != "cpu" and (not torch.cuda.is_available() or int(name[5:] or 0) >= torch.cuda.device_count()):
-        raise InputError(f"DEVICE {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); use auto or cpu")
+    if not re.fullmatch(r"cpu|mps(:0)?|cuda(:[0-9]+)?", name):
+        raise InputError(f"DEVICE {name!r}: give auto, cpu, mps, cuda or cuda:N")
+    kind, _, number = name.partition(":")
+    gpus = torch.backends.mps.is_available() if kind == "mps" else torch.cuda.is_available() * torch.cuda.device_count()
+    if kind != "cpu" and int(number or 0) >= gpus:
+        raise InputError(f"DEVICE {name!r} is not on this machine ({gpus:d} such GPUs); use auto or cpu")
     return torch.device(name)
 
 
@@ -107,7 +109,7 @@ def device_name(device: torch.device) -> str:
     """Return a person's name for a device: the GPU's model, or the processor with its core count."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    return f"{platform.machine()} {'GPU' if device.type == 'mps' else 'CPU'}, {os.cpu_count()} cores"
 
 
 def peak_memory_mib(device: torch.device) -> float:

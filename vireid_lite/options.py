@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vireid_lite.errors import DATASETS, LARGEST_SEED, TIERS, InputError, check_choice, fraction
+from vireid_lite.errors import DATASETS, LARGEST_SEED, MANY, TIERS, InputError, check_choice, fraction
 
 # Names known without torch; a test holds them equal to those of the modules.
 NETWORKS = ("agw", "caj", "ddag", "deen", "ide", "pcb")
@@ -82,11 +82,11 @@ def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: s
     return _takes(list[str] | None, f"{text}, such as {example}", *names, read=read_pairs)
 
 
-Text, File, MANY = str | None, Path | None, 1_000_000
+Text, File = str | None, Path | None
 ROOT, ROOTS = {"exists": True, "file_okay": False}, ("--data-root", "--root")
 SIZE = partial(_formed, r"\d+[xX]\d+", "HEIGHTxWIDTH in pixels, such as 128x64", _numbers)
 NUMBERS = partial(_formed, r"\s*\d+\s*(,\s*\d+\s*)*", "whole numbers with commas between them, such as 0,1,2", _numbers)
-DEVICE = partial(_formed, "auto|cpu|cuda(:[0-9]+)?", "auto, cpu, cuda or cuda:N", str)
+DEVICE = partial(_formed, "auto|cpu|mps|cuda(:[0-9]+)?", "auto, cpu, mps, cuda or cuda:N", str)
 EPS = partial(_formed, ".*", "a fraction in [0, 1], such as 8/255 or 0.03", fraction)
 GRIDS = r"smoke|cmps-(tables|figures)|feature-level-tables|transfer|.*\.toml"
 GRID = "smoke, cmps-tables, cmps-figures, feature-level-tables, transfer, or a .toml file"
@@ -108,10 +108,10 @@ Kind = _takes(
     "--model",
 )
 Retrain = _takes(bool, "train a victim even where it comes with the package", "--retrain")
-SeenPeople = _takes(bool, "rank people that the victim was trained on, otherwise refused", "--allow-seen-people")
+SeenPeople = _takes(bool, "rank people whom victim or perturbation has seen, otherwise refused", "--allow-seen-people")
 Split = _takes(Literal["test", "val", "tuning"], "test; val where a victim is chosen; tuning where an attack is")
 Seed = _takes(int, "seed of initialisation, batches and augmentation", min=0, max=LARGEST_SEED)
-Device = _takes(str, "auto, cpu, cuda or cuda:N", read=DEVICE)
+Device = _takes(str, "auto, cpu, mps, cuda or cuda:N", read=DEVICE)
 OutDir = _takes(Path, "folder for what the command writes", read=_folder)
 RerunStale = _takes(bool, "make cards again whose code has changed", "--rerun-stale")
 

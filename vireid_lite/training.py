@@ -1,6 +1,5 @@
 """Training a victim by its own objective: resumable after a kill, the same weights bit for bit on CPU."""
 
-import hashlib
 import io
 import math
 import time
@@ -13,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vireid_lite.data import Augmentation, ImageStore, Modality, PKSampler, Record, cached, people
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole
-from vireid_lite.files import stable_hash, write_atomically
+from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_number, whole
+from vireid_lite.files import UNSEALED, sealed, stable_hash, write_atomically
 from vireid_lite.losses import TRIPLETS
 from vireid_lite.machine import pick_device
 from vireid_lite.models.two_stream import Batch, TwoStream
@@ -50,7 +49,7 @@ class TrainSettings:
         if not isinstance(self.augmentation, Augmentation):
             raise InputError(f"training: augmentation must be an Augmentation, got {self.augmentation!r}")
         for name, least in (("epochs", 1), ("identities", 2), ("images", 2)):
-            check_whole("training", name, getattr(self, name), least)
+            whole("training", name, getattr(self, name), least, MANY, int)
         check_number("training", "learning_rate", self.learning_rate, 1e-12, 1e12)
         for name, high in (("backbone_factor", 1e6), ("weight_decay", 1e6), ("label_smoothing", 1)):
             check_number("training", name, getattr(self, name), 0, high)
@@ -219,7 +218,7 @@ def note(path: Path, key: str, state: dict, history: list[dict]) -> None:
     """Write everything the rest of a run depends on, whole or not at all: tensors, modules and optimisers by name."""
     plain = {name: part.cpu() if isinstance(part, Tensor) else part.state_dict() for name, part in state.items()}
     torch.save({"key": key, "state": plain, "history": history}, buffer := io.BytesIO())
-    write_atomically(path, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    write_atomically(path, sealed(buffer.getvalue() + UNSEALED))
 
 
 def resume(path: Path | None, key: str | None, state: dict) -> list[dict]:
@@ -227,9 +226,9 @@ def resume(path: Path | None, key: str | None, state: dict) -> list[dict]:
     if path is None or not Path(path).exists():
         return []
     whole = Path(path).read_bytes()
-    if hashlib.sha256(whole[:-32]).digest() != whole[-32:]:
+    if sealed(whole[:-16] + UNSEALED) != whole:
         raise InputError(f"{path} is no whole note of a run; delete it to start over")
-    found = torch.load(io.BytesIO(whole[:-32]), map_location="cpu", weights_only=True)
+    found = torch.load(io.BytesIO(whole[:-16]), map_location="cpu", weights_only=True)
     its_key, noted = found["key"], found["state"]
     if its_key != key or noted.keys() != state.keys():
         raise InputError(f"{path} notes a run with other settings; choose another folder, or delete it to start over")

@@ -21,7 +21,7 @@ def sync(root: Path | None = None) -> list[Path]:
     """
     root = root or repository_root()
     changed, url, citation = [], repository_url(root), root / "CITATION.cff"
-    quoted = citation.read_text(encoding="utf-8") if citation.exists() else ""
+    quoted = citation.read_text(encoding="utf-8", errors="replace") if citation.exists() else ""
     former = re.search(r"^repository-code:\s*\"?([^\s\"]+?)/?\"?\s*$", quoted, re.MULTILINE)
     if former and former[1] != url:
         names = [address.removeprefix("https://github.com/") for address in (former[1], url)]
@@ -68,6 +68,8 @@ def build_book(
     folder, failed = out / ("measured" if measure else "executed"), []
     with execute.environment(out, folder / "cache" if measure else None):
         folder.mkdir(exist_ok=True)
+        # At once too, so that hours of work do not end at a damaged table or a folder that cannot be written.
+        costs = execute.write_costs(folder, root / COSTS if measure else folder / "costs.json")
         for number, (source, given) in enumerate(jobs):
             if measure:
                 for path in (folder / "cache").glob("*"):
@@ -79,7 +81,7 @@ def build_book(
                 failed.append(source.stem)
                 said = (str(error).splitlines() or [""])[0]
                 print(said if isinstance(error, BuildError) else f"{source.stem}: {type(error).__name__}: {said}")
-        costs = execute.write_costs(folder, root / COSTS if measure else folder / "costs.json")
+        costs = execute.write_costs(folder, costs)
         if failed:
             kept = "" if measure or execute_only else "; nothing was rendered, the former pages stay"
             raise BuildError(f"{len(failed)} of {len(jobs)} chapters failed: {', '.join(failed)}{kept}")

@@ -11,6 +11,7 @@ import yaml
 
 from _make import execute, notebooks
 from vireid_lite.errors import InputError
+from vireid_lite.files import damaged
 
 EDITIONS = ("student", "instructor")
 PAGES = "book/instructors"
@@ -51,12 +52,15 @@ def _pair(full: Path, executed: Path, out: Path) -> None:
     notebooks.update(source.with_suffix(".ipynb"), notebooks.paired_notebook(source))
     if notebooks.read_record(executed).get("key") != execute.chapter_key(full, {}):
         return
-    notebook = nbformat.read(executed, as_version=4)
-    if source.read_bytes() != full.read_bytes():
-        notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", ())]
-        for cell in notebook.cells:
-            if cell.cell_type == "markdown":
-                cell.source = _unlinked(cell.source)
+    try:
+        notebook = nbformat.read(executed, as_version=4)
+        if source.read_bytes() != full.read_bytes():
+            notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", ())]
+            for cell in notebook.cells:
+                if cell.cell_type == "markdown":
+                    cell.source = _unlinked(cell.source)
+    except (AttributeError, KeyError, TypeError, ValueError, nbformat.ValidationError):
+        raise damaged(executed) from None
     notebook.metadata["vireid_run"]["key"] = execute.chapter_key(source, {})
     notebooks.update(out / "_build" / "executed" / executed.name, (nbformat.writes(notebook) + "\n").encode())
 

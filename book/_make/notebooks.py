@@ -9,9 +9,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vireid_lite.chapters.costs import COST, damaged, read_json
+from yaml import YAMLError
+
+from vireid_lite.chapters.costs import COST
 from vireid_lite.errors import InputError
-from vireid_lite.files import stable_hash, write_atomically
+from vireid_lite.files import damaged, read_json, readable, stable_hash, write_atomically
 
 OWN = ("tags", "mystnb", "lines_to_next_cell")  # metadata of cells that a chapter's source holds
 RECORD = {**COST, "key": str, "tier": str, "parameters": dict, "versions": dict}
@@ -29,18 +31,25 @@ def repository_root() -> Path:
 
 def repository_url(root: Path) -> str:
     """Return the project's public address, which `pyproject.toml` alone holds, without a slash at the end."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project["urls"]["Repository"].rstrip("/")
+    path = root / "pyproject.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))["project"]["urls"]["Repository"].rstrip("/")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise damaged(path) from None
 
 
 def find_chapters(root: Path) -> list[Path]:
     """Return the chapters' reviewed sources `notebooks/NN_name.py`, in order."""
-    return sorted(path for path in (root / "notebooks").glob("*.py") if re.match(r"\d\d_\w+$", path.stem))
+    return sorted(path for path in readable(root / "notebooks").glob("*.py") if re.match(r"\d\d_\w+$", path.stem))
 
 
 def paired_notebook(source: Path) -> bytes:
     """Return the notebook that a chapter's percent source stands for: no outputs, the same bytes every time."""
-    return _paired(source.stem, source.read_text(encoding="utf-8"))
+    try:
+        return _paired(source.stem, source.read_text(encoding="utf-8"))
+    except (TypeError, ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{source} is no chapter in the percent format ({reason}); mend or restore it") from None
 
 
 @cache
@@ -123,7 +132,9 @@ def _holds(value: Any, kinds: dict[str, Any]) -> bool:
 
 def executed_chapters(folder: Path) -> list[Path]:
     """Return the chapters in a folder of executed ones, without those that failed."""
-    return sorted(path for path in folder.glob("[0-9][0-9]_*.ipynb") if not path.name.endswith(".failed.ipynb"))
+    return sorted(
+        path for path in readable(folder).glob("[0-9][0-9]_*.ipynb") if not path.name.endswith(".failed.ipynb")
+    )
 
 
 def update(path: Path, data: bytes) -> bool:

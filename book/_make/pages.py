@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from _make.notebooks import COSTS, find_chapters, read_record
-from vireid_lite.chapters.costs import damaged, in_minutes, read_costs, read_json
+from vireid_lite.chapters.costs import in_minutes, read_costs
 from vireid_lite.errors import InputError
+from vireid_lite.files import damaged, read_json
 
 PICTURE = re.compile(r"^% picture: (\S+) (\S+)\n(.*?)^% end\n", re.MULTILINE | re.DOTALL)
 NUMBERS = re.compile(r"^% (costs|measured|status): (.+)\n", re.MULTILINE)

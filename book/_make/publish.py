@@ -6,6 +6,7 @@ from urllib.parse import unquote
 
 from _make.notebooks import executed_chapters, read_record
 from vireid_lite.errors import InputError
+from vireid_lite.files import readable
 
 PUBLIC = ("synthetic",)  # data sets whose people do not exist
 # Trained weights, perturbations and arrays: whoever wants them makes them.
@@ -25,9 +26,11 @@ def check_build(out: Path | str) -> list[str]:
     problems = {page.stem: _problem(html / "_sources" / "notebooks" / f"{page.stem}.ipynb") for page in pages}
     for notebook in executed_chapters(out / "executed"):
         problems[notebook.stem] = problems.get(notebook.stem) or _problem(notebook)
-    text = "".join(page.read_text(encoding="utf-8") for page in html.rglob("*.html"))
+    text = "".join(page.read_text(encoding="utf-8", errors="replace") for page in html.rglob("*.html"))
     shown = {unquote(name) for name in re.findall(r"_images/([^\"'()<>\s?#]+)", text)}
-    for path in sorted(html.rglob("*")):
+    for path in [html, *sorted(html.rglob("*"))]:
+        if path.is_dir():
+            readable(path)  # what nobody can look at is not to be published
         name = path.relative_to(html).as_posix()
         if path.parent == html / "_images" and path.name not in shown:
             problems[name] = "is on no page; run make clean and build again"

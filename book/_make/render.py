@@ -12,7 +12,7 @@ import yaml
 
 from _make.notebooks import find_chapters, paired_notebook, replace_files, repository_url
 from vireid_lite.errors import BuildError
-from vireid_lite.files import PACKAGE
+from vireid_lite.files import PACKAGE, damaged
 
 NOT_RENDERED = ("book/results/", "book/_make/")
 
@@ -20,8 +20,12 @@ NOT_RENDERED = ("book/results/", "book/_make/")
 def gather(root: Path, executed: Path) -> tuple[dict[str, bytes], bool]:
     """Return what is rendered, by name, as the repository lays it out; and whether every chapter has been run."""
     files = {name: (root / name).read_bytes() for name in ("_config.yml", "_toc.yml")}
-    config = yaml.safe_load(files["_config.yml"])
-    config.setdefault("repository", {})["url"] = repository_url(root)
+    url = repository_url(root)
+    try:
+        config = yaml.safe_load(files["_config.yml"])
+        config.setdefault("repository", {})["url"] = url
+    except (AttributeError, TypeError, ValueError, yaml.YAMLError):
+        raise damaged(root / "_config.yml") from None
     files["_config.yml"] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()
     for path in (root / "book").rglob("*"):
         name = path.relative_to(root).as_posix()

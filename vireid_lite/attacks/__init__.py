@@ -13,7 +13,7 @@ from vireid_lite.attacks.image_specific import IMAGE_SPECIFIC, AdversarialStore,
 from vireid_lite.attacks.modified_victim import Modification, ModifiedVictim, train_modified_victim
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
 from vireid_lite.attacks.universal import UNIVERSAL
-from vireid_lite.errors import InputError, check_choice, check_whole
+from vireid_lite.errors import MANY, InputError, check_choice, whole
 
 __all__ = [
     "ATTACKS", "CMPS", "DMR", "EPS", "IMAGE_SPECIFIC", "UNIVERSAL", "AdversarialStore", "FeatureLevelAttack",
@@ -42,7 +42,7 @@ def build_attack(name: str, *, gradients: int | None = None, **options: object) 
     if gradients is not None and per_step:
         if "steps" in options:
             raise InputError(f"{name}: steps and gradients say the same twice; give one of them")
-        check_whole(name, "gradients", gradients, per_step)
+        whole(name, "gradients", gradients, per_step, MANY, int)
         options["steps"] = gradients // per_step
     return kind(**options)
 

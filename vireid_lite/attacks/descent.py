@@ -14,9 +14,9 @@ from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, luma
 from vireid_lite.attacks.features import Problem
 from vireid_lite.attacks.frozen import Stream, coins, frozen, images_of, training_store, weights_hash
 from vireid_lite.attacks.perturbation import Perturbation, UniversalPerturbation
-from vireid_lite.data.records import Dataset, Modality
+from vireid_lite.data.records import Dataset, Modality, people
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole, whole
+from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_number, whole
 from vireid_lite.files import stable_hash
 from vireid_lite.training import note, resume
 
@@ -64,7 +64,7 @@ class UniversalAttack:
             elif type(field.default) is bool:
                 check_flag(*given)
             elif field.name in WHOLE:
-                check_whole(*given, WHOLE[field.name])
+                whole(*given, WHOLE[field.name], MANY, int)
             elif field.name in RANGES:
                 check_number(*given, *RANGES[field.name])
 
@@ -117,7 +117,10 @@ class UniversalAttack:
                     note(state_path, key, state, history)
             if not all(math.isfinite(value) for value in history[-1].values()):
                 raise InputError(f"{self.name}: the loss is not finite; check the victim's weights")
-            return self.finish(state, history, seed)
+            made = self.finish(state, history, seed)
+            if store.dataset is not None and self.gradients_per_step:  # noise learns from nobody
+                made.made_by["people"] = " ".join(sorted(people(store.dataset, store.records)))
+            return made
 
 
 @dataclass(frozen=True, kw_only=True)

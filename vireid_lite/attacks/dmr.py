@@ -21,7 +21,7 @@ from vireid_lite.attacks.frozen import images_of
 from vireid_lite.attacks.perturbation import Perturbation
 from vireid_lite.data.batches import IdentityBatches
 from vireid_lite.data.store import ImageStore
-from vireid_lite.errors import InputError, check_table, check_whole
+from vireid_lite.errors import MANY, InputError, check_table, whole
 
 
 class Generator(nn.Module):
@@ -67,7 +67,7 @@ class GeneratorPerturbation(Perturbation):
         super().__post_init__()
         check_table("dmr", {"size": self.size}, {"size": list | tuple})
         for number in (self.width, *self.size):
-            check_whole("dmr", "width and size", number, 1)
+            whole("dmr", "width and size", number, 1, MANY, int)
         if len(self.size) != 2 or self.width % 8 or self.width**2 > self.weights.numel():
             found = f"size {self.size} and width {self.width} with {self.weights.numel()} weights"
             raise InputError(f"dmr: {found} make no generator; it is of (height, width) and a multiple of 8")

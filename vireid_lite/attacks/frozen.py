@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vireid_lite.data.records import Dataset
+from vireid_lite.data.records import Dataset, Record
 from vireid_lite.data.store import ImageStore, cached
-from vireid_lite.errors import InputError, check_whole, whole
+from vireid_lite.errors import InputError, whole
 from vireid_lite.models.two_stream import evaluating
 
 
@@ -48,10 +48,17 @@ def training_store(train: Dataset | ImageStore, identities: int | None = None, p
     if not isinstance(train, Dataset):
         found = f"got {type(train).__name__}, which has no reader"
         raise InputError(f"fit: a data set or an ImageStore is needed, {found}; pass its data set")
+    return cached(train, taught(train, identities), progress)
+
+
+def taught(train: Dataset, identities: int | None) -> list[Record]:
+    """Return the training records of a data set's first `identities` people, or of all; InputError for more."""
+    there = sorted({record.identity for record in train.train})
     if identities is not None:
-        check_whole("attack", "identities", identities, 1)
-    kept = set(sorted({record.identity for record in train.train})[:identities])
-    return cached(train, [record for record in train.train if record.identity in kept], progress)
+        found = f"attack: {train.name} has {len(there):,} people to learn from"
+        there = there[: whole(found, "identities", identities, 1, len(there), int)]
+    kept = set(there)
+    return [record for record in train.train if record.identity in kept]
 
 
 class Stream(IntEnum):

@@ -19,7 +19,7 @@ from vireid_lite.attacks.features import over_crops
 from vireid_lite.attacks.frozen import frozen, generator_for, images_of, noise
 from vireid_lite.data import ImageStore, Modality, Record
 from vireid_lite.data.records import check_modality, one_modality
-from vireid_lite.errors import InputError, check_flag, check_number, check_whole, whole
+from vireid_lite.errors import MANY, InputError, check_flag, check_number, whole
 from vireid_lite.models.two_stream import check_images
 
 Objective = Callable[[Tensor, int], Tensor]  #: (images, step) -> (N,), what an attack maximises for each image
@@ -70,7 +70,7 @@ class ImageAttack:
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
-        check_whole(self.name, "steps", self.steps, 1)
+        whole(self.name, "steps", self.steps, 1, MANY, int)
         check_number(self.name, "step_size", self.rate, 1e-9, 1)
         check_flag(self.name, "tied", self.tied)
 

@@ -16,13 +16,13 @@ from vireid_lite.attacks.budget import EPS, check_eps, clip
 from vireid_lite.attacks.frozen import Stream, noise
 from vireid_lite.attacks.perturbation import UniversalPerturbation
 from vireid_lite.data.records import Dataset, Modality, fingerprint
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole, whole
-from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
+from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_number, whole
+from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_tensors
 from vireid_lite.losses import class_centres, identity_loss, quadruple_loss
 from vireid_lite.machine import pick_device
 from vireid_lite.models.checkpoints import load_strictly, read_weights
 from vireid_lite.models.insertion import check_blocks, insert, staged
-from vireid_lite.models.two_stream import Batch, Objective, TwoStream, generalised_mean, sealed
+from vireid_lite.models.two_stream import Batch, Objective, TwoStream, generalised_mean
 from vireid_lite.victims import Recipe, load_or_train, trained_card, untrained
 
 CHOICES = {
@@ -68,7 +68,7 @@ class Modification:
             check_flag("modification", name, getattr(self, name))
         check_number("modification", "alpha", self.alpha, 0, 1e6)
         if self.epochs is not None:
-            check_whole("modification", "epochs", self.epochs, 1)
+            whole("modification", "epochs", self.epochs, 1, MANY, int)
         check_eps(self.eps)
         object.__setattr__(self, "blocks", check_blocks("modification", self.blocks))
 
@@ -159,8 +159,7 @@ def train_modified_victim(
             how = {"key": key, "seed": seed, "state_path": note, "progress": progress}
             card = trained_card(model, recipe, dataset, settings, device, objective=objective, **how)
             card |= {"modification": asdict(modification), "people": sorted(model.people)}
-            state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-            write_atomically(path, sealed(state, "card", json.dumps(card)))
+            write_tensors(path, model.state_dict(), "card", json.dumps(card))
             note.unlink(missing_ok=True)
     state, card = read_weights(path, "a modified victim", "delete it to train it again")
     if card.get("key") != key:

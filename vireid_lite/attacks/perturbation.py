@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,8 +12,8 @@ from torch.nn import functional as F
 from vireid_lite.attacks.budget import ModalityLike, check_eps, project, tie_infrared, to_8_bits
 from vireid_lite.data.records import Modality, check_modality, one_modality
 from vireid_lite.errors import InputError, check_flag, check_table
-from vireid_lite.files import parse_json, write_atomically
-from vireid_lite.models.two_stream import check_images, check_seal, sealed
+from vireid_lite.files import parse_json, read_tensors, write_tensors
+from vireid_lite.models.two_stream import check_images
 
 
 class Perturbation:
@@ -36,9 +35,15 @@ class Perturbation:
         check_flag(self.kind, "tied", self.tied)
         check_flag(self.kind, "double", self.double)
         check_table(self.kind, {"history": self.history, "made_by": self.made_by}, {"history": list, "made_by": dict})
+        check_table(f"{self.kind}, made_by", self.made_by, {"people": str}, others=True)
         for name, tensor in self.tensors().items():
             if not (isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.isfinite().all()):
                 raise InputError(f"{self.kind}: {name} must hold finite floats; make it again")
+
+    @property
+    def people(self) -> set[str]:
+        """Whom it was learned from, as `data.people` names them; empty where that was nobody, or nothing says."""
+        return set(self.made_by.get("people", "").split())
 
     @property
     def budget(self) -> float:
@@ -63,9 +68,8 @@ class Perturbation:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, whole or not at all."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         facts = json.dumps({name: getattr(self, name) for name in self.facts})
-        write_atomically(Path(path), sealed(tensors, self.kind, facts))
+        write_tensors(Path(path), self.tensors(), self.kind, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -74,19 +78,15 @@ class Perturbation:
         if not path.is_file():
             raise InputError(f"{path}: no such perturbation; make one with `vireid-lite attack`, or check the path")
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-                metadata = file.metadata() or {}
+            tensors, texts = read_tensors(path)
             for kind in cls.__subclasses__() or [cls]:
-                if kind.kind in metadata:
-                    facts = parse_json(metadata[kind.kind])
+                if kind.kind in texts:
+                    facts = parse_json(texts[kind.kind])
                     if not isinstance(facts, dict) or (odd := set(kind.facts) ^ facts.keys()):
                         raise ValueError(f"{min(odd)} is missing or unknown" if isinstance(facts, dict) else "no facts")
-                    found = kind.read(tensors, facts)
-                    check_seal(metadata, tensors, metadata[kind.kind])
-                    return found
+                    return kind.read(tensors, facts)
             raise KeyError("of another kind")
-        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{path}: not a {cls.kind} saved by this package ({reason})") from None
 

@@ -1,25 +1,12 @@
 """What a chapter costs, as measured."""
 
 from pathlib import Path
-from typing import Any
 
-from vireid_lite.errors import TIERS, InputError, check_number, check_table
-from vireid_lite.files import parse_json, results_folder
+from vireid_lite.errors import TIERS, check_number, check_table
+from vireid_lite.files import damaged, read_json, results_folder
 
 COSTS = results_folder() / "costs.json"
 COST = {"minutes": int | float, "memory_gib": int | float, "device": str}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return what a file of JSON holds, nothing where it is missing."""
-    try:
-        return {**parse_json(path.read_text(encoding="utf-8"))} if path.is_file() else {}
-    except (OSError, TypeError, ValueError):
-        raise damaged(path) from None
-
-
-def damaged(path: Path) -> InputError:
-    return InputError(f"{path} is damaged; restore it, or delete it and run again what wrote it")
 
 
 def read_costs(path: Path) -> dict[str, dict[str, dict]]:

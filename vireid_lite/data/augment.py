@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
 from vireid_lite.data.records import Modality, one_modality
-from vireid_lite.errors import check_choice, check_flag, check_number, check_whole
+from vireid_lite.errors import check_choice, check_flag, check_number, whole
 
 # CAJ fills erased boxes with (.4914, .4822, .4465) after ImageNet normalisation; this is that value as a pixel.
 ERASED = (0.485 + 0.229 * 0.4914, 0.456 + 0.224 * 0.4822, 0.406 + 0.225 * 0.4465)
@@ -107,7 +107,7 @@ class Augmentation:
     box: str = "own"  #: what is erased, "own" or as published one of `BOXES`
 
     def __post_init__(self) -> None:
-        check_whole("augmentation", "pad", self.pad, 0, 4096)
+        whole("augmentation", "pad", self.pad, 0, 4096, int)
         check_flag("augmentation", "channels", self.channels)
         check_choice("augmentation", "box", self.box, ("own", *BOXES))
         for name in ("flip", "erasing", "grey"):

@@ -24,10 +24,13 @@ ROWS_PER_STEP = 256  #: crops written between two notes of progress
 
 
 class ImageStore:
-    """Crops of a list of records in their order, (N, H, W, 3) uint8, read from a memory map when asked for."""
+    """Crops of a list of records in their order, (N, H, W, 3) uint8, read from a memory map when asked for.
 
-    def __init__(self, images: np.ndarray, records: Sequence[Record]) -> None:
-        self.images, self.records = images, list(records)
+    dataset: whose records they are, which tells an attack whom it learns from.
+    """
+
+    def __init__(self, images: np.ndarray, records: Sequence[Record], dataset: Dataset | None = None) -> None:
+        self.images, self.records, self.dataset = images, list(records), dataset
         if len(images) != len(self.records) or (isinstance(images, np.ndarray) and images.dtype != np.uint8):
             got = f"{len(images)} of {images.dtype} for {len(self.records)} records"
             raise InputError(f"store: one uint8 image (H, W, 3) for each record is needed, got {got}")
@@ -46,8 +49,8 @@ class ImageStore:
         """Return crops as float (n, 3, H, W) in [0, 1] on the device; they travel as uint8."""
         crops, device = torch.from_numpy(self.images[indices]), pick_device(device)
         if device.type == "cuda":
-            crops = crops.pin_memory().to(device, non_blocking=True)
-        return crops.permute(0, 3, 1, 2).float().div_(255)
+            crops = crops.pin_memory()
+        return crops.to(device, non_blocking=device.type == "cuda").permute(0, 3, 1, 2).float().div_(255)
 
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield (rows, images) over the whole store in order."""
@@ -75,7 +78,7 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
     shape = (len(records), *dataset.size, 3)
     if whole.stat().st_size != math.prod(shape):
         raise InputError(f"cache of {dataset.name}: {whole} is damaged; delete it, and it is made again")
-    return ImageStore(np.memmap(whole, np.uint8, "r", shape=shape), records)
+    return ImageStore(np.memmap(whole, np.uint8, "r", shape=shape), records, dataset)
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:

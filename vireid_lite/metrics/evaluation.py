@@ -16,6 +16,7 @@ from vireid_lite.metrics import ranking
 
 # How to rank people that a network was trained on all the same.
 ALLOW = {"victim": "give --allow-seen-people (in Python, set its people to None)"}
+ALLOW["perturbation"] = "give --allow-seen-people"
 ALLOW["surrogate"] = "write allow_seen_people = true in its table (in Python, set its people to None)"
 
 Perturbation = Callable[[torch.Tensor, Modality], torch.Tensor]
@@ -160,8 +161,8 @@ def evaluate(
     return Evaluation(query_modality, scores, *found, None if moved is None else int(moved))
 
 
-def check_unseen(model: nn.Module, dataset: Dataset, trials: Sequence[Trial], what: str = "victim") -> None:
-    """Raise InputError where a network's `people`, whom it was trained on, are among those of some trials."""
+def check_unseen(model: object, dataset: Dataset, trials: Sequence[Trial], what: str = "victim") -> None:
+    """Raise InputError where the `people` whom a network, or a perturbation, learned from are among those of trials."""
     if seen := getattr(model, "people", None):
         ranked = people(dataset, (record for side in ("query", "gallery") for record in distinct(trials, side)))
         if both := len(seen & ranked):

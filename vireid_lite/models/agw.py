@@ -4,7 +4,7 @@ import torch
 
 from vireid_lite.data.augment import channel_exchange, channel_or_grey
 from vireid_lite.data.records import Modality
-from vireid_lite.errors import check_flag, check_number, check_whole
+from vireid_lite.errors import check_flag, check_number, whole
 from vireid_lite.losses import identity_loss
 from vireid_lite.models.two_stream import Batch, NonLocal, Objective, TwoStream, out_channels, trunk
 
@@ -26,7 +26,7 @@ class AGW(TwoStream):
         self, num_identities, backbone="resnet50", pretrained=False, *, non_local_channels=1, gem_p=3.0, flip=False
     ) -> None:
         check_flag("models", "flip", flip)
-        check_whole("models", "non_local_channels", non_local_channels, 0, 4096)
+        whole("models", "non_local_channels", non_local_channels, 0, 4096, int)
         check_number("models", "gem_p", gem_p, 1e-6, 1e6)
         stem, layers = trunk(backbone, pretrained)
         for layer in layers[1:3] if non_local_channels else ():

@@ -3,17 +3,16 @@
 import json
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from vireid_lite.errors import InputError, check_choice, check_flag, check_table, check_whole
-from vireid_lite.files import parse_json, write_atomically
+from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_table, whole
+from vireid_lite.files import parse_json, read_tensors, write_atomically, write_tensors
 from vireid_lite.models.agw import AGW, CAJ
 from vireid_lite.models.baselines import IDE, PCB
 from vireid_lite.models.ddag import DDAG
 from vireid_lite.models.deen import DEEN
-from vireid_lite.models.two_stream import TwoStream, check_seal, sealed
+from vireid_lite.models.two_stream import TwoStream
 
 NETWORKS = {"agw": AGW, "caj": CAJ, "ddag": DDAG, "deen": DEEN, "ide": IDE, "pcb": PCB}
 
@@ -30,7 +29,7 @@ def build(
         options: the network's own, e.g. `non_local_channels` and `gem_p` of `AGW`.
     """
     check_choice("models", "network", name, NETWORKS)
-    check_whole("models", "num_identities", num_identities, 1)
+    whole("models", "num_identities", num_identities, 1, MANY, int)
     network = NETWORKS[name]
     made_by = [vars(each).get("__init__") for each in reversed(network.__mro__) if issubclass(each, TwoStream)]
     known = [name for call in made_by if call for name in call.__kwdefaults__ or ()]  # its base's and its own
@@ -58,8 +57,7 @@ def save_checkpoint(path: str | Path, model: TwoStream, card: dict) -> dict:
         text = json.dumps({**card, "model": model.arguments, **people}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the card must be plain JSON ({error})") from None
-    state = {name: _narrow(value.contiguous()) for name, value in model.state_dict().items()}
-    write_atomically(path, sealed(state, "card", text))
+    write_tensors(path, {name: _narrow(value) for name, value in model.state_dict().items()}, "card", text)
     write_atomically(path.with_suffix(".json"), (text + "\n").encode())
     return json.loads(text)
 
@@ -107,14 +105,11 @@ def existing(path: str | Path) -> Path:
 def read_weights(path: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict]:
     """Return the weights of a safetensors file and its card, empty where it carries none."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-            metadata = file.metadata() or {}
-        card = parse_json(text := metadata.get("card", "{}"))
+        state, texts = read_tensors(path)
+        card = parse_json(texts.get("card", "{}"))
         check_table("its card", card, {"model": dict, "dataset": dict | str}, others=True)
-        check_seal(metadata, state, text)
         return state, card
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not {kind} ({' '.join(str(error).split())}); {remedy}") from None
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite.errors import check_number, check_whole
+from vireid_lite.errors import check_number, whole
 from vireid_lite.losses import hard_triplet, identity_loss
 from vireid_lite.models import two_stream
 from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, bnneck, horizontal_stripes
@@ -25,7 +25,7 @@ class DDAG(TwoStream):
     """
 
     def __init__(self, num_identities, backbone="resnet50", pretrained=False, *, parts=3, dropout=0.2) -> None:
-        check_whole("models", "parts", parts, 1, 256)
+        whole("models", "parts", parts, 1, 256, int)
         check_number("models", "dropout", dropout, 0, 0.99)
         super().__init__(*two_stream.trunk(backbone, pretrained))
         # The prefixes put all heads at the full learning rate, as published (train_ddag.py, optimizer_P).

@@ -1,14 +1,12 @@
 """What every two-stream network is made of: one stem per modality, a shared trunk, non-local blocks, GeM, a BNNeck."""
 
 import copy
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -180,19 +178,6 @@ def horizontal_stripes(maps: Tensor, count: int) -> Tensor:
     rows, height = maps.mean(3), maps.shape[2]
     edges = ((i * height // count, -((i + 1) * height // -count)) for i in range(count))
     return torch.stack([rows[:, :, first:end].mean(2) for first, end in edges], 1)
-
-
-def sealed(tensors: dict[str, Tensor], name: str, text: str) -> bytes:
-    """Return a safetensors file of some tensors and a text, named, which tells where it is changed or damaged later."""
-    digest = hashlib.sha256(safetensors.torch.save(tensors) + text.encode()).hexdigest()
-    return safetensors.torch.save(tensors, metadata={name: text, "sha256": digest})
-
-
-def check_seal(metadata: dict[str, str], tensors: dict[str, Tensor], text: str) -> None:
-    """Raise ValueError unless a file has what `sealed` wrote; files of older versions have no seal."""
-    digest = hashlib.sha256(safetensors.torch.save(tensors) + text.encode()).hexdigest()
-    if metadata.get("sha256", digest) != digest:
-        raise ValueError("it was changed or damaged after it was saved")
 
 
 def generalised_mean(maps: Tensor, p: float = 3.0) -> Tensor:

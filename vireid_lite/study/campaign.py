@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
+from vireid_lite.attacks.frozen import taught
 from vireid_lite.data import Augmentation, Dataset, Modality, fingerprint, load_dataset
 from vireid_lite.errors import DATASETS, SPLITS, InputError, check_choice, fraction
 from vireid_lite.errors import check_table as check
+from vireid_lite.files import readable
 from vireid_lite.machine import Compute
 from vireid_lite.study.cards import CARDS, card_key, card_name, data_described, is_stale, read_card, records
 from vireid_lite.victims import Recipe, tier_recipe
@@ -86,7 +88,8 @@ class Run:
         return _open(self.dataset, root)[0]
 
     def with_images(self, root: Root = None) -> dict:
-        """Return the configuration with the fingerprints of the data sets' records."""
+        """Return the configuration with the fingerprints of the data sets' records; InputError where people lack."""
+        taught((self.surrogate or self).open(root), self.identities)
         whole = {**self.configuration, "dataset": {**self.dataset, "records": _open(self.dataset, root)[1]}}
         if its := self.surrogate:
             whole["surrogate"] = whole["surrogate"] | {"dataset": its.with_images(root)["dataset"]}
@@ -175,6 +178,8 @@ def parse(tables: dict) -> list[Run]:
     check_choice("run", "split", split, SPLITS)
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise InputError(f"name {name!r} must be small letters, digits and hyphens")
+    if not seeds:
+        raise InputError("seeds must be a list of at least one value, got []")
     if wrong := [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]:
         raise InputError(f"a seed must be a whole number of at least 0, got {wrong[0]!r}")
     after = seeds[1:] + seeds[:1] if len(seeds) > 1 else [seed + 1 for seed in seeds]
@@ -287,7 +292,8 @@ class Results:
     """The run cards of a folder, each with its "file" name, found by what a run asks for; read once."""
 
     def __init__(self, folder: Path) -> None:
-        self.cards = [{**read_card(path), "file": path.name} for path in sorted(Path(folder).glob(CARDS))]
+        paths = sorted(readable(Path(folder)).glob(CARDS))
+        self.cards = [{**read_card(path), "file": path.name} for path in paths]
         self._found: dict[str, list[dict]] = {}
         for card in sorted(self.cards[::-1], key=lambda card: (not is_stale(card), card["date"]), reverse=True):
             self._found.setdefault(card["key"], []).append(card)

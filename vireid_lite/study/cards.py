@@ -24,7 +24,7 @@ from vireid_lite.behaviour import made_with
 from vireid_lite.data import DATASETS, Modality, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
 from vireid_lite.errors import InputError, check_choice, check_number, check_table
-from vireid_lite.files import parse_json, stable_hash, write_atomically
+from vireid_lite.files import UNSEALED, check_seal, parse_json, readable, sealed, stable_hash, write_atomically
 from vireid_lite.machine import Compute
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.victims import tier_named
@@ -125,10 +125,11 @@ def card_name(configuration: dict) -> str:
 def write_card(folder: Path, configuration: dict, results: dict) -> Path:
     """Write the card of a run's configuration, plain values, and its results, whole or not at all; return its path."""
     card = {"schema": SCHEMA, "key": card_key(configuration), **shortened(configuration, defaults(configuration))}
-    card |= {"made_with": made_with(configuration), "date": datetime.now(UTC).strftime("%Y-%m-%d"), **packed(results)}
+    card |= {"made_with": made_with(configuration), "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+    card |= {"seal": UNSEALED.decode(), **packed(results)}
     lines = (f"{json.dumps(name)}:{json.dumps(item, separators=(',', ':'))}" for name, item in card.items())
     path = folder / card_name(configuration)
-    write_atomically(path, ("{" + ",\n".join(lines) + "}\n").encode())
+    write_atomically(path, sealed(("{" + ",\n".join(lines) + "}\n").encode()))
     return path
 
 
@@ -159,9 +160,12 @@ def plain(value: object) -> object:
 
 
 def read_card(path: Path) -> dict:
-    """Return a card, its defaults and packed numbers put back. Raises InputError where the file is not one."""
+    """Return a card, its defaults and packed numbers put back. Raises InputError where the file is not one.
+
+    A card that was edited or damaged after it was written is refused by its seal; older cards, without one, are read.
+    """
     try:
-        card = parse_json(path.read_text(encoding="utf-8"))
+        card = parse_json(text := path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable run card ({error}); delete it and run its campaign again") from None
     missing = [name for name in REQUIRED if not isinstance(card, dict) or name not in card]
@@ -169,6 +173,7 @@ def read_card(path: Path) -> dict:
         what = f"lacks {missing[0]!r}" if missing else f"has schema {card['schema']}, not {SCHEMA}"
         raise InputError(f"{path} {what}, so it is not a run card of this version; move it elsewhere")
     try:
+        check_seal(text.encode(), card.pop("seal", None))
         card |= completed({name: card[name] for name in CONFIGURATION if name in card}, defaults(card))
         rest = card.pop("packed", None)
         card = completed(parse_json(lzma.decompress(base64.b85decode(rest))), card) if rest else card
@@ -197,7 +202,7 @@ def _check_shares(name: str, value: object) -> None:
 
 def read_cards(folder: Path, **wanted: object) -> list[dict]:
     """Return the folder's run cards in name order, only those whose top-level fields equal `wanted`."""
-    cards = [read_card(path) for path in sorted(Path(folder).glob(CARDS))]
+    cards = [read_card(path) for path in sorted(readable(Path(folder)).glob(CARDS))]
     return [card for card in cards if all(card.get(name) == value for name, value in wanted.items())]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from vireid_lite import metrics
 from vireid_lite.attacks import ImageAttack, ModifiedVictim, UniversalAttack, craft, load_perturbation
-from vireid_lite.attacks.frozen import training_store, weights_hash
+from vireid_lite.attacks.frozen import taught, training_store, weights_hash
 from vireid_lite.attacks.perturbation import resized
 from vireid_lite.data import Dataset, Modality, Trial, cached, fingerprint
 from vireid_lite.errors import SPLITS, InputError, check_choice
@@ -133,9 +133,10 @@ def run_attack(
         clean: scores without the attack where they are known already.
     """
     made, attacked, trials = None, [], {m: trials_of(dataset, m, split) for m in Modality}
+    source, learned_from = surrogate or (model, dataset)
+    taught(learned_from, identities)
     clean = clean or clean_scores(model, dataset, split, device)
     started = time.perf_counter()
-    source, learned_from = surrogate or (model, dataset)
     check_unseen(source, dataset, [*trials[Modality.VISIBLE], *trials[Modality.INFRARED]], "surrogate")
     if isinstance(attack, UniversalAttack):
         if keep is not None and keep.exists():
@@ -276,6 +277,7 @@ def evaluate_victim(
     found, scores, before = [], {}, {}
     for modality in directions:
         name, options = direction_name(modality), {"trials": trials_of(dataset, modality, split), "device": device}
+        check_unseen(made, dataset, options["trials"], "perturbation")
         clean, attacked, moved = evaluate(model, dataset, modality, **options), None, None
         before[name] = scores[name] = scores_for_card(clean)
         if made is not None:
@@ -285,7 +287,8 @@ def evaluate_victim(
         found.append((clean, attacked, moved))
     if made is not None:
         told_moved(ROUNDED, [attacked for _, attacked, _ in found])
-    more = {"perturbation": made.made_by, "clean": before} if made is not None else {}
+    made_by = {} if made is None else {name: item for name, item in made.made_by.items() if name != "people"}
+    more = {} if made is None else {"perturbation": made_by, "clean": before}
     _write_scores(out, victim, split, {"key": key, "scores": scores, **more})
     return found
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
@@ -9,7 +10,7 @@ from typing import ClassVar, NamedTuple
 from vireid_lite.data.records import Dataset, Modality, Record, Size
 from vireid_lite.errors import InputError, check_choice, whole
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")  #: in small letters or capitals
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  #: in small letters or capitals
 # RegDB and LLCM number the people of their training lists from 0, and those of their tests in a range that overlaps it.
 # Test identities are moved by this much, so that one number never means two people.
 TEST_IDENTITY_OFFSET = 10_000
@@ -90,6 +91,13 @@ def image_names(folder: Path) -> list[str]:
     """Return the sorted names of the images in a folder; empty where the folder is absent."""
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+
+
+def other_files(folders: Iterable[Path]) -> str:
+    """Return how many files of which kind lie in some folders beside the images, such as "2 .gif"; "" where none do."""
+    files = (path for folder in folders for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in files)
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()) if kind not in IMAGE_SUFFIXES)
 
 
 def records_in(root: Path, folder: str, identity: int, camera: int, modality: Modality) -> list[Record]:

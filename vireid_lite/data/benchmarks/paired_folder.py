@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from vireid_lite.data.benchmarks.lists import YES, Benchmark, image_names
+from vireid_lite.data.benchmarks.lists import YES, Benchmark, image_names, other_files
 from vireid_lite.data.records import Box, Modality, Record, opened, turned
 from vireid_lite.errors import InputError
 from vireid_lite.files import parse_json
@@ -52,11 +52,14 @@ class PairedFolder(Benchmark):
                     self.test.append(Record(source, identity, 1 + modality, modality, box))
         if len(stems) < boxed:
             self.left_out = f"one_frame_per_sequence leaves out {boxed - len(stems)} of {boxed} pairs"
+        unread = other_files(self.root / folder for folder in FOLDERS.values())
+        unread = f", {unread} files are not read" if unread else ""
         if len(self.test) < 4:
             give = "load it with -o one_frame_per_sequence=false (one_frame_per_sequence=False in Python)"
             remedy = give if self.left_out else "add pairs"
-            found = f"{len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs"
+            found = f"{len(self.test) // 2} crops from {len(stems)} of {len(pairs)} pairs{unread}"
             raise InputError(f"paired_folder: {self.root} gives {found}, and two are needed; {remedy}")
+        self.left_out = (self.left_out + unread).removeprefix(", ")
 
 
 def _find_pairs(root: Path) -> dict[str, dict[Modality, str]]:

@@ -13,7 +13,7 @@ from vireid_lite.data.synthetic.figure import SPECTRA, Person, Shot
 from vireid_lite.data.synthetic.paint import dyes
 from vireid_lite.data.synthetic.render import render
 from vireid_lite.data.synthetic.scene import draw_scene
-from vireid_lite.errors import InputError, check_choice, check_flag, check_number, check_whole, whole
+from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_number, whole
 
 # SYSU-MM01's numbering of cameras.
 CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}
@@ -203,9 +203,10 @@ class SyntheticVI(Dataset):
         options |= {"test_identities": test_identities, "tuning_identities": tuning_identities}
         options["traffic_identities"] = traffic_identities
         for name, people in options.items():
-            check_whole("synthetic", name, people, 2 * (name not in ("tuning_identities", "traffic_identities")))
+            least = 0 if name in ("tuning_identities", "traffic_identities") else 2
+            whole("synthetic", name, people, least, MANY, int)
         most = 10_000_000 // sum(options.values())
-        check_whole("synthetic", "images_per_modality", images_per_modality, 1, most)
+        whole("synthetic", "images_per_modality", images_per_modality, 1, most, int)
         seed = whole("synthetic", "seed", seed)
         check_flag("synthetic", "thermal", thermal)
         check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
