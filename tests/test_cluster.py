@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import forks
@@ -18,7 +19,7 @@ import torch
 from test_kills import CAMPAIGN
 
 from vireid_lite.errors import InputError
-from vireid_lite.files import cache_folder, write_atomically
+from vireid_lite.files import write_atomically
 from vireid_lite.study import workers
 from vireid_lite.study.campaign import read_campaign
 from vireid_lite.study.cards import read_card
@@ -63,11 +64,9 @@ def of_run(path: Path) -> str:
     return json.dumps({name: item for name, item in read_card(path).items() if name not in MEASURED})
 
 
-def dies_once(run, out, *how):
-    """Run, but be killed in the middle of seed 1 when it is run for the first time."""
-    note = cache_folder() / "died"
+def dies_once(note, run, out, *how):
+    """Run, but be killed in the middle of seed 1 when it is run for the first time, as the file `note` tells."""
     if run.seed == 1 and not note.exists():
-        note.parent.mkdir(parents=True, exist_ok=True)
         note.touch()
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
     return run_one(run, out, *how)
@@ -136,9 +135,10 @@ def alone(todo, tmp_path_factory):
 @pytest.mark.parametrize("cluster", [True, False])
 def test_cards_are_those_of_one_process_though_a_dask_worker_was_killed(cluster, todo, alone, tmp_path, monkeypatch):
     monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))
-    options = OPTIONS | {"cluster": cluster, "threads": 1, "task": dies_once if cluster else run_one}
+    task = partial(dies_once, tmp_path / "died") if cluster else run_one
+    options = OPTIONS | {"cluster": cluster, "threads": 1, "task": task}
     found = {path.name: of_run(path) for path in run_all(todo, tmp_path / "many", workers=2, **options)}
-    assert (tmp_path / "cache" / "died").exists() == cluster
+    assert (tmp_path / "died").exists() == cluster
     assert found == alone
     assert len(found) == 3
     assert not multiprocessing.active_children()
