@@ -148,13 +148,11 @@ def browser():
         yield playwright.chromium.launch(executable_path=program, args=["--disable-gpu", alone])
 
 
-def turn(tab, name: str) -> None:
-    """Show the page of a tab in a setting, as a reload in it would."""
+def turn(tab, session, name: str) -> None:
+    """Show the page of a tab in a setting, as a reload in it would; what is set ends with the tab's session."""
     theme, size = SETTINGS[name]
-    phone, session = size == PHONE, tab.context.new_cdp_session(tab)
-    session.send("Emulation.setDeviceMetricsOverride", {**size, "deviceScaleFactor": 1, "mobile": phone})
-    session.send("Emulation.setTouchEmulationEnabled", {"enabled": phone})
-    session.detach()
+    session.send("Emulation.setDeviceMetricsOverride", {**size, "deviceScaleFactor": 1, "mobile": size == PHONE})
+    session.send("Emulation.setTouchEmulationEnabled", {"enabled": size == PHONE})
     tab.evaluate(THEME, theme)
 
 
@@ -174,9 +172,10 @@ def walk(site, browser) -> dict[tuple[str, str], dict]:
         tab.on("response", lambda answer: answer.status < 400 or failed.append(answer.url))
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.on("console", lambda line: line.type != "error" or errors.append(line.text))
+        session = tab.context.new_cdp_session(tab)
         for page in pages():
             for name in SETTINGS:
-                turn(tab, name)
+                turn(tab, session, name)
                 if name == "light":
                     for noted in (requests, failed, errors):
                         noted.clear()
@@ -192,7 +191,7 @@ def walk(site, browser) -> dict[tuple[str, str], dict]:
                     contrast = tab.evaluate(CONTRAST, [excepted, known])
                     known += contrast["keys"]
                     seen[page, name]["axe"] = contrast["found"]
-            turn(tab, "light")
+            turn(tab, session, "light")
             seen[page, "light"]["axe"] += tab.evaluate(REST, excepted)
             for name in SETTINGS:
                 seen[page, name] |= {"requests": [*requests], "failed": [*failed], "errors": [*errors]}
