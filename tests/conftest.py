@@ -15,7 +15,7 @@ from vireid_lite.data import ImageStore, Modality, SyntheticVI
 matplotlib.use("Agg")
 sys.path.insert(0, str(Path(__file__).parents[1] / "book"))  # book production, `_make`
 # The files that take longest, longest first.
-LONGEST = ("browser", "pdf", "behaviour", "cli", "kills", "book", "cluster", "cmps", "colab", "benchmark", "campaign")
+LONGEST = ("browser", "pdf", "behaviour", "cli", "kills", "book", "cluster", "parity", "cmps", "colab", "benchmark")
 
 
 def pytest_collection_modifyitems(items):
