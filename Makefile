@@ -16,9 +16,9 @@ book: $(READY)
 pdf: $(READY)
 	$(BIN)/vireid-lite book --pdf
 
-# Two processes, a file each at a time: most tests are of one core.
+# Two processes, a file each at a time, in the order of tests/conftest.py: most tests are of one core.
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -12,9 +12,16 @@ from vireid_lite import models
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.data import ImageStore, Modality, SyntheticVI
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book"))
 matplotlib.use("Agg")
 sys.path.insert(0, str(Path(__file__).parents[1] / "book"))  # book production, `_make`
+# The files that take longest, longest first.
+LONGEST = ("browser", "pdf", "behaviour", "cli", "kills", "book", "cluster", "parity", "cmps", "colab", "benchmark")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that of two processes none is left with it at the end (`make test`)."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True, scope="session")

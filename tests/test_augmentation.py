@@ -1,3 +1,4 @@
+import draws
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ def crops(count=8, height=32, width=16, seed=0):
     return torch.rand(count, 3, height, width, generator=seeded(seed))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=draws.of(20), deadline=None)
 @given(st.integers(1, 5), st.integers(8, 40), st.integers(8, 24), st.sampled_from(Modality), st.integers(0, 99))
 def test_shape_range_and_input_survive_and_the_seed_decides(count, height, width, modality, seed):
     images = crops(count, height, width)

@@ -1,15 +1,14 @@
 """What cards were made with is what the code does: every part's probe against its entry, and edits of a copy."""
 
-import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
+import torch
 from probes import PROBES
 
 from vireid_lite import attacks, behaviour, data, models
@@ -96,14 +95,6 @@ REAL = {
     ),
     "a step is 1 % larger": ("attack/sma", "self.rate * velocity.sign()", "self.rate * 1.01 * velocity.sign()"),
 }
-ASKED = """
-import json, sys, probes
-from vireid_lite import behaviour
-from vireid_lite.study import cards
-folder, *parts = sys.argv[1:]
-stale = [card["key"] for card in cards.read_cards(folder) if cards.is_stale(card)]
-print(json.dumps([stale, {part: behaviour.differs(part, probes.PROBES[part]()) for part in parts}]))
-"""
 
 
 @pytest.fixture
@@ -120,13 +111,32 @@ def edit(package, old, new, only=None):
     path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
 
 
-def asked(package, *parts):
-    """Return the keys of stale cards, and what differs in each part, of a copy of the package."""
-    environment = {**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-B", "-c", ASKED, str(RESULTS), *parts]
-    done = subprocess.run(command, env=environment, cwd=package.parent, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    return json.loads(done.stdout)
+def answer(package, parts, cards_too, to):
+    """Send the keys of stale cards, if asked for, and what differs in each part; runs in a process of its own."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("vireid_lite", "probes", "miniatures")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(package.parent))
+    torch.set_num_threads(1)
+    import probes
+
+    from vireid_lite import behaviour
+    from vireid_lite.study import cards
+
+    assert behaviour.__file__.startswith(str(package)), "the copy is asked"
+    stale = [card["key"] for card in cards.read_cards(RESULTS) if cards.is_stale(card)] if cards_too else None
+    to.send((stale, {part: behaviour.differs(part, probes.PROBES[part]()) for part in parts}))
+
+
+def asked(package, *parts, cards_too=False):
+    """Return the keys of stale cards, if asked for, and what differs in each part, of a copy of the package."""
+    here, there = forks.SPAWN.Pipe(duplex=False)
+    process = forks.process(answer, package, parts, cards_too, there)
+    process.start()
+    there.close()
+    try:
+        return here.recv()  # which ends where the process did
+    finally:
+        process.join()
 
 
 def test_a_code_that_is_only_written_otherwise_marks_no_card(package):
@@ -140,7 +150,7 @@ def test_a_code_that_is_only_written_otherwise_marks_no_card(package):
         text = path.read_text(encoding="utf-8").replace("vireid_lite.metrics", "vireid_lite.core.metrics")
         text = re.sub(r"^(from vireid_lite import .*?)\bmetrics(, |$)", moved_to, text, flags=re.M)
         path.write_text(re.sub(r"^from vireid_lite import $|, $", "", text, flags=re.M), encoding="utf-8")
-    stale, found = asked(package, "scores", "victim/ide", "attack/uap")
+    stale, found = asked(package, "scores", "victim/ide", "attack/uap", cards_too=True)
     assert (stale, found) == ([], {"scores": [], "victim/ide": [], "attack/uap": []})
 
 

@@ -5,17 +5,17 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import forks
 import pytest
 from jupyter_client.kernelspec import NoSuchKernel
 
-from _make import execute, pages
+from _make import execute, pages, render
 from _make.build import build_book, sync
 from _make.notebooks import check_pairs, paired_notebook, repository_url
 from vireid_lite import cli, files
@@ -240,7 +240,7 @@ def command(root: Path, monkeypatch, capsys, *typed: str) -> tuple[int, list[str
     with pytest.raises(SystemExit) as left:
         cli.main()
     printed = capsys.readouterr()
-    lines = [line for line in printed.err.splitlines() if line.startswith("vireid-lite: ") or "Traceback" in line]
+    lines = [line for line in printed.err.splitlines() if line.startswith(("vireid-lite: ", "Traceback"))]
     return left.value.code or 0, printed.out.splitlines(), lines
 
 
@@ -278,6 +278,27 @@ def test_whatever_fails_a_chapter_is_one_line_and_the_next_one_runs(built, monke
     assert [line.split(";")[0] for line in err] == ["vireid-lite: 2 of 2 chapters failed: 01_first, 02_second"]
 
 
+def test_what_failed_is_told_again_where_the_log_ends(built, monkeypatch, capsys):
+    frames = [f"\x1b[31mframe {number}\x1b[0m\nits line" for number in range(40)]
+
+    def fail(*_, **__):
+        raise execute.papermill.PapermillExecutionError(5, 3, "# Why.\nrun()", "RuntimeError", "no\nmore", frames)
+
+    monkeypatch.setattr(execute.papermill, "execute_notebook", fail)
+    monkeypatch.chdir(built)
+    monkeypatch.setattr(sys, "argv", ["vireid-lite", "book", "--force"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = capsys.readouterr()
+    *told, last = printed.err.splitlines()[-2 * (execute.TRACEBACK_LINES + 1) - 1 :]
+    assert last.startswith("vireid-lite: 2 of 2 chapters failed: 01_first, 02_second;")
+    for chapter in (told[: len(told) // 2], told[len(told) // 2 :]):
+        assert chapter[0] in printed.out.splitlines(), "said where it happened too"
+        assert "cell [3] `run()`: RuntimeError: no (see " in chapter[0]
+        assert chapter[-2:] == ["frame 39", "its line"]
+    assert [chapter[:8] for chapter in (told[0], told[len(told) // 2])] == ["01_first", "02_secon"]
+
+
 def test_a_second_build_in_one_folder_is_refused_in_one_line(built, monkeypatch, capsys):
     with files.exclusive(built / "_build" / "busy"):
         code, out, err = command(built, monkeypatch, capsys, "--out-dir", "_build/busy")
@@ -304,6 +325,15 @@ def test_a_read_only_checkout_is_refused_in_one_line(built, monkeypatch, capsys)
     assert err == [f"vireid-lite: _build: {built} cannot be written (Read-only file system); choose another folder"]
 
 
+@pytest.fixture
+def rendered(built, monkeypatch):
+    """Let Jupyter Book find that nothing changed, without asking it: what comes after is what is tested."""
+    monkeypatch.setattr(render.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    yield
+    (built / "_build" / "sphinx" / "unfinished").unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("rendered")
 def test_a_folder_that_fills_or_closes_meanwhile_is_one_line(built, monkeypatch, capsys):
     def fail(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(built / "_build" / "html.new"))
@@ -436,6 +466,7 @@ def test_a_taken_port_is_one_line_before_anything_is_built():
     assert dry.index("create_server") < dry.index("vireid-lite book") < dry.index("http.server")
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_last_line_says_where_the_page_is(built, monkeypatch, capsys):
     code, out, err = command(built, monkeypatch, capsys)
     assert (code, out[-1], err) == (0, f"done: {built / '_build' / 'html' / 'index.html'}", [])
@@ -538,23 +569,23 @@ def test_warnings_stop_the_rendering_every_time(built, edit, capsys):
     assert "glossary.html#term-query" in (built / "_build" / "html" / "book" / "index.html").read_text()
 
 
-def start(root: Path, **options) -> subprocess.Popen:
-    """Build in a process of its own, to be killed."""
-    code = "from pathlib import Path; from _make import build; build.execute.package_key = lambda: 'fixed'; "
-    code += f"build.build_book(root=Path('.'), **{options!r})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "book")))}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=root, env=environment, stderr=subprocess.DEVNULL)
+def build_alone(root: Path, options: dict) -> None:
+    """Build, in a process of its own that is to be killed."""
+    os.chdir(root)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    execute.package_key = lambda: "fixed"
+    build_book(root=Path("."), **options)
 
 
-def kill_when(process: subprocess.Popen, reached) -> None:
-    """Kill a build once `reached()` holds."""
-    for _ in range(600):
-        if reached() or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    assert process.poll() is None, "the build ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def kill_when(reached, root: Path, **options) -> None:
+    """Start a build and kill it once `reached()` holds."""
+    process = forks.process(build_alone, root, options)
+    process.start()
+    while not reached() and process.is_alive():
+        process.join(0.05)
+    assert process.is_alive(), "the build ended before it could be killed"
+    process.kill()
+    process.join()
 
 
 def test_kills_lose_nothing_and_leave_no_half_page(built, capsys):
@@ -563,9 +594,9 @@ def test_kills_lose_nothing_and_leave_no_half_page(built, capsys):
     partial = out / "executed" / "02_second.failed.ipynb"
     (out / "executed").mkdir(parents=True)
     shutil.copy(built / "_build" / "executed" / "01_first.ipynb", out / "executed")
-    kill_when(start(built, out="_build/killed", parameters={"PAUSE": 60}, chapters=[2]), partial.exists)
+    kill_when(partial.exists, built, out="_build/killed", parameters={"PAUSE": 60}, chapters=[2])
     assert not (out / "executed" / "02_second.ipynb").exists()
-    kill_when(start(built, out="_build/killed"), (out / "sphinx" / "unfinished").exists)
+    kill_when((out / "sphinx" / "unfinished").exists, built, out="_build/killed")
     assert not (out / "html").exists()
     executed = json.loads((out / "executed" / "02_second.ipynb").read_text())
     assert executed["cells"]

@@ -1,8 +1,8 @@
 """The built book in a real browser: each page loads whole, from the book alone, and can be read by everyone.
 
-Every page is opened once per setting: wide and light, wide and dark, as narrow as a phone. Without the book, the
-browser or Java these tests are skipped; with CI_BROWSER_REQUIRED=1 they fail. BOOK_HTML=FOLDER looks at another build;
-SCREENSHOTS=FOLDER keeps a picture of every page in every setting.
+Every page is loaded once and looked at in every setting: wide and light, wide and dark, as narrow as a phone. Without
+the book, the browser or Java these tests are skipped; with CI_BROWSER_REQUIRED=1 they fail. BOOK_HTML=FOLDER looks at
+another build; SCREENSHOTS=FOLDER keeps a picture of every page in every setting.
 """
 
 import functools
@@ -25,11 +25,7 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[1]
 BOOK = Path(os.environ.get("BOOK_HTML", ROOT / "_build" / "html")).resolve()
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-SETTINGS = {
-    "light": {"theme": "light", "viewport": WIDE},
-    "dark": {"theme": "dark", "viewport": WIDE},
-    "phone": {"theme": "light", "viewport": PHONE, "is_mobile": True, "has_touch": True},
-}
+SETTINGS = {"light": ("light", WIDE), "dark": ("dark", WIDE), "phone": ("light", PHONE)}
 # What axe-core and the Nu HTML checker may find: not ours to mend. One that is no longer found fails its test.
 AXE_EXCEPTED = {  # (rule, selector): why
     ("aria-required-children", ".citation-list"): "docutils: references that count their back links as items",
@@ -67,16 +63,25 @@ INSPECT = """() => {
     rendered: all("main .math mjx-container", e => e).length,
     broken: all("mjx-merror", e => e.textContent),
     hidden: all(".toggle-hidden", e => e.id),
+    shown: all("body *", e => e.checkVisibility()).filter(Boolean).length,
+    setting: [document.documentElement.dataset.theme, innerWidth, navigator.maxTouchPoints > 0],
     sideways: document.documentElement.scrollWidth - width,
     wide: all("main *", e => e).filter(e => e.getBoundingClientRect().right > width + 1 && !e.closest(scrolls))
       .slice(0, 3).map(e => `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`),
   };
 }"""
-# Contrast is slow to compute and depends on colours and size alone: it is asked once for each of those on a page. What
-# else there is to find does not depend on the colours of code, a third of all elements, so these go first.
-AXE = """async (excepted) => {
+# What axe-core finds in `found`, as the tests read it.
+NAMED = """const named = (found) => found.violations.filter(rule => ["serious", "critical"].includes(rule.impact))
+  .flatMap(rule => rule.nodes.map(node => ({
+    what: `${rule.id}: ${node.target} ${node.html.slice(0, 120)} ${node.any[0]?.message || ""}`,
+    excepted: excepted.findIndex(([id, selector]) => id === rule.id && node.element.matches(selector)),
+  })));
+  const options = {resultTypes: ["violations"], elementRef: true, preload: false};"""
+# Contrast is slow to compute and depends on colours and size alone: it is asked once for each of those in the book.
+CONTRAST = f"""async ([excepted, known]) => {{
+  {NAMED}
   const samples = new Map();
-  for (const element of document.querySelectorAll("body *")) {
+  for (const element of document.querySelectorAll("body *")) {{
     const text = [...element.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
     if (!text || !element.checkVisibility()) continue;
     const style = getComputedStyle(element);
@@ -85,18 +90,22 @@ AXE = """async (excepted) => {
       ground = ground.parentElement;
     const colour = getComputedStyle(ground).backgroundColor;
     const key = [style.color, colour, style.opacity, style.fontSize, style.fontWeight].join();
+    if (known.includes(key)) continue;
     if (!(samples.get(key)?.childElementCount <= element.childElementCount)) samples.set(key, element);
-  }
-  const options = {resultTypes: ["violations"], elementRef: true, preload: false};
-  const contrast = await axe.run({include: [...samples.values()]}, {...options, runOnly: ["color-contrast"]});
+  }}
+  const asked = {{include: [...samples.values()]}};
+  const found = samples.size ? await axe.run(asked, {{...options, runOnly: ["color-contrast"]}}) : {{violations: []}};
+  return {{keys: [...samples.keys()], found: named(found)}};
+}}"""
+# What else there is to find depends on what is shown, which is the same in both themes, and not on the colours of code,
+# a third of all elements: these go first, so this comes last on a page.
+REST = f"""async (excepted) => {{
+  {NAMED}
   for (const code of document.querySelectorAll("pre")) code.textContent = code.textContent;
-  const rest = await axe.run(document, {...options, rules: {"color-contrast": {enabled: false}}});
-  return [...contrast.violations, ...rest.violations].filter(found => ["serious", "critical"].includes(found.impact))
-    .flatMap(found => found.nodes.map(node => ({
-      what: `${found.id}: ${node.target} ${node.html.slice(0, 120)} ${node.any[0]?.message || ""}`,
-      excepted: excepted.findIndex(([rule, selector]) => rule === found.id && node.element.matches(selector)),
-    })));
-}"""
+  return named(await axe.run(document, {{...options, rules: {{"color-contrast": {{enabled: false}}}}}}));
+}}"""
+# As the theme's own button does.
+THEME = "theme => { for (const key of ['mode', 'theme']) document.documentElement.dataset[key] = theme; }"
 
 
 def _need(condition: object, what: str) -> None:
@@ -139,37 +148,53 @@ def browser():
         yield playwright.chromium.launch(executable_path=program, args=["--disable-gpu", alone])
 
 
+def turn(tab, session, name: str) -> None:
+    """Show the page of a tab in a setting, as a reload in it would; what is set ends with the tab's session."""
+    theme, size = SETTINGS[name]
+    session.send("Emulation.setDeviceMetricsOverride", {**size, "deviceScaleFactor": 1, "mobile": size == PHONE})
+    session.send("Emulation.setTouchEmulationEnabled", {"enabled": size == PHONE})
+    tab.evaluate(THEME, theme)
+
+
 @pytest.fixture(scope="module")
 def walk(site, browser) -> dict[tuple[str, str], dict]:
-    """Every page in every setting, as the browser saw it."""
+    """Every page in every setting, as the browser saw it; loaded in a tab that every page uses."""
     import axe_playwright_python
 
     axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-    kept, seen = os.environ.get("SCREENSHOTS"), {}
-    for name, setting in SETTINGS.items():
-        setting = dict(setting)
-        theme = setting.pop("theme")
-        with browser.new_context(**setting, reduced_motion="reduce") as context:
-            context.set_default_timeout(120_000)
-            context.add_init_script(f"for (const key of ['mode', 'theme']) localStorage.setItem(key, '{theme}')")
-            for page in pages():
-                requests, failed, errors = [], [], []
-                with context.new_page() as tab:
-                    tab.on("request", lambda request, to=requests: to.append(request.url))
-                    tab.on("requestfailed", lambda request, to=failed: to.append(request.url))
-                    tab.on("response", lambda answer, to=failed: answer.status < 400 or to.append(answer.url))
-                    tab.on("pageerror", lambda error, to=errors: to.append(str(error)))
-                    tab.on("console", lambda line, to=errors: line.type != "error" or to.append(line.text))
+    kept, excepted, seen, known = os.environ.get("SCREENSHOTS"), list(AXE_EXCEPTED), {}, []
+    requests, failed, errors = [], [], []
+    with browser.new_page(viewport=WIDE, reduced_motion="reduce") as tab:
+        tab.set_default_timeout(120_000)
+        tab.add_init_script("for (const key of ['mode', 'theme']) localStorage.setItem(key, 'light')")
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.on("requestfailed", lambda request: failed.append(request.url))
+        tab.on("response", lambda answer: answer.status < 400 or failed.append(answer.url))
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("console", lambda line: line.type != "error" or errors.append(line.text))
+        session = tab.context.new_cdp_session(tab)
+        for page in pages():
+            for name in SETTINGS:
+                turn(tab, session, name)
+                if name == "light":
+                    for noted in (requests, failed, errors):
+                        noted.clear()
                     tab.goto(f"{site}/{page}")
                     tab.evaluate(READY)
-                    if kept:
-                        picture = Path(kept) / f"{page.removesuffix('.html').replace('/', '-')}-{name}.png"
-                        tab.screenshot(path=picture, full_page=True)
-                    found = tab.evaluate(INSPECT)
-                    if name != "phone":
-                        tab.evaluate(axe)
-                        found["axe"] = tab.evaluate(AXE, list(AXE_EXCEPTED))
-                seen[page, name] = {**found, "requests": requests, "failed": failed, "errors": errors}
+                if kept:
+                    picture = Path(kept) / f"{page.removesuffix('.html').replace('/', '-')}-{name}.png"
+                    tab.screenshot(path=picture, full_page=True)
+                seen[page, name] = tab.evaluate(INSPECT)
+                if name == "light":
+                    tab.evaluate(axe)
+                if name != "phone":
+                    contrast = tab.evaluate(CONTRAST, [excepted, known])
+                    known += contrast["keys"]
+                    seen[page, name]["axe"] = contrast["found"]
+            turn(tab, session, "light")
+            seen[page, "light"]["axe"] += tab.evaluate(REST, excepted)
+            for name in SETTINGS:
+                seen[page, name] |= {"requests": [*requests], "failed": [*failed], "errors": [*errors]}
     return seen
 
 
@@ -182,6 +207,17 @@ def test_walk_is_whole(walk):
     chapters = [path.stem for path in find_chapters(ROOT)]
     assert chapters
     assert {f"notebooks/{chapter}.html" for chapter in chapters} <= {page for page, _ in walk}
+    for (page, name), found in walk.items():
+        theme, size = SETTINGS[name]
+        assert found["setting"] == [theme, size["width"], size == PHONE], page
+        assert found["shown"] == walk[page, "light"]["shown"] or name == "phone", "the dark shows what light does"
+
+
+def test_who_chose_the_dark_gets_it_on_the_next_page(site, browser):
+    with browser.new_page() as tab:
+        tab.add_init_script("for (const key of ['mode', 'theme']) localStorage.setItem(key, 'dark')")
+        tab.goto(f"{site}/book/index.html")
+        assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 def test_address_of_the_site_leads_to_the_front_page(site):

@@ -1,3 +1,4 @@
+import draws
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ def some_delta(eps, seed=0, size=(8, 6)):
     return eps * (2 * torch.rand(3, *size, generator=torch.Generator().manual_seed(seed)) - 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=draws.of(60))
 @given(
     eps=st.one_of(st.integers(1, 32).map(lambda n: n / 255), st.floats(0.004, 1.0)),
     seed=st.integers(0, 2**31),

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vireid_lite import attacks, cli, data, errors, models, options
+from vireid_lite.chapters import plots
 from vireid_lite.losses import TRIPLETS
 from vireid_lite.study import grids
 
@@ -50,6 +52,25 @@ def copies(tmp_path_factory):
         return made[name]
 
     return copy
+
+
+WHOLE_FIGURES = ("test_a_miniature_copy_goes_through_check_train_and_evaluate[regdb]",
+                 "test_a_perturbation_crafted_on_synthetic_data_is_applied_to_pairs[made]")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _figures_of_one_query(request, monkeypatch):
+    """Draw one query and two ranks of it: 66 panels a figure took most of the time. Some tests draw them whole."""
+    strips, sheet = plots.ranking_strips, plots.attack_sheet
+
+    def one_strip(data, queries, rankings, crops=None):
+        return strips(data, queries[:1], rankings[:1], 2, crops and islice(crops, 1))
+
+    if request.node.name not in WHOLE_FIGURES:
+        monkeypatch.setattr(plots, "ranking_strips", one_strip)
+        monkeypatch.setattr(
+            plots, "attack_sheet", lambda *given: sheet(*(each[:1] for each in given[:2]), given[2], "1")
+        )
 
 
 def one_line(result, *words):

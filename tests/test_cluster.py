@@ -9,15 +9,17 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
+import forks
 import psutil
 import pytest
 import torch
-from test_kills import CAMPAIGN, SPAWN
+from test_kills import CAMPAIGN
 
 from vireid_lite.errors import InputError
-from vireid_lite.files import cache_folder, write_atomically
+from vireid_lite.files import write_atomically
 from vireid_lite.study import workers
 from vireid_lite.study.campaign import read_campaign
 from vireid_lite.study.cards import read_card
@@ -37,13 +39,13 @@ def todo(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def _workers_from_one_import():
-    """Fork the workers from the server of test_kills, for the import of torch in each would take a minute."""
+    """Fork the workers from the server of `forks`, for the import of torch in each would take a minute."""
     dask = pytest.importorskip("dask")
     from distributed.utils import get_mp_context
 
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         get_mp_context()  # names what Dask would preload; then comes what is needed here
-        SPAWN.set_forkserver_preload(["vireid_lite.study.workers", "test_kills", "test_cluster"])
+        forks.start()
         yield
 
 
@@ -62,11 +64,9 @@ def of_run(path: Path) -> str:
     return json.dumps({name: item for name, item in read_card(path).items() if name not in MEASURED})
 
 
-def dies_once(run, out, *how):
-    """Run, but be killed in the middle of seed 1 when it is run for the first time."""
-    note = cache_folder() / "died"
+def dies_once(note, run, out, *how):
+    """Run, but be killed in the middle of seed 1 when it is run for the first time, as the file `note` tells."""
     if run.seed == 1 and not note.exists():
-        note.parent.mkdir(parents=True, exist_ok=True)
         note.touch()
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
     return run_one(run, out, *how)
@@ -123,14 +123,23 @@ def until(condition, seconds: float = 60) -> bool:
     return found
 
 
+@pytest.fixture(scope="module")
+def alone(todo, tmp_path_factory):
+    """The cards that this process makes, one after the other."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIREID_CACHE", str(folder / "cache"))
+        return {path.name: of_run(path) for path in run_all(todo, folder / "cards", **OPTIONS | {"threads": 1})}
+
+
 @pytest.mark.parametrize("cluster", [True, False])
-def test_cards_are_those_of_one_process_though_a_dask_worker_was_killed(cluster, todo, tmp_path, monkeypatch):
+def test_cards_are_those_of_one_process_though_a_dask_worker_was_killed(cluster, todo, alone, tmp_path, monkeypatch):
     monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))
-    options = OPTIONS | {"cluster": cluster, "threads": 1, "task": dies_once if cluster else run_one}
+    task = partial(dies_once, tmp_path / "died") if cluster else run_one
+    options = OPTIONS | {"cluster": cluster, "threads": 1, "task": task}
     found = {path.name: of_run(path) for path in run_all(todo, tmp_path / "many", workers=2, **options)}
-    assert (tmp_path / "cache" / "died").exists() == cluster
-    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "serial"))
-    assert found == {p.name: of_run(p) for p in run_all(todo, tmp_path / "one", **OPTIONS | {"threads": 1})}
+    assert (tmp_path / "died").exists() == cluster
+    assert found == alone
     assert len(found) == 3
     assert not multiprocessing.active_children()
 
@@ -177,7 +186,7 @@ def test_a_run_that_always_kills_its_worker_is_named_after_all_others(todo, sche
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_local_workers_end_with_the_client(ending, tmp_path):
-    client = SPAWN.Process(target=holds_a_worker, args=(tmp_path / "worker",))
+    client = forks.process(holds_a_worker, tmp_path / "worker")
     client.start()
     assert until((tmp_path / "worker").exists)
     worker = int((tmp_path / "worker").read_text())

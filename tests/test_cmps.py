@@ -2,6 +2,7 @@ import copy
 import json
 import math
 
+import draws
 import numpy as np
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_released_mode_equals_its_naive_derivation(exact, store, steps, eps):
     assert expected[-1].abs().max() == pytest.approx(eps, rel=0.6), "the budget must be near within the case"
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=draws.of(12), deadline=None)
 @given(
     mode=st.sampled_from(["paper", "released"]),
     eps=st.sampled_from([1 / 255, 8 / 255, 0.3]),

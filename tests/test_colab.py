@@ -114,10 +114,11 @@ sys.path.insert(0, sys.argv[1])
 from vireid_lite.chapters import costs
 from vireid_lite.study import cards, tables
 folder = costs.COSTS.parent
+found = cards.read_cards(folder)
 print(json.dumps({
     "folder": str(folder),
-    "cards": [card["key"] for card in cards.read_cards(folder)],
-    "stale": cards.stale_note(cards.read_cards(folder)),
+    "cards": [card["key"] for card in found],
+    "stale": cards.stale_note(found),
     "costs": repr(costs.Costs("02_ranking")),
     "pending": tables.pending(folder.parent / "campaigns" / "victims.toml", folder),
 }))

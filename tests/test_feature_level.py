@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 
+import draws
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ SHAPE = (3, 32, 16)
 WHOLE = 96  # a batch of every training crop of `tiny`: the loss is then a function of delta and heads alone
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=draws.of(15), deadline=None)
 @given(
     levels=st.integers(1, 32),
     seed=st.integers(0, 2**31),

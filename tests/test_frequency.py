@@ -4,6 +4,7 @@ import cmath
 import math
 from itertools import pairwise
 
+import draws
 import numpy as np
 import pytest
 import torch
@@ -57,7 +58,7 @@ def loops_radius(u, v, height, width):
 
 
 @DTYPES
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=draws.of(30), deadline=None)
 @given(height=SIZES[0], width=SIZES[1], seed=st.integers(0, 2**31))
 def test_round_trip(dtype, height, width, seed):
     maps = maps_of(seed, 2, 3, height, width, dtype=dtype)
@@ -76,7 +77,7 @@ def test_round_trip_at_real_sizes(size, dtype):
     assert (recombine(*decompose(maps)) - maps).abs().max() <= EXACT[dtype]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=draws.of(15), deadline=None)
 @given(height=st.integers(1, 7), width=st.integers(1, 7), seed=st.integers(0, 2**31))
 def test_equals_the_definition(height, width, seed):
     image = maps_of(seed, height, width)
@@ -159,7 +160,7 @@ def test_the_identity_in_polar_form_passes_gradients_unchanged():
     assert torch.allclose(gradient, weights, atol=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=draws.of(20), deadline=None)
 @given(height=st.integers(1, 7), width=st.integers(1, 7), bands=st.integers(1, 9), seed=st.integers(0, 2**31))
 def test_band_energy_equals_loops(height, width, bands, seed):
     image = maps_of(seed, height, width)
@@ -174,7 +175,7 @@ def test_band_energy_equals_loops(height, width, bands, seed):
     np.testing.assert_allclose(band_energy(image, bands), expected / expected.sum(), atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=draws.of(30), deadline=None)
 @given(height=SIZES[0], width=SIZES[1], bands=st.integers(1, 9), seed=st.integers(0, 2**31))
 def test_bands_are_a_partition(height, width, bands, seed):
     # A radius that equals an edge but for rounding goes up in band_energy, and in band_pass where float64 puts it.
@@ -193,7 +194,7 @@ def test_bands_are_a_partition(height, width, bands, seed):
     assert torch.allclose(energy / maps.square().sum((-2, -1))[:, None], shares, atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=draws.of(30), deadline=None)
 @given(height=SIZES[0], width=SIZES[1])
 def test_radial_frequency(height, width):
     radius = radial_frequency(height, width)

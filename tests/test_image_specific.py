@@ -2,6 +2,7 @@
 
 import json
 
+import draws
 import numpy as np
 import pytest
 import torch
@@ -77,7 +78,7 @@ def gradient_of(objective, images):
 
 
 @EVERY
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=draws.of(8), deadline=None)
 @given(
     modality=st.sampled_from(Modality),
     eps=st.one_of(st.sampled_from([1 / 255, 8 / 255, 1.0]), st.floats(1e-4, 1)),

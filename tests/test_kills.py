@@ -2,20 +2,21 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import signal
 import time
+from functools import lru_cache
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
 
 from vireid_lite import models
-from vireid_lite.attacks import CMPS, load_perturbation
+from vireid_lite.attacks import CMPS, descent, load_perturbation
 from vireid_lite.data import Dataset, Modality, Record, cached, load_dataset
 from vireid_lite.study.cards import read_card, read_cards
 from vireid_lite.study.grids import read_grid
@@ -24,7 +25,8 @@ from vireid_lite.training import TrainSettings
 from vireid_lite.victims import Recipe, load_or_train
 
 KILLS = 10
-DATA = {"size": (32, 16), "num_identities": 16, "images_per_modality": 4, "val_identities": 4, "test_identities": 4}
+STEPS, NOTE_EVERY = 60, 4  # of an attack
+DATA = {"size": (32, 16), "num_identities": 8, "images_per_modality": 4, "val_identities": 4, "test_identities": 4}
 RECIPE = Recipe(
     backbone="lite",
     settings=TrainSettings(epochs=14, identities=4, images=2, optimiser="adamw", learning_rate=1e-3, schedule="cosine"),
@@ -34,16 +36,16 @@ seeds = [0, 1, 2, 3, 4, 5]
 
 [[run]]
 dataset = { size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4 }
-train = { epochs = 4, identities = 4, images = 2 }
+train = { epochs = 2, identities = 4, images = 2 }
 """
 GRID = """
 seeds = [0]
 [data.tiny.any]
 dataset = { size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4 }
 [victims.AGW]
-any = { train = { epochs = 3, identities = 4, images = 2 } }
+any = { train = { epochs = 2, identities = 4, images = 2 } }
 [victims.PCB]
-any = { victim = { model = "pcb" }, train = { epochs = 3, identities = 4, images = 2 } }
+any = { victim = { model = "pcb" }, train = { epochs = 2, identities = 4, images = 2 } }
 [attacks.CMPS]
 any = { attack = { name = "cmps", gradients = 8 } }
 [attacks.retrained]
@@ -65,11 +67,6 @@ victims = ["PCB"]
 surrogates = ["AGW"]
 attacks = ["CMPS"]
 """
-# A server that has imported torch forks each victim of a kill in milliseconds.
-SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(
-    ["vireid_lite.victims", "vireid_lite.study.workers", "vireid_lite.models.agw", "test_kills"]
-)
 
 
 class SlowFrames(Dataset):
@@ -116,41 +113,64 @@ def _attack(cache: str, folder: str) -> None:
     os.environ["VIREID_CACHE"] = cache
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = models.build("agw", 16, "lite").eval()
-    found = CMPS(steps=300, batch_size=8).fit(
-        model, load_dataset("synthetic", **DATA), state_path=Path(folder) / "state.pt"
-    )
+    model = models.build("agw", 8, "lite").eval()
+    descent.NOTE_EVERY = NOTE_EVERY
+    data = load_dataset("synthetic", **DATA)
+    found = CMPS(steps=STEPS, batch_size=8).fit(model, data, state_path=Path(folder) / "state.pt")
     found.save(Path(folder) / "perturbation.safetensors")
 
 
-def run(target, cache: Path, folder: Path, kill_after: float | None = None) -> float:
-    """Run the target in a process of its own, killed after some seconds if told to; return how long it took."""
-    process = SPAWN.Process(target=target, args=(str(cache), str(folder)))
-    started = time.perf_counter()
+def run(target, cache: Path, folder: Path, kill_when=None, rest: float = 0.0) -> bool:
+    """Run the target in a process of its own, killed `rest` seconds after `kill_when()` holds; return if it ended."""
+    process = forks.process(target, str(cache), str(folder))
     process.start()
-    process.join(kill_after)
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
+    while kill_when and process.is_alive() and not kill_when():
+        process.join(0.02)
+    if kill_when:
+        process.join(rest)
+        process.kill()
     process.join()
-    assert process.exitcode == (0 if kill_after is None else process.exitcode)
-    return time.perf_counter() - started
+    assert process.exitcode in (0, *[-signal.SIGKILL] * bool(kill_when))
+    return process.exitcode == 0
 
 
-def kill_until_done(target, tmp_path: Path, progress, kills: int = KILLS) -> list:
-    """Run the target whole for comparison, then kill it several times and let it end; return progress after each."""
+def kill_until_done(target, tmp_path: Path, progress, steps: int, kills: int = KILLS) -> list:
+    """Run the target whole for comparison, then kill it several times and let it end; return progress after each.
+
+    A kill comes at a random moment of the step after one that was noted; every third at such a moment of the start,
+    when what is there is read.
+
+    Args:
+        progress: returns how many steps are noted.
+        steps: how many the whole has.
+    """
     run(_nothing, tmp_path, tmp_path)  # the server imports torch now, not while the clock runs
-    whole = run(target, tmp_path / "whole-cache", tmp_path / "whole")
-    dice = random.Random(1)
-    seen = [0]
-    patience = 1.0
-    for _ in range(kills):
-        run(target, tmp_path / "cache", tmp_path / "killed", dice.uniform(0.05, 0.35) * whole * patience)
+    started = time.perf_counter()
+    assert run(target, tmp_path / "whole-cache", tmp_path / "whole")
+    step = (time.perf_counter() - started) / steps
+    dice, seen = random.Random(1), [0]
+    for number in range(kills):
+        further = (lambda: True) if number % 3 == 2 else lambda: progress() > seen[-1]
+        ended = run(target, tmp_path / "cache", tmp_path / "killed", further, dice.random() * step)
         seen.append(progress())
-        # On a busy machine a kill may come before anything is done; the next one then waits longer.
-        patience = 1.5 * patience if seen[-1] == seen[-2] else 1.0
-    run(target, tmp_path / "cache", tmp_path / "killed")
-    assert len(set(seen)) > 2, f"the kills came too early or too late to test anything: {seen}"
+        if ended:
+            break
+    assert run(target, tmp_path / "cache", tmp_path / "killed")
+    assert len(set(seen)) > 2, f"the kills came too late to test anything: {seen}"
     return seen
+
+
+@lru_cache(maxsize=1)  # it is asked for fifty times a second
+def _history(note: Path, written: int) -> list[dict]:
+    return torch.load(note, weights_only=True)["history"]
+
+
+def steps_noted(note: Path) -> int:
+    """Return how many steps a note holds, 0 where there is none."""
+    try:
+        return len(_history(note, note.stat().st_mtime_ns))
+    except FileNotFoundError:  # not yet, or removed as the last thing of all
+        return 0
 
 
 def half_files(folder: Path) -> list[str]:
@@ -163,12 +183,11 @@ def never_falls(seen: list) -> bool:
 
 def test_training_ends_with_the_bits_of_an_uninterrupted_run(tmp_path):
     def epochs_noted():
-        path = tmp_path / "killed" / "state.pt"
         if (tmp_path / "killed" / "victim.safetensors").exists():
             return RECIPE.settings.epochs
-        return len(torch.load(path, weights_only=True)["history"]) if path.exists() else 0
+        return steps_noted(tmp_path / "killed" / "state.pt")
 
-    seen = kill_until_done(_train, tmp_path, epochs_noted)
+    seen = kill_until_done(_train, tmp_path, epochs_noted, RECIPE.settings.epochs)
     assert never_falls(seen), "an epoch that was noted was lost"
     killed, whole = ((tmp_path / name / "victim.safetensors").read_bytes() for name in ("killed", "whole"))
     killed, whole = load(killed), load(whole)
@@ -181,7 +200,7 @@ def test_caching_loses_no_finished_row_and_decodes_right(tmp_path):
         notes = list((tmp_path / "cache").rglob("rows.json"))
         return int(notes[0].read_text()) if notes else 0
 
-    assert never_falls(kill_until_done(_cache, tmp_path, rows))
+    assert never_falls(kill_until_done(_cache, tmp_path, rows, 16))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VIREID_CACHE", str(tmp_path / "cache"))
         data = SlowFrames()
@@ -202,7 +221,7 @@ def test_a_campaign_repeats_and_loses_no_run(tmp_path):
             assert written.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
         return len(written)
 
-    kill_until_done(_campaign, tmp_path, cards)
+    kill_until_done(_campaign, tmp_path, cards, 6)
     assert {card["seed"] for card in read_cards(tmp_path / "killed")} == set(range(6))
     assert cards() == 6
     assert not half_files(tmp_path)
@@ -210,7 +229,7 @@ def test_a_campaign_repeats_and_loses_no_run(tmp_path):
 
 def test_a_grid_killed_five_times_ends_with_the_cards_of_a_whole_one(tmp_path):
     (tmp_path / "grid.toml").write_text(GRID)
-    seen = kill_until_done(_bench, tmp_path, lambda: len(list((tmp_path / "killed").glob("*.json"))), kills=5)
+    seen = kill_until_done(_bench, tmp_path, lambda: len(list((tmp_path / "killed").glob("*.json"))), 6, kills=5)
     assert never_falls(seen)
     whole, killed = (
         {(path.name): read_card(path) for path in (tmp_path / name).glob("*.json")} for name in ("whole", "killed")
@@ -225,10 +244,12 @@ def test_a_grid_killed_five_times_ends_with_the_cards_of_a_whole_one(tmp_path):
 
 
 def test_an_attack_ends_with_the_bits_of_an_uninterrupted_one(tmp_path):
-    note = tmp_path / "killed" / "state.pt"
-    seen = kill_until_done(
-        _attack, tmp_path, lambda: len(torch.load(note, weights_only=True)["history"]) if note.exists() else 0
-    )
+    def noted():
+        if (tmp_path / "killed" / "perturbation.safetensors").exists():
+            return STEPS
+        return steps_noted(tmp_path / "killed" / "state.pt")
+
+    seen = kill_until_done(_attack, tmp_path, noted, STEPS // NOTE_EVERY)
     assert never_falls(seen)
     whole, killed = (load_perturbation(tmp_path / name / "perturbation.safetensors") for name in ("whole", "killed"))
     assert torch.equal(whole.delta, killed.delta)

@@ -1,5 +1,6 @@
 """The metrics against golden values, an independent walk of the ranked list, known chance floors and invariants."""
 
+import draws
 import numpy as np
 import pytest
 import torch
@@ -107,7 +108,7 @@ def equals_the_walk(setting, protocol, max_rank):
     np.testing.assert_allclose([scores.per_query_rank1.mean(), scores.per_query_ap.mean()], [cmc[0], mAP], atol=1e-12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=draws.of(150), deadline=None)
 @given(rankings(), st.sampled_from(PROTOCOLS), st.sampled_from([1, 5, 30]))
 def test_equals_the_walk_with_ties_and_any_chunk(setting, protocol, max_rank):
     with pytest.MonkeyPatch.context() as patch:
@@ -152,7 +153,7 @@ def test_double_precision_decides_what_single_precision_would_call_a_tie():
     assert metrics.evaluate(close * 1e300, [1], [0, 1]).rank1 == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws.of(60), deadline=None)
 @given(rankings(levels=(10**6,)), st.sampled_from(PROTOCOLS), st.randoms(use_true_random=False))
 def test_invariants_of_a_ranking(setting, protocol, random):
     distance, query_ids, gallery_ids, query_cameras, gallery_cameras = setting
@@ -171,7 +172,7 @@ def test_invariants_of_a_ranking(setting, protocol, random):
         np.testing.assert_allclose([*perfect.cmc, perfect.mAP, perfect.mINP], 1.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=draws.of(60), deadline=None)
 @given(rankings(), st.sampled_from(PROTOCOLS))
 def test_no_ranking_is_below_the_minimum_and_the_worst_ranking_is_at_it(setting, protocol):
     scores = score(setting, protocol)
@@ -186,7 +187,7 @@ def test_no_ranking_is_below_the_minimum_and_the_worst_ranking_is_at_it(setting,
     assert scores.mINP >= least.mINP - 1e-12
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws.of(50), deadline=None)
 @given(
     rankings(), st.sampled_from(PROTOCOLS), st.sampled_from([2**25, 1, 75]), st.sampled_from([np.float32, np.float64])
 )

@@ -2,6 +2,7 @@
 
 import math
 
+import draws
 import numpy as np
 import pytest
 import torch
@@ -43,7 +44,7 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws.of(100), deadline=None)
 @given(identities=st.integers(2, 7), **OPTIONS)
 def test_the_loss_is_the_printed_sum(identities, seed, width, scale, alpha, form, normalise):
     normalise &= scale > 0
@@ -55,7 +56,7 @@ def test_the_loss_is_the_printed_sum(identities, seed, width, scale, alpha, form
         assert float(found.active) == pytest.approx(active, abs=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=draws.of(100), deadline=None)
 @given(labels=st.lists(st.integers(3, 6), min_size=2, max_size=9), **OPTIONS)
 def test_the_pairwise_form_is_the_printed_sum(labels, seed, width, scale, alpha, form, normalise):
     normalise &= scale > 0
@@ -163,7 +164,7 @@ def test_the_linear_form_has_no_bound_and_the_hinge_has():
     assert quadruple_loss(*(100 * each for each in centres)).loss == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws.of(50), deadline=None)
 @given(seed=st.integers(0, 2**31), identities=st.integers(2, 6), width=st.integers(2, 8), form=OPTIONS["form"])
 def test_invariances(seed, identities, width, form):
     visible1, infrared1, visible2, infrared2 = centres = draw(seed, identities, width)
@@ -187,7 +188,7 @@ def test_invariances(seed, identities, width, form):
     assert swapped != quadruple_loss(*centres, alpha=1.0, form="linear").loss
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=draws.of(50), deadline=None)
 @given(
     cells=st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=5),
     seed=st.integers(0, 2**31),

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import draws
 import numpy as np
 import pytest
 import torch
@@ -35,7 +36,7 @@ GRADIENT = [name for name, attack in UNIVERSAL.items() if attack.gradients_per_s
 LEARNING = pytest.mark.parametrize("name", [*GRADIENT, "dmr"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=draws.of(40), deadline=None)
 @given(
     name=st.sampled_from(sorted(FITTED)),
     levels=st.integers(1, 32),
@@ -270,7 +271,7 @@ def test_a_delta_that_stands_still_is_halved():
     assert moving["delta"].max() == pytest.approx(0.1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=draws.of(30), deadline=None)
 @given(size=st.integers(4, 200), instances=st.integers(2, 12), seed=st.integers(0, 9), step=st.integers(0, 9))
 def test_identity_batches(store, size, instances, seed, step):
     rows = IdentityBatches(store, size, seed, instances).at(step)

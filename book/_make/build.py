@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def build_book(
         raise InputError(f"--chapters {unknown[0]}: there is no such chapter; there are {', '.join(map(str, known))}")
     asked = {**(parameters or {}), "TIER": tier}
     jobs = [(known[one], execute.injected(known[one], asked, out)) for one in sorted(set(chapters or known))]
-    folder, failed = out / ("measured" if measure else "executed"), []
+    folder, failed = out / ("measured" if measure else "executed"), {}
     with execute.environment(out, folder / "cache" if measure else None):
         folder.mkdir(exist_ok=True)
         # At once too, so that hours of work do not end at a damaged table or a folder that cannot be written.
@@ -78,11 +79,14 @@ def build_book(
             try:
                 execute.execute(source, given, folder, force or measure)
             except Exception as error:  # a full disk, a missing kernel: the next chapter may run nevertheless
-                failed.append(source.stem)
                 said = (str(error).splitlines() or [""])[0]
-                print(said if isinstance(error, BuildError) else f"{source.stem}: {type(error).__name__}: {said}")
+                said = said if isinstance(error, BuildError) else f"{source.stem}: {type(error).__name__}: {said}"
+                print(said)
+                failed[source.stem] = "\n".join([said, *getattr(error, "__notes__", ())])
         costs = execute.write_costs(folder, costs)
         if failed:
+            # Again, whole, where a log of many chapters ends.
+            print("", *failed.values(), sep="\n", file=sys.stderr)
             kept = "" if measure or execute_only else "; nothing was rendered, the former pages stay"
             raise BuildError(f"{len(failed)} of {len(jobs)} chapters failed: {', '.join(failed)}{kept}")
         if measure or execute_only:

@@ -28,6 +28,7 @@ from vireid_lite.files import PACKAGE, source_hash, write_atomically
 from vireid_lite.machine import device_name, pick_device, versions
 
 TELL_EVERY = (60, 1)  # seconds; the second one at a terminal
+TRACEBACK_LINES = 25  # of a cell that failed
 # A chapter's import of something that reads run cards.
 READS_CARDS = re.compile(r"(from|import) vireid_lite(\.| import .*)\b(study|cards|tables|benchmark)\b")
 
@@ -135,7 +136,8 @@ papermill_engines.register("told", _Told)
 def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = False) -> None:
     """Run one chapter unless its executed copy in `folder` has its key; the copy keeps outputs, key and cost.
 
-    Raises BuildError where a cell fails or the kernel dies; the copy that stopped stays beside the finished one.
+    Raises BuildError where a cell fails, with the end of its traceback as a note, or where the kernel dies; the copy
+    that stopped stays beside the finished one.
     """
     finished, failed = folder / f"{source.stem}.ipynb", folder / f"{source.stem}.failed.ipynb"
     key = chapter_key(source, given)
@@ -154,7 +156,9 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
         lines = (line.strip() for line in error.source.splitlines())
         first = next((line for line in lines if line and not line.startswith("#")), "")
         problem = f"{error.ename}: {error.evalue}".splitlines()[0]
-        raise BuildError(f"{source.stem}, cell [{error.exec_count}] `{first}`: {problem} (see {failed})") from None
+        failure = BuildError(f"{source.stem}, cell [{error.exec_count}] `{first}`: {problem} (see {failed})")
+        failure.add_note("\n".join(str(error).splitlines()[-TRACEBACK_LINES:]))
+        raise failure from None
     except DeadKernelError:
         raise BuildError(f"{source.stem}: its kernel died, often for want of memory (see {failed})") from None
     cost = json.loads("".join(output.get("text", "") for output in notebook.cells.pop().outputs).splitlines()[-1])
