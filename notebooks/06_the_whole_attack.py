@@ -1252,8 +1252,8 @@ shares = {name: 100 * value / len(defended) for name, value in unequal.items()}
 Markdown(
     "Infrared queries that fail a test of equal channels: "
     + ", ".join(f"{name} **{share:.0f} %**" for name, share in shares.items())
-    + ". The test is one comparison a pixel and has no false alarm by construction. It is worth having, and it ends at"
-    " the attacker who knows of it."
+    + ". The test is one comparison a pixel, and without false alarms on rendered images; real files, compressed or"
+    " resized in colour, may need a tolerance. It ends at the attacker who knows of it."
 )
 
 # %% [markdown]

@@ -1263,7 +1263,9 @@ if own_noise_effect:
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# Whatever stands there, it holds for these networks, this length of training and rendered people; and the linear form
+# Whatever stands there, it holds for AGW, retrained from a trained victim for the epochs the table names, and rendered
+# people. Other victims under the printed hinge are among the retrained victims of [chapter 11](11_the_benchmark); as long
+# as they have no control there, nobody can say what a fall of theirs is due to. And the linear form
 # is ours, where the text prints the hinge. A literal
 # reproduction would train AGW on RegDB and SYSU-MM01 with the printed schedule; that needs licensed data. What can be
 # said without them: *the row "nothing perturbed" decides what was attacked*, and the paper has no such row that we

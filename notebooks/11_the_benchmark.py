@@ -287,7 +287,12 @@ def victim_table(victim, attacks):
         found = cards_of(row)
         cards += found.values()
         lines.append([attack, *cells(row), *cells(ways["infrared"]), f"{len(found)} of {len(row.runs)}"])
-    header = [f"**{victim}**", "V→I rank-1", "V→I mAP", "I→V rank-1", "I→V mAP", "seeds"]
+    run = next((run for ways in attacks.values() for run in ways["visible"].runs), None)
+    on = ""
+    if run:  # victims of different data stand on one page
+        people, epochs = run.dataset.get("num_identities"), run.recipe.settings.epochs
+        on = f"; crops {' × '.join(map(str, run.dataset['size']))}, {f'{people} people, ' if people else ''}{epochs} epochs"
+    header = [f"**{victim}**{on}", "V→I rank-1", "V→I mAP", "I→V rank-1", "I→V mAP", "seeds"]
     if reasons:
         return f"**{victim}**: not built; {'; '.join(dict.fromkeys(reasons))}."
     if not cards:
@@ -793,7 +798,8 @@ Markdown(
 # %% [markdown]
 # ### Retrained victims
 #
-# Every line is a network of its own, trained on perturbed images. The first pair of columns perturbs both sides, as the
+# Every line is a network of its own, trained on perturbed images, at tier `lite` for one epoch from a trained victim (the
+# paper: 60, from ImageNet weights). The first pair of columns perturbs both sides, as the
 # text has it; the second perturbs nothing. If the second is as low as the first, the "attack" needs no perturbation.
 # Only AGW has its control, *noise*: the identity loss alone. Of the others nothing says which part of a fall is the
 # retraining's.
