@@ -405,8 +405,8 @@ Markdown(
             *parts,
             "In %, mean over seeds (lowest to highest). V→I: visible query, infrared gallery. Infrared images receive"
             " three free channels, as published; the form a sensor could deliver is in"
-            " [chapter 6](06_the_whole_attack.html). FGSM to ODFA make a perturbation for each image, with the network at"
-            " hand; Col.+Del. and CMPS have one for all.",
+            " [chapter 6](06_the_whole_attack.html). FGSM to ODFA make a perturbation for each image, which they see"
+            " before it is submitted; Col.+Del. and CMPS have one for all.",
             what_waits("cmps-tables", shown_tier, main),
             at_other_tiers("cmps-tables", *main_tables, "Table 5", "Table 6"),
         ]
