@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_cli import TINY, copies, one_line, vireid  # noqa: F401 (fixtures)
 
+from vireid_lite import cli
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.chapters.costs import Costs
 from vireid_lite.chapters.parameters import read
@@ -144,3 +145,24 @@ def test_damaged_costs_are_one_line_in_a_chapter(tmp_path, text):
 def test_an_attack_learns_from_a_count_of_people(tiny, identities):
     with pytest.raises(InputError, match="synthetic has 12 people to learn from: identities must be a whole number"):
         training_store(tiny, identities)
+
+
+@pytest.mark.parametrize("home", ["/home/x", r"C:\Users\x", r"/odd\1/\g<0>", None])
+def test_a_home_folder_of_any_name_stands_for_the_tilde(monkeypatch, home):
+    """Read as a template, such as re.sub takes, a Windows path made every command fail; no home is no reason to."""
+    monkeypatch.setattr(
+        "os.path.expanduser", lambda path: path.replace("~", home, 1) if home and path[:1] == "~" else path
+    )
+    given = ["train", "--data-root", "~/data", "--out-dir=~", "sysu=~/x", "a~b", "--size", "32x16"]
+    there = home or "~"
+    wanted = [
+        "train",
+        "--data-root",
+        f"{there}/data",
+        f"--out-dir={there}",
+        f"sysu={there}/x",
+        "a~b",
+        "--size",
+        "32x16",
+    ]
+    assert cli._read_arguments(given) == wanted

@@ -266,7 +266,8 @@ def _read_arguments(arguments: list[str]) -> list[str]:
 
     Raises InputError for an empty one, which would be read as the working directory.
     """
-    joined = [re.sub(r"^([\w-]+=)?~(?=/|$)", rf"\g<1>{Path.home()}", argument) for argument in arguments]
+    parts = (re.match(r"((?:[\w-]+=)?)(.*)", argument, re.DOTALL).groups() for argument in arguments)
+    joined = [name + os.path.expanduser(value) for name, value in parts]
     for place in range(len(joined) - 3, -1, -1):
         if joined[place] in ("-p", "--parameter", "--parameters") and "=" not in joined[place + 1]:
             joined[place + 1 : place + 3] = [f"{joined[place + 1]}={joined[place + 2]}"]

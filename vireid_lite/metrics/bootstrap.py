@@ -37,10 +37,10 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, seed: int = 
     Raises:
         InputError: on unlike shapes, values that are not finite, or fewer than two identities.
     """
-    values, repeats = np.asarray(values, dtype=np.float64), whole("metrics", "repeats", repeats, 2, MOST)
+    values, repeats = numbers(values, "values"), whole("metrics", "repeats", repeats, 2, MOST)
     people, member = np.unique(labels(identities, "identities", len(values)), return_inverse=True)
-    weights = np.ones(len(values)) if counts is None else np.asarray(counts, dtype=np.float64)
-    if values.ndim != 1 or weights.shape != values.shape or not np.isfinite(values).all() or not (weights > 0).all():
+    weights = np.ones(len(values)) if counts is None else numbers(counts, "counts")
+    if weights.shape != values.shape or not (weights > 0).all():
         raise InputError("metrics: bootstrap needs one finite value per query or identity, and positive counts if any")
     if len(people) < 2:
         raise InputError("metrics: a bootstrap over identities needs at least two of them")
@@ -52,7 +52,7 @@ def bootstrap(values, identities, counts=None, repeats: int = 2000, seed: int = 
 
 def paired_bootstrap(before, after, identities, counts=None, repeats: int = 2000, seed: int = 0) -> Difference:
     """Return the mean of after - before, (N,) each on the same queries or identities; all else as in `bootstrap`."""
-    before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    before, after = numbers(before, "before"), numbers(after, "after")
     if before.shape != after.shape:
         raise InputError(f"metrics: before and after must be on the same queries, got {before.shape}, {after.shape}")
     return Difference(*bootstrap(after - before, identities, counts, repeats, seed))
@@ -63,6 +63,17 @@ def interval(samples, mean: float) -> Interval:
     if len(samples) < 2:
         raise InputError(f"metrics: an interval needs repeats >= 2, got {len(samples)}")
     return Interval(float(mean), *map(float, np.quantile(samples, [(1 - 0.95) / 2, (1 + 0.95) / 2])))
+
+
+def numbers(values, name: str) -> np.ndarray:
+    """Return scores or counts as float64 (N,)."""
+    try:
+        values = values.double().numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
+        if values.dtype.kind in "fiub" and values.ndim == 1 and np.isfinite(values := values.astype(np.float64)).all():
+            return values
+    except (RuntimeError, ValueError):  # a tensor without data; rows of unlike lengths
+        pass
+    raise InputError(f"metrics: {name} must be finite real numbers, one for each query or identity")
 
 
 def labels(values, name: str, length: int | None = None) -> np.ndarray:

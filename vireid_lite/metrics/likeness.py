@@ -52,8 +52,10 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 
 def _alike(what: str, images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return two batches of floats of one shape, in the precision of the first."""
-    if images.shape != reference.shape or images.ndim != 4 or not images.is_floating_point():
-        got = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in (images, reference))
+    both = images, reference
+    floats = all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 4 for x in both)
+    if not floats or images.shape != reference.shape:
+        got = ", ".join(f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}" for x in both)
         raise InputError(f"{what}: two batches of floats (N, C, H, W) alike are needed, got {got}")
     return images, reference.to(images)
 
