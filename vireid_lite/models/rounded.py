@@ -33,10 +33,8 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> Rounded:
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach().double()
     if norm is not None:
         factor = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
-        weight, bias = (
-            weight * factor.view(-1, 1, 1, 1),
-            (bias - norm.running_mean.double()) * factor + norm.bias.detach().double(),
-        )
+        bias = (bias - norm.running_mean.double()) * factor + norm.bias.detach().double()
+        weight = weight * factor.view(-1, 1, 1, 1)
     scale = (weight.abs().amax((1, 2, 3)) / LEVELS).float().clamp(min=torch.finfo(torch.float32).tiny)
     return Rounded((weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8), scale, bias.float())
 
