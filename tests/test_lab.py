@@ -20,6 +20,7 @@ import torch
 from lab_reference import SPECTRA, network
 from test_browser import _need
 
+from _make.pages import fill
 from vireid_lite import models
 from vireid_lite.chapters import lab
 from vireid_lite.data import Modality, SyntheticVI
@@ -220,6 +221,21 @@ def test_one_changed_weight_changes_a_ranking(exported, tmp_path):
     before = ask(exported.folder, states)
     after = ask(changed(exported.folder, tmp_path / "changed", "weights.bin", other_sign), states)
     assert [each["order"] for each in before] != [each["order"] for each in after]
+
+
+def test_build_puts_the_lab_on_its_page_or_says_what_is_missing(exported):
+    page = {"book/lab.md": b"# Lab\n\n% lab: here\n"}
+    assert "`vireid-lite lab` writes them" in fill(page, ROOT, ROOT)["book/lab.md"].decode()
+    data = {f"book/_static/lab/data/{path.name}": path.read_bytes() for path in exported.folder.iterdir()}
+    shown = fill(page | data, ROOT, ROOT)["book/lab.md"].decode()
+    scores = json.loads((exported.folder / "scores.json").read_text())
+    for scored in (scores["float"], scores["rounded"]["nothing"], scores["rounded"]["chain"]):
+        assert all("{rank1:.1f} / {mAP:.1f}".format(**scored[way]) in shown for way in scored)
+    assert exported.manifest["files"]["weights.bin"]["sha256"][:12] in shown
+    assert "Code has changed" not in shown
+    changed = {**exported.manifest, "behaviour": {**exported.manifest["behaviour"], "victim/agw": "00000000"}}
+    data["book/_static/lab/data/manifest.json"] = json.dumps(changed).encode()
+    assert "Code has changed since in victim/agw" in fill(page | data, ROOT, ROOT)["book/lab.md"].decode()
 
 
 def test_links_restore_states(exported):

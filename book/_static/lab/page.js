@@ -31,7 +31,6 @@ function picture(levels, { rows, columns }, said) {
 }
 
 const percent = (value) => `${value.toFixed(1)} %`;
-const pixels = (count) => `${Math.abs(count)} pixel${Math.abs(count) === 1 ? "" : "s"}`;
 
 /** One lab inside an element, whose data-folder says where its files are. */
 class Page {
@@ -79,7 +78,7 @@ class Page {
       spectrum: select(DIRECTIONS), query: select({ 0: "1" }), attack: select(NAMES),
       eps: make("input", { type: "range", min: 0, max: 16, step: 1 }), tied: box(), bits: box(),
       right: number(), down: number(), before: select(STANDS),
-      adaptive: select({ true: "through it (adaptive)", false: "without it (naive)" }), target: select({ 0: "nobody" }),
+      adaptive: select({ true: "adaptive", false: "naive" }), target: select({ 0: "nobody" }),
     };
     this.epsSaid = make("output", {});
     const label = (text, name, ...more) => make("label", {}, make("span", {}, text), this.controls[name], ...more);
@@ -88,12 +87,12 @@ class Page {
     reset.onclick = () => this.take({ ...START });
     const challenge = make("details", { class: "lab-challenge" }, make("summary", {}, "Challenge"),
       make("p", {}, "Choose a person. Make that person rank first for this query with the smallest budget: choose the query, the perturbation and eps. With image-specific steps the attack pulls towards the chosen person; otherwise it pushes away from the right one. Only an image of 8 bits within the budget counts."),
-      label("Who shall rank first", "target"), (this.judged = make("p", { class: "lab-judged" })));
+      label("Who shall rank first", "target"), (this.judged = make("p", { class: "lab-judged", "aria-live": "polite" })));
     const fields = make("fieldset", { disabled: "" }, make("legend", {}, "What is attacked, and how"),
       label("Direction", "spectrum"), label("Query", "query"), label("Perturbation", "attack"), label("eps", "eps", this.epsSaid),
       label("Tied: equal channels on infrared", "tied"), label("Rounded to 8 bits", "bits"),
-      label("Shift to the right, pixels", "right"), label("Shift down, pixels", "down"),
-      label("Before the network", "before"), label("Learned", "adaptive"),
+      label("Shift right, pixels", "right"), label("Shift down, pixels", "down"),
+      label("Before the network", "before"), label("The attack is", "adaptive"),
       make("div", { class: "lab-buttons" }, share, reset), challenge);
     const form = make("form", { class: "lab-controls" }, fields);
     form.onsubmit = (event) => event.preventDefault();
@@ -109,7 +108,7 @@ class Page {
     this.controls.query.replaceChildren(...options(lab.queries.visible.map(({ person }, place) => [place, `${place + 1}: person ${person}`])));
     this.controls.target.replaceChildren(...options([[0, "nobody"], ...lab.gallery.visible.map(({ person }) => [person, `person ${person}`])]));
     this.built.firstChild.disabled = false;
-    const { state, wrong } = decode(location.hash, lab);
+    const { state, wrong } = decode(location.hash.startsWith("#lab&") ? location.hash : (this.root.dataset.start ?? ""), lab);
     this.note.textContent = wrong.length ? `The link asks for what is not here, which is left out: ${wrong.join(", ")}.` : "";
     this.take(state);
     addEventListener("hashchange", () => location.hash.startsWith("#lab&") && this.take(decode(location.hash, lab).state));
@@ -154,8 +153,8 @@ class Page {
     const levels = (image) => image.map((value) => 255 * value);
     const change = found.image.map((value, i) => 127.5 + (127.5 * 255 * (value - found.clean[i])) / eps);
     const figure = (values, said) => make("figure", {}, picture(values, lab, said), make("figcaption", {}, said));
-    this.crops.replaceChildren(figure(levels(found.clean), `query: person ${person}`), figure(levels(found.image), "attacked"),
-      figure(change, `what changed, ${state.eps ? `±${state.eps} levels over the whole range` : "nothing"}`));
+    this.crops.replaceChildren(figure(levels(found.clean), `query, person ${person}`), figure(levels(found.image), "attacked"),
+      figure(change, state.eps ? `the change: black to white is ±${state.eps} levels` : "no change"));
     const crops = lab.gallery[state.spectrum === "visible" ? "infrared" : "visible"];
     const entry = (place) => {
       const crop = crops[place], right = crop.person === person, wanted = crop.person === state.target;
@@ -210,7 +209,7 @@ class Page {
       const through = state.before === "chain" && state.adaptive && attack !== "sign-noise" ? "chain" : "nothing";
       const stands = state.before === "mean" && state.spectrum === "visible" ? "nothing" : state.before; // where it does nothing
       const key = [attack, isTied(state) ? "tied" : "free", through, stands, state.spectrum].join(" ");
-      return [[0, clean], ...(scores.curves[key] ?? []).map(({ eps, rank1 }) => [eps, rank1])];
+      return [[0, clean], ...(scores.curves[key] ?? []).map(({ eps, rank1, change }) => [eps, rank1, change])];
     };
     const attack = state.attack === "steps" ? "cmps" : state.attack, [floor] = scores.chance[way], lines = { "sign-noise": line("sign-noise") };
     if (attack !== "sign-noise") lines[attack] = line(attack);
@@ -223,15 +222,17 @@ class Page {
     const svg = `<svg viewBox="0 0 380 186" role="img" aria-label="Rank-1 over the whole test against eps; the table below has its numbers">${ticks}`
       + `<path class="floor" d="M40 ${y(floor)}H360"/>${Object.entries(lines).map(path).join("")}<path class="here" d="M${x(state.eps)} 20V150"/>`
       + `<text x="200" y="182" text-anchor="middle">eps, in 255ths</text></svg>`;
+    const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`; // the interval is that of the paired bootstrap
+    const told = ([, rank1, change]) => percent(rank1) + (change ? ` (${signed(change.difference)}; ${signed(change.low)} to ${signed(change.high)})` : "");
     const cells = (values, tag = "td") => make("tr", {}, ...values.map((value) => make(tag, {}, value)));
     const table = make("table", {}, make("thead", {}, cells(["eps", ...names.map(named)], "th")),
-      make("tbody", {}, ...lines["sign-noise"].map(([eps], row) => cells([`${eps}/255`, ...names.map((name) => (lines[name][row] ? percent(lines[name][row][1]) : "–"))]))));
+      make("tbody", {}, ...lines["sign-noise"].map(([eps], row) => cells([`${eps}/255`, ...names.map((name) => told(lines[name][row]))]))));
     const steps = state.attack === "steps" ? " Image-specific steps were not scored over the test; the curve is that of CMPS." : "";
     const moved = !isMoved(state) ? "" : ` The curve is of perturbations that are not shifted.`;
     this.curve.innerHTML = svg;
     this.curve.prepend(make("p", {}, `One query is an anecdote. Over the whole test, ${queries} queries against ${gallery} crops, rank-1 in percent, in 8 bits: `
       + `${names.map((name) => `${named(name)} (${name === "sign-noise" ? "squares, dashed" : "discs"})`).join(" and ")}; the dotted line is chance.${steps}${moved}`));
-    this.curve.append(make("details", {}, make("summary", {}, "The curve as a table"), table));
+    this.curve.append(make("details", {}, make("summary", {}, "The curve as a table, changes with their 95 % intervals"), table));
   }
 
   /** Puts the state into the address, and on the clipboard where that is allowed. */

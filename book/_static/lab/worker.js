@@ -23,8 +23,8 @@ const reader = (folder) => async (name) => {
 
 /** Whether the right crop ranks first for a query of a state; each state is computed once. */
 function isRight(state) {
-  const key = encode({ ...state, target: 0 }, "");
-  if (!counted.has(key)) counted.set(key, show(lab, { ...state, target: 0 }).firstRight === 1);
+  const key = encode(state, "");
+  if (!counted.has(key)) counted.set(key, show(lab, state).firstRight === 1);
   return counted.get(key);
 }
 
