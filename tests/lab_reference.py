@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +16,7 @@ from vireid_lite.attacks.budget import to_8_bits
 from vireid_lite.attacks.image_specific import Guides, MetricFGSM
 from vireid_lite.chapters import lab
 from vireid_lite.data import Modality, SyntheticVI
+from vireid_lite.metrics.bootstrap import paired_bootstrap
 from vireid_lite.models import two_stream
 from vireid_lite.models.rounded import rounded
 
@@ -98,5 +100,7 @@ class Exported:
 
 def export(folder: Path) -> Exported:
     data = SyntheticVI(12, 2, size=(32, 16), val_identities=2, test_identities=14)
-    lab.export((model := network(), {"dataset": data.describe()}, data), folder, gradients=2, identities=4)
+    victim = (model := network()), {"dataset": data.describe()}, data
+    with mock.patch.object(lab, "paired_bootstrap", partial(paired_bootstrap, repeats=20)):
+        lab.export(victim, folder, gradients=2, identities=4)
     return Exported(folder, model)

@@ -242,7 +242,7 @@ def test_links_restore_states(exported):
     states = [*some_states()[:20], {**START, "target": 3, "attack": "steps", "steps": 10, "right": -3}]
     weights = exported.manifest["files"]["weights.bin"]["sha256"][:12]
     for state, found in zip(states, ask(exported.folder, states), strict=True):
-        assert found["restored"] == {"state": state, "wrong": []}
+        assert found["restored"] == {"state": state, "wrong": [], "weights": weights}
         assert found["link"].endswith(f"weights={weights}")
 
 

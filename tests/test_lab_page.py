@@ -58,6 +58,14 @@ def test_page_works_by_keyboard_alone_and_asks_nothing_outside(page, browser):  
         tab.goto(link)
         shown(tab)
         assert tab.locator("input[type=range]").input_value() == "7"
+        assert tab.locator(".lab-note").inner_text() == ""
+    with browser.new_page() as tab:
+        tab.goto(f"{address}#lab&eps=4&query=99&weights=0123456789ab")
+        shown(tab)
+        said = tab.locator(".lab-note").inner_text()
+        assert "made with other weights (0123456789ab" in said
+        assert "left out: query 99." in said
+        assert tab.locator("input[type=range]").input_value() == "4"
     assert errors == []
     assert all(url.startswith((address.removesuffix("index.html"), "data:")) for url in requests)
 

@@ -193,7 +193,7 @@ def attack(
 @app.command()
 def lab(
     tier: take.Tier = "lite", option: take.Options = None, checkpoint: take.Checkpoint = None,
-    gradients: take.LabGradients = 200, identities: take.LabIdentities = 200,
+    gradients: take.LabGradients = 120, identities: take.LabIdentities = 200,
     seed: take.Seed = 0, device: take.Device = "auto", out_dir: take.OutDir = Path("book/_static/lab/data"),
 ) -> None:  # fmt: skip
     """Export what the attack lab's page runs: a lite victim in 8 bits, perturbations learned for it, a gallery."""

@@ -29,10 +29,10 @@ from vireid_lite.chapters import plots
 from vireid_lite.data import Dataset, Modality, Record, cached
 from vireid_lite.errors import InputError
 from vireid_lite.files import ATTACK_CODE, cache_folder, source_hash, stable_hash, write_atomically
+from vireid_lite.metrics.bootstrap import paired_bootstrap
 from vireid_lite.metrics.evaluation import Evaluation, direction_name, embed_store, evaluate, ranked
 from vireid_lite.models.rounded import convolutions, fold, rounded
 from vireid_lite.models.two_stream import NonLocal, TwoStream
-from vireid_lite.study.run import difference
 
 FORMAT = 1  #: of the folder; the page refuses another
 ATTACKS = ("sign-noise", "uap", "cmps", "feature-level")
@@ -189,13 +189,13 @@ def plain(scored: Evaluation) -> dict[str, float]:
     return {name: round(100 * getattr(scored, name), 2) for name in ("rank1", "mAP", "mINP")}
 
 
-def directions(found: dict[Modality, Any] | Callable[[Modality], Any]) -> dict[str, Any]:
+def directions(found: Callable[[Modality], Any]) -> dict[str, Any]:
     """Return something by the name of each direction."""
-    return {direction_name(m): found(m) if callable(found) else found[m] for m in Modality}
+    return {direction_name(m): found(m) for m in Modality}
 
 
 def export(
-    victim: tuple[TwoStream, dict, Dataset], out_dir: Path, *, seed=0, gradients=200, identities=200, device="cpu"
+    victim: tuple[TwoStream, dict, Dataset], out_dir: Path, *, seed=0, gradients=120, identities=200, device="cpu"
 ) -> dict:
     """Write the lab's folder, `manifest.json` last, and return the manifest.
 
@@ -236,8 +236,9 @@ def export(
                 how = {"perturb": made.apply_rounded, "clean": clean[before][m], **options}
                 scored = evaluate(exact, dataset, m, **how)
             key = " ".join((name, "tied" if tied else "free", way, before, m.name.lower()))
-            moved = difference(clean[before][m], scored)["rank1"]
-            moved = {part: round(100 * value, 2) for part, value in moved.items()}
+            people = clean[before][m].per_identity
+            moved = paired_bootstrap(people.rank1, scored.per_identity.rank1, people.identity, people.queries)
+            moved = {part: round(100 * value, 2) for part, value in moved._asdict().items()}
             curves.setdefault(key, []).append({"eps": stop, **plain(scored), "change": moved})
     untouched = clean["nothing"]
     scores = {
@@ -250,7 +251,7 @@ def export(
     packs = {"weights.bin": weights, "perturbations.bin": deltas, "features.bin": features}
     files = {name: zlib.compress(bytes(pack.data), 9) for name, pack in packs.items()}
     files["sprite.png"] = sprite(dataset, [r for each in (queries, gallery) for m in Modality for r in each[m]])
-    files["scores.json"] = as_json(scores)
+    files["scores.json"] = json.dumps(scores, separators=(",", ":")).encode()
     files["still.png"] = still(exact, dataset, queries, shown)
     person = {record.identity: number for number, record in enumerate(gallery[Modality.VISIBLE], 1)}
     cell = count()
@@ -276,18 +277,13 @@ def export(
         "perturbations": listed,
         "files": {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in files.items()},
     }
-    files["manifest.json"] = as_json(manifest)
+    files["manifest.json"] = json.dumps(manifest, separators=(",", ":")).encode()
     if (total := sum(map(len, files.values()))) > LARGEST:
         raise InputError(f"lab: {total:,} bytes, above the {LARGEST:,} that a page may load; give a smaller victim")
     (out_dir / "manifest.json").unlink(missing_ok=True)  # no former one stands beside new files
     for name, data in files.items():
         write_atomically(out_dir / name, data)
     return manifest
-
-
-def as_json(value: dict) -> bytes:
-    """Return JSON without blanks."""
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def still(model: TwoStream, dataset: Dataset, queries: dict, made: UniversalPerturbation) -> bytes:

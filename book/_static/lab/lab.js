@@ -30,26 +30,25 @@ export function encode(state, hash) {
 
 /**
  * Returns the state that a link restores, and what of the link could not be taken.
- * @param {string} link from the # on @param {import("./files.js").Lab} lab @returns {{state: State, wrong: string[]}}
+ * @param {string} link from the # on @param {import("./files.js").Lab} lab @returns {{state: State, wrong: string[], weights: string}}
+ *   weights: the first digits of the sha256 that the link names, or of those that are here
  */
 export function decode(link, lab) {
-  const state = { ...START }, wrong = [];
-  if (!link.startsWith("#lab&")) return { state, wrong };
+  const state = { ...START }, wrong = [], asked = new URLSearchParams(link.startsWith("#lab&") ? link.slice(5) : "");
   const whole = (low, high) => (text) => (/^-?\d+$/.test(text) && +text >= low && +text <= high ? +text : undefined);
   const one = (names) => (text) => (names.includes(text) ? text : undefined);
   const flag = (text) => ({ true: true, false: false })[text], people = lab.gallery.visible.length;
   const readers = {
     query: whole(0, lab.queries.visible.length - 1), spectrum: one(SPECTRA), eps: whole(0, LARGEST_EPS), attack: one(ATTACKS),
     tied: flag, bits: flag, right: whole(-LARGEST_SHIFT, LARGEST_SHIFT), down: whole(-LARGEST_SHIFT, LARGEST_SHIFT),
-    before: one(BEFORE), adaptive: flag, steps: whole(1, 10), target: whole(0, people),
+    before: one(BEFORE), adaptive: flag, steps: (text) => STEPS.find((steps) => String(steps) === text), target: whole(0, people),
   };
-  for (const [name, text] of new URLSearchParams(link.slice(5))) {
-    const value = readers[name]?.(text);
-    if (name === "weights" && text !== lab.hash) wrong.push(`other weights (${text}, here ${lab.hash})`);
-    else if (value !== undefined) state[name] = value;
+  for (const [name, text] of asked) {
+    const value = Object.hasOwn(readers, name) ? readers[name](text) : undefined;
+    if (value !== undefined) state[name] = value;
     else if (name !== "weights") wrong.push(`${name} ${text}`);
   }
-  return { state, wrong };
+  return { state, wrong, weights: asked.get("weights") ?? lab.hash };
 }
 
 /** Whether infrared pixels get three equal channels: asked for, or all that passes where their mean is taken. */

@@ -4,7 +4,7 @@ import { chosen, decode, encode, isTied, START } from "./lab.js";
 
 const NAMES = {
   "sign-noise": "noise of the same l2", uap: "UAP", cmps: "CMPS",
-  "feature-level": "feature-level attack", "steps 1": "one step, this image", "steps 10": "ten steps, this image",
+  "feature-level": "feature-level attack", "steps 1": "one step", "steps 10": "ten steps",
 };
 const DIRECTIONS = { visible: "visible to infrared", infrared: "infrared to visible" };
 const STANDS = { nothing: "nothing", mean: "mean of the infrared channels", chain: "chain of resizes" };
@@ -108,8 +108,9 @@ class Page {
     this.controls.query.replaceChildren(...options(lab.queries.visible.map(({ person }, place) => [place, `${place + 1}: person ${person}`])));
     this.controls.target.replaceChildren(...options([[0, "nobody"], ...lab.gallery.visible.map(({ person }) => [person, `person ${person}`])]));
     this.built.firstChild.disabled = false;
-    const { state, wrong } = decode(location.hash.startsWith("#lab&") ? location.hash : (this.root.dataset.start ?? ""), lab);
-    this.note.textContent = wrong.length ? `The link asks for what is not here, which is left out: ${wrong.join(", ")}.` : "";
+    const { state, wrong, weights } = decode(location.hash.startsWith("#lab&") ? location.hash : (this.root.dataset.start ?? ""), lab);
+    this.note.textContent = (weights === lab.hash ? "" : `This link was made with other weights (${weights}, here ${lab.hash}): what it shows may differ. `)
+      + (wrong.length ? `It asks for what is not here, which is left out: ${wrong.join(", ")}.` : "");
     this.take(state);
     addEventListener("hashchange", () => location.hash.startsWith("#lab&") && this.take(decode(location.hash, lab).state));
   }
@@ -152,7 +153,7 @@ class Page {
     const { lab } = this, { person } = lab.queries[state.spectrum][state.query], eps = state.eps || 1;
     const levels = (image) => image.map((value) => 255 * value);
     const change = found.image.map((value, i) => 127.5 + (127.5 * 255 * (value - found.clean[i])) / eps);
-    const figure = (values, said) => make("figure", {}, picture(values, lab, said), make("figcaption", {}, said));
+    const figure = (values, said) => make("div", {}, picture(values, lab, said), make("p", { "aria-hidden": "true" }, said));
     this.crops.replaceChildren(figure(levels(found.clean), `query, person ${person}`), figure(levels(found.image), "attacked"),
       figure(change, state.eps ? `the change: black to white is ±${state.eps} levels` : "no change"));
     const crops = lab.gallery[state.spectrum === "visible" ? "infrared" : "visible"];
