@@ -235,6 +235,10 @@ def test_build_puts_the_lab_on_its_page_or_says_what_is_missing(exported):
     assert "Code has changed" not in shown
     changed = {**exported.manifest, "behaviour": {**exported.manifest["behaviour"], "victim/agw": "00000000"}}
     data["book/_static/lab/data/manifest.json"] = json.dumps(changed).encode()
+    notebook = {"notebooks/06_x.ipynb": json.dumps({"source": ["a\n", "<!-- lab: #lab&right=1 -->"]}).encode()}
+    assert fill(notebook, ROOT, ROOT) == {}
+    (line,) = json.loads(fill(notebook | data, ROOT, ROOT)["notebooks/06_x.ipynb"])["source"][1:]
+    assert 'data-start="#lab&amp;right=1"' in line
     assert "Code has changed since in victim/agw" in fill(page | data, ROOT, ROOT)["book/lab.md"].decode()
 
 

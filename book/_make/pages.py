@@ -60,6 +60,9 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
         shown = lab.MARK.sub(lambda _: lab.place(files), PICTURE.sub(partial(picture, page), text))
         if (shown := NUMBERS.sub(partial(numbers, page), shown)) != text:
             filled[page] = shown.encode()
+    for page in [name for name in files if name.endswith(".ipynb") and lab.exported(files)]:
+        if (shown := lab.in_chapters(text := files[page].decode())) != text:
+            filled[page] = shown.encode()
     return filled
 
 
