@@ -33,12 +33,12 @@ export async function load(read) {
   };
   const manifest = json(await read("manifest.json"), "manifest.json");
   if (manifest?.format !== FORMAT)
-    throw new LabError(`manifest.json has format ${manifest?.format}, and this page reads ${FORMAT}: page and weights are of two versions.`);
+    throw new LabError(`manifest.json has format ${manifest?.format}, and this page reads ${FORMAT}; reload the page.`);
   const names = ["weights.bin", "perturbations.bin", "features.bin", "sprite.png", "scores.json"];
   const found = Object.fromEntries(await Promise.all(names.map(async (name) => {
     const bytes = new Uint8Array(await read(name)), stated = manifest.files?.[name];
     if (bytes.length !== stated?.bytes || sha256(bytes) !== stated.sha256)
-      throw new LabError(`${name} is damaged: it is not the file that manifest.json names. Reload the page; if that does not help, export the lab again.`);
+      throw new LabError(`${name} is damaged: it is not the file that manifest.json names; reload, or export it again.`);
     return [name, bytes];
   })));
   const [rows, columns] = manifest.size, { dimension } = manifest.network;

@@ -30,7 +30,8 @@ export function encode(state, hash) {
 
 /**
  * Returns the state that a link restores, and what of the link could not be taken.
- * @param {string} link from the # on @param {import("./files.js").Lab} lab @returns {{state: State, wrong: string[], weights: string}}
+ * @param {string} link from the # on @param {import("./files.js").Lab} lab
+ * @returns {{state: State, wrong: string[], weights: string}}
  *   weights: the first digits of the sha256 that the link names, or of those that are here
  */
 export function decode(link, lab) {

@@ -1,6 +1,7 @@
 // The lab's page: controls, what they show, and one sentence where something fails. All computing is in worker.js.
 
-import { chosen, decode, encode, isTied, START } from "./lab.js";
+import { curve, direction, make, percent } from "./curve.js";
+import { chosen, decode, encode, START } from "./lab.js";
 
 const NAMES = {
   "sign-noise": "noise of the same l2", uap: "UAP", cmps: "CMPS",
@@ -8,15 +9,13 @@ const NAMES = {
 };
 const DIRECTIONS = { visible: "visible to infrared", infrared: "infrared to visible" };
 const STANDS = { nothing: "nothing", mean: "mean of the infrared channels", chain: "chain of resizes" };
+const RULES = "Choose a person, and make that person rank first with the smallest budget: choose the query, the perturbation and "
+  + "eps. One step and ten steps then pull towards the chosen person instead of pushing away from the right one. Only an "
+  + "image of 8 bits within the budget counts.";
 const SHOWN = 10, WAIT = 300;
 
-/** Returns a new element. @param {string} tag @param {object} [facts] attributes @param {...(Node|string)} inside */
-function make(tag, facts = {}, ...inside) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(facts)) if (value !== undefined) element.setAttribute(name, value);
-  element.append(...inside);
-  return element;
-}
+/** Returns the options of a select, from values and what is said of each. */
+const options = (names) => names.map(([value, said]) => make("option", { value }, said));
 
 /** Draws pixels [row][column][3], levels from 0 to 255, on a new canvas that says what it shows. */
 function picture(levels, { rows, columns }, said) {
@@ -29,8 +28,6 @@ function picture(levels, { rows, columns }, said) {
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
 }
-
-const percent = (value) => `${value.toFixed(1)} %`;
 
 /** One lab inside an element, whose data-folder says where its files are. */
 class Page {
@@ -71,7 +68,7 @@ class Page {
   }
 
   form() {
-    const select = (names) => make("select", {}, ...Object.entries(names).map(([value, said]) => make("option", { value }, said)));
+    const select = (names) => make("select", {}, ...options(Object.entries(names)));
     const number = () => make("input", { type: "number", min: -24, max: 24, step: 1 });
     const box = () => make("input", { type: "checkbox" });
     this.controls = {
@@ -82,11 +79,11 @@ class Page {
     };
     this.epsSaid = make("output", {});
     const label = (text, name, ...more) => make("label", {}, make("span", {}, text), this.controls[name], ...more);
-    const share = make("button", { type: "button" }, "Link to this state"), reset = make("button", { type: "button" }, "Start again");
+    const [share, reset] = ["Link to this state", "Start again"].map((said) => make("button", { type: "button" }, said));
     share.onclick = () => this.share();
     reset.onclick = () => this.take({ ...START });
     const challenge = make("details", { class: "lab-challenge" }, make("summary", {}, "Challenge"),
-      make("p", {}, "Choose a person. Make that person rank first for this query with the smallest budget: choose the query, the perturbation and eps. With image-specific steps the attack pulls towards the chosen person; otherwise it pushes away from the right one. Only an image of 8 bits within the budget counts."),
+      make("p", {}, RULES),
       label("Who shall rank first", "target"), (this.judged = make("p", { class: "lab-judged", "aria-live": "polite" })));
     const fields = make("fieldset", { disabled: "" }, make("legend", {}, "What is attacked, and how"),
       label("Direction", "spectrum"), label("Query", "query"), label("Perturbation", "attack"), label("eps", "eps", this.epsSaid),
@@ -104,12 +101,14 @@ class Page {
   ready({ lab, crops }) {
     this.lab = lab;
     this.pixels = crops;
-    const options = (names) => names.map(([value, said]) => make("option", { value }, said));
-    this.controls.query.replaceChildren(...options(lab.queries.visible.map(({ person }, place) => [place, `${place + 1}: person ${person}`])));
-    this.controls.target.replaceChildren(...options([[0, "nobody"], ...lab.gallery.visible.map(({ person }) => [person, `person ${person}`])]));
+    const queries = lab.queries.visible.map(({ person }, place) => [place, `${place + 1}: person ${person}`]);
+    const people = lab.gallery.visible.map(({ person }) => [person, `person ${person}`]);
+    this.controls.query.replaceChildren(...options(queries));
+    this.controls.target.replaceChildren(...options([[0, "nobody"], ...people]));
     this.built.firstChild.disabled = false;
-    const { state, wrong, weights } = decode(location.hash.startsWith("#lab&") ? location.hash : (this.root.dataset.start ?? ""), lab);
-    this.note.textContent = (weights === lab.hash ? "" : `This link was made with other weights (${weights}, here ${lab.hash}): what it shows may differ. `)
+    const link = location.hash.startsWith("#lab&") ? location.hash : (this.root.dataset.start ?? "");
+    const { state, wrong, weights } = decode(link, lab), others = `other weights (${weights}, here ${lab.hash})`;
+    this.note.textContent = (weights === lab.hash ? "" : `This link was made with ${others}: what it shows may differ. `)
       + (wrong.length ? `It asks for what is not here, which is left out: ${wrong.join(", ")}.` : "");
     this.take(state);
     addEventListener("hashchange", () => location.hash.startsWith("#lab&") && this.take(decode(location.hash, lab).state));
@@ -127,10 +126,11 @@ class Page {
 
   /** Reads the controls, and asks for their state when they have been still for a moment. */
   changed(wait = WAIT) {
-    const read = this.controls, [attack, steps] = read.attack.value.split(" "), within = (value) => Math.max(-24, Math.min(24, Math.round(value) || 0));
+    const read = this.controls, [attack, steps] = read.attack.value.split(" ");
+    const within = ({ value }) => Math.max(-24, Math.min(24, Math.round(value) || 0));
     this.state = {
-      query: +read.query.value, spectrum: read.spectrum.value, eps: +read.eps.value, attack, steps: +(steps ?? 1), tied: read.tied.checked,
-      bits: read.bits.checked, right: within(read.right.value), down: within(read.down.value), before: read.before.value,
+      query: +read.query.value, spectrum: read.spectrum.value, eps: +read.eps.value, attack, steps: +(steps ?? 1),
+      tied: read.tied.checked, bits: read.bits.checked, right: within(read.right), down: within(read.down), before: read.before.value,
       adaptive: read.adaptive.value === "true", target: +read.target.value,
     };
     const { state } = this, own = attack === "steps", forced = state.before === "mean" && state.adaptive;
@@ -138,7 +138,8 @@ class Page {
     read.tied.disabled = forced;
     read.adaptive.disabled = state.before === "nothing" || attack === "sign-noise";
     const { made } = own ? {} : chosen(this.lab, state);
-    const learned = own || !state.eps ? "" : made.eps === state.eps ? ", learned for it" : `, the pattern learned for ${made.eps}/255, scaled`;
+    const learned = own || !state.eps ? "" : made.eps === state.eps ? ", learned for it"
+      : `, the pattern learned for ${made.eps}/255, scaled`;
     this.epsSaid.textContent = `${state.eps}/255${attack === "sign-noise" ? "" : learned}`;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
@@ -169,7 +170,7 @@ class Page {
     this.said = { state, found, crops, milliseconds };
     this.describe({ right: undefined });
     this.judge(state, found);
-    this.drawCurve(state);
+    this.curve.replaceChildren(...curve(this.lab.scores, state, NAMES));
     this.root.setAttribute("aria-busy", "false");
     this.root.dataset.shown = id;
   }
@@ -184,56 +185,28 @@ class Page {
     const so = tried < of ? ` (${tried} tried so far)` : "", [chance] = lab.scores.chance[direction(state)];
     const facts = [
       ["Rank of the right person", `${found.firstRight} of ${crops.length}`],
-      ["Right at rank 1, queries of this direction", right ? `clean ${right.clean}, attacked ${right.attacked}, of ${of}${so}` : "being counted…"],
-      ["Without any information", `${(100 / crops.length).toFixed(1)} % at rank 1 in this gallery, ${percent(chance)} in the whole test`],
+      ["Right at rank 1, queries of this direction",
+        right ? `clean ${right.clean}, attacked ${right.attacked}, of ${of}${so}` : "being counted…"],
+      ["Without any information",
+        `${percent(100 / crops.length)} at rank 1 in this gallery, ${percent(chance)} in the whole test`],
       ["Largest change of a pixel", `${found.change.toFixed(state.bits ? 0 : 2)} of 255 levels`],
       ["Computed here, in", `${milliseconds.toFixed(0)} ms`],
     ];
     this.facts.replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
   }
 
-  /** Says whether the chosen person ranks first, and with what. */
+  /** Says whether the chosen person ranks first, and with what; only an image of 8 bits within the budget counts. */
   judge(state, found) {
-    const best = (this.best ??= {}), key = `${state.spectrum} ${state.query} ${state.target}`, { person } = this.lab.queries[state.spectrum][state.query];
-    if (state.target && state.target !== person && found.hit && state.bits && state.eps < (best[key] ?? 17)) best[key] = state.eps;
-    const within = found.change <= state.eps + 0.01 ? `within ${state.eps}/255 after clipping and rounding` : "outside the budget";
-    this.judged.textContent = !state.target ? "Nobody is chosen." : state.target === person ? "This is the query's own person; choose another."
-      : !state.bits ? `On pixels as floats: ${found.hit ? "yes" : "no"}. Round to 8 bits: only that counts.`
-      : `${found.hit ? "Yes: first" : "No"}, in 8 bits, ${within}. On floats, before rounding: ${found.hitUnrounded ? "yes" : "no"}.`
-        + (best[key] === undefined ? "" : ` Smallest eps that did it here: ${best[key]}/255.`);
-  }
-
-  /** Draws the attack over the whole test, as it was scored when the lab was exported. */
-  drawCurve(state) {
-    const { scores } = this.lab, way = direction(state), clean = scores.rounded[state.before === "chain" ? "chain" : "nothing"][way].rank1;
-    const line = (attack) => {
-      const through = state.before === "chain" && state.adaptive && attack !== "sign-noise" ? "chain" : "nothing";
-      const stands = state.before === "mean" && state.spectrum === "visible" ? "nothing" : state.before; // where it does nothing
-      const key = [attack, isTied(state) ? "tied" : "free", through, stands, state.spectrum].join(" ");
-      return [[0, clean], ...(scores.curves[key] ?? []).map(({ eps, rank1, change }) => [eps, rank1, change])];
-    };
-    const attack = state.attack === "steps" ? "cmps" : state.attack, [floor] = scores.chance[way], lines = { "sign-noise": line("sign-noise") };
-    if (attack !== "sign-noise") lines[attack] = line(attack);
-    const [queries, gallery] = scores.tested[way], names = Object.keys(lines), x = (eps) => 40 + 20 * eps, y = (rank1) => 150 - 1.3 * rank1;
-    const named = (name) => NAMES[name];
-    const path = ([name, points]) => `<polyline class="${name === "sign-noise" ? "noise" : "attack"}" points="${points.map(([e, r]) => `${x(e)},${y(r)}`).join(" ")}"/>`
-      + points.map(([e, r]) => name === "sign-noise" ? `<rect class="noise" x="${x(e) - 3}" y="${y(r) - 3}" width="6" height="6"/>` : `<circle class="attack" cx="${x(e)}" cy="${y(r)}" r="4"/>`).join("");
-    const ticks = [0, 2, 4, 8, 16].map((e) => `<text x="${x(e)}" y="166" text-anchor="middle">${e}</text>`).join("")
-      + [0, 50, 100].map((r) => `<text x="34" y="${y(r) + 4}" text-anchor="end">${r}</text><path class="grid" d="M40 ${y(r)}H360"/>`).join("");
-    const svg = `<svg viewBox="0 0 380 186" role="img" aria-label="Rank-1 over the whole test against eps; the table below has its numbers">${ticks}`
-      + `<path class="floor" d="M40 ${y(floor)}H360"/>${Object.entries(lines).map(path).join("")}<path class="here" d="M${x(state.eps)} 20V150"/>`
-      + `<text x="200" y="182" text-anchor="middle">eps, in 255ths</text></svg>`;
-    const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`; // the interval is that of the paired bootstrap
-    const told = ([, rank1, change]) => percent(rank1) + (change ? ` (${signed(change.difference)}; ${signed(change.low)} to ${signed(change.high)})` : "");
-    const cells = (values, tag = "td") => make("tr", {}, ...values.map((value) => make(tag, {}, value)));
-    const table = make("table", {}, make("thead", {}, cells(["eps", ...names.map(named)], "th")),
-      make("tbody", {}, ...lines["sign-noise"].map(([eps], row) => cells([`${eps}/255`, ...names.map((name) => told(lines[name][row]))]))));
-    const steps = state.attack === "steps" ? " Image-specific steps were not scored over the test; the curve is that of CMPS." : "";
-    const moved = !isMoved(state) ? "" : ` The curve is of perturbations that are not shifted.`;
-    this.curve.innerHTML = svg;
-    this.curve.prepend(make("p", {}, `One query is an anecdote. Over the whole test, ${queries} queries against ${gallery} crops, rank-1 in percent, in 8 bits: `
-      + `${names.map((name) => `${named(name)} (${name === "sign-noise" ? "squares, dashed" : "discs"})`).join(" and ")}; the dotted line is chance.${steps}${moved}`));
-    this.curve.append(make("details", {}, make("summary", {}, "The curve as a table, changes with their 95 % intervals"), table));
+    const { spectrum, query, target, eps, bits } = state, { person } = this.lab.queries[spectrum][query];
+    const within = found.change <= eps + 0.01, key = `${spectrum} ${query} ${target}`, best = (this.best ??= {});
+    if (target && target !== person && found.hit && bits && within) best[key] = Math.min(eps, best[key] ?? eps);
+    const budget = within ? `within ${eps}/255 after clipping and rounding` : "outside the budget";
+    const floats = `On floats, before rounding: ${found.hitUnrounded ? "yes" : "no"}.`;
+    const least = best[key] === undefined ? "" : ` The smallest eps that did it here: ${best[key]}/255.`;
+    this.judged.textContent = !target ? "Nobody is chosen."
+      : target === person ? "This is the query's own person; choose another."
+      : !bits ? `${floats} Round to 8 bits: only that counts.`
+      : `${found.hit ? "Yes" : "No"}, in 8 bits, ${budget}. ${floats}${least}`;
   }
 
   /** Puts the state into the address, and on the clipboard where that is allowed. */
@@ -247,8 +220,5 @@ class Page {
     }
   }
 }
-
-const direction = ({ spectrum }) => (spectrum === "visible" ? "visible to infrared" : "infrared to visible");
-const isMoved = (state) => state.attack !== "steps" && (state.right || state.down);
 
 for (const root of document.querySelectorAll(".attack-lab")) new Page(root);

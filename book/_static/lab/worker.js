@@ -16,7 +16,7 @@ const reader = (folder) => async (name) => {
   } catch {
     throw new LabError(`The connection was lost while ${name} was loaded.`);
   }
-  if (answer.status === 404) throw new LabError(`${name} is not here: this copy of the book was built without the lab's files, which \`vireid-lite lab\` writes.`);
+  if (answer.status === 404) throw new LabError(`${name} is not here; \`vireid-lite lab\` writes the lab's files.`);
   if (!answer.ok) throw new LabError(`${name} could not be loaded (the server says ${answer.status}).`);
   return bytes;
 };
