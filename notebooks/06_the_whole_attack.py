@@ -487,6 +487,11 @@ plots.cmc_curves({name: results[name][Modality.INFRARED].cmc for name in shown},
 plt.show()
 
 # %% [markdown]
+# One query at a time, with every setting at hand: the [attack lab](../book/lab.md).
+#
+# <!-- lab: #lab&attack=cmps -->
+
+# %% [markdown]
 # ## Anatomy of the drop
 #
 # A low rank-1 has several possible causes. Identity may be gone from the feature; or the feature still knows the

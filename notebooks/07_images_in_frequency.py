@@ -917,6 +917,11 @@ Markdown("\n".join(lines) + f"\n\nRank-1 in %, 8 bits; chance: {floors} %.\n\n" 
 # %% [markdown]
 # Losses need not add up. A ranking forgives a small push and falls for a larger one, so rings that do little each can
 # do much together; and a ring that repeats what another did adds nothing.
+#
+# The perturbation carries the grid of the strides, so its place matters. In the [attack lab](../book/lab.md), move it by
+# one pixel, then by two.
+#
+# <!-- lab: #lab&attack=cmps&right=1 -->
 
 # %% [markdown]
 # ## What a defender learns

@@ -62,3 +62,11 @@ def victim():
     model.stages[0].eval()
     next(model.parameters()).requires_grad_(False)
     return model
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """An export of the attack lab, of a small network on small crops."""
+    from lab_reference import export
+
+    return export(tmp_path_factory.mktemp("lab"))

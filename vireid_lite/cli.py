@@ -196,6 +196,23 @@ def attack(
 
 
 @app.command()
+def lab(
+    tier: take.Tier = "lite", option: take.Options = None, checkpoint: take.Checkpoint = None,
+    gradients: take.LabGradients = 120, identities: take.LabIdentities = 200,
+    seed: take.Seed = 0, device: take.Device = "auto", out_dir: take.OutDir = Path("book/_static/lab/data"),
+) -> None:  # fmt: skip
+    """Export what the attack lab's page runs: a lite victim in 8 bits, perturbations learned for it, a gallery."""
+    from vireid_lite.chapters.lab import export
+    from vireid_lite.machine import pick_device
+
+    chosen = pick_device(device)
+    victim = _victim(checkpoint, None, None, seed, chosen, tier, "synthetic", None, None, option, False)
+    made = export(victim, out_dir, seed=seed, gradients=gradients, identities=identities, device=chosen)
+    size = sum(each["bytes"] for each in made["files"].values())
+    print(f"{out_dir}: {made['name']}, {len(made['perturbations'])} perturbations, {size:,} bytes")
+
+
+@app.command()
 def campaign(
     file: take.CampaignFile, out_dir: take.OutDir = Path("book/results"), data_root: take.DataRoot = None,
     workers: take.Processes = 1, device: take.Device = "auto", rerun_stale: take.RerunStale = False,

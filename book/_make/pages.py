@@ -2,7 +2,8 @@
 
 A page asks with a line of its own, which is a comment in its source: `% costs: ...` for the chapters with their
 minutes, `% measured: STEM` for one chapter's cost or `all` for a table, `% status: ...` for how this copy was made.
-`% picture: CHAPTER FIGURE` to `% end` stands where the chapter has been executed, and a line that says so otherwise.
+`% lab: ...` is the attack lab. `% picture: CHAPTER FIGURE` to `% end` stands where the chapter has been executed, and a
+line that says so otherwise.
 """
 
 import base64
@@ -11,6 +12,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
+from _make import lab
 from _make.notebooks import COSTS, find_chapters, read_record
 from vireid_lite.chapters.costs import in_minutes, read_costs
 from vireid_lite.errors import InputError
@@ -56,7 +58,11 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
 
     for page in [name for name in files if name.startswith("book/") and name.endswith(".md")]:
         text = files[page].decode()
-        if (shown := NUMBERS.sub(partial(numbers, page), PICTURE.sub(partial(picture, page), text))) != text:
+        shown = lab.MARK.sub(lambda _: lab.place(files), PICTURE.sub(partial(picture, page), text))
+        if (shown := NUMBERS.sub(partial(numbers, page), shown)) != text:
+            filled[page] = shown.encode()
+    for page in [name for name in files if name.endswith(".ipynb") and lab.exported(files)]:
+        if (shown := lab.in_chapters(text := files[page].decode())) != text:
             filled[page] = shown.encode()
     return filled
 

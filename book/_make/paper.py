@@ -106,6 +106,8 @@ def _read(pages: Path, entry: Entry, printed: set[str]) -> Entry:
         raise BuildError(f"printing: {entry.page} has no heading in an article")
     for element in article.select("a.headerlink, script"):
         element.decompose()
+    for element in article.find_all("noscript"):
+        element.unwrap()  # paper runs no scripts
     for element in article.find_all(re.compile("^h[1-5]$")):
         element.name = f"h{int(element.name[1]) + 1}"  # one level down, since parts stand above pages in the outline
     for element in article.find_all(True):
