@@ -819,8 +819,8 @@ for other in main:
     own = twin(other, paper_cards)
     if own is None or own is other:
         continue
-    for direction, (score, counts) in product(directions, (("rank1", verdicts), ("mAP", by_map))):
-        found = tables.compare(other, own, direction, score)
+    for direction, (measure, counts) in product(directions, (("rank1", verdicts), ("mAP", by_map))):
+        found = tables.compare(other, own, direction, measure)
         place = 0 if found.high < 0 else 1 if found.low > 0 else 2
         form = "tied" if other["attack"]["tied"] else "free"
         key = tables.label(other["attack"]), form, other["dataset"]["difficulty"], direction
