@@ -69,7 +69,7 @@ settings = check_parameters(globals(), costs)
 # | Camera | Light | Whose light | A bright pixel means |
 # |---|---|---|---|
 # | visible | what the eye sees, in three channels | sun and lamps | the surface reflects that colour |
-# | near infrared | just beyond red, one channel | the camera's own lamp | the fibre reflects it, whatever its dye |
+# | near infrared | just beyond red, one channel | the camera's own lamp | the fibre reflects it, whatever most dyes do (carbon black stays dark) |
 # | thermal | far infrared, one channel | the body itself | the surface is warm |
 #
 # A {term}`visible` and a near-{term}`infrared` camera both see *reflected* light, in different bands; most dyes that give
@@ -444,7 +444,7 @@ Markdown(notes.get(settings.dataset, licensed))
 # %% [markdown]
 # ## Shortcuts
 #
-# A *shortcut* here is a way to match people across spectra without learning anything. Seven are tried, each as a
+# A *shortcut* {cite}`geirhos2020shortcut` here is a way to match people across spectra without learning anything. Seven are tried, each as a
 # feature that is ranked by Euclidean distance:
 #
 # - **pixels**: the grey of a coarse grid, as above; and **contrast**: the same after every image is brought to mean
@@ -545,7 +545,7 @@ for world, dataset in worlds.items():
 # %% [markdown]
 # Two rows are trained networks, and come from committed run cards rather than from this run: the {term}`victim` of
 # [chapter 3](03_training), which later chapters attack, and the same network trained on labels that were shuffled over
-# the images. That one had nothing to learn about anybody, so one expects it at chance. Above it, either training or
+# the images {cite}`zhang2017rethinking`. That one had nothing to learn about anybody, so one expects it at chance. Above it, either training or
 # evaluation leaks, or its filters pass on what the shortcuts use. The intervals resample people, on the mean over the
 # cards' seeds.
 
@@ -901,4 +901,5 @@ print("contrast within the visible, as it is:", percent(rank_by(contrast, world,
 # ## References
 #
 # Cited on this page, in full under [References](../book/references.md): {cite:t}`wu2017sysu`,
-# {cite:t}`nguyen2017regdb`, {cite:t}`zhang2023deen`, {cite:t}`ye2022agw`.
+# {cite:t}`nguyen2017regdb`, {cite:t}`zhang2023deen`, {cite:t}`ye2022agw`, {cite:t}`geirhos2020shortcut`,
+# {cite:t}`zhang2017rethinking`.

@@ -681,8 +681,9 @@ Markdown(
 # "± 0.4" can mean three things, and they answer three questions.
 #
 # - **Over trials**: would another drawn gallery give another number? One network, the same people.
-# - **Over people**: would other people give another number? One network; the test people are resampled with
-#   replacement, all queries of one person together, because they are not independent (a bootstrap over identities).
+# - **Over people**: would queries of other people, against this gallery and this network, give another number? The people
+#   who ask are resampled with replacement, all queries of one person together, because they are not independent (a
+#   bootstrap over identities, which are clusters {cite}`field2007clustered`).
 # - **Over seeds**: would another training run give another number? The victim is trained again; for an attack, victim
 #   *and* attack are made again.
 
@@ -1409,6 +1410,6 @@ table(
 #
 # Cited on this page, in full under [References](../book/references.md): {cite:t}`gong2024cmps`,
 # {cite:t}`nguyen2017regdb`, {cite:t}`wu2017sysu`, {cite:t}`yang2024feature`, {cite:t}`ye2020ddag`, {cite:t}`ye2022agw`,
-# {cite:t}`zhang2023deen`. Code: [AGW](https://github.com/mangye16/Cross-Modal-Re-ID-baseline) at `e817a26`,
+# {cite:t}`zhang2023deen`, {cite:t}`field2007clustered`. Code: [AGW](https://github.com/mangye16/Cross-Modal-Re-ID-baseline) at `e817a26`,
 # [LLCM and DEEN](https://github.com/ZYK100/LLCM) at `886e27c`,
 # [SYSU-MM01](https://github.com/wuancong/SYSU-MM01) at `0499112`, and the repository of CMPS at `78126a2`.

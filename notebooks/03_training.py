@@ -680,7 +680,7 @@ plt.show()
 # %% [markdown]
 # ### The modality gap
 #
-# Three measures on all test images. The *gap* is the distance between the mean visible and the mean infrared feature,
+# Three measures on all test images. The *gap* {cite}`liang2022gap` is the distance between the mean visible and the mean infrared feature,
 # over the mean distance of a feature to the mean of its own modality. The *probe* is a linear classifier that tells
 # the modality from the feature, fitted on half of the identities and scored on the other half. The last two rows ask
 # what an image's nearest other image shares with it. The last column is what no information gives: the same measures
@@ -1111,4 +1111,4 @@ print(f"test identities:     rank-1 {100 * honest.rank1:.1f} %, mAP {100 * hones
 #
 # Cited on this page, in full under [References](../book/references.md): {cite:t}`ye2022agw`, {cite:t}`ye2021caj`,
 # {cite:t}`wang2018nonlocal`, {cite:t}`radenovic2019gem`, {cite:t}`luo2019bnneck`, {cite:t}`hermans2017triplet`,
-# {cite:t}`vandermaaten2008tsne`, {cite:t}`gong2024cmps`.
+# {cite:t}`vandermaaten2008tsne`, {cite:t}`gong2024cmps`, {cite:t}`liang2022gap`.

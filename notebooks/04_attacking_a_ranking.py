@@ -74,7 +74,7 @@ settings = check_parameters(globals(), costs)
 # |---|---|
 # | Who is the {term}`victim`? | the network of [chapter 3](03_training), frozen: the same bits before and after |
 # | What does the attacker know? | its weights ({term}`white box`); what else, differs from attack to attack and has a column of its own |
-# | When? | at query time: a new perturbation for every query, with gradients of the network at that moment |
+# | When? | at query time: a new perturbation for every query, made of the image before it is submitted |
 # | What is perturbed? | the query image, in pixels; the {term}`gallery` stays clean |
 # | How much? | `EPS` for every pixel and channel, and `x'` stays in [0, 1] |
 # | What is measured? | rank-1 and mAP on people never trained on, after rounding to 8 bits, beside {term}`chance level` and {term}`arithmetic minimum` |
@@ -325,7 +325,8 @@ Markdown(
 # %% [markdown]
 # ## Class attacks on a ranking
 #
-# FGSM {cite}`goodfellow2015fgsm` and PGD {cite}`madry2018pgd` climb the cross-entropy of a class. A re-identification
+# A small change that fools a network {cite}`szegedy2014intriguing` was first made for classes. FGSM
+# {cite}`goodfellow2015fgsm` and PGD {cite}`madry2018pgd` climb the cross-entropy of a class. A re-identification
 # network has a classifier too, left over from training, and its classes are the training people. So the attacker takes
 # the class that the network predicts for the query, and drives it away. In the published comparison
 # {cite}`gong2024cmps` these two leave more of the ranking standing than every metric attack in the same table. The
@@ -535,14 +536,16 @@ display(Markdown("\n\n".join(said)))
 # | FGSM {cite}`goodfellow2015fgsm` | cross-entropy of the predicted class, one step of {math}`\varepsilon` | clean | 0 |
 # | PGD {cite}`madry2018pgd` | the same | random | 0 |
 # | Metric-FGSM {cite}`bai2019metric` | {math}`\sum \lVert f(x') - f_\mathrm{same}\rVert^2` | clean | 0 |
-# | M-FGSM {cite}`bai2019metric,dong2018momentum` | the same | clean | 1 |
+# | M-FGSM {cite}`bai2019metric,dong2018momentum` | the same; that the tables of CMPS mean momentum is our reading | clean | 1 |
 # | SMA {cite}`bouniot2020metric` | {math}`\lVert f(x') - f(x)\rVert^2` | random | 0 |
 # | FNA {cite}`bouniot2020metric` | {math}`\sum \lVert f(x') - f_\mathrm{same}\rVert^2 - \lVert f(x') - f_\mathrm{far}\rVert^2` | clean | 0 |
 # | ODFA {cite}`zheng2023uturn` | {math}`-\lVert f(x') + f(x)\rVert^2` | random | 0 |
 # | LTA {cite}`gong2022colour` | {math}`\lVert f(x') - f(x_\mathrm{grey\ patch})\rVert^2`, a new patch each step | random | 1 |
 #
 # {math}`f` is the ranked feature, through the query's own stem. {math}`f_\mathrm{same}` are clean images of the same person
-# and modality, {math}`f_\mathrm{far}` the mean of the farthest other person. The published versions differ in budget, steps
+# and modality, {math}`f_\mathrm{far}` the mean of the farthest other person. The eight are six or seven: on features of
+# length one ODFA climbs what SMA climbs, up to a constant, and on infrared queries, which are grey, LTA is SMA with
+# momentum. Attacks on orders of other data sets are close relatives {cite}`tolias2019mismatch,zhou2020ranking`. The published versions differ in budget, steps
 # and what they perturb; here all have one budget, one step size and, but for FGSM, ten gradients an image. *Sign noise*
 # is the control: the whole budget with random signs, no gradient at all.
 
@@ -781,7 +784,8 @@ plt.show()
 # ## What a drop consists of
 #
 # Rank-1 falls when a feature loses its person. It also falls when all query features move together, away from the other
-# spectrum, or when they crowd around a few gallery images, the *hubs*. Three measurements keep these apart:
+# spectrum, or when they crowd around a few gallery images, the *hubs*
+# {cite}`radovanovic2010hubs`. Three measurements keep these apart:
 #
 # - *within*: attacked queries ranked against clean images of their *own* modality. High: the person is still in the
 #   feature, and only the bridge between the spectra is broken. Low: the person is lost.
@@ -1055,8 +1059,10 @@ else:
 #   comparison costs nothing. It says nothing about a tied perturbation.
 # - **Do not count on rounding.** The attacked images scored on this page are images that a file can hold; float and
 #   8 bits stand side by side in the table of seeds.
-# - **Guard the gradients.** Every attack here needs the network's gradient at the moment of every query. Whoever has
-#   the network only beforehand must learn one perturbation for all queries, which is what
+# - **Do not count on secrecy of weights.** Whoever had them once has them; surrogates, and attacks that ask for scores or
+#   decisions alone, need no gradient at all, and a defence is known by the attack made for it
+#   {cite}`tramer2020adaptive`. What the attacks of this page need is the *query image* before it is
+#   submitted. Whoever has not got that must learn one perturbation for all queries, which is what
 #   [the threat model](../book/threat_models.md) calls universal.
 
 # %% [markdown]
@@ -1073,7 +1079,8 @@ else:
 # - **The smallest example.** It was chosen because it was right before. Examples show what an effect looks like, never
 #   how large it is.
 # - **Equal steps.** Ten gradients of LTA come with ten more forward passes. At another step size or number of steps the
-#   order may change.
+#   order may change: no attack here was run until it stopped gaining, the first thing that a sound evaluation asks for
+#   {cite}`carlini2019evaluating,croce2020reliable`.
 # - **The explanation.** Measurements 1 to 4 could have refuted it and say where they did. That it survives one of them on
 #   rendered people with this victim does not make it general.
 # - **The data.** Rendered people can show that a mechanism occurs. What real data would give stays open here.
@@ -1303,4 +1310,5 @@ with frozen(published), torch.enable_grad():
 # Cited on this page, in full under [References](../book/references.md): {cite:t}`goodfellow2015fgsm`,
 # {cite:t}`madry2018pgd`, {cite:t}`bai2019metric`, {cite:t}`dong2018momentum`, {cite:t}`bouniot2020metric`,
 # {cite:t}`zheng2023uturn`, {cite:t}`gong2022colour`, {cite:t}`gong2024cmps`, {cite:t}`wang2004ssim`,
-# {cite:t}`athalye2018obfuscated`.
+# {cite:t}`athalye2018obfuscated`, {cite:t}`carlini2019evaluating`, {cite:t}`croce2020reliable`,
+# {cite:t}`radovanovic2010hubs`, {cite:t}`szegedy2014intriguing`, {cite:t}`tolias2019mismatch`, {cite:t}`tramer2020adaptive`, {cite:t}`zhou2020ranking`.

@@ -86,7 +86,8 @@ settings = check_parameters(globals(), costs)
 #
 # A query is ranked against images of the *other* {term}`modality`. To ruin its ranking it must lose the people it
 # resembles over there. Pushing it away from images of its own modality, as an attack on ordinary re-identification
-# does, moves it too, but nothing makes sure that it moves away from its matches. CMPS therefore pushes a query from
+# does, moves it too; the authors argue that nothing makes sure that it then moves away from its matches (a control below
+# says whether that costs anything). CMPS therefore pushes a query from
 # one modality and pulls it towards another. Which, and why should one perturbation serve queries of both?
 #
 # Chapter 3's victim and some training crops are all we need. The crops pass the network once, clean, and their features
@@ -1125,8 +1126,8 @@ Markdown("\n".join(lines) + "\n\n" + " ".join(filter(None, notes)))
 # %% [markdown]
 # ## What a defender learns
 #
-# - No label was used: whoever has the weights and images *like* the training set can do this. Keeping identities secret
-#   is no defence.
+# - No label was used. But the images were the victim's own training people: whether images *like* them would do is not
+#   tested here.
 # - How far one $\delta$ serves both spectra can be measured on one's own network in a minute: the cosine across, beside
 #   its ceiling. Where it is high, a step that harms queries of one modality harms those of the other.
 # - The three clouds say whether colour is part of the gap between the modalities. Where it is not, an attack through

@@ -702,7 +702,8 @@ plt.show()
 # ## Does it help where nobody attacks?
 #
 # A frozen network is not a fair place to ask. The fair question is the one the paper answers with a table: train the
-# whole network with the module inside, and without, and compare. The paper's gains, single runs on licensed data and
+# whole network with the module inside, and without, and compare. The one affordable here is smaller: add the module to a
+# trained network, and train both a little longer. The paper's gains, single runs on licensed data and
 # without seeds or intervals, so in a frame of their own:
 
 # %% tags=["hide-input"]

@@ -974,7 +974,7 @@ def told(found):
 
 parting = [told(paired("other modality", way, "sign noise")) for way in ACROSS]
 summing = [told(paired("linear", way, "other modality")) for way in ACROSS]
-inner = [told(paired("other identity", way, "sign noise")) for way in WITHIN]
+inner = [told(paired("other identity", way)) for way in WITHIN]
 silent = (paths["hinge, heads"][-1] - paths["hinge, heads"][0]).abs().max().item() == 0
 Markdown(
     "\n".join(lines)
@@ -991,7 +991,7 @@ Markdown(
         else ""
     )
     + "\n"
-    + f"- *Other identity* alone, within a modality, against sign noise: {inner[0]} it for visible, {inner[1]} it for"
+    + f"- *Other identity* alone, within a modality, against clean images: {inner[0]} them for visible, {inner[1]} them for"
     " infrared."
     + (
         " The help that was expected for strangers does not show here."

@@ -11,7 +11,7 @@ from vireid_lite.data import DATASETS
 from vireid_lite.errors import InputError
 from vireid_lite.metrics.anatomy import QueryState
 from vireid_lite.study import cards
-from vireid_lite.study.campaign import parse
+from vireid_lite.study.campaign import Results, parse
 from vireid_lite.study.tables import DIRECTIONS
 from vireid_lite.training import TrainSettings
 
@@ -192,3 +192,17 @@ def test_cards_are_found_by_their_fields(tmp_path):
     (tmp_path / "costs.json").write_text("{}")
     assert len(cards.read_cards(tmp_path)) == 2
     assert [card["seed"] for card in cards.read_cards(tmp_path, seed=4)] == [4]
+
+
+def test_of_two_trainings_the_one_most_cards_are_of_is_shown_whatever_files_are_called(tmp_path):
+    """The cards of one curve: three of one training, and the middle one again, later, of another."""
+    sweep = [{"attack": {"name": "cmps", "gradients": 8, "eps": eps}} for eps in (0.01, 0.02, 0.03)]
+    for tables in sweep:
+        write(tmp_path, **tables)
+    other = {way: {"rank1": 0.5, "mAP": 0.4, "mINP": 0.0} for way in DIRECTIONS}
+    for name in ("aaa", "zzz"):
+        again = cards.write_card(tmp_path, run(name=name, **sweep[1]).with_images(), results(clean=other))
+        again.write_text(json.dumps({**json.loads(again.read_text()), "date": "2999-01-01"}))
+        found = [Results(tmp_path).card(run(**tables)) for tables in sweep]
+        assert len({card["clean"][DIRECTIONS[0]]["mAP"] for card in found}) == 1, name
+        again.unlink()

@@ -163,7 +163,7 @@ def test_figures_draw_with_the_palette_alone():
         plots.training_curves([{"epoch": e, "identity_loss": 1, "triplet_loss": 2, "accuracy": 0.5} for e in (0, 1)]),
         plots.score_rows({"x": rows, "y": rows}, dict.fromkeys("xy", (1, 2))),
         plots.cost_scatter({"x": timed, "y": timed}, dict.fromkeys("xy", (1, 2)), ["a"]),
-        plots.stacked_counts({"x": dict.fromkeys("abcd", 3)}),
+        plots.stacked_counts({"x": dict.fromkeys("abcdefg", 3)}),
         plt.figure(),
     ]
     people = np.repeat(np.arange(10), 2)

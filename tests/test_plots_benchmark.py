@@ -158,3 +158,5 @@ def test_counts_are_stacked_end_to_end():
             left += value
     assert sorted(texts(axes)) == ["2", "4", "60", "62"]
     assert len({(bar[0].get_facecolor(), bar[0].get_hatch()) for bar in bars.values()}) == 3
+    every = plots.stacked_counts({"Table 1": dict.fromkeys("abcdefg", 3)}).axes[0].containers
+    assert len({(bar[0].get_facecolor(), bar[0].get_hatch()) for bar in every}) == 7

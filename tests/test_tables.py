@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from vireid_lite import metrics
 from vireid_lite.attacks import ATTACKS
 from vireid_lite.errors import InputError
-from vireid_lite.study import tables
+from vireid_lite.study import grids, tables
 from vireid_lite.study.campaign import read_campaign
 
 CAMPAIGN = """
@@ -94,6 +95,44 @@ def test_a_table_orders_attacks_counts_seeds_and_starts_with_the_clean_row():
             tables.attack_table([*cards, other])
 
 
+def test_a_mean_is_of_one_configuration_one_behaviour_and_each_seed_once():
+    """What a file is called, and when it was made, decide nothing."""
+    cards = [{**card(seed=seed), "kind": kind, "date": kind} for seed, kind in ((1, "x"), (0, "y"))]
+    assert [one["seed"] for one in tables.pooled(cards)] == [0, 1]
+    assert tables.pooled([]) == []
+    more = card(seed=2)
+    hard = {"name": "synthetic", "difficulty": "hard"}
+    made_on = {"victim": {"model": "ide"}, "identities": "shared"}
+    assert tables.pooled([*cards, more])
+    for said, other in (
+        ("a seed comes twice", {"seed": 1}),
+        ("dataset", {"dataset": hard}),
+        ("victim", {"victim": {"model": "agw", "settings": {"epochs": 40}}}),
+        ("attack", {"attack": more["attack"] | {"momentum": 0.5}}),
+        ("attack", {"attack": more["attack"] | {"tied": True}}),
+        ("split", {"split": "val"}),
+        ("surrogate", {"surrogate": made_on}),
+        ("modification", {"modification": {"loss": "quadruple"}}),
+        ("made_with", {"made_with": {"scores": "another"}}),
+    ):
+        with pytest.raises(InputError, match=said) as error:
+            tables.pooled([*cards, {**more, **other}])
+        assert "\n" not in str(error.value)
+    surrogates = [{**one, "surrogate": {**made_on, "seed": one["seed"] + 1}} for one in cards]
+    assert len(tables.pooled(surrogates)) == 2, "a surrogate's seed is a draw too"
+    splits = [{**card(), "dataset": {"name": "regdb", "split": split}} for split in (2, 1)]
+    assert [one["dataset"]["split"] for one in tables.pooled(splits)] == [1, 2]
+
+
+def test_a_table_is_of_one_training_of_each_victim():
+    first, again = card("uap"), card("cmps")
+    again["clean"] = {way: {**row, "mAP": row["mAP"] + 0.01} for way, row in again["clean"].items()}
+    assert tables.one_training([first, card("cmps"), {**again, "seed": 1}])
+    for call in (tables.one_training, tables.attack_table):
+        with pytest.raises(InputError, match="two trainings of one victim, seed 0"):
+            call([first, again])
+
+
 def test_the_phrase_on_knowledge_follows_the_settings():
     plain, labelled = ({"name": "cmps", "centroids": c, "choice": "similarity"} for c in ("kmeans", "identity"))
     assert "unlabelled" in tables.knows(plain)
@@ -166,3 +205,23 @@ def test_pending_counts_what_has_no_card_and_names_the_command(tmp_path):
 def test_the_spread_over_seeds_shows_its_ends():
     assert tables.spread([10, 20, 60]) == "30.0 (10.0 to 60.0)"
     assert tables.spread([10]) == "10.0"
+
+
+def fallen(high, low=-0.5, **more):
+    moved = {score: {"difference": (low + high) / 2, "low": low, "high": high} for score in ("rank1", "mAP")}
+    return {"scores_8_bit": {"visible to infrared": {"difference": moved}}, **more}
+
+
+def test_nothing_is_said_to_agree_that_did_not_fall_in_every_seed():
+    row = next(row for row in grids.read_grid("cmps-tables").rows if (row.attack, row.query) == ("CMPS", "visible"))
+    fell, same, wide = fallen(-0.2), fallen(0.01, -0.05), fallen(0.1)
+
+    def said(cards, metric="r1", row=row):
+        return grids._stand_in(row, metric, cards)
+
+    assert said([fell, fell]) == said([fell, fell], "mAP") == "a stand-in agrees"
+    assert said([same, same]) == "a stand-in disagrees"
+    undecided = [said([fell]), said([fell, same]), said([wide, wide]), said([fell, fallen(-0.2, modification={})])]
+    undecided += [said([fell, fell], metric) for metric in ("r10", "r20", "mINP", "transfer_success")]
+    assert set(undecided) == {"a stand-in is undecided"}
+    assert said([fell, fell], row=replace(row, attack="none")) == "clean row of a stand-in"

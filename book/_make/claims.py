@@ -15,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from _make import arithmetic, evidence
-from _make.evidence import CONTRADICTS, MARGIN, OPEN, VERDICTS, matches, share
+from _make.evidence import LICENSED, MARGIN, NOT_RUN, OPEN, TEXTUAL, VERDICTS, matches, share
 from _make.notebooks import find_chapters
 from vireid_lite.errors import InputError, check_choice, check_table
 from vireid_lite.study.cards import is_stale, read_cards
 
 # Of a licensed data set; what can be shown or refuted anywhere; the paper's own wording, equations, tables and code.
 ABOUT = ("number", "mechanism", "text")
+WHOSE = ("printed", "implied", "ours")  # by the paper, by what it prints, or by nobody but this book
 KINDS = ("arithmetic", "cards", "code", "text")
 
 
@@ -31,6 +32,7 @@ class Claim(NamedTuple):
     id: str
     paper: str
     where: str
+    whose: str
     about: str
     statement: str
     verdict: str
@@ -83,6 +85,7 @@ def read_ledger(path: Path) -> Ledger:
         claim = Claim(**entry)
         check_choice(here, "verdict", claim.verdict, VERDICTS)
         check_choice(here, "about", claim.about, ABOUT)
+        check_choice(here, "whose", claim.whose, WHOSE)
         check_choice(here, "kind of evidence", claim.evidence.get("kind"), KINDS)
         check_choice(here, "paper", claim.paper, parts["papers"])
         if claim.id in claims:
@@ -120,15 +123,17 @@ def find(claim: Claim, ledger: Ledger, cards: Sequence[dict]) -> Finding:
             if "printed" in options:
                 options["printed"] = arithmetic.cells_at(ledger.printed, [options["printed"]])
             if (found := vars(evidence)[name](chosen, **options)) is None:
-                return Finding(f"pending: `{command}`", OPEN, f"{wanted['dataset.name']}, not run yet")
-            (numbers, verdict), data = found, _ground(chosen)
+                verdict = NOT_RUN if wanted["dataset.name"] == "synthetic" else LICENSED
+                return Finding(f"pending: `{command}`", verdict, f"{wanted['dataset.name']}, not run yet")
+            numbers, verdict, used = found
+            data = _ground(used)
         return Finding(text.format_map(ledger.printed | options | numbers), verdict, data)
 
 
 def _quoted(claim: Claim, ledger: Ledger, text: str, places: list[str], repository: str = "") -> Finding:
     """Return the finding of a claim whose evidence stands in the text, or in a repository's code."""
     code = claim.evidence["kind"] == "code"
-    if not text or len(places) < 1 + (not code and claim.verdict == CONTRADICTS) or code != bool(repository):
+    if not text or len(places) < 1 + (not code and claim.verdict in TEXTUAL[1:]) or code != bool(repository):
         raise KeyError("places or repository")
     said = ", ".join(f"`{place}`" for place in places) if code else "; ".join(places)
     data = f"code of {repository} at `{ledger.repositories[repository]}`" if code else "the text"
@@ -136,7 +141,8 @@ def _quoted(claim: Claim, ledger: Ledger, text: str, places: list[str], reposito
 
 
 def _ground(cards: Sequence[dict]) -> str:
-    """Say on which data, sizes and seeds some cards were made."""
+    """Say on which data, sizes and seeds the cards that count were made."""
+    cards = {id(card): card for card in cards}.values()
     difficulties = defaultdict(set)
     for card in cards:
         difficulties[card["dataset"]["name"]].add(card["dataset"].get("difficulty", ""))
@@ -155,7 +161,7 @@ def check(ledger: Ledger, cards: Sequence[dict]) -> dict[str, Finding]:
         if finding.verdict != claim.verdict:
             differ = f"{claim.id} says {claim.verdict!r}, its evidence {finding.verdict!r} ({finding.text})"
             raise InputError(f"claims: {differ}; look at it, and correct book/claims.toml or the evidence")
-        if claim.about == "number" and "synthetic" in finding.data and claim.verdict != OPEN:
+        if claim.about == "number" and "synthetic" in finding.data and claim.verdict not in OPEN:
             number = f"{claim.id} is about a number of a licensed data set"
             raise InputError(f"claims: {number}, which synthetic images cannot settle")
     return found
@@ -171,8 +177,10 @@ def render(ledger: Ledger, found: dict[str, Finding], root: Path) -> str:
     """Return the page of a ledger and its findings by id; root: the repository, whose chapters are linked."""
     chapters = {int(source.stem[:2]): source.stem for source in find_chapters(root)}
     counts = dict.fromkeys(VERDICTS, 0) | Counter(claim.verdict for claim in ledger.claims)
-    parts = [ledger.introduction.format(number=len(ledger.claims), counts=counts, margin=100 * MARGIN)]
-    head = "| | Statement, and where it stands | Verdict | What ran, on which data | Evidence |\n|---|---|---|---|---|"
+    numbers = {"number": len(ledger.claims), "counts": counts, "whose": Counter(one.whose for one in ledger.claims)}
+    parts = [ledger.introduction.format(margin=100 * MARGIN, **numbers)]
+    names = ("", "Statement, and where it stands", "Whose", "Verdict", "What ran, on which data", "Evidence")
+    head = f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
     for paper, title in ledger.papers.items():
         claims = [claim for claim in ledger.claims if claim.paper == paper]
         lines = [head, *(_row(claim, found[claim.id], chapters) for claim in claims)]
@@ -191,8 +199,8 @@ def _row(claim: Claim, finding: Finding, chapters: dict[int, str]) -> str:
         if claim.chapter not in chapters:
             raise InputError(f"claims: {claim.id} names chapter {claim.chapter}, which does not exist")
         ran += f"; [chapter {claim.chapter}](../notebooks/{chapters[claim.chapter]})"
-    verdict = f"**{claim.verdict}**" + " (synthetic)" * ("synthetic" in finding.data and claim.verdict != OPEN)
-    cells = (claim.id, f"{claim.statement} ({claim.where})", verdict, ran, finding.text)
+    verdict = f"**{claim.verdict}**" + " (synthetic)" * ("synthetic" in finding.data and claim.verdict not in OPEN)
+    cells = (claim.id, f"{claim.statement} ({claim.where})", claim.whose, verdict, ran, finding.text)
     if any(re.search(r"[|\n]", cell) for cell in cells):
         raise InputError(f"claims: {claim.id} has a bar or a line break in a cell; write it otherwise")
     return f"| {' | '.join(cells)} |"

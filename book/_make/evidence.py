@@ -13,15 +13,18 @@ import numpy as np
 from _make.arithmetic import ROUNDING
 from vireid_lite import metrics
 from vireid_lite.study import tables
+from vireid_lite.study.cards import defaults
+from vireid_lite.study.grids import MARGIN
 from vireid_lite.study.tables import DIRECTIONS
 
 HOLDS, PARTLY, NOT = "holds", "holds partly", "does not"
-OPEN, CONTRADICTS = "open without licensed data", "contradicts itself"
-VERDICTS = (HOLDS, PARTLY, NOT, OPEN, CONTRADICTS)
-MARGIN = 0.1  # of rank-1: who spoils a ranking costs more than this
+OPEN = UNDECIDED, NOT_RUN, LICENSED = "undecided here", "not run", "needs licensed data"
+TEXTUAL = OTHERWISE, CONTRADICTS, TYPO = "the code does otherwise", "contradicts itself", "typographical"
+VERDICTS = (HOLDS, PARTLY, NOT, *OPEN, *TEXTUAL)
+OUTCOMES = ("lower", "higher", "seeds disagree", "not told apart", "at chance", "one seed")  # of a setting
 
 Cards = Sequence[dict]
-Computed = tuple[dict, str] | None  # numbers by name, and the verdict
+Computed = tuple[dict, str, Cards] | None  # numbers by name, the verdict, and the cards that it rests on
 Pair = tuple[str, dict, dict]  # what is compared, the card compared with, the card in question
 
 
@@ -40,24 +43,38 @@ def matches(card: dict, wanted: dict) -> bool:
 def compared(pairs: Iterable[Pair]) -> dict[tuple, tuple]:
     """Return {setting: (outcome, difference)} of rank-1, second card minus first; pairs of one victim each.
 
-    A setting has one label, tier, data set, victim, surrogate, infrared form and direction. The outcome is "lower" or
-    "higher" where the paired interval excludes zero and every seed has that sign; "at chance"; or "not told apart".
+    A setting has one label, tier, data set, victim, surrogate, infrared form and direction; one that only repeats the
+    scores of another form, as visible queries do, counts once. The outcome is "lower" or "higher" where the paired
+    interval over people excludes zero and every seed has that sign; else one of `OUTCOMES`. InputError where a setting
+    would pool what must not be pooled.
     """
-    groups, found = defaultdict(list), {}
+    groups, found, seen = defaultdict(list), {}, set()
     for (label, other, own), way in product(pairs, DIRECTIONS):
         source = own.get("surrogate") or {"victim": {}}
         made_on = source["victim"].get("model"), source["victim"].get("backbone"), source.get("identities")
-        victim = own["tier"], str(own["dataset"]), str(own["victim"]), bool((own["attack"] or {}).get("tied"))
-        chance = own["scores"][way]["chance"]["rank1"]["high"]
-        groups[label, victim, made_on, way].append((other["scores_8_bit"][way], own["scores_8_bit"][way], chance))
+        victim = own["tier"], str(own["dataset"]), str(own["victim"])
+        groups[label, victim, made_on, bool((own["attack"] or {}).get("tied")), way].append((other, own))
     for key, group in groups.items():
-        before, after, (chance, *_) = zip(*group, strict=True)
+        *form, _, way = key
+        before, after = (
+            [card["scores_8_bit"][way] for card in tables.pooled(side)] for side in zip(*group, strict=True)
+        )
+        if (same := str([form, way, *(one["identity_rank1"] for one in before + after)])) in seen:
+            continue
+        seen.add(same)
         together = tables.paired(before, after)
         signs = {np.sign(two["rank1"] - one["rank1"]) for one, two in zip(before, after, strict=True)}
-        outcome = "lower" if signs == {-1} and together.high < 0 else "not told apart"
-        outcome = "higher" if signs == {1} and together.low > 0 else outcome
-        at_chance = max(scores["rank1"] for scores in before + after) <= chance
-        found[key] = "at chance" if at_chance else outcome, together
+        chance = group[0][1]["scores"][way]["chance"]["rank1"]["high"]
+        if max(one["rank1"] for one in before + after) <= chance:
+            outcome = "at chance"
+        elif len(group) == 1:
+            outcome = "one seed"
+        elif together.low <= 0 <= together.high:
+            outcome = "not told apart"
+        else:
+            wanted = np.sign(together.difference)
+            outcome = "seeds disagree" if signs != {wanted} else "lower" if wanted < 0 else "higher"
+        found[key] = outcome, together
     return found
 
 
@@ -69,8 +86,9 @@ def judged(found: dict[tuple, tuple], wanted: str = "lower", margin: float | Non
     # One setting that tells may be chance, among as many as are looked at.
     if counts[wanted] > 1:
         return PARTLY
-    excluded = margin is not None and all(difference.low > -margin for _, difference in found.values())
-    return NOT if excluded or 2 * counts["higher" if wanted == "lower" else "lower"] > len(found) else OPEN
+    sure = margin is not None and not counts["one seed"]
+    excluded = sure and all(difference.low > -margin for _, difference in found.values())
+    return NOT if excluded or 2 * counts["higher" if wanted == "lower" else "lower"] > len(found) else UNDECIDED
 
 
 def settled(pairs: Sequence[Pair], wanted: str = "lower", spoilt: bool = False, **numbers) -> Computed:
@@ -81,13 +99,12 @@ def settled(pairs: Sequence[Pair], wanted: str = "lower", spoilt: bool = False, 
     if not (found := compared(pairs)):
         return None
     counts = Counter(outcome for outcome, _ in found.values())
-    known = ("lower", "higher", "not told apart", "at chance")
-    said = ", ".join(f"{one} in {counts[one]}" for one in known if counts[one])
+    said = ", ".join(f"{one} in {counts[one]}" for one in OUTCOMES if counts[one])
     numbers["tally"] = f"{_span(apart.difference for _, apart in found.values())}; {said} of {len(found)} settings"
     _, others, cards = zip(*pairs, strict=True)
     numbers["before"], numbers["after"] = (_rank1(side, "scores_8_bit").mean() for side in (others, cards))
     numbers["chance"] = 100 * cards[0]["scores"][DIRECTIONS[0]]["chance"]["rank1"]["mean"]
-    return numbers, judged(found, wanted, MARGIN if spoilt else None)
+    return numbers, judged(found, wanted, MARGIN if spoilt else None), [*others, *cards]
 
 
 def _span(differences: Iterable[float]) -> str:
@@ -106,9 +123,10 @@ def _rank1(cards: Iterable[dict], name: str) -> np.ndarray:
     return 100 * np.array([[card[name][way]["rank1"] for way in DIRECTIONS] for card in cards])
 
 
-def _anatomy(cards: Iterable[dict], label: str) -> list[dict]:
-    """Return what an attack's drop consists of, by card and direction."""
-    return [card["anatomy"][way] for card in _of(cards, label) if "anatomy" in card for way in DIRECTIONS]
+def _anatomy(cards: Iterable[dict], label: str) -> tuple[list[dict], list[dict]]:
+    """Return an attack's cards that say what its drop consists of, and what they say, by card and direction."""
+    own = [card for card in _of(cards, label) if "anatomy" in card]
+    return own, [card["anatomy"][way] for card, way in product(own, DIRECTIONS)]
 
 
 def _pairs(others: Iterable[dict], cards: Iterable[dict], label: str = "") -> list[Pair]:
@@ -147,8 +165,14 @@ def selected(cards: Cards, own: dict, other: dict, scores: list[str], wanted="lo
 
 
 def without(cards: Cards, attack: str, switches: list[dict], part: bool = True) -> Computed:
-    """An attack against itself with one switch thrown, which takes away a part that should help, or adds one."""
-    pairs = [pair for switch in switches for pair in _switched(_of(cards, attack), cards, switch)]
+    """An attack against itself with one switch thrown, which takes away a part that should help, or adds one.
+
+    Held against it are cards with none of the switches thrown: each stands where the attack has it by default.
+    """
+    keys = {key for switch in switches for key in switch}
+    usual = [(card, defaults(card)["attack"]) for card in _of(cards, attack)]
+    own = [card for card, plain in usual if all(card["attack"].get(key) == plain[key] for key in keys)]
+    pairs = [pair for switch in switches for pair in _switched(own, cards, switch)]
     return settled([(label, other, own) if part else (label, own, other) for label, own, other in pairs])
 
 
@@ -161,33 +185,21 @@ def grows(cards: Cards, attack: str) -> Computed:
     return settled(pairs, levels=", ".join(f"{255 * eps:.0f}" for eps in budgets))
 
 
-def spoils(cards: Cards, attacks: list[str]) -> Computed:
-    """Attacks against clean images: does the interval of every run lie below a fall by `MARGIN`, or above it?"""
-    own = [card for name in attacks for card in _of(cards, name)]
-    falls = [card["scores_8_bit"][way]["difference"]["rank1"] for card, way in product(own, DIRECTIONS)]
-    if not falls:
-        return None
-    spoilt, spared = [one["high"] < -MARGIN for one in falls], sum(one["low"] > -MARGIN for one in falls)
-    numbers = {"attacks": " or ".join(attacks), "span": _span(one["difference"] for one in falls)}
-    numbers |= {"margin": 100 * MARGIN, "spared": spared, "spoilt": sum(spoilt), "runs": len(falls)}
-    return numbers, share(spoilt, (HOLDS, PARTLY, NOT if 2 * spared > len(falls) else OPEN))
-
-
 def likeness(cards: Cards, attack: str) -> Computed:
     """SSIM and PSNR of attacked queries. They measure pixels, so whether anybody would notice stays open."""
-    seen = _anatomy(cards, attack)
-    return ({name: np.mean([one[name] for one in seen]) for name in ("ssim", "psnr")}, OPEN) if seen else None
+    own, seen = _anatomy(cards, attack)
+    return ({name: np.mean([one[name] for one in seen]) for name in ("ssim", "psnr")}, UNDECIDED, own) if own else None
 
 
 def traced(cards: Cards, attack: str, trace: str, rises: bool = True) -> Computed:
     """A trace of the drop, clean to attacked, in every run and direction, beside what sign noise does to it."""
-    own, noise = (_anatomy(cards, name) for name in (attack, "sign noise"))
+    (own, seen), (_, noise) = (_anatomy(cards, name) for name in (attack, "sign noise"))
     if not own or not noise:
         return None
-    before, after = (np.array([one[state][trace] for one in own]) for state in ("clean", "attacked"))
+    before, after = (np.array([one[state][trace] for one in seen]) for state in ("clean", "attacked"))
     moved = after > before if rises else after < before
-    numbers = {"before": before.mean(), "after": after.mean(), "moved": moved.sum(), "runs": len(own)}
-    return numbers | {"noise": np.mean([one["attacked"][trace] for one in noise])}, share(moved)
+    numbers = {"before": before.mean(), "after": after.mean(), "moved": moved.sum(), "runs": len(seen)}
+    return numbers | {"noise": np.mean([one["attacked"][trace] for one in noise])}, share(moved), own
 
 
 def hinge(cards: Cards) -> Computed:
@@ -195,13 +207,13 @@ def hinge(cards: Cards) -> Computed:
     if not (active := [note["active"] > 0 for card in cards for note in card["history"]]):
         return None
     numbers = {"active": sum(active), "noted": len(active), "runs": len(cards)}
-    return numbers, share(active, (HOLDS, NOT if 2 * sum(active) < len(active) else PARTLY, NOT))
+    return numbers, share(active, (HOLDS, NOT if 2 * sum(active) < len(active) else PARTLY, NOT)), cards
 
 
 def licensed(cards: Cards, attack: str, printed: list[float]) -> Computed:
     """Printed rank-1, percent, of visible and infrared queries, against intervals over people of reruns."""
-    ends = []
-    for card, way in product(_of(cards, attack), DIRECTIONS):
+    ends, own = [], tables.pooled(_of(cards, attack))
+    for card, way in product(own, DIRECTIONS):
         scores = card["scores_8_bit"][way]
         people = np.arange(len(scores["identity_rank1"]))
         ends.append(metrics.bootstrap(scores["identity_rank1"], people, scores["identity_queries"])[1:])
@@ -210,4 +222,4 @@ def licensed(cards: Cards, attack: str, printed: list[float]) -> Computed:
     ends = 100 * np.reshape(ends, (-1, 2, 2))  # run, direction, end
     low, high = ends[..., 0].min(0), ends[..., 1].max(0)
     inside = (low - ROUNDING <= printed) & (printed <= high + ROUNDING)
-    return {"values": printed, "low": low, "high": high}, share(inside)
+    return {"values": printed, "low": low, "high": high}, share(inside), own

@@ -301,9 +301,9 @@ def _in_words(scores: np.ndarray) -> str:
 def stacked_counts(counts: dict[str, dict[str, int]]) -> Figure:
     """Draw counts, row to part to number, as stacked bars: each part told by colour and hatching, its number inside."""
     figure, axes = plt.subplots(figsize=(8, 0.36 * len(counts) + 1.3), layout="constrained")
-    table, colours = pd.DataFrame(counts).T, (RIGHT, SERIES[5], "#DDDDDD", SERIES[4])
+    table, colours = pd.DataFrame(counts).T, (RIGHT, SERIES[1], SERIES[5], SERIES[3], CHANCE, "#DDDDDD", SERIES[4])
     table.plot.barh(stacked=True, width=0.8, color=colours, edgecolor="white", legend=False, ax=axes)
-    for bars, hatch in zip(axes.containers, ("", "//", "", "xx"), strict=False):
+    for bars, hatch in zip(axes.containers, ("", "..", "", "//", "", "", "xx"), strict=False):
         plt.setp(bars.patches, hatch=hatch)
         shown = [f"{value:g}" if value >= 0.03 * table.sum(axis=1).max() else "" for value in bars.datavalues]
         axes.bar_label(bars, shown, label_type="center", fontsize=8, bbox=GROUND)

@@ -28,7 +28,16 @@ from vireid_lite.errors import DATASETS, InputError, check_choice, fraction
 from vireid_lite.errors import check_table as check
 from vireid_lite.files import readable
 from vireid_lite.machine import Compute
-from vireid_lite.study.cards import CARDS, card_key, card_name, data_described, is_stale, read_card, records
+from vireid_lite.study.cards import (
+    CARDS,
+    card_key,
+    card_name,
+    data_described,
+    is_stale,
+    read_card,
+    records,
+    same_training,
+)
 from vireid_lite.victims import Recipe, tier_recipe
 
 TABLES = ("dataset", "victim", "train", "attack", "modified", "surrogate", "compute")
@@ -296,11 +305,23 @@ class Results:
         paths = sorted(readable(Path(folder)).glob(CARDS))
         self.cards = [{**read_card(path), "file": path.name} for path in paths]
         self._found: dict[str, list[dict]] = {}
-        for card in sorted(self.cards[::-1], key=lambda card: (not is_stale(card), card["date"]), reverse=True):
+        victims: dict[str, list[dict]] = {}
+        for card in self.cards:
             self._found.setdefault(card["key"], []).append(card)
+            if "modification" not in card:
+                victims.setdefault(_victim(card), []).append(card)
+
+        def rank(card: dict) -> tuple:
+            company = (same_training(card, other) for other in victims.get(_victim(card), []))
+            return not is_stale(card), sum(company), card["date"]
+
+        for cards in self._found.values():
+            cards.sort(key=rank, reverse=True)
 
     def card(self, run: Run, root: Root = None, data: bool = False) -> dict | None:
-        """Return the newest card of a run that is not stale, else the newest, or None.
+        """Return a run's card, or None: of several one that is not stale, then of the training most cards are of.
+
+        Two folders' cards may attack two trainings of one victim, and no table may mix them. Among equals the newest.
 
         data: whether the run's licensed data are at hand, so that a card of other images can be told apart.
         """
@@ -322,6 +343,11 @@ class Results:
             kinds.setdefault(_kind(card), []).append(card["wall_seconds"])
         known = [statistics.median(kinds[kind]) for run in todo if (kind := _kind(run.configuration)) in kinds]
         return Plan(todo, done, stale, sum(known), len(todo) - len(known))
+
+
+def _victim(card: dict) -> str:
+    """Return what says on which victim a card is, its training apart."""
+    return str([card[part] for part in ("tier", "dataset", "victim", "seed")])
 
 
 def _kind(card: dict) -> tuple:

@@ -12,7 +12,7 @@ from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.cards import spread
+from vireid_lite.study.cards import CONFIGURATION, same_training, spread
 
 SAME = ("tier", "dataset", "victim", "seed")  #: what two cards of one victim share
 DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
@@ -73,13 +73,17 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
 
     A cell holds the mean over seeds, the lowest and highest seed, and in how many seeds the paired interval of the
     difference from clean lies below zero. Rows keep the order of `ATTACKS`; the clean row comes first. score: "rank1"
-    or "mAP". Raises InputError where two cards would share a line and a seed, such as two difficulties.
+    or "mAP". Raises InputError where a line would pool two settings, or the table two trainings of one victim.
     """
-    rows = seed_rows(cards, precision)
+    rows = seed_rows(one_training(cards), precision)
     if rows.empty:
         return rows
-    if rows.duplicated(["attack", "infrared", "seed", "direction"]).any() or rows.difficulty.nunique() > 1:
-        raise InputError("tables: one difficulty and one setting of each attack at a time; filter the cards first")
+    alike: dict[tuple, list[dict]] = {}
+    for card in cards:
+        alike.setdefault((label(card["attack"]), card["attack"]["tied"]), []).append(card)
+    firsts = [pooled(line)[0] for line in alike.values()]
+    if len({str([card[part] for part in SAME[:3]]) for card in firsts}) > 1:
+        raise InputError("tables: one data set and one recipe of the victim at a time; filter the cards first")
     order = list(LABELS.values())
     names = ["attack", "what the attacker knows", "infrared"]
     lines = [dict.fromkeys(names, "") | {"attack": "none"}]
@@ -91,6 +95,33 @@ def attack_table(cards: Sequence[dict], score: str = "rank1", precision: str = "
         for direction, part in groups[key].groupby("direction"):
             lines[-1][direction] = f"{spread(part[score])}; {(part[f'{score} high'] < 0).sum()} of {len(part)} fell"
     return pd.DataFrame(lines, columns=[*names, *DIRECTIONS]).set_index("attack")
+
+
+def pooled(cards: Iterable[dict]) -> list[dict]:
+    """Return cards that may be averaged, in order of their seeds and splits.
+
+    Raises InputError unless all are of one configuration (data set, recipe, every setting of the attack) and of one
+    behaviour, and each seed and split comes once.
+    """
+    cards = sorted(cards, key=_draw)
+    if len({_draw(card) for card in cards}) < len(cards):
+        raise InputError("tables: a seed comes twice among cards of one row (two trainings, or kinds); filter them")
+    for name in (*(name for name in CONFIGURATION if name != "seed"), "made_with"):
+        if any(_undrawn(card, name) != _undrawn(cards[0], name) for card in cards):
+            raise InputError(f"tables: cards of one row differ in {name}; filter them, no mean is over two of these")
+    return cards
+
+
+def _draw(card: dict) -> tuple[int, int]:
+    """Return what cards of one configuration may differ in."""
+    return card["seed"], card["dataset"].get("split") or 0
+
+
+def _undrawn(card: dict, name: str) -> object:
+    """Return a part of a card without the seed of a surrogate, the split, and fingerprints."""
+    drawn = {"dataset": ("split", "records"), "surrogate": ("seed",)}.get(name, ())
+    part = card.get(name)
+    return {key: value for key, value in part.items() if key not in drawn} if drawn and part else part
 
 
 def paired(before: Sequence[dict], after: Sequence[dict], score: str = "rank1") -> metrics.Difference:
@@ -105,13 +136,18 @@ def paired(before: Sequence[dict], after: Sequence[dict], score: str = "rank1") 
 
 
 def same_victim(first: dict, second: dict) -> bool:
-    """Return whether two attack cards are of one recipe, data set and seed, and of one training of it.
+    """Return whether two attack cards are of one recipe, data set and seed, and of one training of it."""
+    return all(first[part] == second[part] for part in SAME) and same_training(first, second)
 
-    A training differs a little from machine to machine: its clean mAP, by more than a thousandth, gives it away.
-    """
-    alike = all(first[part] == second[part] for part in SAME)
-    clean = [[card["clean"][direction]["mAP"] for direction in DIRECTIONS] for card in (first, second)]
-    return alike and bool(np.abs(np.subtract(*clean)).max() < 1e-3)
+
+def one_training(cards: Sequence[dict]) -> Sequence[dict]:
+    """Return the cards of a table or curve; InputError where two are of two trainings of one recipe, data and seed."""
+    known: dict[str, dict] = {}
+    for card in cards:
+        if not same_training(known.setdefault(str([card[part] for part in SAME]), card), card):
+            what = f"two trainings of one victim, seed {card['seed']}, in one table or curve"
+            raise InputError(f"tables: {what}; filter the cards, or make them again in one folder")
+    return cards
 
 
 def compare(first: dict, second: dict, direction: str, score: str = "rank1", precision: str = "8-bit"):
