@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from hypothesis import strategies as st
+from rewritten import REWRITTEN
 
 from vireid_lite.files import UNSEALED
 
@@ -128,6 +129,8 @@ def mutated(kind: Kind, data: bytes, change: str, draw: Callable) -> bytes | Non
         encoded = data.decode("latin-1").encode("utf-16")
         return {"truncated": data[:place], "empty": b"", "flipped": flipped, "encoding": encoded, "html": page,
                 "zeros": data[:place] + bytes(len(data) - place)}[change]  # fmt: skip
+    if change in REWRITTEN[kind.form]:
+        return REWRITTEN[kind.form][change](data, FORMS.get(kind.form), draw)
     read, write = FORMS[kind.form]
     tree = read(data)
     *above, key = draw(st.sampled_from(places(tree, kind.free)))

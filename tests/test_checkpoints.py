@@ -261,6 +261,14 @@ def test_official_files_that_hold_more_than_weights_are_refused(tmp_path, offici
     assert "weights_only=False" in message
     torch.save({"net": 3}, path)
     assert "no state dict" in one_line(load_official, path)
-    path.write_text("<html>not found</html>")
-    assert "cannot be read" in one_line(load_official, path)
+    for other in ("<html>not found</html>", json.dumps({"net": {"a": [1.0]}}), ""):
+        path.write_text(other)
+        message = one_line(load_official, path)
+        assert "cannot be read" in message
+        assert "weights_only" not in message
+        assert "--checkpoint" not in message
+    save_checkpoint(tmp_path / "own.safetensors", build(), {})
+    for name in ("own.safetensors", "own.t"):
+        os.replace(tmp_path / "own.safetensors", tmp_path / name)
+        assert "--checkpoint" in one_line(load_official, tmp_path / name)
     assert "no such checkpoint" in one_line(load_official, tmp_path / "none.t")

@@ -85,3 +85,12 @@ def test_refuses_what_is_absent_by_name(tmp_path, root):
     (copy / "idx/test_id.txt").write_text("77")
     with pytest.raises(InputError, match="lacks visible or infrared test images"):
         LLCM(copy).trials()
+
+
+def test_other_files_beside_the_images_are_mentioned(tmp_path):
+    folder = make_llcm(tmp_path) / "test_nir/cam1/0003"
+    assert LLCM(tmp_path).left_out == ""
+    for other in ("a.gif", "b.GIF", "notes", ".hidden"):
+        (folder / other).write_bytes(b"x")
+    (folder.parent / "Thumbs.db").write_bytes(b"x")
+    assert LLCM(tmp_path).left_out == "2 .gif, 1 without suffix files are not read"

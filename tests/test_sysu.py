@@ -147,3 +147,12 @@ def test_a_permutation_of_another_copy_is_refused(tmp_path):
     next((root / "cam1/0003").iterdir()).unlink()
     with pytest.raises(InputError, match="cam1/0003, which holds 2"):
         SYSU(root, draw="official").trials()
+
+
+def test_other_files_beside_the_images_are_mentioned(tmp_path):
+    folder = make_sysu(tmp_path) / "cam3/0006"
+    assert SYSU(tmp_path).left_out == ""
+    for other in ("a.gif", "b.GIF", "notes", ".hidden"):
+        (folder / other).write_bytes(b"x")
+    (folder.parent / "Thumbs.db").write_bytes(b"x")
+    assert SYSU(tmp_path).left_out == "2 .gif, 1 without suffix files are not read"

@@ -332,9 +332,10 @@ def main() -> None:
             message, code = "not enough memory; ask for less at once: smaller crops, fewer images or people", 2
         else:
             raise
-    if message:
-        with contextlib.suppress(OSError):
-            print("vireid-lite:", " ".join(message.split()), file=sys.stderr)
+    if message := " ".join(message.split()):
+        with contextlib.suppress(OSError):  # what was given may be of any length
+            short = message if len(message) < 1000 else f"{message[:300]} ... {message[-300:]}"
+            print("vireid-lite:", short, file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -47,9 +47,12 @@ def number(value: object, kind: type, expected: str) -> Any:
         raise ValueError(expected) from None
 
 
-def check_number(where: str, name: str, value: object, low: float = 0, high: float = math.inf) -> None:
-    """Raise InputError unless a value is a number from `low` to `high`, both included; no NaN, infinity or bool."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+def check_number(where: str, name: str, value: object, low: float = 0, high: float = math.inf, kind=None) -> None:
+    """Raise InputError unless a value is a number from `low` to `high`, both included; no NaN, infinity or bool.
+
+    kind: Real where NumPy's numbers are taken too, which JSON has none of.
+    """
+    number = isinstance(value, kind or int | float) and not isinstance(value, bool)
     if not (number and low <= value <= high and abs(value) < math.inf):
         to = f"to {high}" if high < math.inf else "up"
         raise InputError(f"{where}: {name} must be a number from {low} {to}, got {value!r}")

@@ -33,8 +33,12 @@ def cache_folder() -> Path:
     """Return the folder of what can be made again: $VIREID_CACHE, a checkout's `_build/cache`, ~/.cache/vireid_lite."""
     if given := os.environ.get("VIREID_CACHE"):
         return Path(given)
-    checkout = PACKAGE.parent
-    return checkout / "_build" / "cache" if (checkout / "_toc.yml").exists() else Path.home() / ".cache" / "vireid_lite"
+    if ((checkout := PACKAGE.parent) / "_toc.yml").exists():
+        return checkout / "_build" / "cache"
+    try:
+        return Path.home() / ".cache" / "vireid_lite"
+    except RuntimeError:
+        raise InputError("no home folder to keep crops and victims in; name a folder in VIREID_CACHE") from None
 
 
 @cache

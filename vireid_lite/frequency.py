@@ -5,11 +5,13 @@ float32 or float64, (..., H, W); anything else raises InputError. Source of ampl
 al., NeurIPS 2024, section 3.2, which writes arctan where only atan2 gives the maps back.
 """
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vireid_lite.errors import InputError, whole
+from vireid_lite.errors import MANY, InputError, whole
 
 
 def decompose(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,6 +25,10 @@ def decompose(maps: Tensor) -> tuple[Tensor, Tensor]:
 def recombine(amplitude: Tensor, phase: Tensor) -> Tensor:
     """Return maps (..., H, W): the real part of the orthonormal inverse transform of amplitude * exp(1j * phase)."""
     _check_maps(amplitude, phase)
+    leading = zip(amplitude.shape[-3::-1], phase.shape[-3::-1], strict=False)
+    if amplitude.shape[-2:] != phase.shape[-2:] or any(a != b and 1 not in (a, b) for a, b in leading):
+        both = f"{tuple(amplitude.shape)} and {tuple(phase.shape)}"
+        raise InputError(f"frequency: amplitude and phase must be of one shape (..., H, W), got {both}")
     # Not torch.polar, whose gradient by an amplitude of 0 is 0.
     spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
     return torch.fft.ifft2(spectrum, norm="ortho").real
@@ -37,7 +43,7 @@ def amplitude_only(images: Tensor) -> Tensor:
 def phase_only(images: Tensor) -> Tensor:
     """Return (..., H, W) images whose amplitude is its root mean square, so a map keeps its energy. Not clipped."""
     amplitude, phase = decompose(images)
-    return recombine(amplitude.square().mean((-2, -1), keepdim=True).sqrt(), phase)
+    return recombine(amplitude.square().mean((-2, -1), keepdim=True).sqrt().expand_as(phase), phase)
 
 
 def swap(amplitude_of: Tensor, phase_of: Tensor) -> Tensor:
@@ -55,6 +61,7 @@ def for_show(images: Tensor) -> Tensor:
 
 def radial_frequency(height: int, width: int) -> Tensor:
     """Return (H, W) float64, distances from DC in fft2's order: 1 at Nyquist along an axis, sqrt(2) at most."""
+    height, width = whole("frequency", "height", height, 1, MANY), whole("frequency", "width", width, 1, MANY)
     # Whole numbers over the size, so that a bin on the edge of a ring lies exactly there.
     down, across = (torch.fft.fftfreq(n, 1 / n, dtype=torch.float64).round() * 2 / n for n in (height, width))
     return torch.hypot(down[:, None], across)
@@ -71,6 +78,9 @@ def band_energy(maps: Tensor, bands: int = 8) -> Tensor:
 
 def band_pass(maps: Tensor, low: float, high: float) -> Tensor:
     """Return (..., H, W) maps with only the bins low <= radius < high, so that disjoint bands sum to the whole."""
+    numbers = all(isinstance(bound, Real) and not isinstance(bound, bool) for bound in (low, high))
+    if not numbers or not low <= high:
+        raise InputError(f"frequency: low and high must be numbers, low at most high; got {low!r} and {high!r}")
     spectrum, radius = _spectrum(maps), radial_frequency(*maps.shape[-2:])
     kept = ((low <= radius) & (radius < high)).to(maps.device)
     return torch.fft.ifft2(spectrum * kept, norm="ortho").real
@@ -80,9 +90,10 @@ def _check_maps(*several: Tensor) -> None:
     for maps in several:
         if not isinstance(maps, Tensor):
             raise InputError(f"frequency: maps must be a tensor of floats, got {type(maps).__name__}")
-        if maps.dtype not in (torch.float32, torch.float64) or maps.ndim < 2:
-            found = f"{str(maps.dtype).removeprefix('torch.')} of shape {tuple(maps.shape)}"
-            raise InputError(f"frequency: maps must be float32 or float64 of shape (..., H, W), got {found}")
+        dense = maps.dtype in (torch.float32, torch.float64) and maps.layout == torch.strided
+        if not dense or maps.ndim < 2 or 0 in maps.shape[-2:]:
+            found = f"{str(maps.dtype).removeprefix('torch.')} of shape {tuple(maps.shape)}, {maps.layout}"
+            raise InputError(f"frequency: maps must be dense, float32 or float64 of shape (..., H, W), got {found}")
 
 
 def _spectrum(maps: Tensor) -> Tensor:

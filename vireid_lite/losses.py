@@ -1,5 +1,6 @@
 """The losses of victims and attacks: identity, triplets, hetero-centre and quadruple, of a batch of both modalities."""
 
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vireid_lite.data.records import Modality, check_modality
-from vireid_lite.errors import InputError, check_choice
+from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_number
 
 
 def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Tensor:
@@ -29,7 +30,11 @@ def hetero_centre_loss(features: Tensor, labels: Tensor, modality: Tensor) -> Te
 
 def identity_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the mean cross-entropy of logits (N, K); `smoothing` is a target's share that is spread over all K."""
-    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    _check("identity_loss", logits, labels)
+    check_number("identity_loss", "smoothing", smoothing, 0, 1, Real)
+    if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() < logits.shape[1]:  # a GPU would wait
+        raise InputError(f"identity_loss: labels must be from 0 to {logits.shape[1] - 1}, columns of the logits")
+    return F.cross_entropy(logits, labels.long(), label_smoothing=smoothing)
 
 
 def weighted_regularised_triplet(features: Tensor, labels: Tensor) -> Tensor:
@@ -60,6 +65,7 @@ def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
 
     An anchor without a negative adds 0. Source: Hermans et al., "In Defense of the Triplet Loss", 2017, equation 5.
     """
+    check_number("hard_triplet", "margin", margin, -MANY, MANY, Real)
     distance, positive = _distances(features, labels)
     farthest, nearest = distance.masked_fill(~positive, 0).amax(1), distance.masked_fill(positive, torch.inf).amin(1)
     return F.relu(margin + farthest - nearest).mean()
@@ -67,11 +73,21 @@ def hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
 
 def _check(where: str, features: Tensor, labels: Tensor, *modality: Tensor) -> None:
     shapes = [tuple(getattr(each, "shape", ())) for each in (features, labels, *modality)]
-    if len(shapes[0]) != 2 or any(shape != shapes[0][:1] for shape in shapes[1:]):
-        shown = ", ".join(map(str, shapes))
-        raise InputError(f"{where}: features must be (N, D), labels and modality (N,); got {shown}")
+    fit = len(shapes[0]) == 2 and all(shape == shapes[0][:1] for shape in shapes[1:]) and 0 not in shapes[0]
+    if not (fit and _floats(features) and isinstance(labels, Tensor) and not labels.is_floating_point()):
+        needed = "features must be (N, D), a tensor of floats, labels and modality (N,) of whole numbers"
+        raise InputError(f"{where}: {needed}; got {_told(features, labels, *modality)}")
     for each in modality:
         check_modality(each, len(labels))
+
+
+def _floats(*features: Tensor) -> bool:
+    return all(isinstance(each, Tensor) and each.is_floating_point() for each in features)
+
+
+def _told(*values: object) -> str:
+    kinds = (str(getattr(each, "dtype", type(each).__name__)).removeprefix("torch.") for each in values)
+    return ", ".join(f"{kind} {tuple(getattr(each, 'shape', ()))}" for kind, each in zip(kinds, values, strict=True))
 
 
 def _distances(features, labels):
@@ -128,9 +144,11 @@ def quadruple_terms(
     visible1: Tensor, infrared1: Tensor, visible2: Tensor, infrared2: Tensor, *, normalise: bool = False
 ) -> QuadrupleTerms:
     """Return the loss's distances between centres, (J, D) each; the gradient of a distance of 0 is 0."""
-    shapes = [tuple(each.shape) for each in (visible1, infrared1, visible2, infrared2)]
-    if len(set(shapes)) > 1 or visible1.ndim != 2:
-        raise InputError(f"quadruple loss: all four must be of one shape (J, D); got {', '.join(map(str, shapes))}")
+    check_flag("quadruple loss", "normalise", normalise)
+    four = visible1, infrared1, visible2, infrared2
+    shapes = [tuple(getattr(each, "shape", ())) for each in four]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or not _floats(*four):
+        raise InputError(f"quadruple loss: all four must be floats of one shape (J, D); got {_told(*four)}")
     first, second = torch.stack([visible1, infrared1]), torch.stack([visible2, infrared2])
     if normalise:
         first, second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
@@ -152,10 +170,12 @@ def quadruple_loss(
         normalise: divide the centres by their length; the paper names no normalisation.
     """
     check_choice("quadruple loss", "form", form, ("hinge", "linear"))
+    check_number("quadruple loss", "alpha", alpha, -MANY, MANY, Real)
     own, other, between = quadruple_terms(visible1, infrared1, visible2, infrared2, normalise=normalise)
     labels = torch.arange(len(visible1)) if labels is None else labels
-    if labels.shape != visible1.shape[:1]:
-        raise InputError(f"quadruple loss: {len(visible1)} rows need as many labels, got {tuple(labels.shape)}")
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != visible1.shape[:1]:
+        needed = f"{len(visible1)} rows need as many labels, a tensor of whole numbers"
+        raise InputError(f"quadruple loss: {needed}; got {_told(labels)}")
     pairs = labels[:, None] != labels  # on the CPU unless labels are given elsewhere: asking waits for no GPU
     if not pairs.any():
         raise InputError("quadruple loss: 2 identities are needed to form a pair")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vireid_lite.errors import DATASETS, LARGEST_SEED, MANY, TIERS, InputError, check_choice, fraction
+from vireid_lite.errors import DATASETS, LARGEST_SEED, MANY, TIERS, InputError, check_choice, fraction, number
 
 # Names known without torch; a test holds them equal to those of the modules.
 NETWORKS = ("agw", "caj", "ddag", "deen", "ide", "pcb")
@@ -41,10 +41,11 @@ def _numbers(text: str) -> list[int]:
 
 
 def _plain(text: str) -> Any:
-    try:
+    with contextlib.suppress(RecursionError, ValueError):
         return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except (RecursionError, ValueError):
-        return text
+    with contextlib.suppress(ValueError):
+        return number(text, float, "a quotient, as campaigns take") if "/" in text else text
+    return text
 
 
 def _file(remedy: str, option: str, path: Path) -> Path:

@@ -43,7 +43,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         check_choice("training", "optimiser", self.optimiser, ["sgd", "adamw", "muon"])
         check_choice("training", "schedule", self.schedule, ["agw", "deen", "cosine", "linear"])
-        check_choice("training", "triplet", self.triplet or "none", TRIPLETS)
+        check_choice("training", "triplet", "none" if self.triplet is None else self.triplet, TRIPLETS)
         for name in ("shuffle_labels", "half"):
             check_flag("training", name, getattr(self, name))
         if not isinstance(self.augmentation, Augmentation):

@@ -67,18 +67,32 @@ def interval(samples, mean: float) -> Interval:
 
 def numbers(values, name: str) -> np.ndarray:
     """Return scores or counts as float64 (N,)."""
-    try:
-        values = values.double().numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
-        if values.dtype.kind in "fiub" and values.ndim == 1 and np.isfinite(values := values.astype(np.float64)).all():
-            return values
-    except (RuntimeError, ValueError):  # a tensor without data; rows of unlike lengths
-        pass
+    values = dense(values, name)
+    values = values.double().numpy(force=True) if isinstance(values, torch.Tensor) else values
+    if values.dtype.kind in "fiub" and values.ndim == 1 and np.isfinite(values := values.astype(np.float64)).all():
+        return values
     raise InputError(f"metrics: {name} must be finite real numbers, one for each query or identity")
+
+
+def dense(values, name: str):
+    """Return a tensor as it is, anything else as an array. Raises InputError for what has no number in some place."""
+    if isinstance(values, torch.Tensor):
+        if values.layout == torch.strided and not values.is_meta:
+            return values
+        raise InputError(f"metrics: {name} must be a dense tensor with data, got {values.layout} on {values.device}")
+    if any(map(np.ma.is_masked, values if isinstance(values, list | tuple) else [values])):
+        raise InputError(f"metrics: {name} has masked values; leave those rows out, or fill them")
+    try:
+        return np.asarray(values)
+    except (RuntimeError, TypeError, ValueError):
+        raise InputError(f"metrics: {name} must be numbers in rows of one length, as an array or tensor") from None
 
 
 def labels(values, name: str, length: int | None = None) -> np.ndarray:
     """Return identities or cameras as an integer array of the length asked for."""
-    values = values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
+    values = dense(values, name)
+    if isinstance(values, torch.Tensor):  # NumPy has no bfloat16
+        values = (values.double() if values.is_floating_point() else values).numpy(force=True)
     if values.ndim != 1 or values.dtype.kind not in "iu" or length not in (None, len(values)):
         wanted = "(N,)" if length is None else f"({length},)"
         raise InputError(f"metrics: {name} must be integers of shape {wanted}, got {values.dtype} {values.shape}")

@@ -1,7 +1,7 @@
 """Embedding queries and galleries, scoring every trial, and what chance would give in the same setting."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Evaluation:
         per_identity: means over an identity's valid queries of all trials, in the order of the identities' numbers.
         query, gallery: (N, D) the features ranked, of every distinct record of all trials, in the order they occur.
         moved: how many of the distinct queries the attack changed in any pixel; None without an attack.
+        of: the data set's description and folder, and the trials.
     """
 
     query_modality: Modality
@@ -41,6 +42,7 @@ class Evaluation:
     query: torch.Tensor
     gallery: torch.Tensor
     moved: int | None = None
+    of: tuple = field(default=(), repr=False)
 
     @property
     def cmc(self) -> np.ndarray:
@@ -122,6 +124,7 @@ def evaluate(
     query_modality = dataset.direction(query_modality)
     trials = dataset.trials(query_modality) if trials is None else list(trials)
     check_unseen(model, dataset, trials)
+    of = dataset.describe(), dataset.root, trials
     options = {"batch_size": batch_size, "device": device, "progress": progress}
     queries, gallery = (distinct(trials, side) for side in ("query", "gallery"))
     moved = None if perturb is None and query_store is None else 0
@@ -149,7 +152,7 @@ def evaluate(
         chance = ranking.chance(*identities_and_cameras(trials[0]), protocol=dataset.protocol)
     elif perturb_gallery is not None:
         raise InputError("evaluation: clean brings a clean gallery; leave it out where the gallery is perturbed")
-    elif (clean.query_modality, len(clean.query), len(clean.gallery)) != (query_modality, len(queries), len(gallery)):
+    elif (clean.query_modality, clean.of) != (query_modality, of):
         raise InputError("evaluation: clean is of other trials; evaluate the same trials without the attack first")
     else:
         gallery_features, chance = clean.gallery, clean.chance
@@ -158,7 +161,7 @@ def evaluate(
         found = in_order(query_features, queries, trial.query), in_order(gallery_features, gallery, trial.gallery)
         scores.append(ranking.evaluate_features(*found, *identities_and_cameras(trial), protocol=dataset.protocol))
     found = chance, _per_identity(scores, trials), query_features, gallery_features
-    return Evaluation(query_modality, scores, *found, None if moved is None else int(moved))
+    return Evaluation(query_modality, scores, *found, None if moved is None else int(moved), of)
 
 
 def check_unseen(model: object, dataset: Dataset, trials: Sequence[Trial], what: str = "victim") -> None:

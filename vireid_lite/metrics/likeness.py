@@ -57,6 +57,8 @@ def _alike(what: str, images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor
     if not floats or images.shape != reference.shape:
         got = ", ".join(f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}" for x in both)
         raise InputError(f"{what}: two batches of floats (N, C, H, W) alike are needed, got {got}")
+    if not all(((x >= -1e-6) & (x <= 1 + 1e-6)).all() for x in both):  # but for rounding; refuses NaN too
+        raise InputError(f"{what}: pixels must lie in [0, 1]; divide those of 8 bits by 255, clip what an attack adds")
     return images, reference.to(images)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from vireid_lite.errors import InputError, check_choice, whole
-from vireid_lite.metrics.bootstrap import MOST, Interval, interval, labels
+from vireid_lite.metrics.bootstrap import MOST, Interval, dense, interval, labels
 
 PROTOCOLS = ("regdb", "sysu", "llcm")
 # Distances held at once, and counted at once, where they are still in the processor's cache: features are multiplied in
@@ -230,11 +230,7 @@ def per_identity(scores: RetrievalScores, query_ids) -> PerIdentity:
 
 def _matrix(values, name: str, shape: str):
     """Return a tensor as it is, anything else as an array in this machine's byte order; both hold real numbers."""
-    if not (is_tensor := isinstance(values, torch.Tensor)):
-        try:
-            values = np.asarray(values)
-        except ValueError:
-            raise InputError(f"metrics: {name} must be a matrix {shape}, got rows of unlike lengths") from None
+    is_tensor = isinstance(values := dense(values, name), torch.Tensor)
     if values.is_complex() if is_tensor else values.dtype.kind not in "fiub":
         raise InputError(f"metrics: {name} must be real numbers, got dtype {values.dtype}")
     if values.ndim != 2:

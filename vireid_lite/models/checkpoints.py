@@ -14,6 +14,7 @@ from vireid_lite.models.ddag import DDAG
 from vireid_lite.models.deen import DEEN
 from vireid_lite.models.two_stream import TwoStream
 
+TORCHS = (b"PK\x03", b"\x80\x02\x8a")  #: how files of torch.save begin, now and before torch 1.6
 NETWORKS = {"agw": AGW, "caj": CAJ, "ddag": DDAG, "deen": DEEN, "ide": IDE, "pcb": PCB}
 
 
@@ -76,7 +77,7 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     """
     path = existing(path)
     with path.open("rb") as file:
-        torchs = file.read(3) in (b"PK\x03", b"\x80\x02\x8a")  # torch.save, now and before torch 1.6
+        torchs = file.read(3) in TORCHS
     remedy = "torch.save wrote it: give a published checkpoint to --official" if torchs else "save or copy it again"
     state, card = read_weights(path, "a readable safetensors file", remedy)
     try:

@@ -1,5 +1,6 @@
 """DEEN: two more embeddings of every image, made from its middle map, kept apart by the loss and ranked together."""
 
+from numbers import Real
 from types import SimpleNamespace
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vireid_lite import losses
-from vireid_lite.errors import InputError, check_flag
+from vireid_lite.errors import MANY, InputError, check_flag, check_number
 from vireid_lite.models import two_stream
 from vireid_lite.models.two_stream import Batch, ModelOutput, Objective, TwoStream, out_channels
 
@@ -90,6 +91,7 @@ def centre_pair_mining(plain: Tensor, made: Tensor, labels: Tensor, modality: Te
     identities and the two modalities. Features are (N, C), labels and modality int64 (N,), both for every identity.
     Source: LLCM DEEN/loss.py (CPMLoss).
     """
+    check_number("centre pair mining", "margin", margin, -MANY, MANY, Real)
     (visible, infrared), expanded = (losses.class_centres(features, labels, modality) for features in (plain, made))
     total = plain.new_zeros(())
     for own, other, centre in ((visible, infrared, expanded[0]), (infrared, visible, expanded[1])):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vireid_lite.errors import InputError, check_choice
-from vireid_lite.models.checkpoints import build, existing, load_strictly
+from vireid_lite.models.checkpoints import TORCHS, build, existing, load_strictly
 from vireid_lite.models.deen import Expansion, Fusion
 from vireid_lite.models.two_stream import NonLocal, TwoStream
 
@@ -76,6 +76,12 @@ def load_official(path: str | Path, network: str | None = None) -> tuple[TwoStre
 
 def _official_state(path: Path) -> dict[str, Tensor]:
     """Return the weights of an official file under their official names."""
+    with path.open("rb") as file:
+        begins = file.read(9)
+    if begins[:3] not in TORCHS:
+        ours = begins[3:] == bytes(5) + b"{"  # the length of a safetensors header, and its start
+        door = "give a victim of `vireid-lite train` to --checkpoint" if ours else "fetch the published file again"
+        raise InputError(f"{path}: cannot be read, as torch.save did not write it; {door}")
     # Beside the weights AGW saves its scores as numpy values (train.py:390). Rebuilding those runs nothing but numpy's
     # array and scalar constructors; they are named as numpy 1 wrote them and as numpy 2 writes them.
     array, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]

@@ -93,11 +93,12 @@ def image_names(folder: Path) -> list[str]:
     return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
 
 
-def other_files(folders: Iterable[Path]) -> str:
-    """Return how many files of which kind lie in some folders beside the images, such as "2 .gif"; "" where none do."""
-    files = (path for folder in folders for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    kinds = Counter(path.suffix.lower() or "without suffix" for path in files)
-    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()) if kind not in IMAGE_SUFFIXES)
+def other_files(root: Path, *places: str) -> str:
+    """Return how many files of which kind are no images, such as "2 .gif files are not read"; "" where all are."""
+    files = (path for place in places for path in root.glob(place) if path.suffix.lower() not in IMAGE_SUFFIXES)
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in files if path.name[0] != "." and path.is_file())
+    found = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    return found and f"{found} files are not read"
 
 
 def records_in(root: Path, folder: str, identity: int, camera: int, modality: Modality) -> list[Record]:

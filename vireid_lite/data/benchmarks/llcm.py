@@ -34,6 +34,7 @@ class LLCM(lists.Benchmark):
     def _load(self, seed: int) -> None:
         self.train = [record for spectrum in SPECTRA for record in self._read_train(spectrum)]
         self.test_groups = read_test_groups(self.root)
+        self.left_out = lists.other_files(self.root, "test_*/cam*/*/*")
         if self.options["validation"]:
             self.hold_out(seed)
 

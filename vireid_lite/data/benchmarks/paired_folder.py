@@ -52,8 +52,8 @@ class PairedFolder(Benchmark):
                     self.test.append(Record(source, identity, 1 + modality, modality, box))
         if len(stems) < boxed:
             self.left_out = f"one_frame_per_sequence leaves out {boxed - len(stems)} of {boxed} pairs"
-        unread = other_files(self.root / folder for folder in FOLDERS.values())
-        unread = f", {unread} files are not read" if unread else ""
+        unread = other_files(self.root, "visible/*", "infrared/*")
+        unread = f", {unread}" if unread else ""
         if len(self.test) < 4:
             give = "load it with -o one_frame_per_sequence=false (one_frame_per_sequence=False in Python)"
             remedy = give if self.left_out else "add pairs"

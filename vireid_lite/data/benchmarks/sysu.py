@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from vireid_lite.data.benchmarks import lists
 from vireid_lite.data.benchmarks.lists import NUM_TRIALS, YES, Benchmark, draw_gallery, read_identities, records_in
 from vireid_lite.data.records import Modality, Record, Trial
 from vireid_lite.errors import InputError
@@ -43,11 +44,11 @@ class SYSU(Benchmark):
     def _load(self, seed: int) -> None:
         if self.options["draw"] == "agw" and self.options["shot"] != 1:
             raise InputError("SYSU-MM01: AGW's draw is defined for shot=1 only; pass draw='official' for shot=10")
-        lists = {split: f"exp/{split}_id.txt" for split in ("train", "val", "test")}
-        self.identities = {split: read_identities("SYSU-MM01", self.root, path) for split, path in lists.items()}
-        for one, other in combinations(lists, 2):
+        listed = {split: f"exp/{split}_id.txt" for split in ("train", "val", "test")}
+        self.identities = {split: read_identities("SYSU-MM01", self.root, path) for split, path in listed.items()}
+        for one, other in combinations(listed, 2):
             if shared := set(self.identities[one]) & set(self.identities[other]):
-                both = f"{lists[one]} and {lists[other]} both list identity {min(shared)}"
+                both = f"{listed[one]} and {listed[other]} both list identity {min(shared)}"
                 raise InputError(f"SYSU-MM01: {both}; fetch the lists again")
         self.train, self.val = ([r for group in self._groups(split) for r in group] for split in ("train", "val"))
         if not self.options["validation"]:
@@ -57,6 +58,7 @@ class SYSU(Benchmark):
                 f"SYSU-MM01: {self.root} has no image of a training identity; check --root or the download"
             )
         self.test_groups = self._groups("test")
+        self.left_out = lists.other_files(self.root, "cam[1-6]/*/*")
 
     def _groups(self, split: str) -> list[list[Record]]:
         """Return the images of each (identity, camera) that has any: identities ascending, then cameras, then names."""
