@@ -26,7 +26,7 @@ GRIDS = ("smoke", "cmps-tables", "cmps-figures", "feature-level-tables", "transf
 # What became of a reported number; where two tiers' cards say two things, what stands first.
 STATUS = ("rerun on the same data", "a stand-in disagrees", "a stand-in agrees", "a stand-in is undecided")
 STATUS += ("clean row of a stand-in", "open without licensed data", "not built")
-MARGIN = 0.1  #: of rank-1 or mAP: who spoils a ranking costs more than this
+MARGIN = 0.1  #: of rank-1 or mAP, below which a fall is no spoiled ranking
 OFFICIAL = {"sysu": "infrared", "llcm": "infrared", "regdb": "visible"}  #: query modality
 QUERIES = {modality.name.lower(): direction_name(modality) for modality in Modality}
 
