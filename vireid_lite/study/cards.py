@@ -29,7 +29,7 @@ from vireid_lite.machine import Compute
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.victims import tier_named
 
-SCHEMA = 2
+SCHEMA = 3  # 2: read beside the defaults of the former lite victim
 CARDS = "*-s*-*.json"  #: the file names of `card_name`
 # What every card has, and of what kind; of a run's configuration the key holds the rest.
 REQUIRED = {"schema": int, **dict.fromkeys(("key", "kind", "tier", "date"), str), "seed": int}
