@@ -33,21 +33,22 @@ AXE_EXCEPTED = {  # (rule, selector): why
 HTML_EXCEPTED = {  # message: why
     "Attribute “autocorrect” not allowed on element “input” at this point.": "pydata-sphinx-theme: its search field",
 }
+SHOWN = '() => [...document.querySelectorAll("body *")].filter(e => e.checkVisibility()).length'
 # Shows all that waits for a click, and waits until nothing more appears.
-READY = """async () => {
+READY = f"""async () => {{
+  const shown = {SHOWN};
   const still = document.head.appendChild(document.createElement("style")); // contrast is not to be read in mid-fade
-  still.textContent = "*, ::before, ::after { animation: none !important; transition: none !important; }";
+  still.textContent = "*, ::before, ::after {{ animation: none !important; transition: none !important; }}";
   await window.MathJax?.startup?.promise;
   await document.fonts.ready;
-  for (const image of document.images) { image.loading = "eager"; try { await image.decode(); } catch {} }
+  for (const image of document.images) {{ image.loading = "eager"; try {{ await image.decode(); }} catch {{}} }}
   for (const details of document.querySelectorAll("main details")) details.open = true;
   for (const button of document.querySelectorAll(".toggle-button[aria-expanded=false]")) button.click();
-  const shown = () => [...document.querySelectorAll("body *")].filter(e => e.checkVisibility()).length;
-  for (let before = -1; before !== shown();) {
+  for (let before = -1; before !== shown();) {{
     before = shown();
     await new Promise(next => setTimeout(next, 200));
-  }
-}"""
+  }}
+}}"""
 INSPECT = """() => {
   const all = (selector, value) => [...document.querySelectorAll(selector)].map(value);
   const width = document.documentElement.clientWidth;
@@ -68,7 +69,6 @@ INSPECT = """() => {
     rendered: all("main .math mjx-container", e => e).length,
     broken: all("mjx-merror", e => e.textContent),
     hidden: all(".toggle-hidden", e => e.id),
-    shown: all("body *", e => e.checkVisibility()).filter(Boolean).length,
     setting: [document.documentElement.dataset.theme, innerWidth, navigator.maxTouchPoints > 0],
     sideways: document.documentElement.scrollWidth - width,
     wide: all("main *", e => e).filter(e => e.getBoundingClientRect().right > width + 1 && !e.closest(scrolls))
@@ -189,7 +189,7 @@ def walk(site, browser) -> dict[tuple[str, str], dict]:
                 if kept:
                     picture = Path(kept) / f"{page.removesuffix('.html').replace('/', '-')}-{name}.png"
                     tab.screenshot(path=picture, full_page=True)
-                seen[page, name] = tab.evaluate(INSPECT)
+                seen[page, name] = {**tab.evaluate(INSPECT), "shown": tab.evaluate(SHOWN)}
                 if name == "light":
                     tab.evaluate(axe)
                 if name != "phone":
@@ -197,7 +197,7 @@ def walk(site, browser) -> dict[tuple[str, str], dict]:
                     known += contrast["keys"]
                     seen[page, name]["axe"] = contrast["found"]
             turn(tab, session, "light")
-            seen[page, "light"]["again"] = tab.evaluate(INSPECT)["shown"]
+            seen[page, "light"]["again"] = tab.evaluate(SHOWN)
             seen[page, "light"]["axe"] += tab.evaluate(REST, excepted)
             for name in SETTINGS:
                 seen[page, name] |= {"requests": [*requests], "failed": [*failed], "errors": [*errors]}

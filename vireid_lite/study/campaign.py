@@ -37,6 +37,7 @@ from vireid_lite.study.cards import (
     read_card,
     records,
     same_training,
+    victim_of,
 )
 from vireid_lite.victims import Recipe, tier_recipe
 
@@ -308,14 +309,15 @@ class Results:
         for card in self.cards:
             self._found.setdefault(card["key"], []).append(card)
             if "modification" not in card:
-                victims.setdefault(_victim(card), []).append(card)
+                victims.setdefault(victim_of(card), []).append(card)
 
         def rank(card: dict) -> tuple:
-            company = (same_training(card, other) for other in victims.get(_victim(card), []))
+            company = (same_training(card, other) for other in victims.get(victim_of(card), []))
             return not is_stale(card), sum(company), card["date"]
 
         for cards in self._found.values():
-            cards.sort(key=rank, reverse=True)
+            if len(cards) > 1:
+                cards.sort(key=rank, reverse=True)
 
     def card(self, run: Run, root: Root = None, data: bool = False) -> dict | None:
         """Return a run's card, or None: of several one that is not stale, then of the training most cards are of.
@@ -342,11 +344,6 @@ class Results:
             kinds.setdefault(_kind(card), []).append(card["wall_seconds"])
         known = [statistics.median(kinds[kind]) for run in todo if (kind := _kind(run.configuration)) in kinds]
         return Plan(todo, done, stale, sum(known), len(todo) - len(known))
-
-
-def _victim(card: dict) -> str:
-    """Return what says on which victim a card is, its training apart."""
-    return str([card[part] for part in ("tier", "dataset", "victim", "seed")])
 
 
 def _kind(card: dict) -> tuple:

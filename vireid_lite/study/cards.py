@@ -39,6 +39,7 @@ CONFIGURATION = ("tier", "dataset", "victim", "attack", "seed", "split", "modifi
 # Always said: they decide the defaults of what stands beside them, or are there or not.
 SAID = ("name", "model", "mode", "difficulty", "modification")
 EXACT = ("scores", "scores_8_bit", "scores_query", "scores_clean", "clean", "within")  #: what is not rounded
+SAME = ("tier", "dataset", "victim", "seed")  #: what two cards of one victim share
 SCORES = ("rank1", "mAP")  #: what the file shows of "clean" and "scores", and what an anatomy repeats unrounded
 WAYS = {direction_name(modality) for modality in Modality}
 OPTIONAL = {"modification": Modification, "compute": Compute}
@@ -210,6 +211,11 @@ def is_stale(card: dict) -> bool:
     """Return whether a part of the card's run behaves otherwise now than when it was made, or has no entry."""
     made = made_with(card)
     return card["made_with"] != made or not all(made.values())
+
+
+def victim_of(card: dict) -> str:
+    """Return what says on which victim a card is, its training apart."""
+    return str([card[part] for part in SAME])
 
 
 def same_training(first: dict, second: dict) -> bool:

@@ -12,9 +12,8 @@ from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.cards import CONFIGURATION, same_training, spread
+from vireid_lite.study.cards import CONFIGURATION, SAME, same_training, spread, victim_of
 
-SAME = ("tier", "dataset", "victim", "seed")  #: what two cards of one victim share
 DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 LABELS = {name: name.upper() for name in ATTACKS} | {
     **{"uniform-noise": "uniform noise", "sign-noise": "sign noise", "feature-level": "feature-level"},
@@ -144,7 +143,7 @@ def one_training(cards: Sequence[dict]) -> Sequence[dict]:
     """Return the cards of a table or curve; InputError where two are of two trainings of one recipe, data and seed."""
     known: dict[str, dict] = {}
     for card in cards:
-        if not same_training(known.setdefault(str([card[part] for part in SAME]), card), card):
+        if not same_training(known.setdefault(victim_of(card), card), card):
             what = f"two trainings of one victim, seed {card['seed']}, in one table or curve"
             raise InputError(f"tables: {what}; filter the cards, or make them again in one folder")
     return cards
