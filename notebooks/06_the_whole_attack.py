@@ -890,7 +890,7 @@ def changed(one, other):
 
 
 def sweep(kind, *knobs):
-    """Return a kind's cards, and those main rows that differ from one of them in a knob alone."""
+    """Return a kind's cards, and those main rows and controls that differ from one of them in a knob alone."""
     cards = [card for card in of_kind(kind) if card["attack"].get("mode") == "paper" and not card["attack"]["tied"]]
     easiest = min((card["dataset"]["difficulty"] for card in cards), default=None)
     cards = [card for card in cards if card["dataset"]["difficulty"] == easiest]
@@ -899,7 +899,7 @@ def sweep(kind, *knobs):
         alike = (card for card in cards if all(card[part] == row[part] for part in ("dataset", "victim")))
         return any(changed(row, card) <= set(knobs) for card in alike)
 
-    return cards + [row for row in paper_cards if belongs(row)]
+    return cards + [row for row in (*paper_cards, *of_kind("control")) if belongs(row)]
 
 
 def ground(cards):

@@ -654,7 +654,8 @@ def effort(card):
     return card["attack"].get("steps", 0) * getattr(ATTACKS[card["attack"]["name"]], "gradients_per_step", 1)
 
 
-main = [card for card in of("feature") if not card["attack"]["tied"]]
+BESIDE = ("feature-level", "cmps", "uap", "sign-noise", "uniform-noise")
+main = [card for card in of("feature", "attack") if card["attack"]["name"] in BESIDE and not card["attack"]["tied"]]
 
 
 def floors(cards, score, name="scores"):
