@@ -31,8 +31,8 @@
 # %% [markdown]
 # ## What it costs
 #
-# Nothing is trained: features are simulated, so every tier takes seconds on a CPU. On Colab the next cell installs the
-# package; the version of torch that the runtime brings is kept. Everywhere else it does nothing.
+# Nothing is trained: features are simulated, so every tier takes as long as `lite`, on a CPU. On Colab the next cell
+# installs the package; the version of torch that the runtime brings is kept. Everywhere else it does nothing.
 
 # %% tags=["remove-cell"]
 import sys

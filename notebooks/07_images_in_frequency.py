@@ -661,7 +661,7 @@ ring = (radius * RINGS).floor().clamp(max=RINGS - 1).long().flatten()
 white = torch.bincount(ring[1:], minlength=RINGS).double().numpy()  # without the mean
 white /= white.sum()
 
-# %% mystnb={"figure": {"caption": "Energy of a single wave, by radius, in multiples of white noise (dotted), without the mean; logarithmic scale. Look where each line crosses the dotted one, and how far the perturbation strays from the noise that has its size.", "name": "fig-frequency-energy"}, "image": {"alt": "Line chart of eight points per line. Two lines with circles and triangles fall steeply across two orders of magnitude; three lines stay nearer to one, some with a bump in the middle; one lies on the dotted horizontal line."}}
+# %% mystnb={"figure": {"caption": "Energy of a single wave, by radius, in multiples of white noise (dotted), without the mean; logarithmic scale. Look where each line crosses the dotted one, and how far the perturbation strays from the noise that has its size.", "name": "fig-frequency-energy"}, "image": {"alt": "Line chart of eight points per line. Two lines with circles and triangles fall steeply across three orders of magnitude; three lines stay nearer to one, some with a bump in the middle; one lies on the dotted horizontal line."}}
 figure, axes = plt.subplots(figsize=(7.4, 3.8), layout="constrained")
 middle = (np.arange(RINGS) + 0.5) / RINGS
 for (name, values), marker, colour in zip(profiles.items(), "o^sDvP", plots.SERIES, strict=True):
@@ -695,47 +695,77 @@ texts = [
 Markdown("\n".join(lines) + "\n\nEnergy without the mean. " + " ".join(texts))
 
 # %% [markdown]
-# Rings hide what a single wave does. A network that halves its maps with a stride does not treat even and odd pixels
-# alike, and the gradient that comes back through the stride may show it: as a pattern that repeats every 2 pixels, or
-# every 4 after two such strides. In a spectrum, what repeats every $p$ pixels sits on a grid of a few bins, $u$ a
-# multiple of $H/p$ and $v$ of $W/p$:
+# Rings hide which way a wave runs, and what a single one does. Two suspicions. A network that halves its maps with a
+# stride does not treat even and odd pixels alike, and the gradient that comes back through the stride may show it, as a
+# pattern that repeats every 2 pixels, or every 4 after two such strides. In a spectrum, what repeats every $p$ pixels
+# sits on a *grid* of a few bins, $u$ a multiple of $H/p$ and $v$ of $W/p$. And people stand upright, so the two axes may
+# matter: waves with $v = 0$ are *level stripes*, those with $u = 0$ *upright* ones. No spectrum here is flat, so each
+# kind is compared with the waves of about its radius that are of no kind ({numref}`fig-frequency-stripes`).
 
 
 # %%
-def on_grid(period):
-    """The bins of what repeats every `period` pixels down and across, not the mean: (H, W) bool."""
-    down, across = (torch.arange(size) * period % size == 0 for size in (height, width))
-    grid = down[:, None] & across
-    grid[0, 0] = False
-    return grid.to(device)
-
-
-PERIODS = [period for period in (2, 4, 8, 16) if height % period == width % period == 0]
-strides = {}
-made = {"gradients of single images": gradients, "CMPS": delta, "sign noise": noise}
-for name, maps in made.items():
-    loud = decompose(maps)[0].square().flatten(0, -3).mean(0)
+def loudness(maps):
+    """Mean energy of each wave without the mean, (H, W)."""
+    loud = decompose(maps)[0].square().flatten(0, -3).mean(0).double().cpu()
     loud[0, 0] = 0
-    seen, strides[name] = torch.zeros_like(loud, dtype=torch.bool), []
-    for period in PERIODS:
-        new = on_grid(period) & ~seen  # what repeats every 2 pixels repeats every 4 as well
-        strides[name].append((loud[new].mean() / loud.mean()).item())
-        seen |= new
+    return loud
+
+
+def beside(loud, kind):
+    """Energy of the waves of a kind, in multiples of the others' of about their radius."""
+    narrow = (12 * radius).ceil().long()
+    sums, counts = (torch.bincount(narrow[others], weights) for weights in (loud[others], None))
+    return (loud[kind].sum() / (sums / counts)[narrow][kind].sum()).item()
+
+
+down, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+kinds = {"level stripes": across == 0, "upright stripes": down == 0}
+for period in (4, 8):  # what repeats every 2 pixels repeats every 4 as well
+    repeats = (down * period % height == 0) & (across * period % width == 0)
+    kinds[f"grid of {period} pixels"] = repeats & (down > 0) & (across > 0)
+for kind in kinds.values():
+    kind[0, 0] = False
+level_waves, others = kinds["level stripes"], ~torch.stack([*kinds.values()]).any(0)
+made = {"visible images": images[VISIBLE], "infrared images": images[INFRARED]}
+made |= {"gradients of single images": gradients, "CMPS": delta, "sign noise": noise}
+spectra = {name: loudness(maps) for name, maps in made.items()}
+times = {name: [beside(loud, kind) for kind in kinds.values()] for name, loud in spectra.items()}
+
+# %% mystnb={"figure": {"caption": "The perturbation, enlarged to be visible, and the spectra of what an attack is made of: energy, logarithm, slow waves in the middle, each with a scale of its own. Level stripes are the upright line through the middle. Look where a spectrum is brightest, and whether single bright dots stand on a regular grid.", "name": "fig-frequency-stripes"}, "image": {"alt": "Four tall panels: a pattern of dark and light coloured bands that run across the crop; two dark spectra, each with two bright spots above and below the middle joined by a bright upright line; and an even grey speckle."}} tags=["hide-input"]
+figure, panels = plt.subplots(1, 4, figsize=(7.4, 4.2), layout="constrained")
+plots.show_crop(panels[0], plots.picture(for_show(delta[None])[0]))
+panels[0].set_title("CMPS, δ", fontsize=9)
+for axes, name in zip(panels[1:], list(made)[2:], strict=True):
+    shown = torch.fft.fftshift(spectra[name].clamp(min=1e-12)).log10().numpy()
+    low, high = np.quantile(shown, (0.02, 0.999))
+    axes.imshow(shown, cmap="gray", vmin=low, vmax=high)
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(name.replace(" of single", "\nof single"), fontsize=9)
+plt.show()
+
 # %% tags=["hide-input"]
-heads = " | ".join(f"period {period}" for period in PERIODS)
-lines = [f"| energy of a wave, white = 1 | {heads} |", "|---" + "|--:" * len(PERIODS) + "|"]
-lines += [f"| {name} | {' | '.join(f'{value:.1f}' for value in values)} |" for name, values in strides.items()]
-single, summed = (strides[name][0] for name in ("gradients of single images", "CMPS"))
+heads = " | ".join(f"{name} ({int(kind.sum())} waves)" for name, kind in kinds.items())
+lines = [f"| energy of a wave, others of its radius = 1 | {heads} |", "|---" + "|--:" * len(kinds) + "|"]
+lines += [f"| {name} | {' | '.join(f'{value:.1f}' for value in values)} |" for name, values in times.items()]
+single, summed = (times[name][0] for name in ("gradients of single images", "CMPS"))
+held = (spectra["CMPS"][level_waves].sum() / spectra["CMPS"].sum()).item()
+gridded = max(times["gradients of single images"][2:])
 Markdown(
     "\n".join(lines)
-    + "\n\nWithout what repeats in a shorter period already. "
+    + "\n\nNo kind holds a wave of another, but for the shorter period in the longer one's grid. "
     + (
-        "The grid is in the gradients, and stronger in the perturbation: people differ from gradient to gradient, the"
-        " network does not, and a sum keeps what is common."
+        f"**Level stripes are what the perturbation is loudest in: {100 * held:.0f} % of its energy in"
+        f" {100 * level_waves.sum().item() / (height * width - 1):.0f} % of its waves.** The gradients have them already:"
+        " people differ from gradient to gradient, the network does not, and a sum keeps what is common."
         if summed > single > 1.5
-        else "The perturbation has no more of the grid than single gradients have."
-        if summed <= single
-        else "The perturbation has more of the grid than single gradients have."
+        else "The perturbation has no more level stripes than single gradients have."
+    )
+    + " "
+    + (
+        "Single gradients are louder on the grid of the strides than beside it."
+        if gridded > 1.5
+        else "Of the strides' grid the gradients show nothing: they are no louder on it than beside it"
+        + ("; the perturbation is on one, but in few waves." if max(times["CMPS"][2:]) > 1.5 else ".")
     )
 )
 
@@ -839,10 +869,10 @@ def enlarged(change):
     return (change * delta.norm() / change.norm()).clamp(-attack.eps, attack.eps)
 
 
-regular = torch.fft.ifft2(torch.fft.fft2(delta) * on_grid(2)).real  # what repeats every 2 pixels
-rest = delta - regular
-rest *= attack.eps / rest.abs().max()  # scaled into the budget: cutting would put some of the pattern back
-wholes = {"CMPS": delta, "sign noise": noise, "CMPS without its period 2": rest}
+rest = delta - torch.fft.ifft2(torch.fft.fft2(delta) * level_waves.to(device)).real
+rest *= attack.eps / rest.abs().max()  # scaled into the budget: cutting would put some of the stripes back
+WITHOUT, AS_SMALL = "CMPS without level stripes", "all of CMPS, as small as that"
+wholes = {"CMPS": delta, "sign noise": noise, WITHOUT: rest, AS_SMALL: delta * (rest.norm() / delta.norm())}
 whole = {
     (name, m): score(attacked(change, m), m)
     for (name, change), m in product(wholes.items(), Modality)
@@ -918,25 +948,47 @@ Markdown("\n".join(lines) + f"\n\nRank-1 in %, 8 bits; chance: {floors} %.\n\n" 
 # Losses need not add up. A ranking forgives a small push and falls for a larger one, so rings that do little each can
 # do much together; and a ring that repeats what another did adds nothing.
 #
-# The perturbation carries the grid of the strides, so its place matters. In the [attack lab](../book/lab.md), move it by
-# one pixel, then by two.
+# A pattern also has a place. Move it to the right, round the edge of the crop, as the [attack lab](../book/lab.md) does
+# with one query.
 #
 # <!-- lab: #lab&attack=cmps&right=1 -->
+
+# %% tags=["hide-input"]
+lines = ["| moved to the right by | V→I rank-1 | change | I→V rank-1 | change |", "|---|--:|--:|--:|--:|"]
+changes = {}
+for right in (1, 2, width // 6, width // 2):
+    cells = []
+    for m in Modality:
+        beside_it = score(attacked(delta.roll(right, -1), m), m)
+        changes[right, m] = against(whole["CMPS", m], beside_it, m)
+        cells += [share(beside_it), moved(changes[right, m])]
+    lines.append(f"| {right} px | {' | '.join(cells)} |")
+firm = all(abs(changes[right, m].difference) < 0.05 for right in (1, 2) for m in Modality)
+Markdown(
+    "\n".join(lines)
+    + "\n\nChange: against the perturbation in its place. "
+    + (
+        "A pixel or two hardly matter, as one would expect of bands that run across the crop."
+        if firm
+        else "A pixel or two matter."
+    )
+)
 
 # %% [markdown]
 # ## What a defender learns
 #
-# A grid that the strides leave would be a fingerprint that can be read off one image, without the network. Take the
-# energy of the three waves of period 2 against all waves above half Nyquist. How often does an attacked query have more
-# than a clean one? (0.5 is a coin.)
+# A kind of wave that a perturbation is loud in would be a fingerprint that can be read off one image, without the
+# network. Take the energy of the level stripes between radius 1/4 and 1/2 against that of all waves there. How often
+# does an attacked query have more than a clean one? (0.5 is a coin.)
 
 # %%
-fast = (radial_frequency(height, width) >= 0.5).to(device)
+between = ((radius >= 1 / 4) & (radius < 1 / 2)).to(device)
+stripes = between & level_waves.to(device)
 
 
 def fingerprint(maps):
     loud = decompose(maps)[0].square().sum(1)
-    return loud[:, on_grid(2)].sum(1) / loud[:, fast].sum(1)
+    return loud[:, stripes].sum(1) / loud[:, between].sum(1)
 
 
 lines = ["| | visible | infrared |", "|---|--:|--:|"]
@@ -950,24 +1002,27 @@ for name, change in wholes.items():
 Markdown("\n".join(lines))
 
 # %% tags=["hide-input"]
-left = [against(whole["CMPS", m], whole["CMPS without its period 2", m], m) for m in Modality]
-kept = [against(clean[m], whole["CMPS without its period 2", m], m).high < 0 for m in Modality]
+pairs = {
+    m: (against(whole["CMPS", m], whole[WITHOUT, m], m), against(whole[AS_SMALL, m], whole[WITHOUT, m], m))
+    for m in Modality
+}
+kept = [against(clean[m], whole[WITHOUT, m], m).high < 0 for m in Modality]
 Markdown(
-    "An attacker who knows of the test leaves the three waves out, and scales the rest into the budget (last row of both"
+    "An attacker who knows of the test leaves the stripes out, and scales the rest into the budget (third row of both"
     " tables). That changes rank-1 by "
-    + " and ".join(f"{moved(change)} points ({direction_name(m)})" for change, m in zip(left, Modality, strict=True))
-    + (
-        "; it is still an attack in both directions."
-        if all(kept)
-        else "; it is no clear attack in both directions then."
-    )
+    + " and ".join(f"{moved(pairs[m][0])} points ({direction_name(m)})" for m in Modality)
+    + ("; it is still an attack in both directions" if all(kept) else "; it is no clear attack in both directions then")
+    + f". The rest has a root mean square of {255 * rest.square().mean().sqrt().item():.1f} of 255, so part of that is"
+    " size: against all of CMPS made as small (last row) the change is "
+    + " and ".join(f"{moved(pairs[m][1])} points ({direction_name(m)})" for m in Modality)
+    + "."
 )
 
 # %% [markdown]
 # A fingerprint finds at best those who do not know of it {cite}`athalye2018obfuscated`. What the others pay stands above;
-# leaving the waves out afterwards is the crudest way, and an attack that learns without them may pay less. The bands that
-# the victim reads and the bands that the perturbation works in are a better guide: where both are the same, no filter
-# separates them.
+# leaving the stripes out afterwards is the crudest way, and an attack that learns without them may pay less. The bands
+# that the victim reads and the bands that the perturbation works in are a better guide: where both are the same, no
+# filter separates them.
 
 # %% [markdown]
 # ## What could fool us
@@ -986,8 +1041,8 @@ Markdown(
 #   {cite}`chen2021apr`.
 # - **The rings of $\delta$.** They were learned together and tried alone. An attack that learns within one ring may do
 #   more there than the piece that was cut out.
-# - **The victim.** One network with its strides, one seed, one perturbation of few steps. Another network reads other
-#   bands; what holds is the method.
+# - **The victim.** One network, one seed, one perturbation of few steps. Another network reads other bands and leaves
+#   other patterns; what holds is the method.
 
 # %% [markdown]
 # ## Takeaways
@@ -997,7 +1052,8 @@ Markdown(
 # - "Phase is structure, amplitude is style" is a claim about a judge and about a frame. Score hybrids for both owners,
 #   with a control for the mixing, and try a smaller window.
 # - Changing the amplitude alone need not close the gap between the spectra; measure it before building on it.
-# - Images are slow, noise is fast, perturbations and gradients are neither, and they carry the grid of the strides.
+# - Images are slow, noise is fast, perturbations and gradients are neither. Rings hide single waves: look for stripes and
+#   for grids, beside other waves of their radius.
 # - Energy is not use, and energy is not damage.
 # - For a defender: a fingerprint or a filter is worth what it does against an attack made with it in view.
 
@@ -1101,9 +1157,9 @@ for m in Modality:
 # ```{exercise-start} Hard: break this claim
 # :label: ex-frequency-flaw
 # ```
-# "Adversarial perturbations are high-frequency. The outermost of our rings holds more of $\delta$'s energy than any other,
-# and without it clean queries rank as well as before. So we low-pass every query at radius 3/4, at no cost, and the
-# attack is gone." Find what each sentence leaves out, then run the defence, also against an attacker who knows it.
+# "Adversarial perturbations are high-frequency. The outermost of our rings holds several times the share of $\delta$'s
+# energy that it holds of an image's, and without it clean queries rank as well as before. So we low-pass every query at
+# radius 3/4, at no cost, and the attack is gone." Find what each sentence leaves out, then run the defence, also against an attacker who knows it.
 #
 # **Check yourself.** Which test of the defence is missing?
 #
@@ -1122,10 +1178,11 @@ self_check(None, "ex-frequency-flaw", "9b66c97d")  # your letter in place of Non
 # ```
 # Self-check: **c**.
 #
-# The outermost ring holds most *waves*, so it holds most of the energy of anything nearly white; per wave
-# {numref}`fig-frequency-energy` says something else. Energy is not damage: which ring does it is a question for
-# {numref}`fig-frequency-pieces`. "As well as before" is an interval that is some points wide. See next whether the attack
-# is gone at all, or only weaker than it was. And "gone" was tried on a perturbation that knew of no filter. A known filter is a part of the network: let the attack learn through it, at the
+# The outermost ring holds most *waves*, so it holds much of the energy of anything that is not as slow as an image; beside
+# its share of the waves (first line below) and per wave ({numref}`fig-frequency-energy`) it is quiet. Energy is not damage:
+# which ring does it is a question for {numref}`fig-frequency-pieces`. "As well as before" is an interval that is some
+# points wide. See next whether the attack is gone, or even weaker than it was. And whatever is found, it is found on a
+# perturbation that knew of no filter. A known filter is a part of the network: let the attack learn through it, at the
 # same cost, and then say what the filter is worth.
 
 
@@ -1140,6 +1197,11 @@ class Guarded(torch.nn.Module):
     def embed(self, maps, modality):
         return self.model.embed(clip(only(maps, 0, 3 / 4)), modality)
 
+
+outermost = radius >= 3 / 4
+held = {name: spectra[name][outermost].sum() / spectra[name].sum() for name in ("CMPS", "visible images")}
+print(f"above 3/4: {100 * outermost.double().mean():.0f} % of the waves, of the energy of", end=" ")
+print(", of ".join(f"{name} {100 * part:.0f} %" for name, part in held.items()))
 
 guarded = Guarded(model)
 state = attack.start((3, height, width), settings.seed)

@@ -225,7 +225,7 @@ Markdown(
 # %% [markdown]
 # The *linear* form is the same sum without $[\;]_+$. It is ours, for comparison.
 #
-# Can one draw this? The features have hundreds of dimensions. But the three distances of one bracket form a chain,
+# Can one draw this? The features have far more than two dimensions. But the three distances of one bracket form a chain,
 # $c_{i2}^j - c_{v1}^j - c_{v2}^j - c_{v2}^k$, and a chain lies flat: **its three lengths and its two angles are exact**
 # in a plane ({numref}`fig-quadruple-centres`). The fourth centre, $c_{i1}^j$, takes no part in this direction; its
 # distances to $c_{v1}^j$ and $c_{i2}^j$ are exact as well. All other distances are not.
@@ -677,7 +677,7 @@ states = {
     "all silent": ~one & ~(modality_hinge | identity_hinge),
 }
 
-# %% mystnb={"figure": {"caption": "Brackets of class centres under fresh heads, all draws and both directions. One hinge on the sum is active below the falling line (drawn for the median own distance). The two separate hinges are active left of the upright line or below the level one. Look at the pairs above the falling line that are still inside one of the two strips.", "name": "fig-quadruple-hinges"}, "image": {"alt": "Scatter plot of many points in four kinds of marks, divided by a falling line, a vertical and a horizontal line."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Brackets of class centres under fresh heads, all draws and both directions. One hinge on the sum is active below the falling line (drawn for the median own distance). The two separate hinges are active left of the upright line or below the level one. Look at the pairs above the falling line that are still inside one of the two strips.", "name": "fig-quadruple-hinges"}, "image": {"alt": "Scatter plot of many points in several kinds of marks, divided by a falling line, a vertical and a horizontal line."}} tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
 LOOKS = dict(zip(states, (("o", 1), ("x", 0), ("D", 3), (".", 2)), strict=True))
 for name, chosen in states.items():
@@ -1020,7 +1020,7 @@ Markdown(
 # - **The ceiling.** Within a modality the clean score may be so high that no help can show.
 # - **The demonstration.** One victim, one seed, one batch, fixed heads. It compares directions under one budget; it
 #   says nothing about the strength of the attack in the paper, whose perturbation rule is not published.
-# - **The training people.** All hinges are counted on people the victim knows by heart, as in the paper.
+# - **The training people.** All hinges are counted on people the victim was trained on, as in the paper.
 
 # %% [markdown]
 # ## Takeaways

@@ -158,6 +158,8 @@ def training_curves(history: Sequence[dict]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     epochs[["identity loss", "triplet loss"]].plot(ax=left, style=[".-", ".--"], ylabel="loss (nats)", ylim=(0, None))
     epochs["accuracy"].plot(ax=right, style=".-", color=SERIES[2], ylabel="batch classified right (%)", ylim=(0, 101))
+    left.xaxis.get_major_locator().set_params(integer=True)  # of four epochs none is half an epoch
+    right.xaxis.get_major_locator().set_params(integer=True)
     left.legend(frameon=False)
     return figure
 
