@@ -113,7 +113,7 @@ from vireid_lite.attacks.frozen import frozen
 from vireid_lite.attacks.image_specific import GuideBank, ODFA, SMA, Target
 from vireid_lite.data import ImageStore, Modality, Trial, all_against_all, cached
 from vireid_lite.metrics.evaluation import direction_name, embed_store, identities_and_cameras, ranked
-from vireid_lite.study.tables import DIRECTIONS, LABELS, attack_table, seed_rows
+from vireid_lite.study.tables import DIRECTIONS, LABELS, attack_table, seed_rows, tuning_note
 from vireid_lite.victims import load_or_train, tier_dataset, tier_recipe
 
 plots.set_style()
@@ -613,12 +613,13 @@ for name in order[1:]:
         first, second = after[order[0]][m].scores, after[name][m].scores
         gap = metrics.paired_bootstrap(first.per_query_ap, second.per_query_ap, people)
         apart = "" if gap.low > 0 or gap.high < 0 else ", not told apart"
-        cells.append(percent(*gap) + apart)
+        cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in gap)) + apart)
     lines.append([LABELS[name], *cells])
 table([f"mAP minus that of {LABELS[order[0]]}", "V→I, points", "I→V, points"], lines)
 
 # %% [markdown]
-# The first row of that table was chosen *because* it was lowest here, so a small lead of it is partly luck. And the
+# The attack that all others are compared with was chosen *because* it was lowest here, so a small lead of it is partly
+# luck. And the
 # columns are no league: Metric-FGSM, M-FGSM and FNA hold images that SMA and ODFA have to do without.
 
 # %% [markdown]
@@ -704,8 +705,8 @@ display(
 )
 
 # %% [markdown]
-# A perturbation that is there, has the right size and does next to nothing: that is what this mistake looks like. It
-# was found in published code (`adv-reid`). Plot the loss over the steps, and look at its sign.
+# A perturbation that is there, has the right size and does little: that is what this mistake looks like. It was found in
+# published code (`adv-reid`). Plot the loss over the steps, and look at its sign.
 #
 # ### The other modality's stem
 #
@@ -747,7 +748,7 @@ display(
 # {cite}`wang2004ssim` and PSNR say how alike two images are, not whether a person would notice; for that one would have
 # to ask persons.
 
-# %% mystnb={"figure": {"caption": "One visible and one infrared query under a class attack (PGD) and a metric attack (FNA). The third column is the perturbation as it is added, the fourth the same magnified to fill the range. Look for structure: does the magnified difference follow the body or fill the frame?", "name": "fig-attacking-sheet"}, "image": {"alt": "Four rows of four pictures, two with a colour crop and two with a grey one: the clean crop, the attacked crop that looks nearly the same, an almost flat grey square, and a strongly coloured grainy pattern."}}
+# %% mystnb={"figure": {"caption": "One visible and one infrared query under a class attack (PGD) and a metric attack (FNA). The third column is the perturbation as it is added, the fourth the same magnified to fill the range. Look for structure: does the magnified difference follow the body or fill the frame?", "name": "fig-attacking-sheet"}, "image": {"alt": "Four rows of four pictures, two with a colour crop and two with a grey one: the clean crop, the attacked crop that looks nearly the same, an almost flat grey field, and a grainy pattern, strongly coloured over the colour crops, mostly black and white over the grey ones."}}
 shown = [(m, name) for m in Modality for name in ("pgd", "fna")]
 plots.attack_sheet(
     torch.stack([clean[m][one] for m, _ in shown]),
@@ -949,8 +950,8 @@ Markdown("\n\n".join(said))
 #
 # All of the above is one victim, one seed, and a subset of queries. The tables come from committed
 # {term}`run cards <run card>`: victim and attack made anew for every seed, all test queries, 8 bits, infrared free and
-# tied. Each cell has the mean over seeds, the lowest and the highest, and in how many seeds the paired interval of the
-# change lies below zero.
+# tied, and the steps of [equal tuning](#equal-tuning), which are not those of the live tables. Each cell has the mean
+# over seeds, the lowest and the highest, and in how many seeds the paired interval of the change lies below zero.
 
 # %% tags=["hide-input"]
 from vireid_lite.attacks import EPS as USUAL
@@ -1044,10 +1045,7 @@ if trials_of_step:
             lines.append([LABELS[name], *cells, used])
     steps = [f"step {255 * rate:.1f}" for rate in rates]
     display(table(["validation mAP %, mean of both directions", *steps, "step in the table of seeds"], lines))
-    if stale_note(trials_of_step):
-        display(Markdown(stale_note(trials_of_step)))
-else:
-    display(Markdown("Tuning: pending (`vireid-lite campaign book/campaigns/tuning.toml`)."))
+display(Markdown(" ".join(filter(None, [tuning_note(trials_of_step, cards), stale_note(trials_of_step)]))))
 
 # %% [markdown]
 # ## What a defender learns
@@ -1141,7 +1139,7 @@ print(f"share {share:.3f}: {-10 * np.log10(share * eps**2):.2f} dB, measured {me
 # :label: ex-attacking-tied
 # ```
 # Tie the infrared perturbation of SMA, so that no comparison of channels can see it, and pair it with the free one on the
-# same queries. How many fewer values does the attacker choose, and what does that cost?
+# same queries, by rank-1 and by mAP. How many fewer values does the attacker choose, and what does that cost?
 #
 # **Check yourself.** How many values does the free attack choose for each one of the tied attack?
 # ```{exercise-end}
@@ -1157,8 +1155,8 @@ self_check(None, "ex-attacking-tied", "c71e42b3")  # your number in place of Non
 # Self-check: **3**.
 #
 # A third as many values. The free attack can still choose the tied one, so at the optimum it is at least as strong; ten
-# sign steps are no optimum, so even the sign of a small difference is not certain. The interval says whether these
-# queries tell the two apart.
+# sign steps are no optimum, so even the sign of a small difference is not certain. The intervals say whether these
+# queries tell the two apart; where both attacks have brought rank-1 to its floor, only mAP has room left.
 
 # %% tags=["solution"]
 m = Modality.INFRARED
@@ -1166,7 +1164,10 @@ tied_store = strike(sides[m], build_attack("sma", eps=eps, tied=True))
 assert (tied_store.images == tied_store.images[:, :1]).all()  # nothing to see for a comparison of channels
 as_tied = look(sides[m], tied_store.images)
 print(f"free {percent(after['sma'][m].scores.rank1)} %, tied {percent(as_tied.scores.rank1)} %")
-print(f"tied minus free: {percent(*change(sides[m], after['sma'][m], as_tied))} points")
+print(f"tied minus free: {percent(*change(sides[m], after['sma'][m], as_tied))} points of rank-1")
+people = identities_and_cameras(sides[m].trial)[0][before[m].scores.valid]
+by_ap = [seen.scores.per_query_ap for seen in (after["sma"][m], as_tied)]
+print(f"tied minus free: {percent(*metrics.paired_bootstrap(*by_ap, people))} points of mAP")
 
 # %% [markdown] tags=["solution"]
 # ```{solution-end}
@@ -1180,7 +1181,7 @@ print(f"tied minus free: {percent(*change(sides[m], after['sma'][m], as_tied))} 
 # architecture and *untrained* weights, and measure how far their features move, beside sign noise of the same budget.
 # Which of the two moves them farther, and what does that say about "the image was destroyed"?
 #
-# **Check yourself.** The victim's feature moves far, the stranger's little more than under noise. What follows?
+# **Check yourself.** The victim's feature moves far, the stranger's about as far as under noise. What follows?
 #
 # - (a) The stranger is robust.
 # - (b) Most of the effect lies in the victim's weights, not in the picture.
@@ -1262,7 +1263,7 @@ self_check(None, "ex-attacking-flaw", "67ff7920")  # your letter in place of Non
 # `round` is flat almost everywhere, so the gradient that reaches the pixels is zero: the attack stays at its random
 # start, and the table shows a victim under noise. Gradients are hidden, not the weakness {cite}`athalye2018obfuscated`.
 # An attacker passes the gradient straight through the quantiser. The line that gives it away is the noise: an attack that
-# does no more than noise has not begun. The run without a budget need not find it, if the start is random: noise over
+# cannot be told apart from noise has not begun. The run without a budget need not find it, if the start is random: noise over
 # the whole pixel range takes any ranking down.
 
 
@@ -1291,11 +1292,15 @@ for name, defended in (
     images[name] = craft(attack, defended.to(device).eval(), side.queries, seed=seed).rounded(eps).images
 gallery = cached(dataset, side.trial.gallery, progress=False)
 features = embed_store(published, gallery, device=device, progress=False)
+shown = {}
 for name, batch in images.items():
     with torch.no_grad():
         found = torch.cat([published.embed(part.to(device), m) for part in batch.split(64)])
     scores = metrics.evaluate_features(found, features, *labels, protocol=dataset.protocol)
+    shown[name] = Seen(found, None, scores)
     print(f"{name}: rank-1 {percent(scores.rank1)} %")
+beyond = change(side, shown["sign noise"], shown["SMA, as published"])
+print(f"SMA, as published, minus sign noise: {percent(*beyond)} points")
 with frozen(published), torch.enable_grad():
     at = attack.start(clean[m][:8].to(device), m, seed).requires_grad_(True)
     climbs = attack.objective(Target(published, clean[m][:8].to(device), m))

@@ -218,7 +218,8 @@ C_n_v, C_p_g = chosen(problem, infrared_rows, 1)
 terms["3, infrared"] = (distance(f_i, C_n_v) - distance(f_i, C_p_g) + rho).clamp(min=0).mean()
 
 # %% [markdown]
-# The package computes the same (`vireid_lite/attacks/cmps.py`, `objective`):
+# The package computes the same (`objective` in `vireid_lite/attacks/cmps_switches.py`, as the middle term is a switch;
+# `cmps.py` has the other two):
 
 # %%
 everyone = torch.ones(len(visible_rows), dtype=torch.bool)
@@ -1003,10 +1004,12 @@ few = training_store(dataset, max(12, settings.identities // 4))
 released = CMPS(mode="released", eps=settings.eps, clusters=len({record.identity for record in few.records}))
 with frozen(model):
     theirs = released.prepare(model, few, settings.seed)
+stem = model.stages[0]
 with torch.no_grad():
     pooled = torch.cat(
         [
-            model(images_of(few, rows, model), VISIBLE).pooled
+            # As the centroids were made: without the mean and deviation that the network takes out of its input.
+            model(images_of(few, rows, model) * stem.std + stem.mean, VISIBLE).pooled
             for rows in np.array_split(np.arange(len(few)), -(-len(few) // 256))
         ]
     )
@@ -1085,7 +1088,7 @@ def pair(switch, seed):
 
 pairs = {(name, seed): pair(switch, seed) for name, switch in CONTROLS.items() for seed in SEEDS}
 lines = [f"| control | seed | {' | '.join(tables.DIRECTIONS)} |", "|---|---|---|---|"]
-weaker, stronger, total = dict.fromkeys(CONTROLS, 0), dict.fromkeys(CONTROLS, 0), dict.fromkeys(CONTROLS, 0)
+clear = {(name, way): np.zeros(3, int) for name in CONTROLS for way in tables.DIRECTIONS}  # weaker, stronger, of
 for (name, seed), found in pairs.items():
     cells = []
     for way in tables.DIRECTIONS:
@@ -1093,17 +1096,37 @@ for (name, seed), found in pairs.items():
             cells.append("pending")
             continue
         apart = tables.compare(*found, way)
-        weaker[name] += apart.low > 0
-        stronger[name] += apart.high < 0
-        total[name] += 1
+        clear[name, way] += apart.low > 0, apart.high < 0, 1
         scores = [100 * card["scores_8_bit"][way]["rank1"] for card in found]
         cells.append(f"{scores[0]:.1f} → {scores[1]:.1f}: {bracket([100 * value for value in apart], 1)}")
     lines.append(f"| {name} | {seed} | {' | '.join(cells)} |")
 missing = sum(found is None for found in pairs.values())
 used = {card["key"]: card for found in pairs.values() if found for card in found}
-said = "; ".join(
-    f"{name} {weaker[name]} weaker, {stronger[name]} stronger of {total[name]}" for name in CONTROLS if total[name]
-)
+both_ways = {name: sum(clear[name, way] for way in tables.DIRECTIONS) for name in CONTROLS}
+said = "; ".join("{} {} weaker, {} stronger of {}".format(name, *n) for name, n in both_ways.items() if n[2])
+crossing, alone = both_ways["own-modality centroids"], ("visible images alone", "infrared images alone")
+own, other = (sum(clear[alone[at], tables.DIRECTIONS[at ^ flip]] for at in (0, 1)) for flip in (0, 1))
+verdict = ""
+if crossing[2]:
+    verdict = "**Without crossing the attack is weaker in {} of {} comparisons, stronger in {}**: ".format(
+        *crossing[[0, 2, 1]]
+    ) + (
+        "it helps in most of them. "
+        if 2 * crossing[0] > crossing[2]
+        else "that crossing makes it stronger is not shown on these victims. "
+    )
+if own[2]:
+    verdict += (
+        "With images of one modality alone it is weaker in {} and stronger in {} of {} on queries of that modality,".format(
+            *own
+        )
+        + " weaker in {} and stronger in {} of {} on queries of the other one".format(*other)
+        + (
+            ": the images of each modality serve its own queries."
+            if 2 * other[0] > other[2] and 2 * own[0] <= own[2]
+            else "."
+        )
+    )
 by_chance = [
     100 * card["scores"][way]["chance"]["rank1"]["mean"] for card in used.values() for way in tables.DIRECTIONS
 ]
@@ -1111,6 +1134,7 @@ notes = [
     "Rank-1 in %, CMPS → control, 8 bits, and the difference with its paired 95 % interval.",
     f"Chance: {np.mean(by_chance):.1f} %." if by_chance else "",
     f"Intervals clear of zero: {said}." if said else "",
+    verdict,
     f"{missing} of {len(pairs)} comparisons are pending: `vireid-lite campaign book/campaigns/attacks.toml`."
     if missing
     else "",

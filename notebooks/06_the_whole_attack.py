@@ -709,11 +709,19 @@ all_attacks("rank1")
 
 # %% tags=["hide-input"]
 sizes = {tables.label(c["attack"]): c["attack"]["step_share"] for c in main if "step_share" in c["attack"]}
+frame = tables.seed_rows(main)
+widest = ""
+if len(frame):
+    ends = frame.groupby(["difficulty", "attack", "infrared", "direction"])["rank1"].agg(["min", "max"])
+    where = (ends["max"] - ends["min"]).idxmax()
+    low, high = ends.loc[where]
+    widest = f" Widest over seeds is {where[1]} ({where[2]}, {where[0]}, {where[3]}), {low:.1f} to {high:.1f} %: a mean over such seeds says little."
 spent = {c["attack"]["steps"] * ATTACKS[c["attack"]["name"]].gradients_per_step for c in main} - {0}
 Markdown(
     f"Gradients of each attack: {', '.join(map(str, sorted(spent)))}. Step sizes, as a share of ε: "
     + ", ".join(f"{name} {share:.3g}" for name, share in sizes.items())
     + ". The runs further up on this page use the published step sizes."
+    + widest
     if sizes
     else ""
 )
@@ -755,6 +763,31 @@ pairs = [(score, precision) for score in ("rank1", "mAP") for precision in ("8-b
 Markdown("\n\n".join(seed_by_seed(*pair) for pair in pairs))
 
 # %% [markdown]
+# What *tying* costs an attack that knows of it while it learns, as paired differences on the same victims and queries:
+
+# %% tags=["hide-input"]
+lines = ["| rank-1, tied minus free | V→I | I→V | seeds |", "|---|--:|--:|--:|"]
+stronger_tied = []
+for difficulty, name in dict.fromkeys((card["dataset"]["difficulty"], tables.label(card["attack"])) for card in main):
+    own = [c for c in main if (c["dataset"]["difficulty"], tables.label(c["attack"])) == (difficulty, name)]
+    forms = [tables.pooled(c for c in own if c["attack"]["tied"] == tied) for tied in (False, True)]
+    if len({tuple(card["seed"] for card in form) for form in forms}) > 1:
+        continue  # one of the two is still to come
+    found = [tables.paired(*([card["scores_8_bit"][way] for card in form] for form in forms)) for way in directions]
+    if found[1].high < 0 and "noise" not in name:
+        stronger_tied.append(f"{name} ({difficulty})")
+    clear = [moved(each) + ("" if each.low <= 0 <= each.high else " ✱") for each in found]
+    lines.append(f"| {difficulty}, {name} | {' | '.join(clear)} | {len(forms[0])} |")
+Markdown(
+    "\n".join(lines)
+    + "\n\nPoints of rank-1 in 8 bits, with the 95 % interval over people, whose seeds stay together; ✱: the interval"
+    " excludes zero. A plus means that the tied form is weaker. Stronger tied, on infrared queries, of the attacks that"
+    f" learn: {', '.join(stronger_tied) or 'none'}."
+    if len(lines) > 2
+    else state_of("attack", main)
+)
+
+# %% [markdown]
 # What each of these drops consists of, over the seeds whose cards took it apart (free infrared, 8 bits):
 
 # %% tags=["hide-input"]
@@ -777,7 +810,7 @@ Markdown("\n".join(lines) if by_attack else "Pending, with the rows above.")
 # %% [markdown]
 # ### Equal tuning
 #
-# An attack is compared fairly only if it was tuned as much as its rivals. Three tries each, on validation people:
+# An attack is compared fairly only if it was tuned as much as its rivals: three tries each, on validation people.
 
 # %% tags=["hide-input"]
 tuning = [card for card in of_kind("tuning") if card["victim"] == tier_recipe("lite").describe()]
@@ -787,11 +820,8 @@ for card in sorted(tuning, key=lambda c: (tables.label(c["attack"]), c["attack"]
     setting = f"step {share:.3g} ε" if share else f"learning rate {rate:g}"
     mAP = np.mean([card["scores_8_bit"][way]["mAP"] for way in directions])
     lines.append(f"| {tables.label(card['attack'])} | {setting} | {100 * mAP:.1f} |")
-Markdown(
-    "\n".join(lines) + f"\n\n{stale_note(tuning)}"
-    if tuning
-    else "Pending: `vireid-lite campaign book/campaigns/tuning.toml`."
-)
+notes = ["\n".join(lines) if tuning else "", tables.tuning_note(tuning, main), stale_note(tuning)]
+Markdown("\n\n".join(filter(None, notes)))
 
 # %% [markdown]
 # ### Is it the stronger attack?
@@ -857,14 +887,27 @@ def counted(found, counts=verdicts):
     return f"of {lower + higher + same} comparisons it is stronger in {lower}, weaker in {higher}, not told apart in {same}"
 
 
+seen = np.sum([*like.values()], axis=0) if like else np.zeros(3, int)
+decided = (
+    "it is the strongest of them"
+    if seen[0] and not seen[1:].any()
+    else "which of them is the strongest is undecided"
+    if seen[0]
+    else "it is stronger than none of them"
+)
 always = [name for name, (lower, higher, same) in rivals.items() if lower and not higher and not same]
 mixed = [name for name, (lower, higher, same) in rivals.items() if name not in always]
 Markdown(
-    "\n".join(lines) + "\n\nAgainst attacks that share its loop and its budget of gradients, and differ in the loss"
-    f" ({', '.join(like)}), {counted(like)} by rank-1; by mAP {counted(like, by_map)}. Against the others, Col.+Del."
+    "\n".join(lines)
+    + "\n\nAgainst attacks that follow the sign of a gradient as it does, as many of them, with another loss"
+    f" ({', '.join(like)}), {counted(like)} by rank-1; by mAP {counted(like, by_map)}: {decided}. Against the others, Col.+Del."
     " (four people a batch, half its published budget) and DMR (a generator):"
     f" {counted({*rivals} - {*like})} by rank-1. "
-    + (f"Stronger in every one: than {', '.join(always)}. " if always else "Stronger than no rival in every one. ")
+    + (
+        f"Stronger in every one: than {', '.join(always).rstrip('.')}. "
+        if always
+        else "Stronger than no rival in every one. "
+    )
     + (f"Not so: {', '.join(mixed)}".rstrip(".") + "." if mixed else "")
     if verdicts
     else state_of("attack", main)
@@ -899,7 +942,8 @@ def sweep(kind, *knobs):
         alike = (card for card in cards if all(card[part] == row[part] for part in ("dataset", "victim")))
         return any(changed(row, card) <= set(knobs) for card in alike)
 
-    return cards + [row for row in (*paper_cards, *of_kind("control")) if belongs(row)]
+    cards += [row for row in [*paper_cards, *of_kind("control")] if belongs(row)]
+    return [*{card["key"]: card for card in cards}.values()]
 
 
 def ground(cards):
@@ -1081,7 +1125,9 @@ DIFFERENCES = [
     ("update", "visible step, then infrared step", "one, after a look-ahead (MI_SGD.py:73-104)", ("update",), "look-ahead"),
     ("batches", "visible, then infrared", "two of one mixed set (utils.py:47-52)", "part of the update's row"),
     ("order", "–", "unshuffled, by person and camera (`regdb.py:126`)", ("shuffle",), None),
+    ("end of an epoch", "–", "a smaller batch", "released: kept; paper: left out"),
     ("grey", "either spectrum, at random", "first loader only (`utils.py:38`)", ("grey",), None),
+    ("luma", "eq. 2, 3: real numbers", "Pillow's: whole levels", "each mode its own"),
     ("grey as anchor †", "eq. 1, middle term", "absent", ("grey_anchor",), None),
     ("centroids", "of each modality", "two mixed sets, no modality (k-means)", ("bank",), "mixed"),
     ("what to push from †", "not defined; supplement 7.1: by identity", "highest score (:52-54)",
@@ -1090,7 +1136,7 @@ DIFFERENCES = [
     ("centroids' input", "–", "images without mean and std (utils.py:36-45)", ("centroid_input",), None),
     ("number of centroids", "–", "always 206 (:208-211)", ("clusters",), None),
     ("feature", "– (ranked: L2 of the BNNeck)", "pooled, not normalised", ("feature",), None),
-    ("distance", "Euclidean (eq. 1)", "Euclidean (triplet_margin_loss)", "the same in both"),
+    ("distance", "Euclidean (eq. 1)", "the same, 10⁻⁶ added (triplet_margin_loss)", "each mode its own"),
     ("stem", "each modality's own", "the visible one for all (AGW.py:168-172)", ("stem",), None),
     ("gradient of the clip", "–", "torch's mask", ("clip",), None),
     ("rescale", "absent", "halves a saturated δ (MI_SGD.py:61-71)", ("rescale",), None),
@@ -1123,7 +1169,7 @@ Markdown(
     + (f" Of {len(measured)} switches measured, {len(clear)} show a difference" if measured else "")
     + (f": {', '.join(clear)}." if clear else "." if measured else "")
     + (
-        f" The main rows' step size is {PLAIN['step_share']:.3g} ε, chosen on validation people; the row *step size* goes"
+        f" The main rows' step size is {PLAIN['step_share']:.3g} ε ([equal tuning](#equal-tuning)); the row *step size* goes"
         " from there to the code's, and the last row compares each mode at the step chosen for it."
         if thrown["step size"][0] != "pending"
         else ""
@@ -1295,7 +1341,7 @@ Markdown(
 # - **The cost.** Two attacks at equal iterations may differ twofold in gradients. The currency here is a batch that goes
 #   forward and backward.
 # - **The tuning.** An attack whose step size was tuned beats one whose was not. All had the same number of tries, on
-#   validation people.
+#   validation people; [equal tuning](#equal-tuning) says on which victim.
 # - **The precision.** A float perturbation does not survive a file; its 8-bit form is what is compared.
 # - **The stem.** Images sent through the other spectrum's stem look attacked already (chapter 3's exercise).
 # - **The floor.** At chance all attacks are equal. Read the row beside its chance level.

@@ -185,6 +185,18 @@ def test_paired_over_seeds_resamples_people_and_not_rows():
     assert tables.paired(before, before, "mAP").difference == 0
 
 
+def test_a_table_says_whether_its_settings_are_the_best_of_the_trials():
+    rows = [card(step_share=0.4), card("uap", step_share=0.1), card("sign-noise")]
+    assert "Trials with this one are pending" in tables.tuning_note([], rows)
+    trials = [card(name, rounded=value, step_share=share) for name, share, value in (
+        ("cmps", 0.1, 0.4), ("cmps", 0.4, 0.3), ("uap", 0.1, 0.3), ("uap", 0.4, 0.2)
+    )]  # fmt: skip
+    said = tables.tuning_note(trials, rows)
+    assert said.endswith("tried for CMPS (paper); another would be stronger for UAP."), said
+    assert tables.tuning_note(trials[:2], rows).endswith("tried for CMPS (paper).")
+    assert tables.tuning_note(trials[2:], rows).endswith("tried for none; another would be stronger for UAP.")
+
+
 def test_pending_counts_what_has_no_card_and_names_the_command(tmp_path):
     path = tmp_path / "some.toml"
     path.write_text(CAMPAIGN)
@@ -193,7 +205,7 @@ def test_pending_counts_what_has_no_card_and_names_the_command(tmp_path):
     assert "vireid-lite campaign book/campaigns/some.toml" in said
     assert str(tmp_path) not in said, "a page shows no path of this machine"
     names = [run.card_name() for run in read_campaign(path)]
-    (tmp_path / names[0]).touch()
+    (tmp_path / names[0].replace("attack", "control", 1)).touch()  # one run of two names has one card
     assert "1 of 2 runs" in tables.pending(path, tmp_path)
     (tmp_path / names[1]).touch()
     assert tables.pending(path, tmp_path) == ""

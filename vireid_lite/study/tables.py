@@ -12,7 +12,7 @@ from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.cards import CONFIGURATION, SAME, same_training, spread, victim_of
+from vireid_lite.study.cards import CARDS, CONFIGURATION, SAME, same_training, spread, victim_of
 
 DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 LABELS = {name: name.upper() for name in ATTACKS} | {
@@ -164,9 +164,36 @@ def compare(first: dict, second: dict, direction: str, score: str = "rank1", pre
     return paired([first[name][direction]], [second[name][direction]], score)
 
 
+def tuning_note(trials: Sequence[dict], rows: Iterable[dict]) -> str:
+    """Return a sentence or two: whether a table's rows have the setting that was best in trials with this victim.
+
+    The best has the lowest mAP, mean of both directions, in 8 bits. trials: cards on validation people; rows: cards of
+    the table. The settings of the campaigns were chosen with an earlier victim of this book.
+    """
+    best: dict[str, tuple[float, float]] = {}
+    for card in trials:
+        found = np.mean([card["scores_8_bit"][way]["mAP"] for way in DIRECTIONS]), _tuned(card["attack"])
+        best[label(card["attack"])] = min(found, best.get(label(card["attack"]), found))
+    own = {label(card["attack"]): _tuned(card["attack"]) for card in rows}
+    kept, lost = [], []
+    for name in (name for name in own if name in best):
+        (kept if own[name] == best[name][1] else lost).append(name)
+    said = "The settings of the table of seeds were chosen in this way with an earlier victim of this book. "
+    if not kept + lost:
+        return said + "Trials with this one are pending: `vireid-lite campaign book/campaigns/tuning.toml`."
+    said += f"With this one they are the best of what was tried for {', '.join(kept) or 'none'}"
+    return said + (f"; another would be stronger for {', '.join(lost)}." if lost else ".")
+
+
+def _tuned(attack: dict) -> float | None:
+    """Return the setting of an attack that is tuned, or None for one without."""
+    return next((attack[name] for name in ("step_share", "step_size", "learning_rate") if name in attack), None)
+
+
 def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     """Return one Markdown sentence on the runs of a campaign (of one name) without a card, with the command, or ""."""
     runs = [run for run in read_campaign(campaign) if kind in (None, run.kind)]
-    missing = sum(not (folder / run.card_name()).exists() for run in runs)
+    made = {path.name[-13:] for path in folder.glob(CARDS)}  # its end says what ran, whatever the name of the runs
+    missing = sum(run.card_name()[-13:] not in made for run in runs)
     command = f"vireid-lite campaign book/campaigns/{campaign.name}"
     return f"**Pending**: {missing} of {len(runs)} runs. `{command}` makes them." if missing else ""
