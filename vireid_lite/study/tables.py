@@ -169,4 +169,5 @@ def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     runs = [run for run in read_campaign(campaign) if kind in (None, run.kind)]
     missing = sum(not (folder / run.card_name()).exists() for run in runs)
     command = f"vireid-lite campaign book/campaigns/{campaign.name}"
-    return f"**Pending**: {missing} of {len(runs)} runs. `{command}` makes them." if missing else ""
+    named = f" `{kind}`" if kind else ""
+    return f"**Pending**: {missing} of {len(runs)} runs{named}. `{command}` makes them." if missing else ""
