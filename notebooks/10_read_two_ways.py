@@ -577,12 +577,12 @@ def centre_distances(points):
 
 true, drawn = centre_distances(stacked), centre_distances(layout)
 far = true > np.median(true)
+agree = [f"{rank_correlation(true[part], drawn[part]):.2f}".replace("-", "−") for part in (true > 0, far)]
 Markdown(
     "What the picture can show: who neighbours whom. What it cannot: **the distance between two clouds and their sizes"
     " mean nothing**, another seed gives another map, and clusters appear in noise too. How far do distances between"
-    f" clouds agree with those in feature space? Their rank correlation is {rank_correlation(true, drawn):.2f} over all"
-    f" pairs, and {rank_correlation(true[far], drawn[far]):.2f} over the farther half. So nothing is claimed from it; the"
-    " next section measures in the feature space."
+    f" clouds agree with those in feature space? Their rank correlation is {agree[0]} over all pairs, and {agree[1]} over"
+    " the farther half. So nothing is claimed from it; the next section measures in the feature space."
 )
 
 # %% [markdown]
@@ -1261,9 +1261,9 @@ def reading(name):
         share = np.mean([card["history"][-1]["active"] for card in network(name).values()])
         lowest = min((one["perturbed"] for one in found), key=lambda one: one.difference)
         return (
-            "heads and L_AQAL in the training do no harm to the ranking of perturbed images that is told from none (at worst"
-            f" {points(lowest)} points against the control)"
-            + (" (they help in at least one direction)" if better else "")
+            "heads and L_AQAL in the training do no harm to the ranking of perturbed images that is told from none; the lower"
+            f" difference from the control is {points(lowest)} points"
+            + (", and they help in at least one direction" if better else "")
             + (
                 f". In the last epoch {100 * share:.1f} % of its brackets were above zero: the loss was silent in training"
                 " too, and what trained the network is the identity loss"
@@ -1731,7 +1731,7 @@ self_check(None, "ex-two-readings-exchange", "06d4807f")  # your letter in place
 # Self-check: **a**.
 #
 # A drop that survives does not hang on the stem that the perturbation was made for. It need not belong to the trunk: every
-# perturbation enters through a stem, and two stems of one recipe react to much the same. The two are not equally strong to begin with: where a modality suffers more under the
+# perturbation enters through a stem, and two stems of one recipe may react to much the same. The two are not equally strong to begin with: where a modality suffers more under the
 # other's than under its own, its own was the weaker pattern, and no share can be read off that direction alone.
 # The row *one δ for both modalities* among the switches is the proper test, since there one $\delta$ is learned for both.
 
@@ -1790,7 +1790,7 @@ for form, runs in draws.items():
 # :label: ex-two-readings-flaw
 # ```
 # "Ours is the first attack that needs a budget of 1/255 only. We prepare the system, add noise of that size to the
-# queries, and rank. The images look untouched, the number of parameters has not changed by one, and rank-1 breaks down."
+# queries, and rank. The images look untouched, the number of parameters has not changed by one, and rank-1 falls."
 # The code is below. Run it: every sentence is true. Find the flaw, and write the two lines that show it.
 #
 # **Check yourself.** Which row is missing?
