@@ -876,7 +876,7 @@ if loud:
         f" most {100 * steps.max():.0f} % of them. The quadruple loss goes {ends_of(loud, 'quadruple')}, the identity loss"
         f" {ends_of(loud, 'identity')}."
         + (
-            " So the sum that is descended on *rises*: heads and δ learn at once, and this descent does not converge."
+            " So the sum that is descended on *rises*: heads and δ learn at once, and do not lower what they descend on."
             if all(card["history"][-1]["loss"] > card["history"][0]["loss"] for card in loud)
             else ""
         )

@@ -1266,8 +1266,8 @@ why = [
 ]
 Markdown(
     (table(["not built, because", "rows of", "numbers"], why) if why else "Every reported line is built.")
-    + f"\n\n{number(len(open_), 'number')} stand open: neither a `full` card nor one on synthetic people exists for their"
-    " lines. "
+    + f"\n\n{number(len(open_), 'number')} stand open: no card of tier `full`, and none of the present victims on synthetic"
+    " people, exists for their lines. "
     + ("No number was rerun on its own data so far." if not total[0] else f"{total[0]} were rerun on their own data.")
 )
 
@@ -1423,7 +1423,7 @@ Markdown(
 # - **The target that is easy to break, or hard.** A column may be low because its network falls to noise, and where not
 #   even *made on itself* does much, no transfer can show. Compare down columns.
 # - **Means over seeds.** Attacks here have long bars. What two means say, a paired interval on the same victims may not.
-# - **Seconds.** They come from several machines under unknown load.
+# - **Seconds.** They are of the wall clock, on machines under unknown load.
 # - **Many cells.** Of a matrix of verdicts at 95 %, one in twenty is wrong where nothing happens.
 # - **Cards of the willing.** Who contributes cards chooses what to run. Open rows stay visible for that reason.
 # - **The data.** Rendered people and small networks; nothing here says what transfers on real data.
