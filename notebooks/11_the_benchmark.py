@@ -31,9 +31,10 @@
 # %% [markdown]
 # ## What it costs
 #
-# Tables come from cards; nothing is trained here but two networks of a toy size, in the section on how a row is made. On
-# Colab the next cell installs the package; the version of torch that the runtime brings is kept. Everywhere else it
-# does nothing.
+# Tables come from cards; nothing is trained here but two networks of a toy size, in the section on how a row is made.
+# Numbers of the former victim of tier `lite` are kept in `book/archive`, and are not mixed with these: a run that was
+# made on it alone is pending. On Colab the next cell installs the package; the version of torch that the runtime brings
+# is kept. Everywhere else it does nothing.
 
 # %% tags=["remove-cell"]
 import sys
@@ -604,7 +605,8 @@ Markdown(
 # ### Ablation
 #
 # The paper's table 5 takes two parts of the method away, the grey augmentation and the cross-modality triplet. Ours has
-# the same four lines at equal cost, each with the step size that was best for it on validation people.
+# the same four lines at equal cost. The step size of each was chosen on validation people, on the former victim of tier
+# `lite` (its cards: `book/archive/former_victim.jsonl.xz`).
 
 # %% tags=["hide-input"]
 ablation = of_tables("cmps-tables", shown_tier, "Table 5")
@@ -618,14 +620,14 @@ for victim, attacks in by_victim(ablation).items():
             gap = np.mean(found[highest]) - np.mean(found[lowest])
             widest = max(max(values) - min(values) for values in found.values())
             said.append(
-                f"*{victim}, {way}*: the means of the {len(found)} lines lie within {gap:.1f} points, the seeds of one line"
+                f"*{victim}, {way}*: the means of the {len(found)} lines that have run lie within {gap:.1f} points, the seeds of one line"
                 f" up to {widest:.1f} apart" + (": between them these lines show no order." if gap < widest else ".")
             )
 Markdown("\n\n".join([*parts, *said, what_waits("cmps-tables", shown_tier, ablation), printed("cmps", "Table 5")]))
 
 # %% [markdown]
 # Differences within one seed can be real where means over seeds are not told apart;
-# [chapter 5](05_cross_modality_triplet) pairs them on the same queries of the same victims.
+# [chapter 5](05_cross_modality_triplet) pairs them on the same queries of the same victims, where both have run.
 
 # %% [markdown]
 # ## Curves
@@ -715,7 +717,7 @@ Markdown("; ".join(said) + (". " if said else "") + what_waits("cmps-figures", s
 # for each query anew: its seconds are for all test queries of both directions. A universal one pays once, however many
 # queries follow.
 
-# %% mystnb={"figure": {"caption": "Rank-1 on AGW against the seconds that crafting took. Solid marks: universal attacks, paid once. Hollow marks: image-specific ones, for all test queries. Bars reach from the lowest seed to the highest, in both senses; grey band: chance.", "name": "fig-benchmark-seconds"}, "image": {"alt": "Two scatter charts, one for each direction, seconds on a logarithmic horizontal axis and rank-1 on the vertical one. A dozen marks of different shapes, some solid and some hollow, with thin crosses of bars, and a narrow grey band at the bottom."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Rank-1 on AGW against the seconds that crafting took. Solid marks: universal attacks, paid once. Hollow marks: image-specific ones, for all test queries. A mark stands at the median of the seconds and the mean of rank-1. Bars reach from the lowest seed to the highest, in both senses; grey band: chance.", "name": "fig-benchmark-seconds"}, "image": {"alt": "Two scatter charts, one for each direction, seconds on a logarithmic horizontal axis and rank-1 on the vertical one. A dozen marks of different shapes, some solid and some hollow, with thin crosses of bars, and a narrow grey band at the bottom."}} tags=["hide-input"]
 timed = {attack: ways for attack, ways in victims["AGW"].items() if attack != "none"}
 for row in of_tables("cmps-figures", shown_tier, "gradients"):
     timed.setdefault(f"CMPS, {row.attack}", {})[row.query] = row
@@ -744,21 +746,22 @@ lines = []
 for name, ways in timed.items():
     found = list(cards_of(ways["visible"]).values())
     if not found:
-        lines.append([name, "pending", "", ""])
+        lines.append([name, "pending", "", "", ""])
         continue
     queries = sum(
         sum(card["scores"][title]["identity_queries"]) for card in found[:1] for title in direction_of.values()
     )
     seconds = [card["craft_seconds"] for card in found]
     each = f"{1000 * np.median(seconds) / queries:.0f} ms" if name in per_image else "0"
-    lines.append([name, tables.spread(seconds), each, len(found)])
+    reach = f"{min(seconds):.1f} to {max(seconds):.1f}"
+    lines.append([name, f"{np.median(seconds):.1f}", reach, each, len(found)])
 Markdown(
-    table(["", "seconds", "for one query more", "cards"], lines)
+    table(["", "seconds, median", "least to most", "for one query more", "cards"], lines)
     + (
         f"\n\nCards of {'several machines: ' if len(machines) > 1 else 'one kind of machine: '}"
         + "; ".join(f"{name} ({number(len(found), 'card')})" for name, found in machines.items())
-        + ". What else such a machine was doing is not in a card, and the same attack can take several times as long on a busy"
-        " one: compare orders of magnitude."
+        + ". What else such a machine was doing is not in a card: the same attack takes several times as long on a busy one,"
+        " and a run that was halted meanwhile counts that too. Compare medians, and orders of magnitude alone."
         if cards
         else ""
     )
@@ -845,12 +848,13 @@ gaps = [
     for card in trained
     for title in direction_of.values()
 ]
+ends = f"{min(gaps):.1f} to {max(gaps):.1f}".replace("-", "−") if gaps else ""
 Markdown(
     text
     + '\n\nLines that are one network under two names in the paper\'s tables are joined with "=". A victim alone was trained without any perturbation. '
     + (
         f"Over {number(len(trained), 'network')} of these, perturbing both sides costs {np.mean(gaps):.1f} points of rank-1 on"
-        f" average ({min(gaps):.1f} to {max(gaps):.1f}). "
+        f" average ({ends}). "
         if gaps
         else ""
     )
@@ -923,7 +927,8 @@ Markdown(
 
 # %% tags=["hide-input"]
 transfer = grid_at("transfer", shown_tier)
-networks = list(dict.fromkeys(row.victim for row in transfer.rows))
+networks = list(dict.fromkeys(row.victim for row in transfer.rows if row.runs))
+not_built = {row.victim: row.reason for row in transfer.rows if row.reason and row.victim not in networks}
 transferred = list(dict.fromkeys(row.attack for row in transfer.rows if row.surrogate))
 whom = {"people": "same people", "others": "other people"}
 seeds_of_grid = sorted({run.seed for run in transfer.runs})
@@ -958,10 +963,12 @@ row_names = [*(f"from {name}" for name in networks), "clean", "sign noise", "mad
 Markdown(
     f"Targets stand in columns, and what their queries carry in rows: a perturbation made on each surrogate; below the gap"
     " nothing, sign noise, and the same attack made on the target itself. Tier"
-    f" `{shown_tier}`, seeds {', '.join(map(str, seeds_of_grid))}. " + what_waits("transfer", shown_tier, transfer.rows)
+    f" `{shown_tier}`, seeds {', '.join(map(str, seeds_of_grid))}. "
+    + "".join(f"Without {name}: {reason}. " for name, reason in not_built.items())
+    + what_waits("transfer", shown_tier, transfer.rows)
 )
 
-# %% mystnb={"figure": {"caption": "CMPS from victim to victim: rank-1 of the target in %, mean over seeds, lowest to highest below it. Above the gap: made on a surrogate; below it: clean, sign noise, made on the target itself. One scale of colours for this figure and the next. Compare each number with sign noise in its own column before calling it transfer.", "name": "fig-benchmark-transfer-cmps"}, "image": {"alt": "Four heat maps, directions above each other and surrogates of the same and of other people side by side. Each has three columns for the targets and six rows, with a gap after the third; every cell holds a number over its colour, or is hatched and says pending."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "CMPS from victim to victim: rank-1 of the target in %, mean over seeds, lowest to highest below it. Above the gap: made on a surrogate; below it: clean, sign noise, made on the target itself. One scale of colours for this figure and the next. Compare each number with sign noise in its own column before calling it transfer.", "name": "fig-benchmark-transfer-cmps"}, "image": {"alt": "Four heat maps, directions above each other and surrogates of the same and of other people side by side. Each has one column for each target and one row for each surrogate, and three more rows below a gap; every cell holds a number over its colour, or is hatched and says pending."}} tags=["hide-input"]
 shown = {attack: matrices(attack) for attack in transferred}
 largest = max((np.nanmax(m) for found in shown.values() for m in found.values() if not np.isnan(m).all()), default=100)
 top = 10 * np.ceil(largest / 10)  # one scale for both figures
@@ -1156,6 +1163,8 @@ def bounded_share(row):
 
 def share(row):
     """Write a transferred row's broken share in percent."""
+    if row.reason:
+        return "not built"
     values = [score(card, row.query, "broken") for card in cards_of(row).values()]
     return tables.spread(values) if values else "pending"
 
@@ -1189,24 +1198,25 @@ Markdown(
 # %% tags=["hide-input"]
 rates = grids.reported()
 rates = rates[rates.metric == "transfer_success"]
+named = list(dict.fromkeys(rates.victim))
 lines = []
 for attack in dict.fromkeys(rates.attack):
     for setting, group in rates[rates.attack == attack].groupby("setting", sort=False):
         source = setting.split()[-1]
         values = dict(zip(group.victim, group.percent, strict=True))
-        lines.append([f"{attack}, from {source}", *(values.get(name, "–") for name in networks)])
+        lines.append([f"{attack}, from {source}", *(values.get(name, "–") for name in named)])
 table4 = of_tables("cmps-tables", shown_tier, "Table 4")
 ours = {(row.attack, row.surrogate, row.victim, row.query): row for row in table4}
 own = [
-    [f"{attack}, from {s}", *(" / ".join(share(ours[attack, s, t, query]) for query in arrow) for t in networks)]
+    [f"{attack}, from {s}", *(" / ".join(share(ours[attack, s, t, query]) for query in arrow) for t in named)]
     for attack in dict.fromkeys(row.attack for row in table4)
-    for s in networks
+    for s in named
 ]
 Markdown(
-    table(["*other data*, %", *networks], lines)
+    table(["*other data*, %", *named], lines)
     + "\n\nNo clean score, no noise, no chance and no number of seeds stands beside it. Our rows of this name, by"
     f" `study.run.broken`, tier `{shown_tier}`, surrogates of the same people, V→I / I→V:\n\n"
-    + table(["broken, %", *networks], own)
+    + table(["broken, %", *named], own)
     + "\n\n"
     + what_waits("cmps-tables", shown_tier, table4)
 )
@@ -1256,8 +1266,8 @@ why = [
 ]
 Markdown(
     (table(["not built, because", "rows of", "numbers"], why) if why else "Every reported line is built.")
-    + f"\n\n{number(len(open_), 'number')} stand open: neither a `full` card nor one on synthetic people exists for their"
-    " lines. "
+    + f"\n\n{number(len(open_), 'number')} stand open: no card of tier `full`, and none of the present victims on synthetic"
+    " people, exists for their lines. "
     + ("No number was rerun on its own data so far." if not total[0] else f"{total[0]} were rerun on their own data.")
 )
 
@@ -1413,7 +1423,7 @@ Markdown(
 # - **The target that is easy to break, or hard.** A column may be low because its network falls to noise, and where not
 #   even *made on itself* does much, no transfer can show. Compare down columns.
 # - **Means over seeds.** Attacks here have long bars. What two means say, a paired interval on the same victims may not.
-# - **Seconds.** They come from several machines under unknown load.
+# - **Seconds.** They are of the wall clock, on machines under unknown load.
 # - **Many cells.** Of a matrix of verdicts at 95 %, one in twenty is wrong where nothing happens.
 # - **Cards of the willing.** Who contributes cards chooses what to run. Open rows stay visible for that reason.
 # - **The data.** Rendered people and small networks; nothing here says what transfers on real data.

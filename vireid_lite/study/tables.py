@@ -196,4 +196,5 @@ def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     made = {path.name[-13:] for path in folder.glob(CARDS)}  # its end says what ran, whatever the name of the runs
     missing = sum(run.card_name()[-13:] not in made for run in runs)
     command = f"vireid-lite campaign book/campaigns/{campaign.name}"
-    return f"**Pending**: {missing} of {len(runs)} runs. `{command}` makes them." if missing else ""
+    named = f" `{kind}`" if kind else ""
+    return f"**Pending**: {missing} of {len(runs)} runs{named}. `{command}` makes them." if missing else ""
