@@ -51,8 +51,8 @@ ROOT = Path(__file__).parents[1]
         (["evaluate", "--official", "/no/x.t"], ["--official /no/x.t", "the published code saved"]),
         (["evaluate", "--perturbation", "/no/x"], ["--perturbation /no/x", "`vireid-lite attack` writes"]),
         # What the command has no option for is not sent to one.
-        (["lab", "-o", "root=/x"], ["-o root", "--help says how the command takes it, if it does"]),
-        (["attack", "cmps", "--set", "name=uap"], ["--set name", "--help says how the command takes it, if it does"]),
+        (["lab", "-o", "root=/x"], ["-o root", "--help says whether the command takes --root"]),
+        (["attack", "cmps", "--set", "name=uap"], ["--set name", "--help says whether the command takes --name"]),
         (["lab", "--size", "7"], ["--size", "HEIGHTxWIDTH"]),  # asked for where a checkpoint does not say it
         (["data", "check", "regdb", "--root=~/no-such-folder"], [Path.home() / "no-such-folder"]),
     ],
