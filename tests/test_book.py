@@ -322,7 +322,8 @@ def test_a_read_only_checkout_is_refused_in_one_line(built, monkeypatch, capsys)
     monkeypatch.setattr(Path, "mkdir", sealed)
     code, out, err = command(built, monkeypatch, capsys)
     assert (code, out) == (2, [])
-    assert err == [f"vireid-lite: _build: {built} cannot be written (Read-only file system); choose another folder"]
+    told = f"vireid-lite: _build: {built / '_build'} cannot be written (Read-only file system); choose another folder"
+    assert err == [told]
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """`check` names what is wrong with a copy, and lets a partial one pass as such."""
 
 import json
+import shutil
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import ExifTags, Image
 from vireid_lite.data.benchmarks import check as check_module
 from vireid_lite.data.benchmarks.check import check
 from vireid_lite.data.benchmarks.paired_folder import PairedFolder
+from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 
 TINY = {"size": (16, 8), "images": 2}
@@ -160,6 +164,32 @@ def test_an_image_on_its_side_is_read_upright_and_said_to_be(tmp_path, suffix):
         assert [warning.startswith(turned) for warning in said] == [True] * (orientation > 1)
     for crop in crops:
         assert np.abs(crop - crops[0]).mean() < 3
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_turns_box_and_picture(tmp_path):
+    root = make_pairs(tmp_path / "pairs", sequences=2, frames=1, boxes=0, size=(96, 128))
+    (root / "boxes.json").write_text(json.dumps({f"set0{n}_V000_I00019": [{"box": [10, 100, 60, 20]}] for n in (0, 1)}))
+    (exif := Image.Exif())[ExifTags.Base.Orientation] = 6
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    for path in (root / "infrared").iterdir():
+        shutil.copy(root / "visible" / f"{path.stem}.png", path.with_suffix(".png"))
+        path.unlink()
+    for path in root.glob("*/*.png"):
+        data = path.read_bytes()
+        where = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(data[:-12] + where + data[-12:])
+    data = PairedFolder(root, one_frame_per_sequence=False)
+    assert {record.box for record in data.test} == {(9, 99, 62, 22)}, "a frame of 96 x 128 pixels, upright"
+    assert "4 images are turned upright" in str(check("paired_folder", root, progress=False))
+
+
+def test_a_picture_in_lab_is_read_in_both_spectra(tmp_path):
+    root = make_pairs(tmp_path / "pairs", sequences=2, frames=1, boxes=0)
+    for path in (root / "infrared").iterdir():
+        Image.new("LAB", (128, 96), (128, 128, 128)).save(path.with_suffix(".tif"))
+        path.unlink()
+    data = PairedFolder(root)
+    assert {data.read(record).std() for record in data.test if record.modality == Modality.INFRARED} == {0}
 
 
 def test_a_box_that_leaves_its_file_is_refused(tmp_path):

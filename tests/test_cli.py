@@ -469,6 +469,29 @@ def test_a_victim_nobody_knows_the_people_of_says_so(copies, tmp_path, capsys):
         assert ("nothing says which people the victim was trained on" in capsys.readouterr().err) == said
 
 
+def test_a_card_that_names_its_data_in_a_word_is_read(copies, tmp_path, capsys):
+    from vireid_lite.study.run import victim_and_data
+
+    models.checkpoints.save_checkpoint(
+        path := tmp_path / "v.safetensors", models.build("agw", 4, "lite"), {"dataset": "x"}
+    )
+    opened = data.load_dataset("regdb", copies("regdb"), size=(32, 16))
+    victim_and_data("lite", path, None, lambda _: opened, 0, torch.device("cpu"))
+    assert "nothing says which people the victim was trained on" in capsys.readouterr().err
+
+
+def test_advice_about_a_split_is_not_refused_when_followed(copies):
+    for name in MAKE:
+        opened = data.load_dataset(name, copies(name), size=(32, 16))
+        with pytest.raises(errors.InputError, match="no tuning identities are held out") as said:
+            opened.val_trial(split="tuning")
+        if "validation=True" in str(said.value):
+            opened = data.load_dataset(name, copies(name), size=(32, 16), validation=True)
+        taken = opened.val_trial() if "take the split val" in str(said.value) else opened.trials()[0]
+        assert taken.query, name
+        assert "test trials" in str(said.value) or "take the split val" in str(said.value)
+
+
 @pytest.mark.parametrize("lost", [None, "scores.json"])
 def test_outputs_of_different_commands_never_mix(vireid, tmp_path, tiny_victim, lost):
     out = ["--checkpoint", tiny_victim, "--out-dir", tmp_path / "out"]

@@ -82,6 +82,8 @@ def test_refuses_what_is_absent_by_name(tmp_path, root):
     (copy / "idx/test_id.txt").write_text("")
     with pytest.raises(InputError, match=r"the list idx/test_id.txt .* is empty"):
         LLCM(copy)
+    (copy / "idx/test_id.txt").write_text("3,77")
+    assert LLCM(copy).left_out == "1 of 2 listed people have no image"
     (copy / "idx/test_id.txt").write_text("77")
     with pytest.raises(InputError, match="lacks visible or infrared test images"):
         LLCM(copy).trials()

@@ -50,6 +50,10 @@ ROOT = Path(__file__).parents[1]
         (["evaluate", "--checkpoint", "/tmp"], ["--checkpoint /tmp", "is a folder", "`vireid-lite train` writes"]),
         (["evaluate", "--official", "/no/x.t"], ["--official /no/x.t", "the published code saved"]),
         (["evaluate", "--perturbation", "/no/x"], ["--perturbation /no/x", "`vireid-lite attack` writes"]),
+        # What the command has no option for is not sent to one.
+        (["lab", "-o", "root=/x"], ["-o root", "--help says whether the command takes --root"]),
+        (["attack", "cmps", "--set", "name=uap"], ["--set name", "--help says whether the command takes --name"]),
+        (["lab", "--size", "7"], ["--size", "HEIGHTxWIDTH"]),  # asked for where a checkpoint does not say it
         (["data", "check", "regdb", "--root=~/no-such-folder"], [Path.home() / "no-such-folder"]),
     ],
 )

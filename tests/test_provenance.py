@@ -32,6 +32,15 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
         pass
 
 
+def test_a_folder_that_cannot_be_written_is_named_itself(tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", closed)
+    with pytest.raises(InputError, match=f"^out: {tmp_path}/out cannot be written"), files.exclusive(tmp_path / "out"):
+        pass
+
+
 def test_what_is_whole_needs_no_lock(tmp_path):
     whole = tmp_path / "whole"
     with files.exclusive(tmp_path, whole=whole):

@@ -1,6 +1,9 @@
 """SYSU-MM01: splits, searches, and both gallery draws against an independent re-derivation."""
 
+import errno
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +150,32 @@ def test_a_permutation_of_another_copy_is_refused(tmp_path):
     next((root / "cam1/0003").iterdir()).unlink()
     with pytest.raises(InputError, match="cam1/0003, which holds 2"):
         SYSU(root, draw="official").trials()
+
+
+def test_listed_people_without_an_image_are_mentioned(tmp_path):
+    root = make_sysu(tmp_path, train=(1,), val=(2,), test=(3, 6), images=1, size=(16, 8))
+    (root / "exp/test_id.txt").write_text("3,6,77")
+    assert SYSU(root).left_out == "1 of 3 listed people have no image"
+
+
+def test_the_advice_of_a_draw_is_not_refused_when_followed(tmp_path):
+    root = make_sysu(tmp_path, train=(1,), val=(2,), test=(3, 6), images=1, size=(16, 8))
+    with pytest.raises(InputError, match=r"pass draw='agw' with shot=1"):
+        SYSU(root, draw="official", shot=10).trials()
+    assert SYSU(root, draw="agw", shot=1).trials()
+
+
+def test_a_folder_that_cannot_be_read_is_one_line_and_no_empty_one(tmp_path, monkeypatch):
+    root, real = make_sysu(tmp_path, train=(1,), val=(2,), test=(3, 6), images=1, size=(16, 8)), os.listdir
+
+    def listdir(folder):
+        if Path(folder).name == "0006":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(InputError, match=r"cam1/0006 cannot be read \(Permission denied\); check the rights to it$"):
+        SYSU(root)
 
 
 def test_other_files_beside_the_images_are_mentioned(tmp_path):

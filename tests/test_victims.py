@@ -34,6 +34,31 @@ def test_a_victim_found_in_a_cache_counts_its_training(tmp_path, monkeypatch):
     assert found["seconds"] > 0
 
 
+def test_a_victim_whose_card_does_not_tell_of_its_training_is_one_line(tmp_path):
+    small = SyntheticVI(4, 4, size=(32, 16), val_identities=2, test_identities=2)
+    recipe = Recipe(backbone="lite", settings=TrainSettings(epochs=1, identities=2, images=2))
+    options = {"seed": 1, "folder": tmp_path, "device": "cpu", "progress": False}
+    model, card = load_or_train(recipe, small, **options)
+    harms = [{"seconds": "5"}, {"device": 7}, {"wall_seconds": [1]}, {"peak_memory_mib": None}]
+    harms += [{"history": wrong} for wrong in ([], [{}], None, ["x"], [{"accuracy": "1"}])]
+    lacking = [{name: item for name, item in card.items() if name not in harm} for harm in harms[:5]]
+    for changed in (*lacking, *({**card, **harm} for harm in harms)):
+        save_checkpoint(tmp_path / "victim.safetensors", model, changed)
+        with pytest.raises(InputError, match=r"victim\.safetensors is damaged; restore it, or delete it and run again"):
+            load_or_train(recipe, small, **options)
+
+
+def test_a_damaged_note_of_what_the_code_does_is_one_line(aside):
+    ship(aside)
+    load_or_train(RECIPE, small_set(), **HOW)
+    (note,) = (aside.parent / "cache/behaves").iterdir()
+    shutil.rmtree(aside.parent / "cache/victims")
+    for text in ("", "7", "{", "null"):
+        note.write_text(text)
+        with pytest.raises(InputError, match=f"{note.name} is damaged; restore it, or delete it and run again"):
+            load_or_train(RECIPE, small_set(), **HOW)
+
+
 def test_a_victim_that_was_trained_while_one_waited_counts_too(tmp_path, monkeypatch):
     monkeypatch.setattr(victims, "found_trained", {})
     small = SyntheticVI(4, 4, size=(32, 16), val_identities=2, test_identities=2)

@@ -327,6 +327,32 @@ def test_no_image_is_no_crash(model, store, images):
                 batches(store, size, 0)
 
 
+SHORT = torch.rand(3, 3, 32, 16).to(torch.float8_e4m3fn)
+WRONG_IMAGES = [(torch.rand(3, 3, 32, 16) * 255).byte(), torch.rand(3, 3, 32, 16) > 0.5, torch.rand(3, 32, 16), SHORT]
+WRONG_IMAGES += [torch.rand(3, 2, 32, 16), torch.rand(3, 3, 32, 16).to_sparse(), torch.rand(3, 3, 32, 16).numpy(), None]
+WRONG_IMAGES += [torch.rand(3, 3, 32, 16, device="meta"), torch.rand(3, 3, 32, 16).to(torch.complex64)]
+
+
+@pytest.mark.parametrize("wrong", WRONG_IMAGES, ids=lambda x: str(getattr(x, "dtype", x)))
+def test_what_is_no_batch_of_images_is_refused_by_every_door(wrong, model):
+    made = UniversalPerturbation(torch.full((3, 32, 16), 0.01), 8 / 255)
+    fgsm = build_attack("fgsm")
+    for door in (model, model.embed, model.feature_map, made.apply, lambda x, modality: fgsm(model, x, modality)):
+        with pytest.raises(InputError, match="images"):
+            door(wrong, Modality.VISIBLE)
+
+
+def test_floats_of_8_bits_are_no_perturbation_and_are_ranked_as_they_are():
+    with pytest.raises(InputError, match="16 bits or more"):
+        UniversalPerturbation(SHORT[0], 8 / 255)
+    distance = torch.rand(4, 4).to(torch.float8_e4m3fn)
+    assert metrics.evaluate(distance, np.arange(4), np.arange(4)) is not None
+    with pytest.raises(InputError, match="alike"):
+        ssim(SHORT, SHORT)
+    with pytest.raises(InputError, match="features"):
+        metrics.evaluate_features(np.ones((4, 0)), np.ones((4, 0)), np.arange(4), np.arange(4))
+
+
 def test_what_is_no_map_is_refused():
     maps = torch.rand(2, 8, 8)
     for wrong in (maps.numpy(), maps.tolist(), None):

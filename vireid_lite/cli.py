@@ -197,7 +197,7 @@ def attack(
 
 @app.command()
 def lab(
-    tier: take.Tier = "lite", option: take.Options = None, checkpoint: take.Checkpoint = None,
+    tier: take.Tier = "lite", option: take.Options = None, size: take.Size = None, checkpoint: take.Checkpoint = None,
     gradients: take.LabGradients = 120, identities: take.LabIdentities = 200,
     seed: take.Seed = 0, device: take.Device = "auto", out_dir: take.OutDir = Path("book/_static/lab/data"),
 ) -> None:  # fmt: skip
@@ -206,7 +206,7 @@ def lab(
     from vireid_lite.machine import pick_device
 
     chosen = pick_device(device)
-    victim = _victim(checkpoint, None, None, seed, chosen, tier, "synthetic", None, None, option, False)
+    victim = _victim(checkpoint, None, None, seed, chosen, tier, "synthetic", None, size, option, False)
     made = export(victim, out_dir, seed=seed, gradients=gradients, identities=identities, device=chosen)
     size = sum(each["bytes"] for each in made["files"].values())
     print(f"{out_dir}: {made['name']}, {len(made['perturbations'])} perturbations, {size:,} bytes")

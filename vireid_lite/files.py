@@ -92,12 +92,19 @@ def damaged(path: Path) -> InputError:
 
 def readable(folder: Path) -> Path:
     """Return a folder; InputError where it is there and cannot be listed, which `glob` takes for an empty one."""
-    try:
-        with suppress(FileNotFoundError):
-            os.listdir(folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}); check the rights to it") from None
+    with clear_unreadable(folder), suppress(FileNotFoundError):
+        os.listdir(folder)
     return folder
+
+
+@contextmanager
+def clear_unreadable(path: Path) -> Iterator[None]:
+    """Turn a file or a folder that cannot be read into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or path} cannot be read ({error.strerror or error})"
+        raise InputError(f"{what}; check the rights to it") from None
 
 
 def stable_hash(value: object) -> str:
@@ -173,10 +180,10 @@ def exclusive(folder: Path, wait: bool = True, whole: Path | None = None) -> Ite
     Raises:
         InputError: where another process holds it and `wait` is false, or where it cannot be made.
     """
-    if whole and whole.exists():
+    if whole and os.path.exists(whole):  # False, too, where that cannot be told
         yield
         return
-    with clear_no_space(folder.name, folder.parent):
+    with clear_no_space(folder.name, folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # FileLock waits for ever where no file can be made
         try:

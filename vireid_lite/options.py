@@ -73,7 +73,7 @@ def _pairs(text: str, example: str, *names: str, read: Callable = _plain, own: s
             if not (name and equals):
                 raise InputError(f"{option} {pair!r}: a name and a value are needed, such as {option} {example}")
             if name in own.split():
-                raise InputError(f"{option} {name}: give it as an option of its own, --{name}")
+                raise InputError(f"{option} {name}: not given here; --help says whether the command takes --{name}")
             if known:
                 check_choice(option, "name", name, known)
             if [other for other, _, _ in split].count(name) > 1:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from vireid_lite.data import Augmentation, ImageStore, Modality, PKSampler, Record, cached, people
 from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_number, whole
-from vireid_lite.files import UNSEALED, sealed, stable_hash, write_atomically
+from vireid_lite.files import UNSEALED, clear_unreadable, sealed, stable_hash, write_atomically
 from vireid_lite.losses import TRIPLETS
 from vireid_lite.machine import pick_device
 from vireid_lite.models.two_stream import Batch, TwoStream
@@ -223,9 +224,10 @@ def note(path: Path, key: str, state: dict, history: list[dict]) -> None:
 
 def resume(path: Path | None, key: str | None, state: dict) -> list[dict]:
     """Load a note of the same run into `state`, if there is one; return its history."""
-    if path is None or not Path(path).exists():
+    if path is None or not os.path.exists(path):
         return []
-    whole = Path(path).read_bytes()
+    with clear_unreadable(path):
+        whole = Path(path).read_bytes()
     if sealed(whole[:-16] + UNSEALED) != whole:
         raise InputError(f"{path} is no whole note of a run; delete it to start over")
     found = torch.load(io.BytesIO(whole[:-16]), map_location="cpu", weights_only=True)

@@ -30,11 +30,12 @@ from vireid_lite.behaviour import (
 )
 from vireid_lite.data import Augmentation, Dataset, fingerprint, load_dataset
 from vireid_lite.errors import TIERS as DATASET_OF_TIER
-from vireid_lite.errors import InputError, check_choice, whole
+from vireid_lite.errors import InputError, check_choice, check_number, check_table, whole
 from vireid_lite.files import (
     PACKAGE,
     VICTIM_CODE,
     cache_folder,
+    damaged,
     exclusive,
     parse_json,
     source_hash,
@@ -49,6 +50,8 @@ from vireid_lite.training import TrainSettings, learning_rate_factor, train
 # Options of data sets that do not touch training: victims are shared over them.
 TEST_ONLY = ("search", "shot", "draw", "num_trials", "official_vis2ir")
 TEST_ONLY += ("val_identities", "tuning_identities", "test_identities", "traffic_identities")
+
+TRAINED = {"history": list, "device": str, **dict.fromkeys(("seconds", "wall_seconds", "peak_memory_mib"), int | float)}
 
 WEIGHTS = PACKAGE / "weights"  #: of the victims that come with the package, and the sha256 of each file
 
@@ -199,9 +202,20 @@ def load_or_train(
     model, card = load_checkpoint(path)
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
+    check_trained(card, path)
     if existed or "shipped" in card:
         (found_shipped if "shipped" in card else found_trained)[key] = card["seconds"]
     return model.to(device).eval(), card
+
+
+def check_trained(card: dict, path: Path) -> None:
+    """Raise InputError unless a card tells of its training what is read of `trained_card`."""
+    try:
+        check_table("it", {name: card[name] for name in TRAINED}, TRAINED)
+        for epoch in (card["history"][-1], *card["history"]):
+            check_number("it", "accuracy", epoch["accuracy"], 0, 1)
+    except (LookupError, TypeError, InputError):
+        raise damaged(path) from None
 
 
 def described(recipe: Recipe, dataset: Dataset, seed: int) -> list:
@@ -235,7 +249,10 @@ def _behaves(network: str) -> bool:
     if not note.exists():
         found = [differs(part, PROBES[part]()) for part in (f"victim/{network}", "data/synthetic")]
         write_atomically(note, json.dumps(found).encode())
-    return not any(parse_json(note.read_text(encoding="utf-8")))
+    try:
+        return not any(parse_json(note.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        raise damaged(note) from None
 
 
 def untrained(recipe: Recipe, dataset: Dataset, pretrained: bool) -> TwoStream:

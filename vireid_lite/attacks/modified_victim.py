@@ -23,7 +23,7 @@ from vireid_lite.machine import pick_device
 from vireid_lite.models.checkpoints import load_strictly, read_weights
 from vireid_lite.models.insertion import check_blocks, insert, staged
 from vireid_lite.models.two_stream import Batch, Objective, TwoStream, generalised_mean
-from vireid_lite.victims import Recipe, load_or_train, trained_card, untrained
+from vireid_lite.victims import Recipe, check_trained, load_or_train, trained_card, untrained
 
 CHOICES = {
     "attention": ("fsam", "se", "eca", "none"),
@@ -164,6 +164,7 @@ def train_modified_victim(
     state, card = read_weights(path, "a modified victim", "delete it to train it again")
     if card.get("key") != key:
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
+    check_trained(card, path)
     load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
-    model.people = set(card["people"])
+    model.people = set(card["people"]) if isinstance(card.get("people"), list) else None
     return ModifiedVictim(model.to(device, memory_format=torch.channels_last).eval(), perturbation, card)

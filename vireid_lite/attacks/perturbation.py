@@ -1,6 +1,7 @@
 """What an attack leaves behind: one perturbation for every image, or one that is a function of the image."""
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -37,8 +38,9 @@ class Perturbation:
         check_table(self.kind, {"history": self.history, "made_by": self.made_by}, {"history": list, "made_by": dict})
         check_table(f"{self.kind}, made_by", self.made_by, {"people": str}, others=True)
         for name, tensor in self.tensors().items():
-            if not (isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.isfinite().all()):
-                raise InputError(f"{self.kind}: {name} must hold finite floats; make it again")
+            floats = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize > 1
+            if not (floats and tensor.float().isfinite().all()):
+                raise InputError(f"{self.kind}: {name} must hold finite floats of 16 bits or more; make it again")
 
     @property
     def people(self) -> set[str]:
@@ -75,7 +77,7 @@ class Perturbation:
     def load(cls, path: str | Path) -> Self:
         """Return what `save` wrote, of either kind or of this one alone. Raises InputError where a file is neither."""
         path = Path(path)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"{path}: no such perturbation; make one with `vireid-lite attack`, or check the path")
         try:
             tensors, texts = read_tensors(path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,6 +49,7 @@ def check_modality(modality: object, images: int | None = None) -> Modality | to
     if not isinstance(modality, torch.Tensor):
         return one_modality(modality)
     fits = modality.dtype == torch.int64 and modality.ndim == 1 and images in (None, len(modality))
+    fits = fits and modality.device.type != "meta"
     if not fits or not ((modality == 0) | (modality == 1)).all():
         wanted = "one 0 (visible) or 1 (infrared) per image is needed, int64"
         got = f"{str(modality.dtype).removeprefix('torch.')} of shape {tuple(modality.shape)}"
@@ -108,13 +110,13 @@ class Dataset:
 
     def val_trial(self, query_modality: Modality | None = None, split: str = "val") -> Trial:
         """Return the trial of the validation identities, or of those of another split that are no test: "tuning"."""
-        if split == "tuning" and not self.tuning:
-            raise InputError(f"{self.name}: no people are held out for tuning; take the split val")
-        if split == "val" and not self.val:
-            given = "load it with -o validation=true (validation=True in Python)"
-            remedy = given if "validation" in self.options else "this data set has none, so use its test trials"
-            raise InputError(f"{self.name}: no validation identities are held out; {remedy}")
-        return all_against_all(getattr(self, split), self.direction(query_modality))
+        if not (held_out := getattr(self, split)):
+            remedy = "take the split val" if self.val else "this data set has none, so use its test trials"
+            if not self.val and "validation" in self.options:
+                remedy = "load it with -o validation=true (validation=True in Python)"
+                remedy += " and take the split val" * (split == "tuning")
+            raise InputError(f"{self.name}: no {split} identities are held out; {remedy}")
+        return all_against_all(held_out, self.direction(query_modality))
 
     def direction(self, query_modality: Modality | int | None) -> Modality:
         """Return the modality of the queries; None stands for the data set's official direction."""
@@ -205,8 +207,11 @@ def opened(path: Path, name: str) -> Iterator[Image.Image]:
 
 
 def turned(image: Image.Image) -> int:
-    """Return the EXIF orientation in an opened file's header: 1 as stored, from 5 on with its sides swapped."""
-    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    """Return the EXIF orientation of an opened file: 1 as stored, from 5 on with its sides swapped."""
+    behind = Path(image.filename).read_bytes().rpartition(b"IDAT")[2] if image.format == "PNG" else b""
+    # What a PNG says behind its pixels is found by decoding them.
+    exif = image.getexif() if re.search(b"eXIf|[iz]TXt|tEXt", behind) else Image.Image.getexif(image)
+    orientation = exif.get(ExifTags.Base.Orientation, 1)
     return orientation if orientation in range(2, 9) else 1
 
 
@@ -221,4 +226,4 @@ def decoded(path: Path, name: str) -> Image.Image:
         image.load()
     if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
         raise InputError(f"{name}: {path} has more than 8 bits a channel ({image.mode}); convert it to 8 bits")
-    return image
+    return image.convert("RGB") if image.mode == "LAB" else image  # Pillow has no way from LAB to grey

@@ -17,7 +17,15 @@ from tqdm import tqdm
 
 from vireid_lite.data.records import Dataset, Record, file_states, fingerprint
 from vireid_lite.errors import InputError, whole
-from vireid_lite.files import cache_folder, clear_no_space, exclusive, source_hash, stable_hash, write_atomically
+from vireid_lite.files import (
+    cache_folder,
+    clear_no_space,
+    clear_unreadable,
+    exclusive,
+    source_hash,
+    stable_hash,
+    write_atomically,
+)
 from vireid_lite.machine import pick_device
 
 ROWS_PER_STEP = 256  #: crops written between two notes of progress
@@ -76,9 +84,10 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
         if not whole.exists():
             _decode(dataset, records, folder, progress)
     shape = (len(records), *dataset.size, 3)
-    if whole.stat().st_size != math.prod(shape):
-        raise InputError(f"cache of {dataset.name}: {whole} is damaged; delete it, and it is made again")
-    return ImageStore(np.memmap(whole, np.uint8, "r", shape=shape), records, dataset)
+    with clear_unreadable(whole):
+        if whole.stat().st_size != math.prod(shape):
+            raise InputError(f"cache of {dataset.name}: {whole} is damaged; delete it, and it is made again")
+        return ImageStore(np.memmap(whole, np.uint8, "r", shape=shape), records, dataset)
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:

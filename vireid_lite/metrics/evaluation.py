@@ -170,7 +170,7 @@ def check_unseen(model: object, dataset: Dataset, trials: Sequence[Trial], what:
         ranked = people(dataset, (record for side in ("query", "gallery") for record in distinct(trials, side)))
         if both := len(seen & ranked):
             found = f"the {what} was trained on {both:,} of the {len(ranked):,} people to be ranked"
-            mend = "take the split and options of its training, or, where you mean it,"
+            mend = "rank the test people of the options of its training, or, where you mean it,"
             raise InputError(f"{dataset.name}: {found}; {mend} {ALLOW[what]}")
 
 

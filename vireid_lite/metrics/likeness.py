@@ -53,7 +53,8 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 def _alike(what: str, images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return two batches of floats of one shape, in the precision of the first."""
     both = images, reference
-    floats = all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 4 for x in both)
+    dense = all(isinstance(x, Tensor) and x.ndim == 4 and x.layout == torch.strided for x in both)
+    floats = dense and all(x.is_floating_point() and x.dtype.itemsize > 1 and not x.is_meta for x in both)
     if not floats or images.shape != reference.shape:
         got = ", ".join(f"{getattr(x, 'dtype', type(x).__name__)} {tuple(getattr(x, 'shape', ()))}" for x in both)
         raise InputError(f"{what}: two batches of floats (N, C, H, W) alike are needed, got {got}")

@@ -155,7 +155,7 @@ def evaluate_features(
             float32, or in float64 if both are.
     """
     query, gallery = _matrix(query, "query", "(Q, D)"), _matrix(gallery, "gallery", "(G, D)")
-    if query.shape[1] != gallery.shape[1]:
+    if query.shape[1] != gallery.shape[1] or not query.shape[1]:
         shapes = f"{tuple(query.shape)} and {tuple(gallery.shape)}"
         raise InputError(f"metrics: query and gallery must be (Q, D) and (G, D) features, got {shapes}")
     shape = len(query), len(gallery)
@@ -242,9 +242,10 @@ def _matrix(values, name: str, shape: str):
 
 
 def _array(values) -> np.ndarray:
-    """Return a matrix, wherever it lies, as an array; NumPy has no bfloat16."""
+    """Return a matrix, wherever it lies, as an array; NumPy has no bfloat16 and no floats of 8 bits."""
     if isinstance(values, torch.Tensor):
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy(force=True)
+        short = values.is_floating_point() and values.dtype.itemsize < 4
+        return (values.float() if short else values).numpy(force=True)
     return values
 
 

@@ -1,13 +1,14 @@
 """Networks by name, and their checkpoints: safetensors with a JSON card, loaded strictly."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vireid_lite.errors import MANY, InputError, check_choice, check_flag, check_table, whole
-from vireid_lite.files import parse_json, read_tensors, write_atomically, write_tensors
+from vireid_lite.files import clear_unreadable, parse_json, read_tensors, write_atomically, write_tensors
 from vireid_lite.models.agw import AGW, CAJ
 from vireid_lite.models.baselines import IDE, PCB
 from vireid_lite.models.ddag import DDAG
@@ -76,8 +77,7 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
     or its weights do not fit the network that the card describes (naming the first that does not).
     """
     path = existing(path)
-    with path.open("rb") as file:
-        torchs = file.read(3) in TORCHS
+    torchs = begins(path, 3) in TORCHS
     remedy = "torch.save wrote it: give a published checkpoint to --official" if torchs else "save or copy it again"
     state, card = read_weights(path, "a readable safetensors file", remedy)
     try:
@@ -98,9 +98,15 @@ def load_checkpoint(path: str | Path) -> tuple[TwoStream, dict]:
 
 def existing(path: str | Path) -> Path:
     """Return the path of a file that is there."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such checkpoint; train one or check the path")
     return Path(path)
+
+
+def begins(path: Path, count: int) -> bytes:
+    """Return the first bytes of a file."""
+    with clear_unreadable(path), path.open("rb") as file:
+        return file.read(count)
 
 
 def read_weights(path: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict]:
@@ -125,7 +131,7 @@ def load_strictly(model: TwoStream, state: dict[str, Tensor], names: dict[str, s
             raise InputError(f"{where}: {theirs} is {found} where {what} has {shape}; {remedy}")
         if state[theirs].is_floating_point() != value.is_floating_point():
             raise InputError(f"{where}: {theirs} holds {state[theirs].dtype} where {value.dtype} is needed; {remedy}")
-        if not state[theirs].isfinite().all():
+        if not state[theirs].float().isfinite().all():  # as it will be kept
             raise InputError(f"{where}: {theirs} holds NaN or infinity; train it again")
     if foreign := [name for name in state if name not in set(names.values())]:
         raise InputError(f"{where}: {foreign[0]} has no place in {what}; {remedy}")

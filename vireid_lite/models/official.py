@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vireid_lite.errors import InputError, check_choice
-from vireid_lite.models.checkpoints import TORCHS, build, existing, load_strictly
+from vireid_lite.models.checkpoints import TORCHS, begins, build, existing, load_strictly
 from vireid_lite.models.deen import Expansion, Fusion
 from vireid_lite.models.two_stream import NonLocal, TwoStream
 
@@ -76,10 +76,9 @@ def load_official(path: str | Path, network: str | None = None) -> tuple[TwoStre
 
 def _official_state(path: Path) -> dict[str, Tensor]:
     """Return the weights of an official file under their official names."""
-    with path.open("rb") as file:
-        begins = file.read(9)
-    if begins[:3] not in TORCHS:
-        ours = begins[3:] == bytes(5) + b"{"  # the length of a safetensors header, and its start
+    first = begins(path, 9)
+    if first[:3] not in TORCHS:
+        ours = first[3:] == bytes(5) + b"{"  # the length of a safetensors header, and its start
         door = "give a victim of `vireid-lite train` to --checkpoint" if ours else "fetch the published file again"
         raise InputError(f"{path}: cannot be read, as torch.save did not write it; {door}")
     # Beside the weights AGW saves its scores as numpy values (train.py:390). Rebuilding those runs nothing but numpy's
@@ -96,7 +95,7 @@ def _official_state(path: Path) -> dict[str, Tensor]:
         reason = f"it would run {refused[1]}" if refused else type(error).__name__
         raise InputError(
             f"{path}: cannot be read as weights alone ({reason}); if you trust the file, convert it once: "
-            'torch.save({"net": torch.load(FILE, weights_only=False)["net"]}, NEW_FILE)'
+            'torch.save({"net": torch.load(FILE, weights_only=False)["net"]}, NEW_FILE), or what "net" is called there'
         ) from None
     for key in ("net", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

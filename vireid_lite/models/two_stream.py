@@ -106,15 +106,23 @@ class TwoStream(nn.Module):
 
 def check_images(images: Tensor) -> None:
     """Raise InputError unless `images` is a non-empty float tensor (N, 3, H, W) with finite values in [0, 1]."""
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"images: a float tensor (N, 3, H, W) in [0, 1] is needed, got {kind}; divide uint8 by 255")
-    if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
+    check_kind(images)
+    if images.numel() == 0:
         raise InputError(f"images: the shape must be (N, 3, H, W), got {tuple(images.shape)}")
     low, high = (value.item() for value in images.detach().aminmax())
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # rounding; also refuses NaN, which aminmax passes on
         remedy = "do not normalise, the model does that itself"
         raise InputError(f"images: values must lie in [0, 1], got {low:.8g} to {high:.8g}; {remedy}")
+
+
+def check_kind(images: Tensor) -> None:
+    """Raise InputError unless `images` is a dense float tensor (N, 3, H, W); its values are not looked at."""
+    dense = isinstance(images, Tensor) and images.layout == torch.strided and images.device.type != "meta"
+    if not (dense and images.is_floating_point() and images.dtype.itemsize > 1):  # nothing is computed in 8 bits
+        kind = images.dtype if dense else getattr(images, "layout", type(images).__name__)
+        raise InputError(f"images: a float tensor (N, 3, H, W) in [0, 1] is needed, got {kind}; divide uint8 by 255")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise InputError(f"images: the shape must be (N, 3, H, W), got {tuple(images.shape)}")
 
 
 @contextmanager
@@ -140,6 +148,7 @@ class Stems(nn.Module):
 
     def forward(self, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return stem features in the order of `images`; each stem's BatchNorm sees its own images only."""
+        check_kind(images)
         images, stems = (images.to(self.mean.dtype) - self.mean) / self.std, (self.visible, self.infrared)
         if not isinstance(modality := check_modality(modality, len(images)), Tensor):
             return stems[modality](images)

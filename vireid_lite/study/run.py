@@ -257,9 +257,9 @@ def victim_and_data(
     if model is None:
         print(f"no --checkpoint: the {tier} victim, trained on the synthetic set", file=sys.stderr)
         model, card = load_or_train(tier_named(tier).recipe, tier_dataset(tier, "synthetic"), seed=seed, device=device)
-    if model.people is None and card.get("dataset", {}).get("name", data.name) == data.name:
-        said = "nothing says which people the victim was trained on; make sure that none of them is ranked"
-        print(f"{checkpoint or official[0]}: {said}", file=sys.stderr)
+    if model.people is None and (said.get("name", data.name) if isinstance(said, dict) else data.name) == data.name:
+        unknown = "nothing says which people the victim was trained on; make sure that none of them is ranked"
+        print(f"{checkpoint or official[0]}: {unknown}", file=sys.stderr)
     model.people = None if allow_seen_people else model.people
     return model.to(device).eval(), card, data
 

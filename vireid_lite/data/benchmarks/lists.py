@@ -4,11 +4,13 @@ import os
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
 from vireid_lite.data.records import Dataset, Modality, Record, Size
 from vireid_lite.errors import InputError, check_choice, whole
+from vireid_lite.files import clear_unreadable
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  #: in small letters or capitals
 # RegDB and LLCM number the people of their training lists from 0, and those of their tests in a range that overlaps it.
@@ -22,7 +24,7 @@ def open_root(name: str, root: str | Path | None) -> Path:
     """Return a data set's folder, or raise InputError where it is not given or not a folder."""
     if root is None:
         raise InputError(f"{name}: give the folder of your own copy with --root (DATA_ROOT in a chapter)")
-    if not (folder := Path(os.path.expanduser(root))).is_dir():
+    if not os.path.isdir(folder := Path(os.path.expanduser(root))):
         raise InputError(f"{name}: {root} is not a folder; check --root or the download")
     return folder
 
@@ -60,7 +62,7 @@ class Benchmark(Dataset):
         usual = {option: first for option, (first, _) in self.choices.items()}
         super().__init__(self.name, open_root(self.name, root), size or self.usual_size, usual | options)
         for folder in self.folders:
-            if not (self.root / folder).is_dir():
+            if not os.path.isdir(self.root / folder):
                 raise InputError(f"{self.title}: the folder {folder} is not under {root}; check --root or the download")
         self._load(seed)
         seen: dict[str, Record] = {}
@@ -89,7 +91,9 @@ class Benchmark(Dataset):
 
 def image_names(folder: Path) -> list[str]:
     """Return the sorted names of the images in a folder; empty where the folder is absent."""
-    names = os.listdir(folder) if folder.is_dir() else []
+    names: list[str] = []
+    with clear_unreadable(folder), suppress(FileNotFoundError, NotADirectoryError):
+        names = os.listdir(folder)
     return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
 
 
@@ -99,6 +103,13 @@ def other_files(root: Path, *places: str) -> str:
     kinds = Counter(path.suffix.lower() or "without suffix" for path in files if path.name[0] != "." and path.is_file())
     found = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     return found and f"{found} files are not read"
+
+
+def left_out(root: Path, listed: list[int], people: set[int], *places: str) -> str:
+    """Return how many of a list's people have no image, and which `other_files` there are; "" where nothing is."""
+    lacking = len(set(listed) - people)
+    without = f"{lacking:,} of {len(listed):,} listed people have no image" if lacking else ""
+    return ", ".join(filter(None, (without, other_files(root, *places))))
 
 
 def records_in(root: Path, folder: str, identity: int, camera: int, modality: Modality) -> list[Record]:

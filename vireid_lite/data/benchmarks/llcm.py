@@ -34,7 +34,9 @@ class LLCM(lists.Benchmark):
     def _load(self, seed: int) -> None:
         self.train = [record for spectrum in SPECTRA for record in self._read_train(spectrum)]
         self.test_groups = read_test_groups(self.root)
-        self.left_out = lists.other_files(self.root, "test_*/cam*/*/*")
+        there = {r.identity - lists.TEST_IDENTITY_OFFSET for g in self.test_groups.values() for (r, *_) in g}
+        listed = lists.read_identities("LLCM", self.root, "idx/test_id.txt")
+        self.left_out = lists.left_out(self.root, listed, there, "test_*/cam*/*/*")
         if self.options["validation"]:
             self.hold_out(seed)
 

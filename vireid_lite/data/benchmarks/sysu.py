@@ -15,6 +15,7 @@ from vireid_lite.errors import InputError
 INFRARED_CAMERAS = (3, 6)
 VISIBLE_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
 PERMUTATIONS = "exp/rand_perm_cam.mat"
+AGW_DRAW = "draw='agw' with shot=1"
 
 
 class SYSU(Benchmark):
@@ -58,7 +59,8 @@ class SYSU(Benchmark):
                 f"SYSU-MM01: {self.root} has no image of a training identity; check --root or the download"
             )
         self.test_groups = self._groups("test")
-        self.left_out = lists.other_files(self.root, "cam[1-6]/*/*")
+        there = {group[0].identity for group in self.test_groups}
+        self.left_out = lists.left_out(self.root, self.identities["test"], there, "cam[1-6]/*/*")
 
     def _groups(self, split: str) -> list[list[Record]]:
         """Return the images of each (identity, camera) that has any: identities ascending, then cameras, then names."""
@@ -96,7 +98,7 @@ class SYSU(Benchmark):
                 return loadmat(file)["rand_perm_cam"].ravel()
         except FileNotFoundError:
             where = f"{PERMUTATIONS} is not under {self.root}"
-            raise InputError(f"SYSU-MM01: {where}; fetch it, or pass draw='agw'") from None
+            raise InputError(f"SYSU-MM01: {where}; fetch it, or pass {AGW_DRAW}") from None
         except Exception as error:  # scipy's reader raises whatever a broken file makes it stumble over
             problem = f"{PERMUTATIONS} under {self.root} is not readable ({type(error).__name__})"
             raise InputError(f"SYSU-MM01: {problem}; fetch it again") from None
@@ -111,7 +113,7 @@ class SYSU(Benchmark):
                 places = []
             if sorted(places) != list(range(len(group))) or len(group) < shot:
                 found = f"{len(places)} images of cam{camera}/{identity:04d}, which holds {len(group)} (shot={shot})"
-                remedy = "the copy is incomplete, or pass draw='agw'"
+                remedy = f"the copy is incomplete, or pass {AGW_DRAW}"
                 raise InputError(f"SYSU-MM01: {PERMUTATIONS} permutes {found}; {remedy}")
             gallery += [group[place] for place in places[:shot]]
         return gallery
