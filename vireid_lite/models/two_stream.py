@@ -107,8 +107,9 @@ class TwoStream(nn.Module):
 def check_images(images: Tensor) -> None:
     """Raise InputError unless `images` is a non-empty float tensor (N, 3, H, W) with finite values in [0, 1]."""
     check_kind(images)
-    if images.numel() == 0:
-        raise InputError(f"images: the shape must be (N, 3, H, W), got {tuple(images.shape)}")
+    if images.numel() == 0 or images.is_meta:  # which has a shape, and no values
+        found = f"{tuple(images.shape)} on the device {images.device}"
+        raise InputError(f"images: values of shape (N, 3, H, W) are needed, got {found}")
     low, high = (value.item() for value in images.detach().aminmax())
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # rounding; also refuses NaN, which aminmax passes on
         remedy = "do not normalise, the model does that itself"
@@ -117,7 +118,7 @@ def check_images(images: Tensor) -> None:
 
 def check_kind(images: Tensor) -> None:
     """Raise InputError unless `images` is a dense float tensor (N, 3, H, W); its values are not looked at."""
-    dense = isinstance(images, Tensor) and images.layout == torch.strided and images.device.type != "meta"
+    dense = isinstance(images, Tensor) and images.layout == torch.strided
     if not (dense and images.is_floating_point() and images.dtype.itemsize > 1):  # nothing is computed in 8 bits
         kind = images.dtype if dense else getattr(images, "layout", type(images).__name__)
         raise InputError(f"images: a float tensor (N, 3, H, W) in [0, 1] is needed, got {kind}; divide uint8 by 255")
