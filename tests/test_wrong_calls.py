@@ -146,7 +146,7 @@ def test_images_of_another_precision_are_attacked(kind, images, model):
     delta = torch.full((3, 32, 16), 0.02)
     attacked = UniversalPerturbation(delta, 8 / 255).apply(images, Modality.VISIBLE)
     assert model.embed(attacked, Modality.VISIBLE).isfinite().all()
-    guides = Guides(torch.rand(3, 2, 256), torch.rand(3, 256))
+    guides = Guides(torch.rand(3, 2, 192), torch.rand(3, 192))
     for name in IMAGE_SPECIFIC:
         found = build_attack(name)(model, images, Modality.VISIBLE, guides)
         assert found.dtype == kind
@@ -180,7 +180,7 @@ def test_attacks_within_inference_mode(model, store, tiny):
             assert outside.moved == inside.moved == len(chosen)
     with torch.inference_mode():
         images = store.batch(np.arange(3))
-        guides, sides = Guides(torch.rand(3, 2, 256), torch.rand(3, 256)), torch.tensor([0, 1, 1])
+        guides, sides = Guides(torch.rand(3, 2, 192), torch.rand(3, 192)), torch.tensor([0, 1, 1])
         for name in IMAGE_SPECIFIC:
             assert (build_attack(name)(model, images, sides, guides) != images).any()
         sma = build_attack("sma", steps=1)
