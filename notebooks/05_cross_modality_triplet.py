@@ -796,16 +796,21 @@ Markdown(
 
 # %% [markdown]
 # Angles are about infinitely small steps. A direct question is: one step of size $\alpha$ along the sign of one
-# modality's mean gradient, what does it do to the *other* modality's term, on test identities? Below zero it helps.
+# modality's mean gradient, what does it do to the *other* modality's term, on test identities? Below zero it helps. A
+# value of $\delta$ that sits at its bound has nowhere to go, so a later step moves fewer values, and they need not be those
+# on which the gradients agree.
 
 # %%
 lines = [
-    "| iterations | step made for | change of the visible term | change of the infrared term |",
-    "|---|---|---|---|",
+    "| iterations | step made for | change of the visible term | change of the infrared term | values moved |"
+    " gradients equal in sign: of all | of those moved |",
+    "|---|---|---|---|---|---|---|",
 ]
-helped = {}
+helped, disputed = {}, {}
 for point in (points[0], points[-1]):
     start = {m: term(unseen, some[m], int(m), down[point]) for m in Modality}
+    signs = [raw[point][m].mean(0).sign() for m in Modality]
+    alike = signs[0] == signs[1]
     for giver in Modality:
         direction = l1_normalised(raw[point][giver].mean(0)).sign()
         there = (down[point] - attack.step_share * attack.eps * direction).clamp(-attack.eps, attack.eps)
@@ -818,11 +823,25 @@ for point in (points[0], points[-1]):
                 helped[point, giver] = (
                     "helps" if found.high < 0 else "harms" if found.low > 0 else "does nothing sure for"
                 )
+        went = there != down[point]
+        shares = (went.float().mean(), alike.float().mean(), alike[went].float().mean())
+        disputed[point, giver] = shares[2] < 0.5 < shares[1]
+        cells += [f"{100 * share.item():.0f} %" for share in shares]
         lines.append(f"| {point} | {giver.name.lower()} | {' | '.join(cells)} |")
 said = "; ".join(
     f"after {point}, the {giver.name.lower()} step {word} the other modality" for (point, giver), word in helped.items()
 )
-Markdown("\n".join(lines) + f"\n\nWith the paired interval over identities. Across the modalities: {said}.")
+harmed = [disputed[case] for case, word in helped.items() if word == "harms"]
+Markdown(
+    "\n".join(lines)
+    + f"\n\nWith the paired interval over identities. Across the modalities: {said}."
+    + (
+        " Gradients may agree and a step do harm all the same: most of the values on which they agree sit at their bound"
+        " by then, and on those that can still move the signs are opposed more often than not."
+        if harmed and all(harmed)
+        else ""
+    )
+)
 
 # %% [markdown]
 # Keep apart what this can show. Agreement says that *one* perturbation can serve both modalities on this victim. It

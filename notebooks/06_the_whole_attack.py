@@ -900,7 +900,8 @@ mixed = [name for name, (lower, higher, same) in rivals.items() if name not in a
 Markdown(
     "\n".join(lines)
     + "\n\nAgainst attacks that follow the sign of a gradient as it does, as many of them, with another loss"
-    f" ({', '.join(like)}), {counted(like)} by rank-1; by mAP {counted(like, by_map)}: {decided}. Against the others, Col.+Del."
+    f" ({', '.join(like)}), {counted(like)} by rank-1; by mAP {counted(like, by_map)}: {decided}. UAP alone,"
+    f" which knows of no ranking: {counted({'UAP'})}. Against the others, Col.+Del."
     " (four people a batch, half its published budget) and DMR (a generator):"
     f" {counted({*rivals} - {*like})} by rank-1. "
     + (
