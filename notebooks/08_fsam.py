@@ -890,7 +890,7 @@ if fsam_says:
         text += f" {' and '.join(losing)} {'lowers' if len(losing) == 1 else 'lower'} it in at least one direction."
     text += (
         f" The interval reaches {reach:.1f} points to either side, and a gain has to be larger than that to show here"
-        f" more often than not; of the {len(published)} published gains of rank-1, {seen} {'is' if seen == 1 else 'are'}."
+        f" more often than not; of the {len(published)} published gains of rank-1, {seen} {'is' if seen == 1 else 'are'} larger."
     )
     text += " What FSAM does on SYSU-MM01 or RegDB stays open: that needs the licensed data, and more than one run."
 Markdown(text)
