@@ -214,7 +214,7 @@ def test_the_transfer_tables_resnet18_has_the_documented_size():
 @pytest.mark.parametrize("backbone", ["lite", "resnet18"])
 def test_small_crops_give_one_row_an_image_in_both_modes(name, backbone):
     model = build(name, backbone)
-    assert block_channels(model)[-1] == {"lite": 256, "resnet18": 512}[backbone]
+    assert block_channels(model)[-1] == {"lite": 192, "resnet18": 512}[backbone]
     for mode in (True, False):
         output = model.train(mode)(images().float(), MODALITY)
         assert {len(part) for part in output} == {8}
@@ -251,7 +251,7 @@ def test_training_notes_its_losses_and_lowers_them(trained):
 def test_the_hetero_centre_loss_draws_the_modalities_together(tiny, store):
     """After as many steps, the weighted loss leaves the centres closer than the identity loss alone does."""
     ends = []
-    for weight in (0.0, 5.0):
+    for weight in (0.0, 20.0):
         model = build("ide", num_identities=12, hetero_centre=weight)
         train(model, tiny, QUICK, progress=False)
         identities = torch.tensor([record.identity for record in store.records])

@@ -165,7 +165,7 @@ def test_names_and_cards_that_cannot_be_written_are_refused(tmp_path):
     ("change", "message"),
     [
         ({"backbone": "resnet18"}, "is .* where agw, num_identities=7, backbone=resnet18 has"),
-        ({"num_identities": 9}, r"classifier.weight is \(7, 256\) where .* has \(9, 256\)"),
+        ({"num_identities": 9}, r"classifier.weight is \(7, 192\) where .* has \(9, 192\)"),
         ({"non_local_channels": 0}, "has no place in agw"),
         ({"name": "agx"}, "network 'agx' is unknown"),
         (None, "no usable card"),

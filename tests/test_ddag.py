@@ -208,7 +208,7 @@ def test_the_graph_has_no_weight_in_the_first_epoch_and_no_gradient():
 
 def test_a_node_hears_its_own_identity_of_both_modalities_and_nobody_else():
     head = scattered(build(dropout=0.0)).classifier_graph
-    pooled = torch.rand(8, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    pooled = torch.rand(8, 192, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
     found = head(pooled, LABELS, torch.Generator())
     assert found.exp().sum(1).tolist() == pytest.approx([1] * 8)
     for row in range(8):

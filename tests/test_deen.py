@@ -283,7 +283,7 @@ def test_batch_norm_sees_three_maps_an_image_while_every_stage_delivers_one(laye
 def test_every_trunk_delivers_one_row_an_image(backbone, layer4):
     model = build(backbone, layer4=layer4)
     width = model.classifier.in_features
-    assert width == {"lite": 256, "resnet18": 512}[backbone] // (1 if layer4 else 2)
+    assert width == {"lite": 192, "resnet18": 512}[backbone] // (1 if layer4 else 2)
     for training in (True, False):
         output = model.train(training)(images(), MODALITY)
         assert [tuple(part.shape) for part in output] == [(8, 3 * width), (8, 6 * width), (8, 6)]

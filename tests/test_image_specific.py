@@ -39,7 +39,7 @@ from vireid_lite.metrics.evaluation import embed_store
 EVERY = pytest.mark.parametrize("kind", IMAGE_SPECIFIC.values(), ids=IMAGE_SPECIFIC)
 ITERATIVE = pytest.mark.parametrize("kind", [kind for kind in IMAGE_SPECIFIC.values() if kind is not FGSM])
 SIZE = (16, 8)
-CHANNELS = 256
+CHANNELS = 192  # of the lite trunk
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +363,8 @@ def test_guides_are_the_persons_images_and_the_farthest_other(victim, uneven, mo
 
 def test_the_farthest_other_is_never_the_person(victim, uneven):
     bank = GuideBank(victim, uneven, Modality.VISIBLE)
-    opposite = -bank.means  # nothing lies farther from it than the person's own mean
+    apart = bank.means - bank.means.mean(0)
+    opposite = -1e3 * torch.linalg.pinv(apart).T  # nothing lies farther from it than the person's own mean
     assert torch.equal(torch.cdist(opposite, bank.means).argmax(1), torch.arange(len(bank.means)))
     far = bank.guides(opposite, list(bank.number)).far
     assert (torch.cdist(far, bank.means).argmin(1) != torch.arange(len(bank.means))).all()
@@ -427,7 +428,7 @@ def test_damage_grows_with_eps_and_without_a_budget_no_rank_is_left(victim, tiny
         rank1(embed_store(victim, craft(kind(eps=eps, steps=5), victim, store), progress=False))
         for eps in (0.5 / 255, 8 / 255, 1.0)
     )
-    assert rank1(clean) > 0.3
+    assert rank1(clean) > 3 * 3 / (len(store) - 1), "three times chance"
     assert rank1(clean) >= weak > strong >= free
     assert free <= 3 / (len(store) - 1), "chance or below"
 
