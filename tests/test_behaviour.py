@@ -62,8 +62,8 @@ HARMLESS = [
     ("the loss is not finite in epoch", "the loss is no number in epoch"),
     ("warm_up", "warming"),
     (
-        "from vireid_lite.errors import InputError, check_choice",
-        "from vireid_lite import errors\n\nInputError, check_choice = errors.InputError, errors.check_choice",
+        "from vireid_lite.errors import MANY, InputError, check_choice",
+        "from vireid_lite import errors\n\nMANY = errors.MANY\nfrom vireid_lite.errors import InputError, check_choice",
     ),
     ("delta.mean(-3, keepdim=True)", "(delta.sum(-3, keepdim=True) / 3)"),
     (

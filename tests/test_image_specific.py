@@ -328,7 +328,7 @@ def test_every_attack_says_what_it_is():
 
 @pytest.fixture(scope="module")
 def victim():
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     return models.build("agw", 12, "lite").eval()
 
 
