@@ -197,7 +197,7 @@ def test_block_channels_are_what_the_blocks_deliver(model):
 
 @pytest.mark.parametrize("modality", [Modality.VISIBLE, Modality.INFRARED, MIXED])
 def test_insertion_equals_the_network_written_out(model, modality):
-    chain = {0: [module("fsam")], 2: [module("se", 64)], 4: [module("fsam", seed=4), module("sfm")]}
+    chain = {0: [module("fsam")], 2: [module("se", 48)], 4: [module("fsam", seed=4), module("sfm")]}
     maps = model.stages[0](random(5, 3, 32, 16), modality)
     for block in range(5):
         maps = model.stages[block](maps) if block else maps

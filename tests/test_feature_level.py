@@ -247,7 +247,7 @@ def test_the_switches_choose_the_heads(store, victim):
         ("fsam", False, (0, 4), 4 * 98),
         ("fsam", False, (4,), 2 * 98),
         ("none", True, (0, 4), 2 * 98),
-        ("se", False, (0,), 2 * 2 * 32 * 2),
+        ("se", False, (0,), 2 * 2 * 24 * 1),
         ("eca", False, (0,), 2 * 3),
     ):
         problem, _ = FeatureLevelAttack(attention=attention, sfm=sfm, blocks=blocks).begin(victim, store, 0)

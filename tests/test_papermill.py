@@ -50,10 +50,10 @@ def test_help_shows_each_parameter_with_its_type_and_comment(chapter):
     assert {name: shown[name]["inferred_type_name"] for name in own} == own
     for name, parameter in shown.items():
         kind = parameter["inferred_type_name"]
-        assert kind in ("str", "Optional[str]", "int", "Optional[int]", "fraction"), f"{name} is shown as {kind}"
+        assert kind in ("str", "Optional[str]", "int", "Optional[int]", "bool", "fraction"), f"{name} is shown as {kind}"
         assert parameter["help"], name
         # What the type promises is what the check takes.
-        fits = {"str": "lite", "int": "3", "fraction": "4/255"}[kind.removeprefix("Optional[").rstrip("]")]
+        fits = {"str": "lite", "int": "3", "bool": True, "fraction": "4/255"}[kind.removeprefix("Optional[").rstrip("]")]
         fits = {"DATASET": "regdb", "DEVICE": "cpu"}.get(name, fits)
         values = {**defaults, "DATA_ROOT": "somewhere", name: fits}
         check_values(values, own)

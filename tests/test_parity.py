@@ -183,7 +183,8 @@ class Momentum(Plain):
 
 @pytest.mark.parametrize("modality", Modality)
 @pytest.mark.parametrize(("name", "attack"), [("fgsm", FGSM), ("plain", Plain), ("momentum", Momentum), ("start", PGD)])
-def test_attacks_are_those_of_foolbox_and_torchattacks(name, attack, modality):
+def test_attacks_are_those_of_foolbox_and_torchattacks(name, attack, modality, monkeypatch):
+    monkeypatch.setattr(models.two_stream, "LITE_WIDTHS", (32, 64, 128, 256))  # of the stored numbers
     model = models.build("agw", 7, "lite").double().eval()
     state = model.state_dict()
     drawn = {n: weight(n, tuple(part.shape)).double() for n, part in state.items() if part.is_floating_point()}

@@ -122,7 +122,7 @@ def test_what_is_run_exists():
         for script in re.findall(r"(?<![\w/])(?:/book/)?(\.ci/\w[\w.]*)", run):
             assert (ROOT / script).is_file(), script
             seen.add(script)
-    assert seen == {"book", "publish-check", ".ci/run", ".ci/colab.py"}
+    assert seen == {"book", "publish-check", ".ci/run", ".ci/colab.py", ".ci/weights.py"}
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
@@ -164,7 +164,8 @@ def test_a_failed_week_opens_one_issue(tmp_path):
         }
         environment = {**values, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         subprocess.run(["bash", "-euo", "pipefail", "-c", script], env=environment, check=True)
-    text = "Links: success. Colab: failure. Oldest torch: success. What failed is in the log: https://x"
+    text = "Links: success. Colab: failure. Oldest torch: success. Mutations: success. Weights: success. "
+    text += "What failed is in the log: https://x"
     assert calls.read_text().splitlines() == [
         f"issue create --title It fails --body {text}",
         f"issue comment 17 --body {text}",
