@@ -53,7 +53,7 @@ TEST_ONLY += ("val_identities", "tuning_identities", "test_identities", "traffic
 
 TRAINED = {"history": list, "device": str, **dict.fromkeys(("seconds", "wall_seconds", "peak_memory_mib"), int | float)}
 
-WEIGHTS = PACKAGE / "weights"  #: of the victims that come with the package, and the sha256 of each file
+WEIGHTS = PACKAGE / "weights"  # of the victims that come with the package, and the sha256 of each file
 
 # Key to seconds of training, for each victim that this process found in a cache: what a chapter run alone costs on top;
 # and for each that comes with the package: what it would cost on top with RETRAIN.
