@@ -81,13 +81,15 @@ def _figure(notebook: Path, name: str, page: str) -> bytes:
 
 
 def _list(stems: list[str], costs: dict) -> str:
-    """Return the chapters as a numbered list, each with its minutes at tier lite, and where they were measured."""
+    """Return the chapters as a numbered list, each with its minutes at tier lite, where, and what training adds."""
     lite = {stem: costs[stem]["lite"] for stem in stems if "lite" in costs.get(stem, {})}
     devices = f" ({', '.join(sorted({cost['device'] for cost in lite.values()}))})" if lite else ""
     unknown = "" if len(lite) == len(stems) else "; –: not measured yet"
-    minutes = {stem: in_minutes(cost) for stem, cost in lite.items()}
+    minutes = {stem: f"{cost['minutes']:.1f}" for stem, cost in lite.items()}
+    trained = [cost["retrained"] - cost["minutes"] for cost in lite.values() if "retrained" in cost]
+    more = f" A victim trained there adds {max(trained):.0f}." if trained else ""
     rows = [f"1. [](../notebooks/{stem}) **{minutes.get(stem, '–')}**" for stem in stems]
-    return "\n".join([f"Minutes alone, from empty caches{devices}{unknown}.", "", *rows, ""])
+    return "\n".join([f"Minutes alone, from empty caches{devices}{unknown}.{more}", "", *rows, ""])
 
 
 def _runs(costs: dict, stem: str, form: str) -> list[str]:
