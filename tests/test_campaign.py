@@ -337,8 +337,8 @@ def test_every_committed_card_is_found_by_the_campaign_that_made_it():
     assert {name: len(found) for name, found in runs.items()} == counted
     asked = {run.card_name() for found in runs.values() for run in found}
     committed = {path.name for path in (book / "results").glob(cards.CARDS)}
-    assert {name.partition("-")[0] for name in committed - asked} <= {"bench", "transfer"}
-    assert len(committed & asked) > 200
+    assert committed <= asked, "no grid's card and no transfer yet"
+    assert len(committed) == 274
 
 
 def test_what_is_chosen_on_validation_identities_says_so(tmp_path):
