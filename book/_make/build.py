@@ -3,15 +3,20 @@
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jupyter_core.utils import ensure_event_loop
+from tqdm import tqdm
 
 from _make import execute, pages, render
 from _make.claims import page
 from _make.notebooks import COSTS, check_pairs, find_chapters, repository_root, repository_url, sync_pair, update
 from vireid_lite.errors import BuildError, InputError
 
+AT_ONCE = 2  #: chapters; much of each is of one core
 DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "notebooks/*.py")
 
 
@@ -45,7 +50,7 @@ def build_book(
     root: Path | None = None,
     measure: bool = False,
 ) -> Path:
-    """Execute the chapters that changed, then render the book unless one failed; return the page to open.
+    """Execute the chapters that changed, some at once, then render the book unless one failed; return the page to open.
 
     Args:
         chapters: numbers to execute, all by default; the others are shown as they last ran.
@@ -67,24 +72,37 @@ def build_book(
     asked = {**(parameters or {}), "TIER": tier}
     jobs = [(known[one], execute.injected(known[one], asked, out)) for one in sorted(set(chapters or known))]
     folder, failed = out / ("measured" if measure else "executed"), {}
-    with execute.environment(out, folder / "cache" if measure else None):
+    with execute.environment(out, folder / "cache" if measure else None, 1 if measure else AT_ONCE):
         folder.mkdir(exist_ok=True)
         # At once too, so that hours of work do not end at a damaged table or a folder that cannot be written.
         costs = execute.write_costs(folder, root / COSTS if measure else folder / "costs.json")
-        for number, (source, given) in enumerate(jobs):
-            if measure:
-                for path in (folder / "cache").glob("*"):
-                    if not number or path.name != "victims":
-                        shutil.rmtree(path)
-            try:
-                execute.execute(source, given, folder, force or measure)
-            except Exception as error:  # a full disk, a missing kernel: the next chapter may run nevertheless
-                said = (str(error).splitlines() or [""])[0]
-                said = said if isinstance(error, BuildError) else f"{source.stem}: {type(error).__name__}: {said}"
-                print(said)
-                failed[source.stem] = "\n".join([said, *getattr(error, "__notes__", ())])
+        waiting, at_once = iter(enumerate(jobs)), 1 if measure else AT_ONCE
+
+        def work() -> None:
+            loop = ensure_event_loop()  # which Jupyter makes for each thread, and leaves open
+            for number, (source, given) in waiting:
+                if measure:
+                    for path in (folder / "cache").glob("*"):
+                        if not number or path.name != "victims":
+                            shutil.rmtree(path)
+                try:
+                    execute.execute(source, given, folder, force or measure)
+                except Exception as error:  # a full disk, a missing kernel: the next chapter may run nevertheless
+                    said = (str(error).splitlines() or [""])[0]
+                    said = said if isinstance(error, BuildError) else f"{source.stem}: {type(error).__name__}: {said}"
+                    tqdm.write(said)
+                    failed[source.stem] = "\n".join([said, *getattr(error, "__notes__", ())])
+            loop.close()
+
+        # Threads that end with the program: who interrupts a build does not wait for the chapters that run.
+        workers = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
         costs = execute.write_costs(folder, costs)
         if failed:
+            failed = dict(sorted(failed.items()))
             # Again, whole, where a log of many chapters ends.
             print("", *failed.values(), sep="\n", file=sys.stderr)
             kept = "" if measure or execute_only else "; nothing was rendered, the former pages stay"

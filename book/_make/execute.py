@@ -19,6 +19,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
+from tqdm import tqdm
 
 from _make.notebooks import executed_chapters, find_chapters, paired_notebook, read_record
 from vireid_lite.chapters.costs import read_costs
@@ -72,8 +73,11 @@ def package_key() -> str:
     return digest.hexdigest()
 
 
-def environment(out: Path, cache: Path | None = None) -> Any:
-    """Let chapters run in this interpreter, with none of the user's Jupyter settings; crops and victims in `cache`."""
+def environment(out: Path, cache: Path | None = None, at_once: int = 1) -> Any:
+    """Let chapters run in this interpreter, with none of the user's Jupyter settings; crops and victims in `cache`.
+
+    at_once: how many share the cores, unless the user says how many threads each has (OMP_NUM_THREADS).
+    """
     own = out / "jupyter"
     own.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -81,6 +85,7 @@ def environment(out: Path, cache: Path | None = None) -> Any:
         "JUPYTER_DATA_DIR": str(own),
         "IPYTHONDIR": str(own / "ipython"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once))),
         "VIREID_CACHE": str(cache or os.environ.get("VIREID_CACHE") or out / "cache"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
     }
@@ -142,7 +147,7 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
     finished, failed = folder / f"{source.stem}.ipynb", folder / f"{source.stem}.failed.ipynb"
     key = chapter_key(source, given)
     if not force and read_record(finished).get("key") == key:
-        print(f"{source.stem}: unchanged, executed before")
+        tqdm.write(f"{source.stem}: unchanged, executed before")
         return
     notebook = nbformat.reads(paired_notebook(source).decode(), as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(COST_CELL))
@@ -168,7 +173,7 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr" and "Warning" in output.text:
-                print(f"{source.stem}, cell [{cell.execution_count}] warns: {output.text.splitlines()[0]}")
+                tqdm.write(f"{source.stem}, cell [{cell.execution_count}] warns: {output.text.splitlines()[0]}")
     defaults, own = read_parameters(source.with_suffix(".ipynb"))
     values = check_values({**defaults, **given}, own)
     asked = {name: given[name] for name in given if name not in ("TIER", "DATASET", "DATA_ROOT", "OUT_DIR")}
@@ -177,7 +182,7 @@ def execute(source: Path, given: Mapping[str, Any], folder: Path, force: bool = 
     notebook.metadata["vireid_run"] = {**made, "versions": versions(), "minutes": round(seconds / 60, 2), **cost}
     write_atomically(finished, (nbformat.writes(notebook) + "\n").encode())
     failed.unlink(missing_ok=True)
-    print(f"{source.stem}: executed in {seconds:.0f} s, {cost['memory_gib']:.1f} GiB")
+    tqdm.write(f"{source.stem}: executed in {seconds:.0f} s, {cost['memory_gib']:.1f} GiB")
 
 
 def write_costs(folder: Path, path: Path) -> Path:
