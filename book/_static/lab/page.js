@@ -5,7 +5,7 @@ import { chosen, decode, encode, START } from "./lab.js";
 
 const NAMES = {
   "sign-noise": "noise, l2 norm of CMPS", uap: "UAP", cmps: "CMPS",
-  "feature-level": "feature-level attack", "steps 1": "one step, for this image", "steps 10": "ten steps, for this image",
+  "feature-level": "feature-level attack", "steps 1": "one step, this image", "steps 10": "ten steps, this image",
 };
 const DIRECTIONS = { visible: "visible to infrared", infrared: "infrared to visible" };
 const STANDS = { nothing: "nothing", mean: "mean of the infrared channels", chain: "chain of resizes" };
