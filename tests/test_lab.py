@@ -106,13 +106,29 @@ def test_pictures_and_victims_of_real_people_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_is_what_its_manifest_says(exported):
-    manifest, folder = exported.manifest, exported.folder
+def whole(folder: Path) -> dict:
+    """Return the manifest of a folder that is what it says."""
+    manifest = json.loads((folder / "manifest.json").read_text())
     for name, stated in manifest["files"].items():
         data = (folder / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (stated["bytes"], stated["sha256"]), name
     assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest["files"]}
     assert sum(path.stat().st_size for path in folder.iterdir()) <= lab.LARGEST
+    return manifest
+
+
+def test_the_committed_folder_is_whole_and_its_page_says_what_it_holds():
+    manifest, page = whole(MODULES / "data"), (ROOT / "book" / "lab.md").read_text()
+    assert {len(crops) for crops in manifest["gallery"].values()} == {30}
+    assert {len(crops) for crops in manifest["queries"].values()} == {12}
+    assert sorted({each["eps"] for each in manifest["perturbations"]}) == [2, 4, 8, 16]
+    assert manifest["size"][1] == 2 * 24
+    for said in ("ranks 30 people", "of 12 queries", "eps of 2, 4, 8\n  and 16", "24, half the width"):
+        assert said in page
+
+
+def test_the_folder_is_what_its_manifest_says(exported):
+    manifest = whole(exported.folder)
     assert manifest["behaviour"].keys() == {
         "data/synthetic",
         "victim/agw",
@@ -239,6 +255,7 @@ def test_build_puts_the_lab_on_its_page_or_says_what_is_missing(exported):
     assert fill(notebook, ROOT, ROOT) == {}
     (line,) = json.loads(fill(notebook | data, ROOT, ROOT)["notebooks/06_x.ipynb"])["source"][1:]
     assert 'data-start="#lab&amp;right=1"' in line
+    assert f'data-manifest="{hashlib.sha256(data["book/_static/lab/data/manifest.json"]).hexdigest()}"' in line
     assert "Code has changed since in victim/agw" in fill(page | data, ROOT, ROOT)["book/lab.md"].decode()
 
 

@@ -1,5 +1,6 @@
 """The attack lab on a page: the place its scripts fill, a picture where they are off, and what its network scores."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ STILL = (
 )
 HTML = (
     '<link rel="stylesheet" href="../_static/lab/lab.css">'
-    '<div class="attack-lab" data-folder="../_static/lab/data/" data-start="{start}">'
+    '<div class="attack-lab" data-folder="../_static/lab/data/" data-manifest="{manifest}" data-start="{start}">'
     '<noscript><img src="../_static/lab/data/still.png" alt="{still}"></noscript>'
     "<p>The lab runs in a browser with scripts switched on, from a book that is served over http. A book built at home "
     "is served by <code>python -m http.server -d _build/html</code>. Without scripts the picture shows two queries "
@@ -30,11 +31,17 @@ def exported(files: Mapping[str, bytes]) -> bool:
     return f"{FOLDER}manifest.json" in files
 
 
-def in_chapters(text: str) -> str:
+def html(files: Mapping[str, bytes], start: str) -> str:
+    """Return the element that the lab fills, in the state of a link; it names the manifest that it was built with."""
+    manifest = hashlib.sha256(files[f"{FOLDER}manifest.json"]).hexdigest()
+    return HTML.format(start=start.replace("&", "&amp;"), manifest=manifest, still=STILL)
+
+
+def in_chapters(text: str, files: Mapping[str, bytes]) -> str:
     """Return a staged notebook with the lab where a comment asks for it, in the state that the comment names."""
 
     def here(found: re.Match) -> str:
-        return json.dumps(HTML.format(start=found[1].replace("&", "&amp;"), still=STILL))[1:-1]
+        return json.dumps(html(files, found[1]))[1:-1]
 
     return IN_CHAPTER.sub(here, text)
 
@@ -47,9 +54,9 @@ def place(files: Mapping[str, bytes]) -> str:
     ways = list(scores["tested"])
     rows = [f"| The network | {' | '.join(ways)} |", f"|---|{'---|' * len(ways)}"]
     for what, scored in (
-        ("as trained", scores["float"]),
-        ("in 8 bits, as it runs here", scores["rounded"]["nothing"]),
-        ("in 8 bits, behind the chain of resizes", scores["rounded"]["chain"]),
+        ("as trained, weights as floats", scores["float"]),
+        ("weights in 8 bits, as it runs here", scores["rounded"]["nothing"]),
+        ("weights in 8 bits, behind the chain of resizes", scores["rounded"]["chain"]),
     ):
         rows.append(f"| {what} | {' | '.join('{rank1:.1f} / {mAP:.1f}'.format(**scored[way]) for way in ways)} |")
     chance = " | ".join("{:.1f} ({:.1f} to {:.1f})".format(*scores["chance"][way]) for way in ways)
@@ -62,5 +69,5 @@ def place(files: Mapping[str, bytes]) -> str:
     said += f"`{weights}`; queries and gallery were drawn by seed {manifest['seed']}."
     if old:
         said += f" Code has changed since in {', '.join(old)}: `vireid-lite lab` makes the lab's files again."
-    html = f"```{{raw}} html\n{HTML.format(start='', still=STILL)}\n```\n"
-    return "\n".join([html, *rows, "", said, ""])
+    shown = f"```{{raw}} html\n{html(files, '')}\n```\n"
+    return "\n".join([shown, *rows, "", said, ""])

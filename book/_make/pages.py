@@ -62,7 +62,7 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
         if (shown := NUMBERS.sub(partial(numbers, page), shown)) != text:
             filled[page] = shown.encode()
     for page in [name for name in files if name.endswith(".ipynb") and lab.exported(files)]:
-        if (shown := lab.in_chapters(text := files[page].decode())) != text:
+        if (shown := lab.in_chapters(text := files[page].decode(), files)) != text:
             filled[page] = shown.encode()
     return filled
 

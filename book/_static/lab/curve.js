@@ -66,11 +66,11 @@ export function curve(scores, state, names) {
   const lines = Object.fromEntries([...new Set(["sign-noise", attack])].map((name) => [name, points(scores, state, name)]));
   const [queries, gallery] = scores.tested[way], drawn = make("div");
   drawn.innerHTML = drawing(lines, floor, state);
-  const looks = Object.keys(lines).map((name) => `${names[name]} (${name === "sign-noise" ? "squares, dashed" : "discs"})`);
+  const looks = Object.keys(lines).map((name) => `${names[name]} (${name === "sign-noise" ? "dashed, squares" : "solid, discs"})`);
   const also = (state.attack === "steps" ? " Image-specific steps were not scored over the test; the curve is that of CMPS." : "")
     + (state.attack !== "steps" && (state.right || state.down) ? " It is of perturbations that are not shifted." : "");
-  const said = `One query is an anecdote. Over the whole test, ${queries} queries against ${gallery} crops, rank-1 in percent, `
-    + `in 8 bits: ${looks.join(" and ")}; the dotted line is chance.${also}`;
+  const said = `One query proves little. Over the whole test, ${queries} queries against ${gallery} crops, rank-1 in percent, `
+    + `with attacked images rounded to 8 bits: ${looks.join(" and ")}; the dotted line is chance.${also}`;
   const summary = make("summary", {}, "The curve as a table, changes with their 95 % intervals");
   return [make("p", {}, said), drawn, make("details", {}, summary, table(lines, names))];
 }

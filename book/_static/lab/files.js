@@ -20,9 +20,10 @@ export class LabError extends Error {}
 /**
  * Returns the lab that a folder holds.
  * @param {(name: string) => Promise<ArrayBuffer>} read reads one file of the folder
+ * @param {string} [stated] sha256 of the manifest that the page was built with
  * @returns {Promise<Lab>}
  */
-export async function load(read) {
+export async function load(read, stated) {
   const text = (bytes) => new TextDecoder().decode(bytes);
   const json = (bytes, name) => {
     try {
@@ -31,9 +32,11 @@ export async function load(read) {
       throw new LabError(`${name} cannot be read: it is damaged, or another file stands in its place.`);
     }
   };
-  const manifest = json(await read("manifest.json"), "manifest.json");
+  const told = new Uint8Array(await read("manifest.json")), manifest = json(told, "manifest.json");
   if (manifest?.format !== FORMAT)
     throw new LabError(`manifest.json has format ${manifest?.format}, and this page reads ${FORMAT}; reload the page.`);
+  if (stated && sha256(told) !== stated)
+    throw new LabError("manifest.json is not the one that this page was built with; reload the page, or build the book again.");
   const names = ["weights.bin", "perturbations.bin", "features.bin", "sprite.png", "scores.json"];
   const found = Object.fromEntries(await Promise.all(names.map(async (name) => {
     const bytes = new Uint8Array(await read(name)), stated = manifest.files?.[name];

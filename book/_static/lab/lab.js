@@ -47,9 +47,9 @@ export function decode(link, lab) {
   for (const [name, text] of asked) {
     const value = Object.hasOwn(readers, name) ? readers[name](text) : undefined;
     if (value !== undefined) state[name] = value;
-    else if (name !== "weights") wrong.push(`${name} ${text}`);
+    else if (name !== "weights") wrong.push(`${name} ${text}`.slice(0, 40));
   }
-  return { state, wrong, weights: asked.get("weights") ?? lab.hash };
+  return { state, wrong, weights: asked.get("weights")?.slice(0, 12) ?? lab.hash };
 }
 
 /** Whether infrared pixels get three equal channels: asked for, or all that passes where their mean is taken. */

@@ -5,7 +5,7 @@ import { LabError, load } from "./files.js";
 import { encode, show, START } from "./lab.js";
 
 let lab, wanted = 0;
-const counted = new Map();
+const known = new Map();
 
 /** Reads one file of the lab's folder. */
 const reader = (folder) => async (name) => {
@@ -21,16 +21,22 @@ const reader = (folder) => async (name) => {
   return bytes;
 };
 
-/** Whether the right crop ranks first for a query of a state; each state is computed once. */
-function isRight(state) {
+/** The rank of the right crop in a state, and the place of the crop that ranks first; each state is computed once. */
+function outcome(state) {
   const key = encode(state, "");
-  if (!counted.has(key)) counted.set(key, show(lab, state).firstRight === 1);
-  return counted.get(key);
+  if (!known.has(key)) {
+    const { firstRight, order } = show(lab, state);
+    known.set(key, { firstRight, first: order[0] });
+  }
+  return known.get(key);
 }
 
-async function answer({ kind, id, folder, state }) {
+/** The outcome of a state's query without the attack. */
+const untouched = ({ query, spectrum, before }) => outcome({ ...START, query, spectrum, before, eps: 0 });
+
+async function answer({ kind, id, folder, manifest: stated, state }) {
   if (kind === "load") {
-    lab = await load(reader(folder));
+    lab = await load(reader(folder), stated);
     const { manifest, hash, scores, queries, gallery, rows, columns } = lab, { files: _, network, ...told } = manifest;
     const crops = [queries, gallery].flatMap((each) => Object.values(each).flat()).map(({ cell }) => [cell, lab.pixels(cell)]);
     return postMessage({ kind: "ready", lab: { ...told, hash, scores, queries, gallery, rows, columns }, crops: new Map(crops) });
@@ -39,11 +45,12 @@ async function answer({ kind, id, folder, state }) {
   await new Promise((resume) => setTimeout(resume)); // lets what was asked in the meantime come first
   if (id !== wanted) return;
   const started = performance.now(), found = show(lab, state);
-  postMessage({ kind: "shown", id, state, found, milliseconds: performance.now() - started });
+  const milliseconds = performance.now() - started;
+  postMessage({ kind: "shown", id, state, found, untouched: untouched(state), milliseconds });
   const right = { clean: 0, attacked: 0 }, all = lab.queries[state.spectrum].map((_, query) => ({ ...state, query }));
   for (const [place, each] of all.entries()) {
-    right.clean += isRight({ ...START, query: place, spectrum: state.spectrum, before: state.before, eps: 0 });
-    right.attacked += isRight(each);
+    right.clean += untouched(each).firstRight === 1;
+    right.attacked += outcome(each).firstRight === 1;
     postMessage({ kind: "counted", id, right, tried: place + 1, of: all.length });
     await new Promise((resume) => setTimeout(resume));
     if (id !== wanted) return;
