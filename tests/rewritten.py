@@ -3,6 +3,7 @@
 Each takes the bytes, the form's reader and writer (`mutations.FORMS`) and Hypothesis's draw; it returns the new bytes.
 """
 
+import csv
 import io
 import json
 import re
@@ -68,6 +69,12 @@ LINES = {
     "marked as UTF-8": lambda data, form, draw: b"\xef\xbb\xbf" + LINES["blanks around"](data, form, draw),
     "leading zeros": each_line(zeros),
 }
+
+
+def quoted(data: bytes, _: tuple, draw: Callable) -> bytes:
+    how = {"quoting": draw(st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])), "lineterminator": "\n"}
+    csv.writer(text := io.StringIO(), **how).writerows(csv.reader(io.StringIO(data.decode())))
+    return text.getvalue().encode()
 
 
 def toml(change: Callable) -> Callable:
@@ -236,7 +243,7 @@ REWRITTEN = {
     "lines": LINES,
     "tensors": TENSORS,
     "pickle": PICKLES,
-    "csv": {change: LINES[change] for change in ("blank lines", "line ends")},
+    "csv": {change: LINES[change] for change in ("blank lines", "line ends")} | {"quoted": quoted},
     "mat": {"compressed": lambda data, form, _: form[1](form[0](data), do_compression=True)},
     # Of all its bytes, or of what is read of them:
     **{form: {} for form in ("sealed", "hashed", "hashed tensors", "raw")},
