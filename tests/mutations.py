@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
 from hypothesis import strategies as st
 from rewritten import REWRITTEN
+from scipy.io import loadmat, savemat
 
 from vireid_lite.files import UNSEALED
 
@@ -69,6 +71,24 @@ def pickled(tree: object) -> bytes:
     return buffer.getvalue()
 
 
+def read_cells(data: bytes) -> dict:
+    """Return SYSU's permutations as lists: camera, identity, trial, place."""
+    cells = loadmat(io.BytesIO(data))["rand_perm_cam"].ravel()
+    return {"rand_perm_cam": [[person.tolist() for person in camera.ravel()] for camera in cells]}
+
+
+def write_cells(tree: Any, **how: object) -> bytes:
+    def column(items: list, kind: Callable) -> np.ndarray:
+        column = np.empty((len(items), 1), object)
+        for place, item in enumerate(items):
+            column[place, 0] = kind(item)
+        return column
+
+    table = {name: column(item, lambda camera: column(camera, np.array)) for name, item in tree.items()}
+    savemat(buffer := io.BytesIO(), table, **how)
+    return buffer.getvalue()
+
+
 def texts(text: str) -> str:
     """Return a text with the marks written out that no tree can hold."""
     return text.replace(f'"{DEEP}"', "[" * 100_000 + "]" * 100_000).replace(TWICE, "")
@@ -85,8 +105,16 @@ FORMS: dict[str, tuple[Callable, Callable]] = {
     "lines": (lambda data: data.decode().split("\n"), lambda tree: "\n".join(map(str, tree)).encode()),
     "tensors": (read_tensors, write_tensors),
     "pickle": (lambda data: torch.load(io.BytesIO(data)), pickled),
+    "mat": (read_cells, write_cells),
+    "raw": (
+        list,
+        lambda tree: b"".join(bytes([item % 256]) if isinstance(item, int) else str(item).encode() for item in tree),
+    ),
     "sealed": (lambda data: torch.load(io.BytesIO(data[:-16])), lambda tree: pickled(tree) + UNSEALED),
 }
+
+
+FORMS |= {"csv": FORMS["lines"], "hashed": FORMS["json"], "hashed tensors": FORMS["tensors"]}
 
 
 def places(tree: object, free: str, at: tuple = ()) -> list[tuple]:

@@ -3,6 +3,7 @@
 Each takes the bytes, the form's reader and writer (`mutations.FORMS`) and Hypothesis's draw; it returns the new bytes.
 """
 
+import csv
 import io
 import json
 import re
@@ -19,10 +20,11 @@ ENDS = st.text("\r\n", min_size=1, max_size=9).map(str.encode)
 SPACES = st.integers(1, 9).map(" ".__mul__)
 
 
-def plain(data: bytes) -> dict:
+def plain(data: bytes) -> object:
     """Return what JSON says, without a seal, as older versions wrote it: a seal is of the bytes."""
     tree = json.loads(data)
-    tree.pop("seal", None)
+    if isinstance(tree, dict):
+        tree.pop("seal", None)
     return tree
 
 
@@ -67,6 +69,12 @@ LINES = {
     "marked as UTF-8": lambda data, form, draw: b"\xef\xbb\xbf" + LINES["blanks around"](data, form, draw),
     "leading zeros": each_line(zeros),
 }
+
+
+def quoted(data: bytes, _: tuple, draw: Callable) -> bytes:
+    how = {"quoting": draw(st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])), "lineterminator": "\n"}
+    csv.writer(text := io.StringIO(), **how).writerows(csv.reader(io.StringIO(data.decode())))
+    return text.getvalue().encode()
 
 
 def toml(change: Callable) -> Callable:
@@ -235,6 +243,9 @@ REWRITTEN = {
     "lines": LINES,
     "tensors": TENSORS,
     "pickle": PICKLES,
-    "sealed": {},  # a note's seal is of all its bytes
+    "csv": {change: LINES[change] for change in ("blank lines", "line ends")} | {"quoted": quoted},
+    "mat": {"compressed": lambda data, form, _: form[1](form[0](data), do_compression=True)},
+    # Of all its bytes, or of what is read of them:
+    **{form: {} for form in ("sealed", "hashed", "hashed tensors", "raw")},
     "bytes": {**IMAGES, **OTHER_IMAGES, **WRONG_IMAGES},
 }

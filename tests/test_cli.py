@@ -1,9 +1,11 @@
 """The command line as a person types it: the benchmarks' way through it, and every mistake in one line with code 2."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import sys
 from itertools import islice
 from pathlib import Path
@@ -15,7 +17,7 @@ from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
 from PIL import Image
 from safetensors.torch import save_file
 
-from vireid_lite import attacks, cli, data, errors, models, options
+from vireid_lite import attacks, cli, data, errors, models, options, training
 from vireid_lite.chapters import plots
 from vireid_lite.losses import TRIPLETS
 from vireid_lite.study import grids
@@ -515,10 +517,63 @@ def test_an_attack_that_was_killed_is_not_lost_to_another(vireid, tmp_path, tiny
         patch.setattr(attacks.CMPS, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert vireid("attack", "cmps", *asked, "--gradients", 8, "--set", "batch_size=8")[0] == 130
     (note,) = (tmp_path / "out").glob("state-*.pt")
-    one_line(vireid("attack", "fgsm", *asked), note.name, "--out-dir")
+    one_line(vireid("attack", "fgsm", *asked), note.name, "a killed attack, which its own command resumes", "--out-dir")
     assert note.exists()
     assert vireid("attack", "cmps", *asked, "--gradients", 8, "--set", "batch_size=8")[0] == 0
     assert not note.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["train", "attack", "campaign"])
+def test_a_signal_is_one_line_and_the_same_command_goes_on(
+    vireid, tmp_path, tiny_victim, monkeypatch, ended_by, name, number
+):
+    campaign = tmp_path / "own.toml"
+    campaign.write_text("""seeds = [0, 1]
+    [[run]]
+    dataset = { size = [32, 16], num_identities = 8, images_per_modality = 2, val_identities = 4, test_identities = 4 }
+    train = { epochs = 2, identities = 4, images = 2 }""")
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))
+    command = {
+        "train": ["train", *TINY, "--backbone", "lite", "--epochs", 2],
+        "attack": ["attack", "cmps", *TINY, "--checkpoint", tiny_victim, "--gradients", 8, "--set", "batch_size=8"],
+        "campaign": ["campaign", campaign],
+    }[name]
+    command += ["--out-dir", tmp_path / "out"]
+    monkeypatch.setattr(attacks.descent, "NOTE_EVERY", 1)
+    with ended_by(number):
+        code, _, said = vireid(*command)
+    assert (code, said) == (128 + number, [f"vireid-lite: {cli.INTERRUPTED}"])
+    (note,) = tmp_path.rglob("state*.pt")
+    resumed, resume = [], training.resume
+    for module in (training, attacks.descent):
+        monkeypatch.setattr(module, "resume", lambda *given: resumed.append(resume(*given)) or resumed[-1])
+    assert vireid(*command)[0] == 0
+    assert any(resumed), "it began anew"
+    assert not note.exists()
+
+
+@pytest.fixture
+def ended_by(monkeypatch):
+    """Let a signal come after the first note of a run."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    @contextlib.contextmanager
+    def signalled(number):
+        write = training.note
+
+        def note(*given):
+            write(*given)
+            os.kill(os.getpid(), number)
+
+        with monkeypatch.context() as patch:
+            for module in (training, attacks.descent):
+                patch.setattr(module, "note", note)
+            yield
+
+    yield signalled
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def replaced(root, keep):

@@ -78,7 +78,16 @@ def test_refuses_what_is_absent_by_name(tmp_path, root):
     (copy / "idx/train_nir.txt").write_text((copy / "idx/train_vis.txt").read_text())
     with pytest.raises(InputError, match=r"LLCM: vis/0001/.* is listed for two people, two spectra"):
         LLCM(copy)
-    (copy / "idx/train_nir.txt").write_text("nir/0001/0001_c01_s100000_f0000_nir.jpg 0\n")
+    one, other = "nir/0001/0001_c01_s100000_f0000_nir.jpg", "nir/0002/nir_c01_.jpg"
+    (copy / other).write_bytes(b"x")
+    for lines, words in (
+        (f"{one} 0\n", r"LLCM: vis/0002/.* with label 1 of a training list, and no image of the other spectrum is"),
+        (f"{one} 1\n{other} 0\n", r"LLCM: vis/0001/.* with label 0 of a training list, nir/0001/.* with label 1"),
+    ):
+        (copy / "idx/train_nir.txt").write_text(lines)
+        with pytest.raises(InputError, match=words):
+            LLCM(copy)
+    (copy / "idx/train_nir.txt").write_text(f"{one} 0\n{other} 1\n")
     (copy / "idx/test_id.txt").write_text("")
     with pytest.raises(InputError, match=r"the list idx/test_id.txt .* is empty"):
         LLCM(copy)

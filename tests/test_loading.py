@@ -97,9 +97,13 @@ def test_a_damaged_cache_is_one_line(tmp_path):
     data = Counting("counting")
     cached(data, data.train, progress=False)
     (whole,) = tmp_path.rglob("images.u8")
-    whole.write_bytes(whole.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"images.u8 is damaged; delete it"):
-        cached(data, data.train, progress=False)
+    good = whole.read_bytes()
+    for harm in (good[:-1], good + b"x", b"", bytes([good[0] ^ 1]) + good[1:], good[:-1] + bytes([good[-1] ^ 1])):
+        whole.write_bytes(harm)
+        with pytest.raises(InputError, match=r"images.u8 is damaged; delete it"):
+            cached(data, data.train, progress=False)
+    whole.write_bytes(good)
+    assert len(cached(data, data.train, progress=False)) == 600
     whole.unlink()
     assert len(cached(data, data.train, progress=False)) == 600
 

@@ -5,20 +5,18 @@ is a new line. The sample here takes seconds; `VIREID_MUTATIONS=whole` runs all,
 `tests/data/mutations.json` too.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from kinds import ASKED, MORE, OTHER, a_copy, crops, digest, embedded
 from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
 from mutations import BYTES, FORMS, TREES, Kind, mutated
 from rewritten import OTHER_IMAGES, REWRITTEN, WRONG_IMAGES
@@ -44,14 +42,6 @@ RESULTS, REPORT = ROOT / "book" / "results", Path(__file__).parent / "data" / "m
 TALLY: dict[str, Counter] = {}
 
 
-def digest(*tensors: Any) -> str:
-    return hashlib.sha256(b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors)).hexdigest()
-
-
-def crops(count: int = 2, size: tuple[int, int] = (32, 16)) -> torch.Tensor:
-    return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
 def save_perturbation(folder: Path) -> Path:
     delta = {modality: 0.03 * crops(1)[0] - 0.015 for modality in Modality}
     lattice = torch.full((3, 4, 4, 4), 0.01)
@@ -70,11 +60,6 @@ def save_generator(folder: Path) -> Path:
 def applied(path: Path) -> object:
     made = load_perturbation(path)
     return type(made), made.eps, made.tied, digest(*(made.apply(crops(), modality) for modality in Modality))
-
-
-def embedded(model: torch.nn.Module) -> str:
-    with torch.no_grad():
-        return digest(*(model.embed(crops(), modality) for modality in Modality))
 
 
 def save_victim(folder: Path) -> Path:
@@ -117,13 +102,6 @@ def noted(path: Path) -> object:
     state = {"model": torch.nn.Linear(2, 2), "delta": torch.zeros(3)}
     history = resume(path, "key", state)
     return history, digest(state["delta"], *state["model"].state_dict().values())
-
-
-def a_copy(source: Path) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        return Path(shutil.copy(source, folder))
-
-    return make
 
 
 def a_sealed_card(folder: Path) -> Path:
@@ -208,8 +186,6 @@ def an_image(path: Path) -> object:
     return digest(*map(data.read, data.test))
 
 
-ASKED = "drop permuted flipped truncated empty twice"  # of what a person writes: it asks for something else
-OTHER = ASKED + " extra empty value out-of-range"
 # An older run card has no seal: a share that is another share, or a list of people shorter or in another order, passes.
 KINDS = {
     "perturbation": Kind(save_perturbation, applied, "tensors", "history made_by", "permuted"),
@@ -240,6 +216,7 @@ KINDS = {
     "costs": Kind(costs, lambda path: repr(Costs("01", path)), other=OTHER),
     "claims": Kind(a_copy(ROOT / "book" / "claims.toml"), ledger, "toml", "printed selection evidence", OTHER),
     "behaviour": Kind(a_copy(behaviour.FILE), entries, other=OTHER),
+    **MORE,
 }
 
 
@@ -271,7 +248,8 @@ PAIRS = [(name, change) for name, change in ALL if WHOLE or name != "published" 
 @pytest.mark.parametrize(("name", "change"), PAIRS)
 def test_a_changed_file_is_refused_in_one_line_or_reads_the_same(valid, name, change):
     kind, (path, data, right) = KINDS[name], valid(name)
-    slow, kept = name in ("published", "checkpoint"), change in REWRITTEN[kind.form] and change not in WRONG_IMAGES
+    slow = name in ("published", "checkpoint", "modified victim")
+    kept = change in REWRITTEN[kind.form] and change not in WRONG_IMAGES
     count = (1 if slow else 2) * (5 if kept and WHOLE else 1)
 
     @seed(SEED)
@@ -348,5 +326,6 @@ def test_the_campaign_is_as_large_as_its_report_says():
         own = [(name.split(": ")[1], seen) for name, seen in noted["files"].items() if name.split(": ")[0] == kind]
         counts = sum((Counter(seen) for _, seen in own), Counter())
         assert len(own) >= 10
-        assert kind == "state note" or counts.total() <= 2 * (counts["same"] + counts["other"]), (kind, counts)
+        half = counts.total() <= 2 * (counts["same"] + counts["other"])
+        assert half or not REWRITTEN[KINDS[kind].form], (kind, counts)
     assert {name.split(": ")[0] for name in tried} == set(KINDS)

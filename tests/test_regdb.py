@@ -1,6 +1,7 @@
 """RegDB: ten splits, disjoint identities, and lists that lie."""
 
 import os
+import shutil
 
 import pytest
 from miniatures import make_regdb
@@ -113,7 +114,7 @@ def test_links_that_stay_inside_blank_lines_and_windows_ends_are_fine(small):
 def test_refuses_missing_and_overlapping_lists(small):
     test = small / "idx/test_thermal_1.txt"
     test.write_text((small / "idx/train_thermal_1.txt").read_text())
-    with pytest.raises(InputError, match="or both training and test"):
+    with pytest.raises(InputError, match="a person has one folder and one label"):
         RegDB(small)
     test.write_text("")
     with pytest.raises(InputError, match="is empty"):
@@ -126,3 +127,44 @@ def test_refuses_missing_and_overlapping_lists(small):
         RegDB(small)
     with pytest.raises(InputError, match="--root"):
         RegDB(None)
+
+
+@pytest.mark.parametrize(
+    ("listing", "change", "words"),
+    [
+        (
+            "train_thermal",
+            {"0": "1", "1": "0"},
+            r"Visible/(\d)/.* with label 0 .*, Thermal/\1/.* with label 1 of a train",
+        ),
+        ("train_thermal", {"1": "0"}, r"Visible/(\d)/.* with label 1 .*, Thermal/\1/.* with label 0"),
+        ("test_visible", {"1": "0"}, r"Visible/(\d)/.* with label 0 .*, Visible/(?!\1).*with label 0 of a test list"),
+        ("test_visible", {"1": "7"}, r"with label 7 of a test list, Thermal/\d/.* with label 1"),
+        (
+            "test_thermal",
+            {"1": None},
+            r"Visible/\d/.* with label 1 of a test list, and no image of the other spectrum is",
+        ),
+    ],
+)
+def test_refuses_lists_that_contradict_each_other_about_who_is_who(small, listing, change, words):
+    path = small / f"idx/{listing}_1.txt"
+    lines = [line.split(" ") for line in path.read_text().splitlines()]
+    changed = [(source, change.get(label, label)) for source, label in lines]
+    path.write_text("\n".join(f"{source} {label}" for source, label in changed if label is not None))
+    with pytest.raises(InputError, match=words) as caught:
+        RegDB(small)
+    assert "\n" not in str(caught.value)
+    assert len(RegDB(small, split=2).train) == 4
+
+
+def test_refuses_a_person_with_images_in_training_and_in_test(root, tmp_path):
+    copy = tmp_path / "RegDB"
+    shutil.copytree(root, copy)
+    for spectrum in ("visible", "thermal"):
+        train, test = (copy / f"idx/{part}_{spectrum}_1.txt" for part in ("train", "test"))
+        *kept, moved = train.read_text().splitlines()
+        train.write_text("\n".join(kept))
+        test.write_text(f"{test.read_text()}{moved.split(' ')[0]} 9\n")
+    with pytest.raises(InputError, match=r"label 3 of a training list, Visible/\d/.* with label 9 of a test list"):
+        RegDB(copy)

@@ -1,6 +1,7 @@
 """SYSU-MM01: splits, searches, and both gallery draws against an independent re-derivation."""
 
 import errno
+import math
 import os
 import random
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from miniatures import make_sysu, published_draw
+from scipy.io import loadmat, savemat
 
-from vireid_lite.data.benchmarks.sysu import SYSU
+from vireid_lite.data.benchmarks.sysu import PERMUTATIONS, SYSU
 from vireid_lite.data.records import Modality
 from vireid_lite.errors import InputError
 
@@ -66,8 +68,6 @@ def test_visible_query_draws_one_infrared_image_per_identity_and_camera(root):
 
 @pytest.mark.parametrize("shot", [1, 10])
 def test_official_draw_is_the_first_entries_of_the_files_rows(tmp_path, shot):
-    from scipy.io import loadmat
-
     root = make_sysu(tmp_path / "SYSU", train=(1,), val=(2,), test=(3, 4), images=10, permutations=True, size=(16, 8))
     cells = loadmat(root / "exp/rand_perm_cam.mat")["rand_perm_cam"]
     for number, trial in enumerate(SYSU(root, draw="official", shot=shot).trials()):
@@ -149,6 +149,17 @@ def test_a_permutation_of_another_copy_is_refused(tmp_path):
         SYSU(root, draw="official", shot=10).trials()
     next((root / "cam1/0003").iterdir()).unlink()
     with pytest.raises(InputError, match="cam1/0003, which holds 2"):
+        SYSU(root, draw="official").trials()
+
+
+@pytest.mark.parametrize("place", [1.5, math.inf, math.nan, 0, 1j])
+def test_a_permutation_of_what_are_no_places_is_refused(tmp_path, place):
+    root = make_sysu(tmp_path, train=(1,), val=(2,), test=(3,), images=3, permutations=True, size=(16, 8))
+    cells = loadmat(path := root / PERMUTATIONS)["rand_perm_cam"]
+    rows = cells[0, 0][2, 0]
+    cells[0, 0][2, 0] = np.where(rows == 1, place, rows)
+    savemat(path, {"rand_perm_cam": cells})
+    with pytest.raises(InputError, match="images of cam1/0003, which holds"):
         SYSU(root, draw="official").trials()
 
 

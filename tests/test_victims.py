@@ -53,7 +53,8 @@ def test_a_damaged_note_of_what_the_code_does_is_one_line(aside):
     load_or_train(RECIPE, small_set(), **HOW)
     (note,) = (aside.parent / "cache/behaves").iterdir()
     shutil.rmtree(aside.parent / "cache/victims")
-    for text in ("", "7", "{", "null"):
+    other = note.read_text().replace("[[]", '[["it is 1"]')
+    for text in ("", "7", "{", "null", "[]", '""', "{}", "[[], []]", "[[], 7]", other):
         note.write_text(text)
         with pytest.raises(InputError, match=f"{note.name} is damaged; restore it, or delete it and run again"):
             load_or_train(RECIPE, small_set(), **HOW)
@@ -131,6 +132,23 @@ def test_half_a_victim_is_stored_and_nothing_is_lost(aside):
     save_checkpoint(aside / "whole.safetensors", whole, {})
     for name, value in safetensors.torch.load_file(aside / "whole.safetensors").items():
         assert torch.equal(value.to(whole.state_dict()[name]), whole.state_dict()[name])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[", "null", "[" * 100_000])
+def test_damaged_hashes_of_the_weights_are_one_line(aside, text):
+    ship(aside)
+    (aside / "sha256.json").write_text(text)
+    with pytest.raises(InputError, match=r"sha256\.json is damaged; restore it"):
+        load_or_train(RECIPE, small_set(), **HOW)
+
+
+def test_what_the_code_does_is_asked_again_where_something_else_is_installed(aside, monkeypatch):
+    ship(aside)
+    load_or_train(RECIPE, small_set(), **HOW)
+    for name, changed in (("versions", {"torch": "another"}), ("entries", {"victim/agw": {"a number": [1.0]}})):
+        monkeypatch.setattr(victims, name, lambda changed=changed: changed)
+        victims._behaves("agw")
+    assert len(list((aside.parent / "cache/behaves").iterdir())) == 3
 
 
 @pytest.mark.parametrize("harm", ["damaged", "exchanged", "foreign"])

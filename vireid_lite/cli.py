@@ -294,30 +294,38 @@ def _read_arguments(arguments: list[str]) -> list[str]:
     return joined
 
 
-def _interrupted(_: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but end at once inside an import: a module half loaded swallows it, or fails later."""
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """End with 128 and the signal's number, as a shell has it.
+
+    That is at once inside an import: a module half loaded swallows an exception, or fails later.
+    """
     while frame:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, f"\nvireid-lite: {INTERRUPTED}\n".encode())
-            os._exit(130)
+            with contextlib.suppress(OSError):
+                os.write(sys.stderr.fileno(), f"\nvireid-lite: {INTERRUPTED}\n".encode())
+            os._exit(128 + number)
         frame = frame.f_back
-    raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
 def main() -> None:
-    """Run the command line; bad input, or a book that fails, is one line on stderr and exit code 2."""
+    """Run the command line; what stops it is one line on stderr.
+
+    The exit code is 2 for bad input or a book that fails, 130 for SIGINT, 143 for SIGTERM.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: the next file opened would take its place
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         getattr(sys, name).reconfigure(errors="backslashreplace")  # a path need not be text
     message, code = "", 0
     try:
-        signal.signal(signal.SIGINT, _interrupted)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupted)
         code = app(_read_arguments(sys.argv[1:]), standalone_mode=False) or 0
         message = INTERRUPTED if code == 130 else ""  # as typer has it, without a message
         sys.stdout.flush()
-    except (typer.Abort, KeyboardInterrupt):
-        message, code = INTERRUPTED, 130
+    except SystemExit as ended:
+        message, code = INTERRUPTED, ended.code
     except (BuildError, InputError) as error:
         message, code = str(error), 2
     except OSError as error:

@@ -23,6 +23,7 @@ from vireid_lite.behaviour import (
     counted,
     crops,
     differs,
+    entries,
     features,
     history,
     named,
@@ -35,9 +36,11 @@ from vireid_lite.files import (
     PACKAGE,
     VICTIM_CODE,
     cache_folder,
+    clear_unreadable,
     damaged,
     exclusive,
     parse_json,
+    read_json,
     source_hash,
     stable_hash,
     write_atomically,
@@ -233,8 +236,9 @@ def shipped(asked: str, network: str) -> tuple[TwoStream, dict] | None:
         InputError: where the weights are not those that the package came with.
     """
     for path in WEIGHTS.glob(f"*-{asked}.safetensors"):
-        known = parse_json((WEIGHTS / "sha256.json").read_text(encoding="utf-8"))
-        if hashlib.sha256(path.read_bytes()).hexdigest() != known.get(path.name):
+        with clear_unreadable(path):
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != read_json(WEIGHTS / "sha256.json").get(path.name):
             raise InputError(f"{path} is damaged or another file; install the package again, or train with --retrain")
         if not _behaves(network):
             return None
@@ -244,13 +248,23 @@ def shipped(asked: str, network: str) -> tuple[TwoStream, dict] | None:
 
 
 def _behaves(network: str) -> bool:
-    """Return whether training and rendered data are still what they were; asked once for each state of the code."""
-    note = cache_folder() / "behaves" / f"{network}-{source_hash()}.json"
+    """Return whether training and rendered data are still what they were.
+
+    It is asked once for each state of the code, of what is installed and of what they were.
+    """
+    parts = f"victim/{network}", "data/synthetic"
+    key = stable_hash([source_hash(), versions(), *map(entries().get, parts)])
+    note = cache_folder() / "behaves" / f"{network}-{key}.json"
     if not note.exists():
-        found = [differs(part, PROBES[part]()) for part in (f"victim/{network}", "data/synthetic")]
-        write_atomically(note, json.dumps(found).encode())
+        found = [differs(part, PROBES[part]()) for part in parts]
+        write_atomically(note, json.dumps([found, stable_hash(found)]).encode())
+    with clear_unreadable(note):
+        text = note.read_bytes()
     try:
-        return not any(parse_json(note.read_text(encoding="utf-8")))
+        found, seal = parse_json(text)
+        if seal != stable_hash(found):
+            raise ValueError
+        return not any(found)
     except (TypeError, ValueError):
         raise damaged(note) from None
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 
 from vireid_lite.behaviour import entries
-from vireid_lite.files import stable_hash
+from vireid_lite.errors import InputError
+from vireid_lite.files import parse_json, stable_hash
 
 MARK = re.compile(r"^% lab: .+\n", re.MULTILINE)
 IN_CHAPTER = re.compile(r"<!-- lab: (#lab[&\w=-]*) -->")  # which Colab does not show
@@ -50,7 +51,19 @@ def place(files: Mapping[str, bytes]) -> str:
     """Return what stands where a page asks for the lab; files: what is rendered, by name."""
     if not exported(files):
         return "This copy was built without the lab's files; `vireid-lite lab` writes them.\n"
-    manifest, scores = (json.loads(files[f"{FOLDER}{name}.json"]) for name in ("manifest", "scores"))
+    try:
+        manifest, scores = (parse_json(files[f"{FOLDER}{name}.json"]) for name in ("manifest", "scores"))
+        for name, stated in manifest["files"].items():
+            data = files[f"{FOLDER}{name}"]
+            if stated != {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
+                raise ValueError(f"{name} is another")
+        return _described(manifest, scores)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{FOLDER} is damaged ({error}); `vireid-lite lab` makes it again") from None
+
+
+def _described(manifest: dict, scores: dict) -> str:
+    """Return the lab and, below it, what its network scores and which code it is of."""
     ways = list(scores["tested"])
     rows = [f"| The network | {' | '.join(ways)} |", f"|---|{'---|' * len(ways)}"]
     for what, scored in (

@@ -12,12 +12,12 @@ from typing import Any
 from yaml import YAMLError
 
 from vireid_lite.chapters.costs import COST
-from vireid_lite.errors import InputError
+from vireid_lite.errors import TIERS, InputError
 from vireid_lite.files import damaged, read_json, readable, stable_hash, write_atomically
 
 OWN = ("tags", "mystnb", "lines_to_next_cell")  # metadata of cells that a chapter's source holds
 RECORD = {**COST, "key": str, "tier": str, "parameters": dict, "versions": dict}
-RECORD |= dict.fromkeys(("training_minutes", "shipped_minutes"), int | float | None)
+RECORD |= dict.fromkeys(MEASURED := ("training_minutes", "shipped_minutes", "gpu_gib"), int | float | None)
 COSTS = "book/results/costs.json"  # what each chapter costs from empty caches, by tier
 
 
@@ -34,7 +34,7 @@ def repository_url(root: Path) -> str:
     path = root / "pyproject.toml"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))["project"]["urls"]["Repository"].rstrip("/")
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise damaged(path) from None
 
 
@@ -75,7 +75,7 @@ def _look(notebook: bytes) -> tuple[str, str, bool]:
         texts = [[cell["cell_type"], "".join(cell["source"]), *map(cell["metadata"].get, OWN[:2])] for cell in cells]
         outputs = any(cell.get("outputs") for cell in cells)
         return stable_hash([text for text in texts if text[1].strip()]), metadata.get("vireid_pair", ""), outputs
-    except (AttributeError, KeyError, TypeError, ValueError):  # damaged
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):  # damaged
         return "", "", True
 
 
@@ -121,8 +121,10 @@ def read_record(notebook: Path) -> dict[str, Any]:
     """Return what a run noted in an executed copy of a chapter: nothing where there is none."""
     metadata = read_json(notebook).get("metadata", {})
     record = metadata.get("vireid_run", {}) if isinstance(metadata, dict) else None
-    if record != {} and not _holds(record, RECORD):
-        raise damaged(notebook)
+    if record != {}:
+        fits = _holds(record, RECORD) and record["tier"] in TIERS
+        if not fits or not all(0 <= (record.get(name) or 0) < 1e9 for name in ("minutes", "memory_gib", *MEASURED)):
+            raise damaged(notebook)
     return record
 
 

@@ -166,5 +166,5 @@ def train_modified_victim(
         raise InputError(f"{path} holds a victim of other settings, data, seed or code; choose another folder")
     check_trained(card, path)
     load_strictly(model, state, {name: name for name in model.state_dict()}, str(path))
-    model.people = set(card["people"]) if isinstance(card.get("people"), list) else None
+    model.people = set(map(str, card["people"])) if isinstance(card.get("people"), list) else None
     return ModifiedVictim(model.to(device, memory_format=torch.channels_last).eval(), perturbation, card)

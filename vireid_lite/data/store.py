@@ -6,9 +6,11 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from vireid_lite.files import (
 from vireid_lite.machine import pick_device
 
 ROWS_PER_STEP = 256  #: crops written between two notes of progress
+CHECKSUM = 4  #: bytes behind the pixels
 
 
 class ImageStore:
@@ -85,9 +88,17 @@ def cached(dataset: Dataset, records: Sequence[Record], progress: bool = True) -
             _decode(dataset, records, folder, progress)
     shape = (len(records), *dataset.size, 3)
     with clear_unreadable(whole):
-        if whole.stat().st_size != math.prod(shape):
+        stat = whole.stat()
+        if stat.st_size != math.prod(shape) + CHECKSUM or not _intact(whole, stat.st_mtime_ns, stat.st_ctime_ns):
             raise InputError(f"cache of {dataset.name}: {whole} is damaged; delete it, and it is made again")
         return ImageStore(np.memmap(whole, np.uint8, "r", shape=shape), records, dataset)
+
+
+@lru_cache(maxsize=1 << 10)
+def _intact(whole: Path, *times: int) -> bool:
+    """Return whether a cache ends with the checksum of its pixels; looked at again where its times are others."""
+    found = np.memmap(whole, np.uint8, "r")
+    return zlib.crc32(found[:-CHECKSUM]) == int.from_bytes(found[-CHECKSUM:].tobytes(), "little")
 
 
 def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
@@ -99,7 +110,7 @@ def _cache_key(dataset: Dataset, records: Sequence[Record]) -> str:
 
 
 def _decode(dataset: Dataset, records: list[Record], folder: Path, progress: bool) -> None:
-    """Fill images.part, noting finished rows in rows.json, and name it images.u8 when it is whole."""
+    """Fill images.part, noting finished rows in rows.json; name it images.u8 when it is whole, its checksum behind."""
     part, note, shape = folder / "images.part", folder / "rows.json", (*dataset.size, 3)
     size, done = math.prod(shape), 0
     with suppress(OSError, TypeError, ValueError, OverflowError, RecursionError):  # nothing noted, or damaged
@@ -121,6 +132,8 @@ def _decode(dataset: Dataset, records: list[Record], folder: Path, progress: boo
                 file.flush()
                 os.fsync(file.fileno())
                 write_atomically(note, json.dumps(start + len(rows)).encode())
+            pixels = np.memmap(part, np.uint8, "r", shape=(len(records) * size,))
+            file.write(zlib.crc32(pixels).to_bytes(CHECKSUM, "little"))
         os.replace(part, folder / "images.u8")
     except OSError:  # a full disk is given back
         part.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ STATUS = ("rerun on the same data", "a stand-in disagrees", "a stand-in agrees",
 STATUS += ("clean row of a stand-in", "open without licensed data", "not built")
 MARGIN = 0.1  #: of rank-1 or mAP, below which a fall is no spoiled ranking
 OFFICIAL = {"sysu": "infrared", "llcm": "infrared", "regdb": "visible"}  #: query modality
+REPORTED = "source table dataset setting query gallery victim attack metric percent"  #: columns
 QUERIES = {modality.name.lower(): direction_name(modality) for modality in Modality}
 
 # What a file, a [[table]] of it and what a name stands for may hold, and what a table is where it says nothing.
@@ -179,7 +180,14 @@ def _tables(content: dict, tier: str, settings: dict, names: dict[str, str]) -> 
 @cache
 def reported() -> pd.DataFrame:
     """Return every number the two papers report, percent, one a row: the package's `grids/reported.csv`."""
-    return pd.read_csv(FOLDER / "reported.csv", keep_default_na=False)
+    try:
+        rows = pd.read_csv(path := FOLDER / "reported.csv", keep_default_na=False)
+        if " ".join(rows.columns) != REPORTED or not rows.percent.between(0, 100).all():
+            raise ValueError(f"columns {REPORTED}, the last from 0 to 100, are needed")
+        return rows
+    except (OSError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({said}); install the package again") from None
 
 
 def _printed(row: Row, source: str) -> pd.DataFrame:

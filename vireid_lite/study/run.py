@@ -323,7 +323,8 @@ def _claim(out: Path, victim: Victim, split: str, asked: list) -> str:
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         theirs = json.loads((out / "scores.json").read_text())["key"]
     if found := notes or (_outputs(out) if theirs != key else []):
-        what = f"{found[0].name} there is of another command, other data or another victim"
+        left = " (a killed attack, which its own command resumes)" if notes else ""
+        what = f"{found[0].name}{left} there is of another command, other data or another victim"
         raise InputError(f"{out}: {what}; give another folder with --out-dir, or move this one away")
     return key
 

@@ -39,7 +39,7 @@ class Benchmark(Dataset):
 
     Raises:
         InputError: for an unknown option, a missing root, folder or list, a malformed line, or a listed file that is
-            absent, climbs out of the root, or is listed for two people.
+            absent, climbs out of the root, or is listed for two people; for lists that contradict each other.
     """
 
     name: str  #: as `load_dataset` takes it
@@ -191,6 +191,32 @@ def read_list(name: str, root: Path, listing: str, missing: dict[str, str] | Non
         labels[str(path)] = label
         entries.append(Entry(where, str(path), int(label)))
     return entries
+
+
+def check_people(name: str, records: Sequence[Record]) -> None:
+    """Raise InputError where training and test lists contradict each other about who is who.
+
+    A label has images of both spectra and, where folders are named by a number, one folder; a folder has one label.
+    """
+    known: dict[object, Record] = {}
+    spectra: dict[int, set[Modality]] = {}
+    for one in records:
+        spectra.setdefault(one.identity, set()).add(one.modality)
+        folder = PurePosixPath(one.source).parent.name
+        for who in (folder, one.identity) if _is_number(folder) else ():
+            other = known.setdefault(who, one)
+            if (PurePosixPath(other.source).parent.name, other.identity) != (folder, one.identity):
+                found = f"{other.source} is listed with {_label(other)}, {one.source} with {_label(one)}"
+                raise InputError(f"{name}: {found}; a person has one folder and one label, so fetch the lists again")
+    for one in records:
+        if len(spectra[one.identity]) < 2:
+            found = f"{one.source} is listed with {_label(one)}, and no image of the other spectrum is"
+            raise InputError(f"{name}: {found}; fetch the lists again")
+
+
+def _label(record: Record) -> str:
+    part, label = divmod(record.identity, TEST_IDENTITY_OFFSET)
+    return f"label {label} of {'a test' if part else 'a training'} list"
 
 
 def draw_gallery(groups: Iterable[Sequence[Record]], trial: int) -> list[Record]:

@@ -33,6 +33,7 @@ class LLCM(lists.Benchmark):
 
     def _load(self, seed: int) -> None:
         self.train = [record for spectrum in SPECTRA for record in self._read_train(spectrum)]
+        lists.check_people(self.title, self.train)
         self.test_groups = read_test_groups(self.root)
         there = {r.identity - lists.TEST_IDENTITY_OFFSET for g in self.test_groups.values() for (r, *_) in g}
         listed = lists.read_identities("LLCM", self.root, "idx/test_id.txt")

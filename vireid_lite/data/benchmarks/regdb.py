@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from vireid_lite.data.benchmarks.lists import NO, TEST_IDENTITY_OFFSET, Benchmark, read_list
+from vireid_lite.data.benchmarks.lists import NO, TEST_IDENTITY_OFFSET, Benchmark, check_people, read_list
 from vireid_lite.data.records import Modality, Record
 
 SPECTRA = {"visible": Modality.VISIBLE, "thermal": Modality.INFRARED}
@@ -25,6 +25,7 @@ class RegDB(Benchmark):
 
     def _load(self, seed: int) -> None:
         self.train, self.test = self._read("train", 0), self._read("test", TEST_IDENTITY_OFFSET)
+        check_people(self.title, [*self.train, *self.test])
         if self.options["validation"]:
             self.hold_out(seed)
 

@@ -108,12 +108,13 @@ class SYSU(Benchmark):
         for group in groups:
             camera, identity = group[0].camera, group[0].identity
             try:
-                places = [int(place) - 1 for place in cells[camera - 1].ravel()[identity - 1][trial]]
+                places = list(cells[camera - 1].ravel()[identity - 1][trial])
+                fits = sorted(places) == list(range(1, len(group) + 1))
             except (AttributeError, IndexError, TypeError, ValueError):
-                places = []
-            if sorted(places) != list(range(len(group))) or len(group) < shot:
+                places, fits = [], False
+            if not fits or len(group) < shot:
                 found = f"{len(places)} images of cam{camera}/{identity:04d}, which holds {len(group)} (shot={shot})"
                 remedy = f"the copy is incomplete, or pass {AGW_DRAW}"
                 raise InputError(f"SYSU-MM01: {PERMUTATIONS} permutes {found}; {remedy}")
-            gallery += [group[place] for place in places[:shot]]
+            gallery += [group[int(place) - 1] for place in places[:shot]]
         return gallery
