@@ -74,7 +74,7 @@ def toy(root: Path) -> Path:
     for name in ("references.bib", "references.md", "glossary.md"):
         shutil.copy(ROOT / "book" / name, root / "book")
     (root / "book" / "index.md").write_text("# Toy\n")
-    drawing = ":::{figure-md} fig-two\n![Two <streams>](_static/drawings/two_stream.svg)\n\nA caption\n:::\n"
+    drawing = ":::{figure-md} fig-two\n![Two & three](_static/drawings/two_stream.svg)\n\nA caption\n:::\n"
     (root / "book" / "threat_models.md").write_text(f"# Threat models\n\n$x^2$\n\n{{numref}}`fig-two`\n\n{drawing}")
     entries = ["notebooks/01_first", "notebooks/02_second", "book/threat_models", "book/glossary", "book/references"]
     files = "".join(f"- file: {entry}\n" for entry in entries)
@@ -135,7 +135,7 @@ def test_a_drawing_is_part_of_its_page(built):
     found = re.search(
         r'<figure[^>]* id="fig-two">\s*<svg [^>]*class="drawing".*?</svg>\s*<figcaption>', page, re.DOTALL
     )
-    assert "<desc>Two &lt;streams&gt;</desc>" in found[0]
+    assert "<desc>Two &amp; three</desc>" in found[0]
     assert re.search(r'href="#fig-two"><span class="std std-numref">Fig\. \d', page)
     assert not list((html / "_images").glob("*.svg"))
 
