@@ -111,6 +111,18 @@ Markdown(
 # One network for both would have to undo that difference in its first layers, and those layers are the ones that look
 # at pixels. The *two-stream* answer {cite}`ye2022agw` gives each modality a {term}`stem` of its own and shares
 # everything after it: two ways in, one way on. Which part of the network is that, and how much of it?
+# {numref}`fig-training-network` is the map for this page, which visits its parts from top to bottom.
+#
+# :::{figure-md} fig-training-network
+# ![A network from top to bottom. A visible and an infrared image each pass a plus sign, to which an arrow leads from
+# delta, and a stem of their own, block 0. Both go on into one trunk: block 1, blocks 2 and 3, which are non-local, and
+# block 4. Then come GeM pooling, the pooled feature, the BNNeck, the embedding and the classifier. Arrows lead from the
+# pooled feature to the triplet loss, from the embedding to the ranking, from the classifier to the identity
+# loss.](../book/_static/drawings/two_stream.svg)
+#
+# The network of this book. Look where each loss reads it, and where the ranking does. In later chapters an attack adds
+# $\delta$ to the pixels of a query, before its stem.
+# :::
 
 # %% [markdown]
 # ## Two stems, one trunk

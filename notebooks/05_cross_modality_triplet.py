@@ -163,6 +163,17 @@ Markdown(
 # | 2 | grey | visible $C^p_v$ | infrared $C^n_i$ |
 # | 3 | infrared | grey $C^p_g$ | visible $C^n_v$ |
 #
+# :::{figure-md} fig-triplet-clouds
+# ![Three panels, each with a cloud of visible, one of grey and one of infrared features, a cross in the middle of two of
+# them and a large mark in the third. Term 1: a dashed line leads from the infrared cross through a visible mark and
+# beyond, a solid arrow from the mark to the grey cross. Term 2: dashed from the visible cross through a grey mark, solid
+# to the infrared cross. Term 3: dashed from the grey cross through an infrared mark, solid to the visible
+# cross.](../book/_static/drawings/triplet.svg)
+#
+# The three terms among three clouds. Follow the two arrows at the large mark, the perturbed feature: away from one
+# centroid (dashed) and towards another (solid), both of clouds that are not its own.
+# :::
+#
 # The names surprise at first: as in a triplet loss for training, *p* stands for what resembles the image and *n* for
 # what does not, but the roles are turned round. It is the similar one that is pushed away. Pushing comes first: a
 # visible query has its matches among infrared images, and term 1 drives it from the infrared centroid it resembles.
@@ -244,6 +255,16 @@ pd.DataFrame({"loss": {name: f"{value.item():.3f}" for name, value in terms.item
 # Algorithm 1 in a dozen lines: a visible step, an infrared step, over and over, on one shared $\delta$. Each gradient
 # is scaled to L1 length 1 and added to the momentum $\Delta$ ($\theta = 1$), and $\delta$ moves by $\alpha =
 # \varepsilon/12$ along its sign. `sign=-1` descends; [below](#why-descent) we ask whether that is right.
+#
+# :::{figure-md} fig-triplet-universal
+# ![Two columns of steps. Learned once: to training images of both modalities delta is added; the sum is clipped to
+# pixels and passes the frozen victim; loss, gradient, sign step and projection follow, and an arrow leads back to delta
+# for the next batch. Added to every query: the same delta is added to a query, which is clipped, rounded to 8 bits, and
+# ranked against a clean gallery by the same victim.](../book/_static/drawings/universal.svg)
+#
+# A universal attack, of which the next lines are the loop. It changes $\delta$ and nothing else (purple); below, where
+# queries come, $\delta$ is the same for all of them.
+# :::
 
 
 # %%

@@ -141,6 +141,17 @@ pd.DataFrame({"channels, height, width": [" × ".join(map(str, maps.shape[1:])) 
 # channel apart in the same way, $A$ being the amplitude and $P$ the phase of its transform:
 #
 # $$ F(x)(u, v) = \frac{1}{\sqrt{HW}} \sum_{h, w} x(h, w)\, e^{-2\pi j (uh/H + vw/W)} = A\, e^{jP} $$
+#
+# :::{figure-md} fig-fsam-module
+# ![A feature map of several channels is transformed, channel by channel, into two stacks of bins, amplitude and phase.
+# From the phase, maximum and mean over the channels go into one of two boxes, visible or infrared, and out comes a
+# single grid of weights in shades. It multiplies the phase, which comes from the side. The amplitude goes straight down;
+# both are joined, and the real part of the inverse transform is a stack as large as the
+# first.](../book/_static/drawings/fsam.svg)
+#
+# FSAM, from a map to a map; between the two transforms, a cell is a frequency bin. Look what the weights multiply: the
+# phase of every channel, while the amplitude passes by.
+# :::
 
 # %%
 torch.manual_seed(settings.seed)

@@ -188,7 +188,17 @@ Markdown(
 # $$
 #
 # The **infrared direction** swaps the letters $v$ and $i$, and the loss is the sum of both. It is minimised. Read it as
-# a table; the last column says what a small loss wants.
+# a picture and as a table; the last column says what a small loss wants.
+#
+# :::{figure-md} fig-quadruple-bracket
+# ![Marks joined by arrows. From the visible stage 1 to the visible stage 2 of person j arrows point inward, made short.
+# From the first to the infrared stage 2 of person j, and from the second to the visible stage 2 of person k, they point
+# outward, made long. The infrared stage 1 stands alone. Below, a bar of the first length and alpha is longer than a bar
+# of the other two lengths, and the rest is named loss.](../book/_static/drawings/quadruple.svg)
+#
+# One bracket. Below, its three distances as bars, twice as long: the loss is the part by which the upper bar is longer.
+# Where it is not, the bracket is 0.
+# :::
 #
 # | Distance | between | wanted |
 # |---|---|---|

@@ -1333,11 +1333,23 @@ Markdown("\n".join(lines))
 # "Knows nothing" has several forms. Every query may draw **its own** order of the gallery. All may share **one** order,
 # when all features have collapsed. The queries **of a person** may share one: the network still tells people apart among
 # the queries, but its bridge to the gallery is random. And the gallery may keep people together too, so that the images
-# of a person stand **in blocks**; that is what splitting two intact modalities would leave. The first three have one
-# mean and very different spread. Blocks have another mean in all but rank-1, as right images come all at once or not at
-# all. Between them stand orders in which a person keeps a *share* of the variance: 0 is one order a person, 1 is blocks.
-# These forms exclude each other. So a row of four scores is explained by one of them only if that one holds all four.
-# SYSU-MM01's protocol prints means of ten galleries, and so does the simulation.
+# of a person stand **in blocks**; that is what splitting two intact modalities would leave.
+# {numref}`fig-two-readings-chance` draws the four.
+#
+# :::{figure-md} fig-two-readings-chance
+# ![Four tables of six queries, two each of the persons A, B and C; each row holds the six gallery images, right ones
+# tinted. Each its own: the tinted ones are scattered. One for all: all rows read B A C C A B. One a person: rows are
+# alike in pairs. A person, blocks: alike in pairs, and images of a person stand side by
+# side.](../book/_static/drawings/chance.svg)
+#
+# Four rankings that know nothing, a row a query, with the right person tinted. In each, two of six rows begin with a
+# right image; look how the tinted places hang together.
+# :::
+#
+# The first three have one mean and very different spread. Blocks have another mean in all but rank-1, as right images
+# come all at once or not at all. Between them stand orders in which a person keeps a *share* of the variance: 0 is one
+# order a person, 1 is blocks. These forms exclude each other. So a row of four scores is explained by one of them only
+# if that one holds all four. SYSU-MM01's protocol prints means of ten galleries, and so does the simulation.
 
 # %%
 SCORES = ("rank-1", "rank-10", "mAP", "mINP")

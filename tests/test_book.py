@@ -75,7 +75,8 @@ def toy(root: Path) -> Path:
     for name in ("references.bib", "references.md", "glossary.md"):
         shutil.copy(ROOT / "book" / name, root / "book")
     (root / "book" / "index.md").write_text("# Toy\n")
-    (root / "book" / "threat_models.md").write_text("# Threat models\n\n$x^2$\n")
+    drawing = ":::{figure-md} fig-two\n![Two & three](_static/drawings/two_stream.svg)\n\nA caption\n:::\n"
+    (root / "book" / "threat_models.md").write_text(f"# Threat models\n\n$x^2$\n\n{{numref}}`fig-two`\n\n{drawing}")
     entries = ["notebooks/01_first", "notebooks/02_second", "book/threat_models", "book/glossary", "book/references"]
     files = "".join(f"- file: {entry}\n" for entry in entries)
     (root / "_toc.yml").write_text(f"format: jb-book\nroot: book/index\nchapters:\n{files}")
@@ -126,6 +127,18 @@ def edit(built):
     for path, text in former.items():
         path.write_text(text)
     sync(built)
+
+
+def test_a_drawing_is_part_of_its_page(built):
+    """So that it takes the colours of the theme; its other text is read out, and no copy lies beside the pages."""
+    html = built / "_build" / "html"
+    page = (html / "book" / "threat_models.html").read_text()
+    found = re.search(
+        r'<figure[^>]* id="fig-two">\s*<svg [^>]*class="drawing".*?</svg>\s*<figcaption>', page, re.DOTALL
+    )
+    assert "<desc>Two &amp; three</desc>" in found[0]
+    assert re.search(r'href="#fig-two"><span class="std std-numref">Fig\. \d', page)
+    assert not list((html / "_images").glob("*.svg"))
 
 
 def test_page_shows_what_the_chapter_made(built):

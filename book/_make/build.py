@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from _make import execute, pages, render
 from _make.claims import page
+from _make.drawings import DRAWINGS, FOLDER, svg
 from _make.notebooks import COSTS, check_pairs, find_chapters, repository_root, repository_url, sync_pair, update
 from vireid_lite.errors import BuildError, InputError
 
@@ -21,7 +22,7 @@ DERIVED = ("README.md", "CITATION.cff", "CONTRIBUTING.md", "book/*.md", "noteboo
 
 
 def sync(root: Path | None = None) -> list[Path]:
-    """Write what is derived from a source, and return the files that changed: notebooks, claims page, public address.
+    """Write what is derived from a source; return the files that changed: notebooks, claims page, drawings, address.
 
     The address that CITATION.cff holds is taken as the former one and replaced in the files that quote it.
     """
@@ -37,6 +38,9 @@ def sync(root: Path | None = None) -> list[Path]:
     changed += [path for source in find_chapters(root) for path in sync_pair(source)]
     if (root / "book" / "claims.toml").exists() and update(root / "book" / "claims.md", page(root).encode()):
         changed.append(root / "book" / "claims.md")
+    if (folder := root / FOLDER).is_dir():
+        drawings = {folder / f"{name}.svg": svg(name).encode() for name in DRAWINGS}
+        changed += [path for path, data in drawings.items() if update(path, data)]
     return changed
 
 
