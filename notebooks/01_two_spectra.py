@@ -120,6 +120,13 @@ for row, spectrum in zip(grid, SPECTRA, strict=True):
 plt.show()
 
 # %% [markdown]
+# On the book's page, the slider takes the first of these people (at seed 0) from row to row. Move it slowly and watch the
+# belt: as dyes turn clear, it passes the dress. Then watch the lamp go out, and who needs none. Every picture is the
+# renderer's own: one channel, its knob `reflectance_shift` from 0 to 0.6, its lamp. Between near infrared and thermal it
+# has nothing, so there the slider jumps.
+#
+# <!-- move: spectrum -->
+#
 # No camera pair gives this view, and the task never does: a {term}`query` and its match are taken at different times,
 # by different cameras, in different poses.
 

@@ -167,6 +167,11 @@ table(
 # {term}`rank-1` is CMC(1). mAP came into use when galleries began to hold several images of a person
 # {cite}`zheng2015market`. mINP {cite}`ye2022agw` asks how far one has to read to find *every* image of the person. The
 # three can disagree: a list that begins right and ends badly has a high rank-1 and a low mINP.
+#
+# On the book's page the list above can be put in another order: drag a tile, or choose one and press an arrow key. Bring
+# the first A to the top: rank-1 and AP rise, INP stays. Then bring the last A up to rank 8: INP rises, CMC stays.
+#
+# <!-- move: tiles -->
 
 # %% [markdown]
 # ## Images or identities
@@ -516,6 +521,14 @@ Markdown(
     f"one leave the chance of rank-1 where it was ({percent(single.rank1.mean)} and {percent(multi.rank1.mean)} %), "
     f"and take that of mAP from {percent(single.mAP.mean)} to {percent(multi.mAP.mean)} %."
 )
+
+# %% [markdown]
+# On the book's page a calculator has the means exactly, for any setting. Begin with RegDB and ask for one image instead
+# of ten: rank-1 stays, mAP rises. Then let queries leave out their person in their own camera: where one camera saw each
+# person, nothing right is left to rank. People ask alike often, and the one camera that some queries leave out saw whoever
+# three or more cameras saw.
+#
+# <!-- move: floor -->
 
 # %% [markdown]
 # ### Published scores beside their floors

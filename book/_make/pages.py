@@ -12,7 +12,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from _make import lab
+from _make import lab, move
 from _make.notebooks import COSTS, find_chapters, read_record
 from vireid_lite.chapters.costs import in_minutes, read_costs
 from vireid_lite.errors import InputError
@@ -61,9 +61,12 @@ def fill(files: dict[str, bytes], root: Path, executed: Path) -> dict[str, bytes
         shown = lab.MARK.sub(lambda _: lab.place(files), PICTURE.sub(partial(picture, page), text))
         if (shown := NUMBERS.sub(partial(numbers, page), shown)) != text:
             filled[page] = shown.encode()
-    for page in [name for name in files if name.endswith(".ipynb") and lab.exported(files)]:
-        if (shown := lab.in_chapters(text := files[page].decode(), files)) != text:
+    for page in [name for name in files if name.endswith(".ipynb")]:
+        text = files[page].decode()
+        if (shown := move.in_chapters(lab.in_chapters(text, files) if lab.exported(files) else text)) != text:
             filled[page] = shown.encode()
+        if "move: spectrum" in text:
+            filled[move.SPRITE] = move.sprite()
     return filled
 
 
