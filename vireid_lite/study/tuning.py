@@ -38,7 +38,8 @@ TUNED = "tuned_*.json"  #: the file names of tuning cards; none is one of `cards
 SEARCH = {"draw": dict, "trials": int, "finalists": int, "doublings": int}
 COUNTS = ("gradients", "steps")
 # Beyond these a knob cannot go, or need not: whether more gradients would help is what doublings tell.
-NATURAL = {"momentum": (0, 1), "step_share": (0, 2), "restarts": (1, math.inf), **dict.fromkeys(COUNTS, (1, 0))}
+NATURAL = {"momentum": (0, 1), "step_share": (0, 2), "restarts": (1, math.inf)}
+NATURAL |= dict.fromkeys(COUNTS, (math.inf, -math.inf))
 SAME = ("schema", "tier", "dataset", "victim", "attack", "split", "search", "made_with")  #: of both cards of a tuning
 CARD = {"tier": str, "seed": int, "clean": list, "trials": list, "seconds": int, "date": str}
 CARD |= dict.fromkeys(("dataset", "victim", "attack", "search", "made_with"), dict)
@@ -177,7 +178,9 @@ class Tuning:
             if missing := [self.run(trial) for trial, card in cards.items() if card is None]:
                 return rows, missing
             for trial, card in cards.items():
-                rows[trial] = [round(-card["scores_8_bit"][way]["difference"]["mAP"], 5) for way in DIRECTIONS]
+                rows[trial] = [
+                    round(-card["scores_8_bit"][way]["difference"]["mAP"]["difference"], 5) for way in DIRECTIONS
+                ]
         return rows, []
 
     def write(self, found: dict[str, dict], folder: Path, root: Root = None) -> list[str]:
