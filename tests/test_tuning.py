@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_cards import results
+from test_cli import vireid  # noqa: F401 (a fixture)
 
 from vireid_lite import files
 from vireid_lite.attacks import ATTACKS, build_attack
@@ -147,6 +148,10 @@ def pretended(task, run, device, root, *_):
         return path.name, path.read_bytes()
 
 
+def tune(path, out, **options):
+    return tuning.tune(path, out, workers.run_all, progress=False, **options)
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))
@@ -168,10 +173,10 @@ def test_a_killed_tuning_goes_on_where_it_was_and_ends_in_two_cards_an_attack(ti
     out = tmp_path / "out"
     monkeypatch.setattr(workers, "_card", counted)
     with pytest.raises(KeyboardInterrupt):
-        workers.run_campaign(tiny, out, progress=False)
+        tune(tiny, out)
     assert not list(out.glob("*.json"))
     monkeypatch.setattr(workers, "_card", lambda task, run, *more: ran.append(run.key) or pretended(task, run, *more))
-    report = workers.run_campaign(tiny, out, progress=False)
+    report = tune(tiny, out)
     assert len(ran) == len(set(ran)) <= 2 * (3 + 2 + 2) + 2 + 1, "no trial is run twice"
     names = sorted(path.name for path in out.glob("*.json"))
     assert sorted(report["ran"]) == names == sorted(path.name for path in out.glob(tuning.TUNED))
@@ -186,30 +191,35 @@ def test_a_killed_tuning_goes_on_where_it_was_and_ends_in_two_cards_an_attack(ti
         assert build_attack(**again)
     assert not found
     monkeypatch.setattr(workers, "_card", lambda *_: pytest.fail("a finished trial was repeated"))
-    second = workers.run_campaign(tiny, out, progress=False)
+    second = tune(tiny, out)
     assert (sorted(second["done"]), second["ran"], second["chosen"]) == (names, [], report["chosen"])
 
 
 def test_a_stale_tuning_is_named_kept_and_made_again_when_asked(tiny, tmp_path, monkeypatch):
     out = tmp_path / "out"
     tiny.write_text(SHORT)
-    names = workers.run_campaign(tiny, out, progress=False)["ran"]
+    names = tune(tiny, out)["ran"]
     for name in names:
         (out / name).write_text(
             json.dumps({**json.loads((out / name).read_text()), "made_with": {"scores": ""}, "seal": None})
         )
     monkeypatch.setattr(workers, "_card", lambda *_: pytest.fail("it ran"))
-    assert workers.run_campaign(tiny, out, progress=False)["stale"] == names
-    report = workers.run_campaign(tiny, out, rerun_stale=True, progress=False)
+    assert tune(tiny, out)["stale"] == names
+    report = tune(tiny, out, rerun_stale=True)
     assert report["ran"] == names, "of trials in the cache, which are not stale"
-    assert workers.run_campaign(tiny, out, progress=False)["done"] == names
+    assert tune(tiny, out)["done"] == names
 
 
-def test_trials_are_runs_on_people_held_out_for_tuning(tmp_path):
+def test_trials_are_runs_on_people_held_out_for_tuning(vireid, tmp_path):  # noqa: F811
     """Nothing is pretended; the fall of a card is that of the victim attacked so."""
     path, out = tmp_path / "short.toml", tmp_path / "out"
     path.write_text(SHORT)
-    first, second = (read_tuned(out / name) for name in workers.run_campaign(path, out, progress=False)["ran"])
+    code, said, _ = vireid("campaign", path, "--out-dir", out)
+    assert code == 0
+    first, second = (read_tuned(path) for path in sorted(out.glob(tuning.TUNED)))
+    (line,) = (line for line in said.splitlines() if "name =" in line)
+    assert line.strip() == typed(first, outcome([first, second]))
+    assert [f"{word}: 1" in said or f"{word}: 2" in said for word in ("chosen", "ran")] == [True, True]
     assert (first["split"], first["seed"], second["seed"]) == ("tuning", 200, 201)
     ((one,),) = read_tunings(path)
     steps, number, restarts, *falls = second["trials"][0]
@@ -257,7 +267,7 @@ def test_a_tuning_that_cannot_be_is_one_line_before_anything_runs(tiny, tmp_path
     assert change in TINY
     tiny.write_text(TINY.replace(change, to, 1))
     with pytest.raises(InputError, match=said) as error:
-        workers.run_campaign(tiny, tmp_path / "out", progress=False)
+        tune(tiny, tmp_path / "out")
     assert "\n" not in str(error.value)
 
 
@@ -265,7 +275,7 @@ def test_a_gallery_of_another_size_than_the_tests_is_refused(tiny, tmp_path, mon
     monkeypatch.setattr(workers, "_card", lambda *_: pytest.fail("it ran"))
     tiny.write_text(TINY.replace("tuning_identities = 4", "tuning_identities = 6"))
     with pytest.raises(InputError, match="a gallery of tuning has 24 images, of test 16; let dataset have"):
-        workers.run_campaign(tiny, tmp_path / "out", progress=False)
+        tune(tiny, tmp_path / "out")
 
 
 def card_of(one: tuning.Tuning, trial, fall):
@@ -283,8 +293,8 @@ def card_of(one: tuning.Tuning, trial, fall):
 
 def finished(one: tuning.Tuning, folder: Path, fall=bump) -> list[str]:
     """Write the cards of a tuning where mAP falls by fall(setting, seed); return their names."""
-    trials = itertools.chain(*played(one.search, fall)[1])
-    return one.write(dict(card_of(one, trial, fall(*trial)) for trial in trials), folder)
+    _, stages = played(one.search, lambda *trial: round(fall(*trial), 5))
+    return one.write(dict(card_of(one, trial, fall(*trial)) for trial in itertools.chain(*stages)), folder)
 
 
 def test_every_attack_of_the_evidence_is_tuned_alike_and_its_cards_are_small(tmp_path):

@@ -15,7 +15,7 @@ all trials of one attack on one victim then stand in one small card.
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +26,20 @@ import numpy as np
 from vireid_lite.attacks import UniversalAttack
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_number, check_table, whole
-from vireid_lite.files import UNSEALED, check_seal, parse_json, readable, sealed, stable_hash, write_atomically
+from vireid_lite.files import (
+    UNSEALED,
+    cache_folder,
+    check_seal,
+    parse_json,
+    readable,
+    sealed,
+    stable_hash,
+    write_atomically,
+)
+from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import ASIDE, RUN, Root, Run, cells, completed_tables, merge, parse, tables_of, where
-from vireid_lite.study.cards import defaults, shortened
+from vireid_lite.study.cards import defaults, is_stale, read_card, same_training, shortened
 from vireid_lite.study.run import trials_of
-from vireid_lite.study.tables import DIRECTIONS, one_training
 
 EVIDENCE = range(10)  #: seeds of the victims that evidence is on, by which no setting is chosen
 ENOUGH = 0.005  #: of mAP, what twice the gradients must gain to be worth it
@@ -44,6 +53,7 @@ SAME = ("schema", "tier", "dataset", "victim", "attack", "split", "search", "mad
 CARD = {"tier": str, "seed": int, "clean": list, "trials": list, "seconds": int, "date": str}
 CARD |= dict.fromkeys(("dataset", "victim", "attack", "search", "made_with"), dict)
 
+DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 Trial = tuple[tuple, int]  #: a setting, the values of what is drawn, in its order; and the victim's seed
 
 
@@ -188,7 +198,10 @@ class Tuning:
         rows, _ = self.rows(found)
         for seed in self.search.seeds:
             own = {trial: row for trial, row in rows.items() if trial[1] == seed}
-            cards = one_training([found[self.run(trial).key] for trial in own])
+            cards = [found[self.run(trial).key] for trial in own]
+            if not all(same_training(cards[0], card) for card in cards):
+                what = f"its trials are on two trainings of victim {seed}"
+                raise InputError(f"tune {self.name(seed, root)}: {what}; empty {cache_folder() / 'tuning'}")
             card = self.about(seed, root) | {"clean": [cards[0]["clean"][way]["mAP"] for way in DIRECTIONS]}
             card |= {"trials": [[*trial[0], *row] for trial, row in own.items()], "made_with": cards[0]["made_with"]}
             card |= {"seconds": round(sum(each["wall_seconds"] for each in cards))}
@@ -256,3 +269,43 @@ def typed(card: dict, found: Tuned) -> str:
     if found.gain is not None:
         said.append(f"twice the gradients {100 * found.gain:+.2f}" + ("" if found.ended else ", not run to its end"))
     return f"{{ {', '.join(f'{key} = {json.dumps(v)}' for key, v in options.items())} }}  # {'; '.join(said)}"
+
+
+def tune(
+    path: Path, out: Path, run_all: Callable, *, root: Root = None, rerun_stale: bool = False, **options: object
+) -> dict[str, list[str]]:
+    """Run what a campaign's [[tune]] tables ask for and write two cards an attack; a table's attacks go side by side.
+
+    Args:
+        run_all: `workers.run_all`, which takes the options.
+        rerun_stale: tune again what is stale, and only named otherwise.
+
+    Returns:
+        Names of cards under "done", "ran" and "stale"; under "chosen" the attacks as they came out.
+    """
+    report: dict[str, list[str]] = {"done": [], "ran": [], "stale": [], "chosen": []}
+    groups, folder = read_tunings(path), cache_folder() / "tuning"
+    for group in groups:
+        todo, found = [], {}
+        for tuning in group:
+            names = [tuning.name(seed, root) for seed in tuning.search.seeds]
+            there = [read_tuned(out / name) for name in names if (out / name).exists()]
+            stale = any(is_stale(card) for card in there)
+            report["stale"] += names if stale else []
+            if len(there) < len(names) or (stale and rerun_stale):
+                tuning.check(root)
+                todo.append(tuning)
+            else:
+                report["done"] += [] if stale else names
+        while runs := {run.card_name(root): run for tuning in todo for run in tuning.rows(found)[1]}:
+            made = [name for name in runs if (folder / name).exists() and not is_stale(read_card(folder / name))]
+            missing = [run for name, run in runs.items() if name not in made]
+            for _ in run_all(missing, folder, root=root, title=path.stem, **options):
+                pass
+            found |= {run.key: read_card(folder / name) for name, run in runs.items()}
+        for tuning in todo:
+            report["ran"] += tuning.write(found, out, root)
+        for tuning in group:
+            cards = [read_tuned(out / tuning.name(seed, root)) for seed in tuning.search.seeds]
+            report["chosen"].append(typed(cards[0], outcome(cards)))
+    return report

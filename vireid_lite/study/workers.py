@@ -32,7 +32,6 @@ from vireid_lite.metrics.evaluation import Evaluation, direction_name
 from vireid_lite.study.campaign import Results, Root, Run, opened, read_campaign
 from vireid_lite.study.cards import is_stale, read_card, write_card
 from vireid_lite.study.run import clean_scores, run_attack, score_modified, scores_for_card, told_moved
-from vireid_lite.study.tuning import Tuning, outcome, read_tuned, read_tunings, typed
 from vireid_lite.victims import load_or_train
 
 ANSWER = 10.0  #: seconds a scheduler has to answer
@@ -102,47 +101,16 @@ def run_campaign(
 ) -> dict[str, list[str]]:
     """Run every run of the file whose card is not in `out` yet; return card names under "done", "ran" and "stale".
 
-    Where the file has [[tune]] tables, these run too, and how the attacks came out stands under "chosen".
+    What its [[tune]] tables ask for is `tuning.tune`'s.
     rerun_stale: make cards again that are stale, and only named otherwise. options: as of `run_all`, and so its errors.
     """
     opened.cache_clear()
-    runs, groups = {run.card_name(root): run for run in read_campaign(path)}, read_tunings(path)
+    runs = {run.card_name(root): run for run in read_campaign(path)}
     made = [name for name in runs if (out / name).exists()]
     stale = [name for name in made if is_stale(read_card(out / name))]
     todo = [run for name, run in runs.items() if name not in made or (rerun_stale and name in stale)]
     ran = [written.name for written in run_all(todo, out, root=root, title=path.stem, **options)]
-    report = {"done": [name for name in made if name not in stale], "ran": ran, "stale": stale}
-    for group in groups:
-        for state, names in _tune(group, out, root, rerun_stale, title=path.stem, **options).items():
-            report[state] = report.get(state, []) + names
-    return report
-
-
-def _tune(group: list[Tuning], out: Path, root: Root, rerun_stale: bool, **options: object) -> dict[str, list[str]]:
-    """Run the trials of the attacks of one [[tune]] table, stage by stage, and write the two cards of each attack."""
-    report: dict[str, list[str]] = {"done": [], "ran": [], "stale": [], "chosen": []}
-    todo, found, folder = [], {}, cache_folder() / "tuning"
-    for tuning in group:
-        names = [tuning.name(seed, root) for seed in tuning.search.seeds]
-        there = [read_tuned(out / name) for name in names if (out / name).exists()]
-        stale = any(is_stale(card) for card in there)
-        report["stale"] += names if stale else []
-        if len(there) < len(names) or (stale and rerun_stale):
-            todo.append(tuning)
-            tuning.check(root)
-        else:
-            report["done"] += [] if stale else names
-    while runs := {run.card_name(root): run for tuning in todo for run in tuning.rows(found)[1]}:
-        made = [name for name in runs if (folder / name).exists() and not is_stale(read_card(folder / name))]
-        for _ in run_all([run for name, run in runs.items() if name not in made], folder, root=root, **options):
-            pass
-        found |= {run.key: read_card(folder / name) for name, run in runs.items()}
-    for tuning in todo:
-        report["ran"] += tuning.write(found, out, root)
-    for tuning in group:
-        cards = [read_tuned(out / tuning.name(seed, root)) for seed in tuning.search.seeds]
-        report["chosen"].append(typed(cards[0], outcome(cards)))
-    return report
+    return {"done": [name for name in made if name not in stale], "ran": ran, "stale": stale}
 
 
 def run_grid(
