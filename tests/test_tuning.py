@@ -84,6 +84,12 @@ def test_an_optimum_at_the_edge_is_said_unless_nothing_lies_beyond():
         "of gradients others tell"
     )
     assert "restarts" not in played(Search(more, [200, 201]), lambda s, _: -s[3])[0].edges
+    turned = {**DRAW, "step_share": {"high": 1.0, "low": 0.02}, "momentum": [1.0, 0.9, 0.5, 0.0]}
+    for best in (1e-4, 0.3, 100):
+        found, written = (
+            played(Search(d, [200, 201]), lambda s, _, b=best: bump(s, best=b))[0] for d in (narrow, turned)
+        )
+        assert found.edges == written.edges, "in whatever order it is written"
     one = {**DRAW, "momentum": [0.9], "gradients": [240]}
     assert played(Search(one, [200, 201]), bump)[0].edges == [], "what is not tuned has no edge"
 

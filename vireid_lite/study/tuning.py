@@ -138,7 +138,7 @@ class Search:
         if len(set(tried)) == 1 or any(type(each) not in (int, float) for each in tried):
             return False
         known, (least, most) = self.draw[knob], NATURAL.get(knob, (-math.inf, math.inf))
-        low, high = known.values() if isinstance(known, dict) else (min(known), max(known))
+        low, high = (known["low"], known["high"]) if isinstance(known, dict) else (min(known), max(known))
         return (value == min(tried) and low > least) or (value == max(tried) and high < most)
 
 
