@@ -26,16 +26,7 @@ import numpy as np
 from vireid_lite.attacks import UniversalAttack
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_number, check_table, whole
-from vireid_lite.files import (
-    UNSEALED,
-    cache_folder,
-    check_seal,
-    parse_json,
-    readable,
-    sealed,
-    stable_hash,
-    write_atomically,
-)
+from vireid_lite.files import UNSEALED, cache_folder, check_seal, readable, sealed, stable_hash, write_atomically
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import ASIDE, RUN, Root, Run, cells, completed_tables, merge, parse, tables_of, where
 from vireid_lite.study.cards import defaults, is_stale, read_card, same_training, shortened
@@ -188,9 +179,8 @@ class Tuning:
             if missing := [self.run(trial) for trial, card in cards.items() if card is None]:
                 return rows, missing
             for trial, card in cards.items():
-                rows[trial] = [
-                    round(-card["scores_8_bit"][way]["difference"]["mAP"]["difference"], 5) for way in DIRECTIONS
-                ]
+                moved = [card["scores_8_bit"][way]["difference"]["mAP"] for way in DIRECTIONS]
+                rows[trial] = [round(-each["difference"], 5) for each in moved]
         return rows, []
 
     def write(self, found: dict[str, dict], folder: Path, root: Root = None) -> list[str]:
@@ -232,11 +222,11 @@ def read_tunings(path: Path) -> list[list[Tuning]]:
 def read_tuned(path: Path) -> dict:
     """Return a tuning card. Raises InputError where the file is none, or was changed after it was written."""
     try:
-        card = parse_json(text := path.read_text(encoding="utf-8"))
+        card = json.loads(text := path.read_text(encoding="utf-8"))
         check_seal(text.encode(), card.pop("seal"))
         check_table("it", {name: card[name] for name in CARD}, CARD)
         return card
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not a readable tuning card ({error}); delete it and tune again") from None
 
 
