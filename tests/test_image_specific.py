@@ -276,6 +276,42 @@ def test_random_starts_fill_the_budget_and_differ_with_the_seed(model):
         assert torch.equal(kind().start(images, Modality.VISIBLE, 0), images)
 
 
+@pytest.mark.parametrize("kind", [PGD, SMA, LTA])
+def test_of_several_starts_each_image_keeps_the_walk_that_gains_most(model, kind):
+    """The walks have seeds of their own, the first the attack's, so more restarts cost no image anything."""
+    images = images_for(Modality.VISIBLE, count=6)
+    with frozen(model):
+        objective = kind().objective(Target(model, images, Modality.VISIBLE, seed=3))
+        gained, found = [], []
+        for restarts in (1, 2, 4):
+            attacked = kind(steps=2, restarts=restarts)(model, images, Modality.VISIBLE, seed=3)
+            gained.append(objective(attacked, 2).detach())
+            found.append(attacked)
+    assert (gained[0] <= gained[1]).all()
+    assert (gained[1] <= gained[2]).all()
+    kept = [torch.equal(*pair) for pair in zip(found[0], found[2], strict=True)]
+    assert not all(kept), "another start is the better one for some image"
+    assert (found[2] - images).abs().max() <= 8 / 255 + 1e-12
+    for other in (FGSM, FNA, MetricFGSM, MFGSM):
+        with pytest.raises(InputError, match="no random start"):
+            other(restarts=2)
+    with pytest.raises(InputError, match="restarts must be a whole number"):
+        kind(restarts=0)
+
+
+def test_momentum_is_an_option_where_the_attack_has_one(model):
+    images = images_for(Modality.INFRARED)
+    for kind in (MFGSM, LTA):
+        with pytest.raises(InputError, match="momentum must be a number"):
+            kind(momentum=-0.1)
+    assert torch.equal(LTA(momentum=0.0)(model, images, Modality.INFRARED), SMA()(model, images, Modality.INFRARED)), (
+        "on infrared images LTA is SMA with momentum"
+    )
+    assert not torch.equal(LTA()(model, images, Modality.INFRARED), SMA()(model, images, Modality.INFRARED))
+    with pytest.raises(TypeError):
+        PGD(momentum=0.5)
+
+
 @pytest.mark.parametrize("size", [(96, 48), (48, 96), (16, 8)])
 def test_local_grey_is_one_rectangle_of_the_stated_shape(size):
     images = torch.rand(64, 3, *size, generator=torch.Generator().manual_seed(0))

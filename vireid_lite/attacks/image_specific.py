@@ -23,6 +23,7 @@ from vireid_lite.errors import MANY, InputError, check_flag, check_number, whole
 from vireid_lite.models.two_stream import check_images
 
 Objective = Callable[[Tensor, int], Tensor]  #: (images, step) -> (N,), what an attack maximises for each image
+RESTART = 31  # the stream that seeds of restarts are drawn from, beside those of `frozen.Stream`
 AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # LTA's rectangle: share of the image, height / width
 
 
@@ -55,6 +56,7 @@ class ImageAttack:
         steps: gradient evaluations an image; int(min(eps + 4, 1.25 eps)) (Kurakin et al. 2017) is 10 for eps 8.
         step_size: None is eps / 4 (Madry et al.: 2 for 8).
         tied: what infrared images receive has three equal channels, as they have.
+        restarts: walks from a random start, of which each image keeps the one that gains most (Madry et al. 2018).
     """
 
     name: ClassVar[str]
@@ -67,12 +69,16 @@ class ImageAttack:
     steps: int = 10
     step_size: float | None = None
     tied: bool = False
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
         whole(self.name, "steps", self.steps, 1, MANY, int)
         check_number(self.name, "step_size", self.rate, 1e-9, 1)
         check_flag(self.name, "tied", self.tied)
+        check_number(self.name, "momentum", self.momentum)
+        if whole(self.name, "restarts", self.restarts, 1, MANY, int) > 1 and not self.random_start:
+            raise InputError(f"{self.name}: it has no random start, so restarts would repeat it; leave them out")
 
     @property
     def rate(self) -> float:
@@ -98,15 +104,25 @@ class ImageAttack:
         with frozen(model), torch.enable_grad():
             images = images.detach().clone()  # what inference_mode made takes no part in a gradient
             objective = self.objective(Target(model, images, modality, guides, seed))
-            adversarial, velocity = self.start(images, modality, seed), torch.zeros_like(images)
-            for step in range(self.steps):
-                gained = objective(adversarial.requires_grad_(), step).sum()
-                (gradient,) = torch.autograd.grad(gained, adversarial)
-                gradient = tie_infrared(gradient, modality, self.tied)
-                size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
-                velocity = self.momentum * velocity + gradient / size
-                # The gradient is taken at an image already clipped, so no clip stands in its way.
-                adversarial = project(adversarial.detach() + self.rate * velocity.sign(), images, self.eps)
+            seeds = [seed, *(generator_for(seed, RESTART, again).initial_seed() for again in range(1, self.restarts))]
+            found = [self.walk(objective, images, modality, each) for each in seeds]
+            if len(found) == 1:
+                return found[0]
+            with torch.no_grad():
+                best = torch.stack([objective(adversarial, self.steps) for adversarial in found]).argmax(0)
+        return torch.stack(found)[best, torch.arange(len(images))]
+
+    def walk(self, objective: Objective, images: Tensor, modality: ModalityLike, seed: int) -> Tensor:
+        """Return what the steps make of images, (N, 3, H, W), from the start of a seed."""
+        adversarial, velocity = self.start(images, modality, seed), torch.zeros_like(images)
+        for step in range(self.steps):
+            gained = objective(adversarial.requires_grad_(), step).sum()
+            (gradient,) = torch.autograd.grad(gained, adversarial)
+            gradient = tie_infrared(gradient, modality, self.tied)
+            size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+            velocity = self.momentum * velocity + gradient / size
+            # The gradient is taken at an image already clipped, so no clip stands in its way.
+            adversarial = project(adversarial.detach() + self.rate * velocity.sign(), images, self.eps)
         return adversarial
 
     def start(self, images: Tensor, modality: ModalityLike, seed: int) -> Tensor:
@@ -155,11 +171,12 @@ class MetricFGSM(ImageAttack):
         return lambda x, step: (target.features(x)[:, None] - target.guides.same).square().sum((1, 2))
 
 
+@dataclass(frozen=True, kw_only=True)
 class MFGSM(MetricFGSM):
     """Metric-FGSM with momentum 1 (MI-FGSM's rule), M-FGSM in the tables of CMPS."""
 
     name = "m-fgsm"
-    momentum = 1.0
+    momentum: float = 1.0
 
 
 class SMA(ImageAttack):
@@ -209,6 +226,7 @@ class ODFA(ImageAttack):
         return lambda x, step: -(target.features(x) - opposite).square().mean(1)
 
 
+@dataclass(frozen=True, kw_only=True)
 class LTA(ImageAttack):
     """Local transformation attack: away from the clean image with one rectangle turned grey, drawn anew each step.
 
@@ -217,8 +235,8 @@ class LTA(ImageAttack):
     """
 
     name = "lta"
-    momentum = 1.0
     random_start = True
+    momentum: float = 1.0
 
     def objective(self, target: Target) -> Objective:
         def away(x: Tensor, step: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 A campaign is a TOML file of [[run]] tables. Each takes name, tier, seeds, dataset (data set options, with `name` and
 `size`), victim (model, options, backbone, pretrained), train (fields of TrainSettings), attack (name, gradients,
-identities, and the attack's own options), modified (fields of Modification: the victim itself is trained so), surrogate
-(dataset, victim, train, seed: the network the attack is made on instead, of the run's own where it says nothing;
-allow_seen_people, true where it may know people that are ranked), compute (fields of Compute), split ("test", or "val"
-where a choice is made), anatomy (take the drop apart) and grid: lists of values for keys such as "attack.tied", or of
-tables for "attack", of which every combination is run; each: such lists for the data set alone. What the file's top
-level sets is every run's default; tables are merged. A number in [0, 1] may be written as "8/255".
+identities, seed, where it is not the victim's, and the attack's own options), modified (fields of Modification: the
+victim itself is trained so), surrogate (dataset, victim, train, seed: the network the attack is made on instead, of the
+run's own where it says nothing; allow_seen_people, true where it may know people that are ranked), compute (fields of
+Compute), split ("test", or "val" where a choice is made), anatomy (take the drop apart) and grid: lists of values for
+keys such as "attack.tied", or of tables for "attack", of which every combination is run; each: such lists for the data
+set alone. What the file's top level sets is every run's default; tables are merged. A number in [0, 1] may be written
+as "8/255". What a [[tune]] table takes on top is said in `tuning`.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from typing import NamedTuple
 from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
 from vireid_lite.attacks.frozen import taught
 from vireid_lite.data import Augmentation, Dataset, Modality, fingerprint, load_dataset
-from vireid_lite.errors import DATASETS, SPLITS, InputError, check_choice, fraction
+from vireid_lite.errors import DATASETS, SPLITS, InputError, check_choice, fraction, whole
 from vireid_lite.errors import check_table as check
 from vireid_lite.files import readable
 from vireid_lite.machine import Compute
@@ -48,6 +49,8 @@ SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": object, "al
 RUN = {"name": str, "tier": str, "seeds": list, "split": str, "anatomy": bool}
 RUN |= {"grid": dict, "each": dict, **dict.fromkeys(TABLES, dict)}
 
+ASIDE = {"identities": int, "seed": int}  #: what an attack's table holds beside the attack's own
+
 Root = Path | dict[str, Path] | None  #: one folder, or one for each data set by name
 
 
@@ -68,6 +71,7 @@ class Run:
     compute: Compute = field(default_factory=Compute)
     split: str = "test"
     anatomy: bool = False
+    attack_seed: int | None = None  #: of the perturbation, None for the victim's
 
     @cached_property
     def configuration(self) -> dict:
@@ -76,6 +80,7 @@ class Run:
         found |= {"attack": None, "seed": self.seed}
         if self.attack:
             found["attack"] = {**self.attack.describe(), "identities": self.identities}
+            found["attack"] |= {} if self.attack_seed is None else {"seed": self.attack_seed}
             found |= {"split": self.split} if self.split != "test" else {}
         if self.modification:
             found["modification"] = asdict(self.modification)
@@ -136,21 +141,28 @@ def _population(data: dict) -> tuple:
 
 def read_campaign(path: Path) -> list[Run]:
     """Return the runs of a TOML file, one for each seed and cell of a grid. Raises InputError for anything else."""
-    content = read_toml("campaign", path)
-    runs = content.pop("run", [])
-    with where(f"campaign {path}"):
-        found = []
-        check("it", content, {key: kind for key, kind in RUN.items() if key != "name"})
-        if not isinstance(runs, list) or not runs:
-            raise InputError("it has no [[run]]")
-        for number, run in enumerate(runs, 1):
-            with where(f"run {number}"):
-                check("it", run, RUN)
-                if run.get("modified") == {} and not any(key.startswith("modified") for key in run.get("grid", {})):
-                    raise InputError('modified is empty; name at least its loss, such as { loss = "quadruple" }')
-                usual = {k: v for k, v in content.items() if k not in ("attack", "modified", "surrogate") or k in run}
-                found += parse(merge(usual, run))
+    found = []
+    for number, run in tables_of(path, "run", RUN):
+        with where(f"campaign {path}: run {number}"):
+            found += parse(run)
     return found
+
+
+def tables_of(path: Path, kind: str, known: dict) -> Iterator[tuple[int, dict]]:
+    """Yield number and content of a campaign's [[run]] or [[tune]] tables, over what the file's top level sets."""
+    content = read_toml("campaign", path)
+    tables = {each: content.pop(each, []) for each in ("run", "tune")}
+    with where(f"campaign {path}"):
+        check("it", content, {key: kind for key, kind in RUN.items() if key != "name"})
+        if not all(isinstance(each, list) for each in tables.values()) or not any(tables.values()):
+            raise InputError("it has no [[run]]")
+    for number, table in enumerate(tables[kind], 1):
+        with where(f"campaign {path}: {kind} {number}"):
+            check("it", table, known)
+            if table.get("modified") == {} and not any(key.startswith("modified") for key in table.get("grid", {})):
+                raise InputError('modified is empty; name at least its loss, such as { loss = "quadruple" }')
+        own = ("attack", "modified", "surrogate")
+        yield number, merge({key: v for key, v in content.items() if key not in own or key in table}, table)
 
 
 def read_toml(kind: str, path: Path) -> dict:
@@ -182,8 +194,7 @@ def parse(tables: dict) -> list[Run]:
 
     A surrogate's seed "next" is the seed after the run's own among its seeds, or in number where that is the only one.
     """
-    usual = {**{table: {} for table in TABLES}, "seeds": [0], "split": "test", "anatomy": False, "tier": "lite"}
-    tables = usual | {key: _read(item) if isinstance(item, dict) else item for key, item in tables.items()}
+    tables = completed_tables(tables)
     seeds, split, name = tables["seeds"], tables["split"], tables.get("name")
     check_choice("run", "split", split, SPLITS)
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
@@ -193,7 +204,13 @@ def parse(tables: dict) -> list[Run]:
     if wrong := [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]:
         raise InputError(f"a seed must be a whole number of at least 0, got {wrong[0]!r}")
     after = seeds[1:] + seeds[:1] if len(seeds) > 1 else [seed + 1 for seed in seeds]
-    return [_run(cell, *pair) for cell in _cells(tables) for pair in zip(seeds, after, strict=True)]
+    return [_run(cell, *pair) for cell in cells(tables) for pair in zip(seeds, after, strict=True)]
+
+
+def completed_tables(tables: dict) -> dict:
+    """Return a run's tables with what it says nothing of, and every text such as "8/255" as the number it is."""
+    usual = {**{table: {} for table in TABLES}, "seeds": [0], "split": "test", "anatomy": False, "tier": "lite"}
+    return usual | {key: _read(item) if isinstance(item, dict) else item for key, item in tables.items()}
 
 
 def _read(value: object) -> object:
@@ -210,18 +227,18 @@ def _read(value: object) -> object:
         raise InputError(f"{value!r}: {error} is needed") from None
 
 
-def _cells(tables: dict) -> list[dict]:
+def cells(tables: dict) -> list[dict]:
     """Return the tables once for every combination of their grid's values, the first key changing slowest."""
     grid = {**{f"dataset.{key}": values for key, values in tables.get("each", {}).items()}, **tables.get("grid", {})}
-    cells = [tables]
+    found = [tables]
     for key, values in grid.items():
         table, dot, name = key.partition(".")
         fits = isinstance(values, list) and values and table in TABLES and bool(dot) == bool(name)
         if not fits or not (name or all(isinstance(value, dict) for value in values)):
             what = f'lists, of values for keys such as "attack.tied" or of tables for one of {", ".join(TABLES)}'
             raise InputError(f"grid needs {what}; got {key!r} = {values!r}")
-        cells = [merge(cell, {table: {name: value} if name else value}) for cell in cells for value in values]
-    return cells
+        found = [merge(cell, {table: {name: value} if name else value}) for cell in found for value in values]
+    return found
 
 
 def _run(cell: dict, seed: int, following: int) -> Run:
@@ -230,10 +247,10 @@ def _run(cell: dict, seed: int, following: int) -> Run:
     compute, options = _fields("compute", Compute, cell["compute"]), dict(cell["attack"])
     attack = modification = None
     if options:
-        check("attack", options, {"name": str, "identities": int}, others=True)
+        check("attack", options, {"name": str, **ASIDE}, others=True)
         if "name" not in options:
             raise InputError("attack needs a name, such as cmps")
-        attack = build_attack(**{name: value for name, value in options.items() if name != "identities"})
+        attack = build_attack(**{name: value for name, value in options.items() if name not in ASIDE})
     if cell["modified"]:
         if attack or cell["split"] != "test" or compute != Compute() or recipe.settings.shuffle_labels:
             what = "trained in float32 on the right labels, and scored on test without an attack"
@@ -241,7 +258,9 @@ def _run(cell: dict, seed: int, following: int) -> Run:
         modification = _fields("modified", Modification, cell["modified"])
     kind = cell.get("name") or ("attack" if attack else "victim")
     identities = options.get("identities") if isinstance(attack, UniversalAttack) else None
-    how = {"compute": compute, "split": cell["split"], "anatomy": cell["anatomy"]}
+    if "seed" in options:
+        whole("attack", "seed", options["seed"], kind=int)
+    how = {"compute": compute, "split": cell["split"], "anatomy": cell["anatomy"], "attack_seed": options.get("seed")}
     run = Run(kind, cell["tier"], dataset, recipe, seed, attack, identities, modification, **how)
     return replace(run, surrogate=_surrogate(cell, run, following)) if cell["surrogate"] else run
 

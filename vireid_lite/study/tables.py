@@ -102,8 +102,8 @@ def pooled(cards: Iterable[dict]) -> list[dict]:
     Raises InputError unless all are of one configuration (data set, recipe, every setting of the attack) and of one
     behaviour, and each seed and split comes once.
     """
-    cards = sorted(cards, key=_draw)
-    if len({_draw(card) for card in cards}) < len(cards):
+    cards = sorted(cards, key=draw_of)
+    if len({draw_of(card) for card in cards}) < len(cards):
         raise InputError("tables: a seed comes twice among cards of one row (two trainings, or kinds); filter them")
     for name in (*(name for name in CONFIGURATION if name != "seed"), "made_with"):
         if any(_undrawn(card, name) != _undrawn(cards[0], name) for card in cards):
@@ -111,7 +111,7 @@ def pooled(cards: Iterable[dict]) -> list[dict]:
     return cards
 
 
-def _draw(card: dict) -> tuple[int, int]:
+def draw_of(card: dict) -> tuple[int, int]:
     """Return what cards of one configuration may differ in."""
     return card["seed"], card["dataset"].get("split") or 0
 

@@ -80,7 +80,8 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
                 victim = stable_hash([trained["key"], configuration["dataset"], run.split])
                 if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
                     _CLEAN[victim] = clean_scores(model, dataset, run.split, chosen)
-                found = run_attack(run.attack, model, dataset, seed=run.seed, clean=_CLEAN[victim], **how)
+                seed = run.seed if run.attack_seed is None else run.attack_seed
+                found = run_attack(run.attack, model, dataset, seed=seed, clean=_CLEAN[victim], **how)
                 told_moved(run.attack.stays, found.exact)  # or there is nothing that a card could hold
                 results = found.describe()
     seconds, memory = time.perf_counter() - started, peak_memory_mib(chosen)
@@ -100,6 +101,7 @@ def run_campaign(
 ) -> dict[str, list[str]]:
     """Run every run of the file whose card is not in `out` yet; return card names under "done", "ran" and "stale".
 
+    What its [[tune]] tables ask for is `tuning.tune`'s.
     rerun_stale: make cards again that are stale, and only named otherwise. options: as of `run_all`, and so its errors.
     """
     opened.cache_clear()
