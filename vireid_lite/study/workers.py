@@ -72,11 +72,14 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
                 attacks = cache_folder() / "attacks"
                 note = attacks / f"{stable_hash([configuration, trained['key'], code])}.pt"
                 how |= {"identities": run.identities, "split": run.split, "take_apart": run.anatomy, "state_path": note}
-                for (network, card), its in zip(victims[1:], networks[1:], strict=True):
+                how |= {"learn_from": run.learn_from, "start": run.start}
+                for (network, _), its in zip(victims[1:], networks[1:], strict=True):
                     network.people = None if its.allow_seen_people else network.people
-                    made_by = [card["key"], configuration["attack"], run.seed, code]
-                    keep = attacks / f"{stable_hash(made_by)}.safetensors"
-                    how |= {"surrogate": (network, its.open(root)), "keep": keep}
+                    how["surrogate"] = network, its.open(root)
+                if learned := run.learned:  # one perturbation serves many targets, and what is made of it
+                    data = (configuration.get("surrogate") or configuration)["dataset"]
+                    made_by = [victims[-1][1]["key"], data, learned, run.seed, code]
+                    how["keep"] = attacks / f"{stable_hash(made_by)}.safetensors"
                 victim = stable_hash([trained["key"], configuration["dataset"], run.split])
                 if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
                     _CLEAN[victim] = clean_scores(model, dataset, run.split, chosen)
