@@ -35,7 +35,7 @@ def test_only_wrong_answers_are_counted_and_by_what_is_worn():
     gallery = features(4)
     trial, wear = trial_of([0, 1, 2, 9, 8], [0, 1, 2, 3]), {0: "hoops", 1: "plain", 2: "plain", 3: "dots"}
     query = gallery[[0, 0, 1, 0, 3]]  # the first is right; then hoops, plain, hoops, dots
-    assert attracting(query, gallery, trial, wear) == {"dots": 0.25, "hoops": 0.5, "plain": 0.25}
+    assert attracting(query, gallery, trial, wear) == {"dots": 1, "hoops": 2, "plain": 1}
     assert attracting(gallery[:1], gallery, trial_of([0], [0, 1, 2, 3]), wear) == {}
 
 
@@ -107,9 +107,9 @@ def test_a_card_tells_of_a_network_that_looks_at_one_thing_alone(data):
     found = attraction(model, data, clean, attacked)
     assert json.loads(json.dumps(found)) == found
     wear = Counter(worn(data, {record.identity for record in data.test}).values())
-    assert found["gallery"] == {name: pytest.approx(count / 30) for name, count in sorted(wear.items())}
-    for name in ("clean", "attacked"):
-        assert sum(found[name].values()) == pytest.approx(1)
+    assert found["gallery"] == {name: 2 * count for name, count in sorted(wear.items())}
+    for name, scored in (("clean", clean), ("attacked", attacked)):
+        assert sum(found[name].values()) == round(60 * (1 - scored.rank1)), "every wrong answer counts once"
     for name in ("hoops", "as many others"):
         assert [len(pair) for pair in found["without"][name]] == [2, 2]
     assert set(found["caught"]) == set(DRESSED)

@@ -27,6 +27,8 @@ from vireid_lite.metrics.evaluation import (
 from vireid_lite.metrics.likeness import decibels, ssim
 from vireid_lite.metrics.ranking import FEATURE_CHUNK, dropped, evaluate_features
 
+PLACES = 5  #: decimal places of what a card says beside an anatomy
+
 
 class QueryState(NamedTuple):
     """Scores of queries across modalities, and what `within_modality`, `shift_and_spread` and `hubs` say of them."""
@@ -188,7 +190,7 @@ def unshifted(
     perturb: Perturbation,
     others: Sequence[Record],
     device: torch.device | str = "cpu",
-) -> dict[str, dict[str, float]]:
+) -> dict[str, list[float]]:
     """Return what a score is once the mean shift of a universal perturbation is taken out: its share by intervention.
 
     The shift, mean of f(x') - f(x), is estimated on other people, subtracted from the queries' features, which are then
@@ -200,7 +202,7 @@ def unshifted(
         others: records of people that are not ranked, of the queries' modality or of both.
 
     Returns:
-        rank1 and mAP of "clean" and "attacked", means over trials.
+        [rank-1, mAP] of "clean" and "attacked" queries, means over trials, rounded to PLACES.
     """
     modality, trials = clean.query_modality, clean.of[2]
     store = cached(dataset, [record for record in others if record.modality == modality], False)
@@ -212,5 +214,5 @@ def unshifted(
             sides = in_order(moved, distinct(trials, "query"), trial.query)
             sides = sides, in_order(clean.gallery, distinct(trials, "gallery"), trial.gallery)
             each.append(evaluate_features(*sides, *identities_and_cameras(trial), protocol=dataset.protocol))
-        found[name] = {"rank1": float(np.mean([s.rank1 for s in each])), "mAP": float(np.mean([s.mAP for s in each]))}
+        found[name] = np.mean([(scores.rank1, scores.mAP) for scores in each], 0).round(PLACES).tolist()
     return found

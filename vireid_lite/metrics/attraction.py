@@ -11,7 +11,7 @@ from vireid_lite.data.records import Record, Trial
 from vireid_lite.data.store import ImageStore
 from vireid_lite.data.synthetic.people import SyntheticVI, stream
 from vireid_lite.errors import InputError
-from vireid_lite.metrics.anatomy import nearest
+from vireid_lite.metrics.anatomy import PLACES, nearest
 from vireid_lite.metrics.evaluation import Evaluation, distinct, embed_store, identities_and_cameras, in_order
 from vireid_lite.metrics.ranking import evaluate_features
 
@@ -24,15 +24,19 @@ def worn(dataset: SyntheticVI, identities: Iterable[int], attribute: str = "patt
     return {int(identity): getattr(dataset.person(int(identity)), attribute) for identity in identities}
 
 
-def attracting(query: Tensor, gallery: Tensor, trial: Trial, wear: dict[int, object]) -> dict[object, float]:
-    """Return, by what people wear, their share of the nearest images that show somebody else than the query's person.
+def attracting(query: Tensor, gallery: Tensor, trial: Trial, wear: dict[int, object]) -> dict[object, int]:
+    """Return, by what people wear, for how many queries one of them is nearest who is not the query's own person.
 
-    Features are in the trial's order, (Q, D) and (G, D). Where no nearest image is wrong, the dict is empty.
+    Features are in the trial's order, (Q, D) and (G, D).
     """
     query_ids, gallery_ids, *_ = identities_and_cameras(trial)
     found = gallery_ids[nearest(query, gallery, trial)]
-    wrong = Counter(wear[identity] for identity in found[found != query_ids].tolist())
-    return {what: count / wrong.total() for what, count in sorted(wrong.items())}
+    return counted(wear[identity] for identity in found[found != query_ids].tolist())
+
+
+def counted(what: Iterable) -> dict[object, int]:
+    """Return how often each of some things occurs, by its name."""
+    return dict(sorted(Counter(what).items()))
 
 
 def rescored(query: Tensor, gallery: Tensor, trial: Trial, out: Iterable[int]) -> tuple[float, float]:
@@ -77,7 +81,7 @@ def attraction(
     every: of how many gallery images one is rendered again in each pattern of DRESSED.
 
     Returns:
-        "gallery": the share of its images by pattern; "clean" and "attacked": of the wrong nearest ones (`attracting`).
+        "gallery": the number of its images by pattern; "clean" and "attacked": of queries led astray (`attracting`).
         "without": [clean, attacked] rank-1 and mAP without those who wear hoops, and, means over DRAWS, without as many
         others. "caught": [clean, attacked] by pattern (`catches`).
     """
@@ -87,8 +91,7 @@ def attraction(
     queries = [in_order(each.query, sides[0], trial.query) for each in (clean, attacked)]
     gallery_ids = identities_and_cameras(trial)[1]
     wear = worn(dataset, np.unique(gallery_ids))
-    shares = Counter(wear[identity] for identity in gallery_ids.tolist())
-    found = {"gallery": {what: count / len(gallery_ids) for what, count in sorted(shares.items())}}
+    found = {"gallery": counted(wear[identity] for identity in gallery_ids.tolist())}
     found |= {
         name: attracting(query, gallery, trial, wear)
         for name, query in zip(("clean", "attacked"), queries, strict=True)
@@ -99,7 +102,8 @@ def attraction(
         draws = [stream(number).choice(rest, len(hooped), replace=False) for number in range(DRAWS)]
         found["without"] = {
             name: [
-                np.mean([rescored(query, gallery, trial, out) for out in outs], axis=0).tolist() for query in queries
+                np.mean([rescored(query, gallery, trial, out) for out in outs], 0).round(PLACES).tolist()
+                for query in queries
             ]
             for name, outs in (("hoops", [hooped]), ("as many others", draws))
         }
@@ -107,5 +111,5 @@ def attraction(
     chosen, found["caught"] = [trial.gallery[row] for row in rows], {}
     for pattern in DRESSED:
         images = embed_store(model, dressed(dataset, chosen, pattern), device=device, progress=False)
-        found["caught"][pattern] = [catches(query, gallery, trial, images, rows) for query in queries]
+        found["caught"][pattern] = [round(catches(query, gallery, trial, images, rows), PLACES) for query in queries]
     return found
