@@ -211,6 +211,11 @@ def test_what_a_control_leaves_out_names_the_card_as_before():
         short := cards.shortened(run.configuration, usual := cards.defaults(run.configuration)), usual
     )
     assert short["attack"]["start"] == {"name": "cmps", "mode": "paper"}
+    (altered,) = campaign.parse({"attack": {"name": "cmps", "altered": "mirrored"}})
+    (few,) = campaign.parse({"attack": {"name": "cmps", "identities": 7}})
+    (direct,), (without,) = (campaign.parse({"attack": {"name": name}}) for name in ("cmps", "sma"))
+    assert run.learned == direct.learned == altered.learned != few.learned
+    assert without.learned is None
     for attack in ({**image["attack"], "identities": 7}, {"name": "sma", "start": {"name": "cmps", "identities": 7}}):
         (run,) = campaign.parse({"attack": attack})
         assert run.identities == run.configuration["attack"]["identities"] == 7

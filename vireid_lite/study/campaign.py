@@ -95,10 +95,13 @@ class Run:
         return json.loads(json.dumps(found))
 
     @property
-    def learned(self) -> list | None:
-        """What decides a universal perturbation beside network, seed and code, before it is altered; None without."""
-        attack = self.attack if isinstance(self.attack, UniversalAttack) else self.start
-        return attack and [{**attack.describe(), "altered": "no"}, self.identities, self.learn_from]
+    def learned(self) -> dict | None:
+        """What is asked of a universal perturbation before it is altered, whatever is made of it; None without one."""
+        asked = self.configuration["attack"]
+        if self.start:
+            aside = {name: item for name, item in asked.items() if name not in ("start", *self.attack.describe())}
+            asked = {**aside, **asked["start"]}
+        return {**asked, "altered": "no"} if self.start or isinstance(self.attack, UniversalAttack) else None
 
     @cached_property
     def key(self) -> str:
