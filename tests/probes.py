@@ -14,6 +14,7 @@ from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
 
 from vireid_lite import behaviour, metrics, models, victims
 from vireid_lite.attacks import ATTACKS, IMAGE_SPECIFIC, build_attack, craft, train_modified_victim
+from vireid_lite.attacks.alterations import ALTERATIONS
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.attacks.modified_victim import Modification
 from vireid_lite.attacks.perturbation import resized
@@ -21,7 +22,7 @@ from vireid_lite.behaviour import Found, Painted, aside, blocks, crops, features
 from vireid_lite.data import Dataset, Modality, cached, load_dataset
 from vireid_lite.metrics import likeness
 from vireid_lite.study.run import run_attack, score_modified
-from vireid_lite.victims import tier_recipe
+from vireid_lite.victims import tier_dataset, tier_recipe
 
 SHARE, LINEAR = {"step_share": 0.4}, {"form": "linear", "identity": "off"}
 # What committed cards and campaigns ask of each attack, one way beside its name; tied or free is tried with the first.
@@ -172,6 +173,30 @@ def modified() -> Found:
     return found
 
 
+def controls() -> Found:
+    """Return what the options do that make controls: altered deltas, coarse noise, other stems, starts, the world."""
+    found: Found = {}
+    with aside(torch.float32):
+        data, model = Painted(), network()
+        store, chosen = training_store(data), sorted(data.train[:24], key=lambda record: record.modality)
+        drawn = torch.from_numpy(np.random.default_rng(3).integers(-8, 9, (3, 32, 16)) / 255)
+        for how, change in ALTERATIONS.items():
+            if change:
+                found[how] = plain(blocks(change(drawn, 3), 8, 4))
+        ways = {f"{cells} cells": ("sign-noise", {"cells": cells}) for cells in (1, 4)}
+        ways |= {"other stem": ("cmps", {**SHARE, "stem": "other"}), "erased": ("cmps", {**SHARE, "erased": True})}
+        for way, (name, options) in ways.items():
+            found |= named(way, once(name, options, model, data, store, chosen))
+        begin = build_attack("uap", steps=2, batch_size=8, altered="mirrored").fit(model, store, seed=3)
+        crafted = craft(build_attack("lta", steps=3), model, cached(data, chosen, False), begin=begin, seed=3)
+        found |= {f"gained at {name}": plain(values[::4]) for name, values in crafted.gained.items()}
+        taken = run_attack(build_attack("sign-noise", eps=24 / 255), model, data, take_apart=True, progress=False)
+        found["unshifted"] = plain([number for each in taken.beside for number in leaves(each["unshifted"])])
+        world = tier_dataset("lite", without=["hoops", "plain"])
+        found |= named("world", crops(world, world.test[:24:8]))
+    return found
+
+
 # What a card says of a direction, as its numbers follow here; a long list as its mean and two moments.
 FIELDS = ("rank1", "mAP", "mINP", "cmc", "trials", "chance", "minimum", "identity_rank1", "identity_AP")
 FIELDS += ("identity_queries", "difference", "broken", "clean", "attacked", "displacement", "cosine", "ssim", "psnr")
@@ -288,6 +313,7 @@ PROBES = {
     **victims.PROBES,
     **{f"data/{name}": (lambda name=name: reader(name)) for name in ("sysu", "regdb", "llcm", "paired_folder")},
     **{f"attack/{name}": (lambda name=name: attack(name)) for name in ATTACKS},
+    "controls": controls,
     "modified": modified,
     "scores": scores,
 }

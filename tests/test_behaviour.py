@@ -27,7 +27,7 @@ def test_a_part_behaves_as_the_cards_were_made_with(part):
 
 def test_every_part_has_a_probe_and_an_entry():
     words = {"data": data.DATASETS, "victim": models.NETWORKS, "attack": attacks.ATTACKS}
-    parts = {f"{kind}/{name}" for kind, names in words.items() for name in names} | {"modified", "scores"}
+    parts = {f"{kind}/{name}" for kind, names in words.items() for name in names} | {"controls", "modified", "scores"}
     assert set(PROBES) == set(behaviour.entries()) == parts
 
 
@@ -49,6 +49,18 @@ def test_a_surrogate_adds_its_parts_and_a_part_without_an_entry_is_stale():
     assert behaviour.parts_of({**run, "modification": {"loss": "quadruple"}})[-2:] == ["modified", "scores"]
     for card, stale in ((run, False), ({**run, "attack": {"name": "of tomorrow"}}, True)):
         assert cards.is_stale({**card, "made_with": behaviour.made_with(card)}) == stale
+    begun = {**run, "attack": {"name": "sma", "start": {"name": "cmps", "altered": "no"}}}
+    assert behaviour.parts_of(begun)[2:] == ["attack/sma", "attack/cmps", "controls", "scores"]
+    for name, usual, asked in (
+        ("altered", "no", "mirrored"),
+        ("cells", 0, 8),
+        ("erased", False, True),
+        ("stem", "own", "other"),
+    ):
+        for value, own in ((usual, []), (asked, ["controls"])):
+            own_parts = behaviour.parts_of({**run, "attack": {"name": "cmps", name: value}})
+            assert own_parts[2:] == ["attack/cmps", *own, "scores"], name
+    assert "controls" in behaviour.parts_of({**run, "dataset": {"name": "synthetic", "without": ["hoops"]}})
     assert cards.is_stale({**run, "made_with": {**behaviour.made_with(run), "scores": "00000000"}})
 
 

@@ -14,11 +14,12 @@ from sklearn.cluster import KMeans
 
 from vireid_lite import models
 from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, UniversalPerturbation, budget, build_attack, frozen
-from vireid_lite.attacks.cmps_switches import NUMBERS, SWITCHES, SwitchedCMPS
+from vireid_lite.attacks.cmps_switches import NUMBERS, SWITCHES, SwitchedCMPS, erasing
 from vireid_lite.attacks.features import extremes
 from vireid_lite.chapters.costs import COSTS
 from vireid_lite.data import ImageStore, Modality
 from vireid_lite.errors import InputError
+from vireid_lite.study.campaign import ASIDE
 from vireid_lite.study.cards import read_cards
 
 SEED = 5
@@ -407,12 +408,55 @@ def test_every_difference_between_the_modes_is_a_switch(model, store, mode, othe
     assert torch.equal(walked.fit(model, store, 1).delta, plain.fit(model, store, 1).delta)
 
 
+def test_the_other_stem_is_the_one_of_the_other_modality(model, store):
+    attack = CMPS(stem="other", steps=1, batch_size=8)
+    with frozen.frozen(model):
+        problem, state = attack.begin(model, store, 0)
+        rows = problem.batches[Modality.VISIBLE].at(0)
+        with stem_counts(model) as counts:
+            attack.gradient(model, problem, state["delta"], rows, 0)
+        images = store.batch(rows).to(next(model.parameters()))
+        for modality in Modality:
+            crossed = model.embed(images, modality.other)
+            each = torch.full((len(rows),), int(modality))
+            for given in (modality, each):
+                torch.testing.assert_close(attack.features(model, images, given), crossed)
+    assert counts == {Modality.VISIBLE: 0, Modality.INFRARED: len(rows)}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_erased_rectangle_takes_no_part_in_a_gradient_and_moves(model, store, tied):
+    kept = erasing(40, torch.zeros(3, 32, 16), 1, 2)
+    assert torch.equal(kept, erasing(40, torch.zeros(3, 32, 16), 1, 2))
+    assert not torch.equal(kept, erasing(40, torch.zeros(3, 32, 16), 1, 3))
+    for mask in kept[:, 0] == 0:
+        rows, columns = (mask.any(axis).sum().item() for axis in (1, 0))
+        assert mask.sum() == rows * columns, "one rectangle"
+        assert 0.03 <= mask.float().mean() <= 0.40
+    assert len(np.unique(kept.numpy(), axis=0)) > 30
+    attack = CMPS(erased=True, steps=1, batch_size=8, tied=tied, grey_probability=0.0)
+    with frozen.frozen(model):
+        problem, state = attack.begin(model, store, 0)
+        rows = problem.batches[Modality.INFRARED].at(0)
+        none, some = torch.zeros(len(rows), 1, 32, 16), torch.ones(len(rows), 1, 32, 16)
+        some[:, :, :9] = 0
+        delta = torch.full_like(state["delta"], 0.02)
+        gradient, whole = (attack.gradient(model, problem, delta, rows, 1, None, each)[0] for each in (some, 1))
+        clean = attack.objective(model, problem, torch.zeros_like(delta), rows, 1)[0]
+        torch.testing.assert_close(attack.objective(model, problem, delta, rows, 1, None, none)[0], clean)
+    assert not gradient[:, :9].any()
+    assert gradient[:, 9:].any()
+    assert whole[:, :9].any()
+    one, other = (CMPS(erased=each, steps=3, batch_size=8).fit(model, store, 0).delta for each in (False, True))
+    assert not torch.equal(one, other)
+
+
 def test_every_committed_card_describes_its_attack():
     asked = [card["attack"] for card in read_cards(COSTS.parent) if card["attack"]]
-    distinct = {json.dumps({**attack, "identities": 0, "distance": 0}, sort_keys=True) for attack in asked}
+    distinct = {json.dumps({**attack, "identities": 0}, sort_keys=True) for attack in asked}
     assert len(distinct) == 81
     for attack in map(json.loads, distinct):
-        options = {name: value for name, value in attack.items() if name not in ("identities", "distance", "seed")}
+        options = {name: value for name, value in attack.items() if name not in ASIDE}
         fixed = ("random_start",) if attack["name"] in IMAGE_SPECIFIC else ()
         fixed += ("momentum",) if attack["name"] in IMAGE_SPECIFIC.keys() - {"m-fgsm", "lta"} else ()
         fixed += ("steps", "step_size") if attack["name"] == "fgsm" else ()

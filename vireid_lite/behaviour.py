@@ -1,7 +1,8 @@
 """Behaviour as numbers: what each part of a run computes on a small problem, and the parts a run card was made with.
 
-A part is a word of a run's configuration: its data set, its victim's network, its attack, "modified", "scores". A probe
-runs a part on a problem of seconds and returns numbers, of which `behaviour.json` holds an entry. A test holds code and
+A part is a word of a run's configuration: its data set, its victim's network, its attack, "modified", "scores". What is
+asked of attack and data for a control is a part of its own, "controls", so that theirs keep their entries. A probe runs
+a part on a problem of seconds and returns numbers, of which `behaviour.json` holds an entry. A test holds code and
 entries together, so a card is of this code's behaviour as long as it names the entries that stand there. The probes of
 victims and synthetic data are in `victims`, as the weights that come with the package are checked by them; others are
 in tests/probes.py.
@@ -31,6 +32,8 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-6
 # Pixels of 8 bits and float32 may round otherwise elsewhere: a fortieth of a grey level in a mean of a block, and the
 # last digits of a network's first losses. Files are decoded by other versions of a decoder: half a level.
 LOOSER = {"data/synthetic": 1e-4, "data/sysu": 2e-3, "data/regdb": 2e-3, "data/llcm": 2e-3, "data/paired_folder": 2e-3}
+# Options of attacks that ask for a control where they are not these; others stand in `parts_of`.
+CONTROLS = {"altered": "no", "cells": 0, "erased": False}
 
 Found = dict[str, list[float]]
 
@@ -52,8 +55,12 @@ def parts_of(run: dict) -> list[str]:
     parts = []
     for side in filter(None, (run, run.get("surrogate"))):
         parts += [f"data/{side['dataset']['name']}", f"victim/{side['victim']['model']}"]
-    parts += [f"attack/{run['attack']['name']}"] if run["attack"] else []
-    return list(dict.fromkeys([*parts, *(["modified"] if run.get("modification") else []), "scores"]))
+    attack = run["attack"] or {}
+    parts += [f"attack/{each['name']}" for each in (attack, attack.get("start")) if each]
+    asked = any(attack.get(name, usual) != usual for name, usual in CONTROLS.items()) or attack.get("stem") == "other"
+    asked = asked or "start" in attack or "without" in run["dataset"]
+    more = ["modified"] * bool(run.get("modification")) + ["controls"] * asked
+    return list(dict.fromkeys([*parts, *more, "scores"]))
 
 
 def made_with(run: dict) -> dict[str, str]:

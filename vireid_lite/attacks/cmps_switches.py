@@ -27,9 +27,10 @@ SWITCHES = {
     "score": {"paper": "cosine", "released": "dot"},
     "feature": {"paper": "embedding", "released": "pooled"},
     "centroid_input": {"paper": "normalised", "released": "raw"},
-    "stem": {"paper": "own", "released": "visible"},
+    "stem": {"paper": "own", "released": "visible", "else": "other"},
     "grey": {"paper": "every", "released": "first"},
     "grey_anchor": {"paper": False, "released": False, "else": True},
+    "erased": {"paper": False, "released": False, "else": True},
     "initial": {"paper": "zero", "released": "zero", "else": "uniform"},
     "clip": {"paper": "straight-through", "released": "masked"},
     "shuffle": {"paper": True, "released": False},
@@ -63,7 +64,10 @@ class SwitchedCMPS(Switches, SignDescent):
         score: similarity with L2-normalised centroids ("cosine") or with centroids as they are ("dot").
         feature: "embedding" (what is ranked: L2-normalised, after the BNNeck) or "pooled" (before it, not normalised).
         centroid_input: with the network's mean and std ("normalised"), or "raw" without them (utils.py:36-45).
-        stem: each image's "own", or the "visible" one for all.
+        stem: each image's "own", the "visible" one for all, or the "other" one, which imitates a network that crosses
+            (Bian et al., "Modality Unified Attack", arXiv 2501.12761).
+        erased: each gradient is taken with a rectangle of delta set to 0 on each crop, so that it leans on no one place
+            (Bian et al., MTGA, arXiv 2409.04208; how large it is there is not known here).
         grey, grey_anchor: crops turn grey in "every" pass or only in the "first"; a visible one then takes equation 1's
             middle term instead of the first.
         initial: "zero", or "uniform": Rand(0, 1) of 255 levels, the paper's text.
@@ -105,7 +109,8 @@ class SwitchedCMPS(Switches, SignDescent):
 
     def features(self, model: nn.Module, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the features the triplet is about, (N, D), of images (N, 3, H, W) in [0, 1]."""
-        stem = Modality.VISIBLE if self.stem == "visible" else modality
+        other = 1 - modality if isinstance(modality, Tensor) else modality.other
+        stem = {"own": modality, "visible": Modality.VISIBLE, "other": other}[self.stem]
         return model.embed(images, stem) if self.feature == "embedding" else model(images, stem).pooled
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
@@ -156,10 +161,13 @@ class SwitchedCMPS(Switches, SignDescent):
                 found[most][turns, rows] = chosen + first[number]
         return Problem(store, batches, torch.cat([bank for bank, _ in banks]), *found)
 
-    def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> Found:
+    def objective(
+        self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None, kept=1
+    ) -> Found:
         """Return the triplet loss of some crops under delta and the share of them whose hinge is active.
 
-        The turn is 0 for the first pass or the visible step, else 1; the crops `chosen`, (n,) bool, turned grey.
+        The turn is 0 for the first pass or the visible step, else 1; the crops `chosen`, (n,) bool, turned grey. Of
+        delta `kept` is left on each, (n, 1, H, W) of 0 and 1.
         """
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
         turns = torch.full((len(rows),), turn)
@@ -169,17 +177,17 @@ class SwitchedCMPS(Switches, SignDescent):
                 turns[chosen & (modality == Modality.VISIBLE)] = 2
             elif self.bank == "mixed" and turn == 0:
                 turns[chosen] = 2
-        attacked = clip(images + tie_infrared(delta, modality, self.tied), masked=self.clip == "masked")
+        attacked = clip(images + kept * tie_infrared(delta, modality, self.tied), masked=self.clip == "masked")
         features = self.features(model, attacked, modality)
         eps = 1e-6 if self.mode == "released" else 0
         pull, push = (F.pairwise_distance(features, each, eps=eps) for each in problem.picked(rows, turns))
         terms = pull - push + self.margin
         return terms.clamp(min=0).mean(), (terms.detach() > 0).float().mean()
 
-    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> tuple:
+    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows, *how: object) -> tuple:
         """Return the gradient of `objective` with respect to delta, (3, H, W), and what `objective` returns."""
         delta = delta.detach().requires_grad_()
-        loss, active = self.objective(model, problem, delta, rows, turn, chosen)
+        loss, active = self.objective(model, problem, delta, rows, *how)
         return torch.autograd.grad(loss, delta)[0], loss.detach(), active
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
@@ -195,7 +203,8 @@ class SwitchedCMPS(Switches, SignDescent):
         for part, (turn, rows) in enumerate(turns):
             probability = 0 if self.grey == "first" and part else self.grey_probability
             chosen = coins(len(rows), probability, seed, Stream.CMPS_GREY, step, part)
-            found.append(self.gradient(model, problem, delta, rows, turn, chosen))
+            kept = erasing(len(rows), delta, seed, Stream.CMPS_ERASED, step, part) if self.erased else 1
+            found.append(self.gradient(model, problem, delta, rows, turn, chosen, kept))
             if self.update == "alternate":
                 self.descend(state, found[-1][0], size)
                 delta = state["delta"]
@@ -204,3 +213,13 @@ class SwitchedCMPS(Switches, SignDescent):
         if self.update != "alternate":
             self.descend(state, found[0][0] + found[1][0] * inside, size)
         return self.noted([each[1:] for each in found], state["delta"])
+
+
+def erasing(count: int, delta: Tensor, *numbers: int) -> Tensor:
+    """Return 0 in a rectangle of each crop, of 0.2 to 0.6 of its sides, and 1 around it, (count, 1, H, W)."""
+    side, place = torch.rand(2, count, 2, generator=generator_for(*numbers))
+    side = 0.2 + 0.4 * side
+    middle = side / 2 + place * (1 - side)
+    y, x = ((torch.arange(length) + 0.5) / length for length in delta.shape[-2:])
+    inside = [(at - middle[:, axis, None]).abs() < side[:, axis, None] / 2 for axis, at in enumerate((y, x))]
+    return (~(inside[0][:, None, :, None] & inside[1][:, None, None])).to(delta)

@@ -2,13 +2,14 @@
 
 A campaign is a TOML file of [[run]] tables. Each takes name, tier, seeds, dataset (data set options, with `name` and
 `size`), victim (model, options, backbone, pretrained), train (fields of TrainSettings), attack (name, gradients,
-identities, seed, where it is not the victim's, and the attack's own options), modified (fields of Modification: the
-victim itself is trained so), surrogate (dataset, victim, train, seed: the network the attack is made on instead, of the
-run's own where it says nothing; allow_seen_people, true where it may know people that are ranked), compute (fields of
-Compute), split ("test", or "val" where a choice is made), anatomy (take the drop apart) and grid: lists of values for
-keys such as "attack.tied", or of tables for "attack", of which every combination is run; each: such lists for the data
-set alone. What the file's top level sets is every run's default; tables are merged. A number in [0, 1] may be written
-as "8/255". What a [[tune]] table takes on top is said in `tuning`.
+identities, learn_from, one of LEARN_FROM, seed, the victim's unless said, and the attack's own options; for one made
+for each image also start, the table of a universal attack from whose delta it starts, eps, tied and identities its own
+unless said), modified (fields of Modification: the victim itself is trained so), surrogate (dataset, victim, train,
+seed: the network attacked instead, of the run's own where it says nothing; allow_seen_people, true where it may know
+people that are ranked), compute (fields of Compute), split ("test", or "val" where a choice is made), anatomy (take the
+drop apart) and grid: lists of values for keys such as "attack.tied", or of tables for "attack", of which every
+combination is run; each: such lists for the data set alone. What the file's top level sets is every run's default;
+tables are merged. A number in [0, 1] may be written as "8/255". What a [[tune]] table takes on top is said in `tuning`.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
-from vireid_lite.attacks.frozen import taught
+from vireid_lite.attacks.frozen import LEARN_FROM, taught
 from vireid_lite.data import Augmentation, Dataset, Modality, fingerprint, load_dataset
 from vireid_lite.errors import DATASETS, SPLITS, InputError, check_choice, fraction, whole
 from vireid_lite.errors import check_table as check
@@ -49,7 +50,7 @@ SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": object, "al
 RUN = {"name": str, "tier": str, "seeds": list, "split": str, "anatomy": bool}
 RUN |= {"grid": dict, "each": dict, **dict.fromkeys(TABLES, dict)}
 
-ASIDE = {"identities": int, "seed": int}  #: what an attack's table holds beside the attack's own
+ASIDE = {"identities": int, "learn_from": str, "seed": int, "start": dict}  #: of a run, in its attack's table
 
 Root = Path | dict[str, Path] | None  #: one folder, or one for each data set by name
 
@@ -65,6 +66,8 @@ class Run:
     seed: int
     attack: UniversalAttack | ImageAttack | None = None
     identities: int | None = None  #: how many a universal attack learns from, None for all
+    learn_from: str = "train"  #: whose they are
+    start: UniversalAttack | None = None  #: from whose delta an image-specific attack starts
     modification: Modification | None = None
     surrogate: "Run | None" = None
     allow_seen_people: bool = False  #: that a surrogate may have been trained on people its target ranks
@@ -81,6 +84,8 @@ class Run:
         if self.attack:
             found["attack"] = {**self.attack.describe(), "identities": self.identities}
             found["attack"] |= {} if self.attack_seed is None else {"seed": self.attack_seed}
+            found["attack"] |= {"learn_from": self.learn_from} if self.learn_from != "train" else {}
+            found["attack"] |= {"start": self.start.describe()} if self.start else {}
             found |= {"split": self.split} if self.split != "test" else {}
         if self.modification:
             found["modification"] = asdict(self.modification)
@@ -104,7 +109,7 @@ class Run:
 
     def with_images(self, root: Root = None) -> dict:
         """Return the configuration with the fingerprints of the data sets' records; InputError where people lack."""
-        taught((self.surrogate or self).open(root), self.identities)
+        taught((self.surrogate or self).open(root), self.identities, self.learn_from)
         whole = {**self.configuration, "dataset": {**self.dataset, "records": _open(self.dataset, root)[1]}}
         if its := self.surrogate:
             whole["surrogate"] = whole["surrogate"] | {"dataset": its.with_images(root)["dataset"]}
@@ -244,25 +249,40 @@ def cells(tables: dict) -> list[dict]:
 def _run(cell: dict, seed: int, following: int) -> Run:
     """Return the run of some tables and a seed; `following`: the seed after it."""
     dataset, recipe = _network(cell, cell["tier"])
-    compute, options = _fields("compute", Compute, cell["compute"]), dict(cell["attack"])
-    attack = modification = None
-    if options:
-        check("attack", options, {"name": str, **ASIDE}, others=True)
-        if "name" not in options:
-            raise InputError("attack needs a name, such as cmps")
-        attack = build_attack(**{name: value for name, value in options.items() if name not in ASIDE})
+    compute, table = _fields("compute", Compute, cell["compute"]), cell["attack"]
+    attack = start = modification = None
+    if table:
+        attack = _attack("attack", table, ASIDE)
+        known = [each for each in LEARN_FROM if each != cell["split"]]
+        check_choice("attack", "learn_from", table.get("learn_from", "train"), known)
+        whole("attack", "seed", table.get("seed", 0), kind=int)
+    if "start" in table:
+        if not isinstance(attack, ImageAttack):
+            raise InputError("attack.start is of an attack that is made for one image each, such as sma; leave it out")
+        own = {"eps": attack.eps, "tied": attack.tied, **table["start"]}
+        start = _attack("attack.start", own, {"identities": int})
+        if not isinstance(start, UniversalAttack):
+            raise InputError(f"attack.start: {start.name} makes no delta for all images; name one such as cmps")
     if cell["modified"]:
         if attack or cell["split"] != "test" or compute != Compute() or recipe.settings.shuffle_labels:
             what = "trained in float32 on the right labels, and scored on test without an attack"
             raise InputError(f"a modified victim is {what}; leave compute, shuffle_labels, split and attack out")
         modification = _fields("modified", Modification, cell["modified"])
     kind = cell.get("name") or ("attack" if attack else "victim")
-    identities = options.get("identities") if isinstance(attack, UniversalAttack) else None
-    if "seed" in options:
-        whole("attack", "seed", options["seed"], kind=int)
-    how = {"compute": compute, "split": cell["split"], "anatomy": cell["anatomy"], "attack_seed": options.get("seed")}
-    run = Run(kind, cell["tier"], dataset, recipe, seed, attack, identities, modification, **how)
+    how = {"compute": compute, "split": cell["split"], "anatomy": cell["anatomy"], "attack_seed": table.get("seed")}
+    if isinstance(start or attack, UniversalAttack):
+        how["identities"] = {**table, **table.get("start", {})}.get("identities")
+        how["learn_from"] = table.get("learn_from", "train")
+    run = Run(kind, cell["tier"], dataset, recipe, seed, attack, start=start, modification=modification, **how)
     return replace(run, surrogate=_surrogate(cell, run, following)) if cell["surrogate"] else run
+
+
+def _attack(what: str, table: dict, aside: dict) -> UniversalAttack | ImageAttack:
+    """Return the attack of a table; aside: the kinds of what the table may hold beside the attack's own."""
+    check(what, table, {"name": str, **aside}, others=True)
+    if "name" not in table:
+        raise InputError(f"{what} needs a name, such as cmps")
+    return build_attack(**{name: value for name, value in table.items() if name not in aside})
 
 
 def _fields(what: str, kind: type, table: object) -> object:

@@ -73,12 +73,17 @@ def defaults(run: dict) -> dict:
     data = {name: item for name, item in run.get("dataset", {}).items() if name in ("name", "difficulty")}
     found = {"dataset": data_described(tier, data), "victim": recipe.describe()}
     if attack := run.get("attack"):
-        mode = {"mode": attack["mode"]} if "mode" in attack else {}
-        found["attack"] = {**build_attack(attack["name"], **mode).describe(), "identities": None}
+        found["attack"] = {**_usual(attack), "identities": None}
+        found["attack"] |= {"start": _usual(attack["start"])} if "start" in attack else {}
     found |= {part: asdict(kind()) for part, kind in OPTIONAL.items() if part in run}
     if "surrogate" in run:
         found["surrogate"] = defaults({**run["surrogate"], "tier": tier})
     return json.loads(json.dumps(found))
+
+
+def _usual(attack: dict) -> dict:
+    """Return what describes an attack that says no more than this one's name and mode."""
+    return build_attack(attack["name"], **({"mode": attack["mode"]} if "mode" in attack else {})).describe()
 
 
 def shortened(value: dict, usual: dict) -> dict:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vireid_lite.attacks import train_modified_victim
+from vireid_lite.attacks import UniversalAttack, train_modified_victim
 from vireid_lite.behaviour import made_with
 from vireid_lite.errors import InputError
 from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
@@ -72,15 +72,19 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
                 attacks = cache_folder() / "attacks"
                 note = attacks / f"{stable_hash([configuration, trained['key'], code])}.pt"
                 how |= {"identities": run.identities, "split": run.split, "take_apart": run.anatomy, "state_path": note}
-                for (network, card), its in zip(victims[1:], networks[1:], strict=True):
+                how |= {"learn_from": run.learn_from, "start": run.start}
+                for (network, _), its in zip(victims[1:], networks[1:], strict=True):
                     network.people = None if its.allow_seen_people else network.people
-                    made_by = [card["key"], configuration["attack"], run.seed, code]
-                    keep = attacks / f"{stable_hash(made_by)}.safetensors"
-                    how |= {"surrogate": (network, its.open(root)), "keep": keep}
+                    how["surrogate"] = network, its.open(root)
+                seed, learner = run.seed if run.attack_seed is None else run.attack_seed, run.start or run.attack
+                if isinstance(learner, UniversalAttack):  # one delta serves many targets, and what is made of it
+                    data = (configuration.get("surrogate") or configuration)["dataset"]
+                    learned = {**learner.describe(), "altered": "no"}, run.identities, run.learn_from, seed
+                    made_by = [victims[-1][1]["key"], data, learned, code]
+                    how["keep"] = attacks / f"{stable_hash(made_by)}.safetensors"
                 victim = stable_hash([trained["key"], configuration["dataset"], run.split])
                 if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
                     _CLEAN[victim] = clean_scores(model, dataset, run.split, chosen)
-                seed = run.seed if run.attack_seed is None else run.attack_seed
                 found = run_attack(run.attack, model, dataset, seed=seed, clean=_CLEAN[victim], **how)
                 told_moved(run.attack.stays, found.exact)  # or there is nothing that a card could hold
                 results = found.describe()
