@@ -14,8 +14,8 @@ from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.errors import InputError, check_choice, whole
 from vireid_lite.models.two_stream import evaluating
 
-# Whom a universal attack may learn from: the victim's own people, or some whom it has never seen.
-LEARN_FROM = ("train", "val", "tuning", "traffic")
+# Whom a universal attack may learn from: the victim's own people, or some whom neither it nor anyone else has seen.
+LEARN_FROM = ("train", "traffic")
 
 
 @contextmanager
@@ -57,16 +57,13 @@ def training_store(
 
 
 def taught(train: Dataset, identities: int | None, split: str = "train") -> list[Record]:
-    """Return the records of a data set's first `identities` people of one of LEARN_FROM, or of all.
-
-    Raises InputError where there are not as many, or none.
-    """
+    """Return the records of the first `identities` people in one of LEARN_FROM, or of all; InputError for more."""
     check_choice("attack", "learn_from", split, LEARN_FROM)
     known = getattr(train, split)
     there = sorted({record.identity for record in known})
     found = f"attack: {train.name} has {len(there):,} people to learn from" + f" in {split}" * (split != "train")
-    if split != "train" and not there:
-        raise InputError(f"{found}; give it some, or leave learn_from out")
+    if not there:
+        raise InputError(f"{found}; leave learn_from out")
     if identities is not None:
         there = there[: whole(found, "identities", identities, 1, len(there), int)]
     kept = set(there)

@@ -253,8 +253,7 @@ def _run(cell: dict, seed: int, following: int) -> Run:
     attack = start = modification = None
     if table:
         attack = _attack("attack", table, ASIDE)
-        known = [each for each in LEARN_FROM if each != cell["split"]]
-        check_choice("attack", "learn_from", table.get("learn_from", "train"), known)
+        check_choice("attack", "learn_from", table.get("learn_from", "train"), LEARN_FROM)
         whole("attack", "seed", table.get("seed", 0), kind=int)
     if "start" in table:
         if not isinstance(attack, ImageAttack):

@@ -214,8 +214,13 @@ def read_cards(folder: Path, **wanted: object) -> list[dict]:
 
 def is_stale(card: dict) -> bool:
     """Return whether a part of the card's run behaves otherwise now than when it was made, or has no entry."""
-    made = made_with(card)
+    made = made_with(card, card["made_with"])
     return card["made_with"] != made or not all(made.values())
+
+
+def same_behaviour(first: dict, second: dict) -> bool:
+    """Return whether all parts that both cards name behaved alike when either was made."""
+    return all(second["made_with"].get(part, made) == made for part, made in first["made_with"].items())
 
 
 def victim_of(card: dict) -> str:

@@ -15,7 +15,7 @@ from scipy.special import stdtr, stdtrit  # which scikit-learn needs
 
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.bootstrap import Interval
-from vireid_lite.study.cards import SAME, same_training
+from vireid_lite.study.cards import SAME, same_behaviour, same_training
 from vireid_lite.study.tables import DIRECTIONS, draw_of, one_training, paired, pooled
 
 MARGIN = 0.01  #: of mAP, one point; fixed before the runs
@@ -63,10 +63,8 @@ def effect(before: Sequence[dict], after: Sequence[dict], direction: str) -> Eff
         raise InputError("effects: the two rows have no victim in common")
     sides = [[row[victim] for victim in victims] for row in rows]
     for one, other in zip(*sides, strict=True):
-        modified = "modification" in one or "modification" in other
-        alike = [one[part] == other[part] for part in SAME] + [one.get("split") == other.get("split")]
-        alike += [hash == one["made_with"].get(part, hash) for part, hash in other["made_with"].items()]
-        if not all(alike) or not (modified or same_training(one, other)):
+        alike = all(one.get(part) == other.get(part) for part in (*SAME, "split")) and same_behaviour(one, other)
+        if not alike or not ("modification" in {*one, *other} or same_training(one, other)):
             what = f"the cards of seed {one['seed']} are of two victims, trainings, data sets, splits or behaviours"
             raise InputError(f"effects: {what}; compare attacks on one victim")
     first, second = ([card.get("scores_8_bit", card["scores"])[direction] for card in side] for side in sides)

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vireid_lite import metrics
 from vireid_lite.attacks import ImageAttack, ModifiedVictim, UniversalAttack, craft, load_perturbation
 from vireid_lite.attacks.frozen import taught, training_store, weights_hash
 from vireid_lite.attacks.perturbation import resized
-from vireid_lite.data import Dataset, Modality, Record, SyntheticVI, Trial, cached, fingerprint
+from vireid_lite.data import Dataset, Modality, SyntheticVI, Trial, cached, fingerprint
 from vireid_lite.errors import SPLITS, InputError, check_choice
 from vireid_lite.files import stable_hash, write_atomically
 from vireid_lite.metrics.anatomy import Anatomy, anatomy, unshifted, within_modality
@@ -28,7 +28,6 @@ from vireid_lite.models.official import load_official
 from vireid_lite.study.cards import plain
 from vireid_lite.victims import load_or_train, tier_dataset, tier_named
 
-OTHERS = 50  #: people on whom the mean shift of a universal perturbation is estimated, at most
 # Why the queries of a perturbation in 8 bits may stay as they were.
 ROUNDED = "what it adds there is zero, leaves [0, 1] or is less than a level of 8 bits"
 Victim = tuple[nn.Module, dict, Dataset]  #: on its device, its card, and the data at its size
@@ -165,8 +164,6 @@ def run_attack(
             if keep is not None:
                 made.made_by = {**made.made_by, "fit_seconds": time.perf_counter() - started}
                 made.save(keep)
-        if learn_from != "train":
-            check_unseen(made, dataset, ranked, "perturbation")
         made = learner.alter(made, seed)
         if learned_from.size != dataset.size:
             made = resized(made, dataset.size)
@@ -176,7 +173,9 @@ def run_attack(
         for modality in Modality:
             queries = cached(dataset, distinct(trials[modality], "query"), progress)
             crafted = craft(attack, source, queries, begin=made, seed=seed, progress=progress)
-            gained += [gains(crafted.gained)] if crafted.gained else []
+            if at := crafted.gained:  # "delta ahead": how often the walk from its own start missed a better point
+                ahead = float((at["delta"] > at["own start"]).float().mean())
+                gained.append({**{name: float(values.mean()) for name, values in at.items()}, "delta ahead": ahead})
             attacked.append(({"query_store": crafted}, {"query_store": crafted.rounded(attack.eps)}))
     seconds = time.perf_counter() - started
     options = {"device": device, "progress": False}
@@ -184,7 +183,7 @@ def run_attack(
         [evaluate(model, dataset, m, trials=trials[m], clean=clean[m], **attacked[m][p], **options) for m in Modality]
         for p in (0, 1)
     )
-    anatomies, beside, others = [], [], others_than(dataset, split)
+    anatomies, beside, others = [], [], dataset.val if split == "test" else []
     for m in Modality if take_apart else ():  # of one trial: of several, the first
         known = (clean[m], rounded[m]) if len(trials[m]) == 1 else None
         how = {"trial": trials[m][0], "evaluated": known, "device": device, **attacked[m][1]}
@@ -197,23 +196,6 @@ def run_attack(
         beside.append(more)
     made = made if learner is attack else None
     return Attacked(made, clean, exact, rounded, anatomies, seconds, surrogate is not None, beside, gained)
-
-
-def others_than(dataset: Dataset, split: str) -> list[Record]:
-    """Return the images of at most OTHERS people who are neither ranked in a split nor trained on, if any."""
-    other = next((name for name in ("val", "tuning") if name != split and getattr(dataset, name)), None)
-    there = len({record.identity for record in getattr(dataset, other)}) if other else 0
-    return taught(dataset, min(OTHERS, there), other) if there else []
-
-
-def gains(gained: dict[str, Tensor]) -> dict[str, float]:
-    """Return means over images of what an attack gained at each of STARTS, and how often more at the bare delta.
-
-    "delta ahead": the share of images for which the bare delta is worth more to the attack than where it ends from its
-    own start: each of them says that the attack had not found its optimum.
-    """
-    ahead = (gained["delta"] > gained["own start"]).float().mean()
-    return {**{name: float(values.mean()) for name, values in gained.items()}, "delta ahead": float(ahead)}
 
 
 def trials_of(dataset: Dataset, query_modality: Modality, split: str) -> list[Trial]:

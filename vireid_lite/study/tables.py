@@ -1,6 +1,7 @@
 """Tables of attacks, drawn from run cards alone: scores over seeds, paired intervals, and what has not run yet."""
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.cards import CARDS, CONFIGURATION, SAME, same_training, spread, victim_of
+from vireid_lite.study.cards import CARDS, CONFIGURATION, SAME, same_behaviour, same_training, spread, victim_of
 
 DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 LABELS = {name: name.upper() for name in ATTACKS} | {
@@ -105,9 +106,11 @@ def pooled(cards: Iterable[dict]) -> list[dict]:
     cards = sorted(cards, key=draw_of)
     if len({draw_of(card) for card in cards}) < len(cards):
         raise InputError("tables: a seed comes twice among cards of one row (two trainings, or kinds); filter them")
-    for name in (*(name for name in CONFIGURATION if name != "seed"), "made_with"):
-        if any(_undrawn(card, name) != _undrawn(cards[0], name) for card in cards):
-            raise InputError(f"tables: cards of one row differ in {name}; filter them, no mean is over two of these")
+    names = [name for name in CONFIGURATION if name != "seed"]
+    differ = [name for name in names if any(_undrawn(card, name) != _undrawn(cards[0], name) for card in cards)]
+    differ += ["made_with"] * (not all(same_behaviour(*pair) for pair in combinations(cards, 2)))
+    if differ:
+        raise InputError(f"tables: cards of one row differ in {differ[0]}; filter them, no mean is over two of these")
     return cards
 
 

@@ -186,14 +186,16 @@ class Tuning:
     def write(self, found: dict[str, dict], folder: Path, root: Root = None) -> list[str]:
         """Write the card of either victim from the cards of all trials; return their names."""
         rows, _ = self.rows(found)
+        known = {trial: found[self.run(trial).key] for trial in rows}
+        made_with = {part: made for card in known.values() for part, made in card["made_with"].items()}
         for seed in self.search.seeds:
-            own = {trial: row for trial, row in rows.items() if trial[1] == seed}
-            cards = [found[self.run(trial).key] for trial in own]
+            own = {setting: row for (setting, of), row in rows.items() if of == seed}
+            cards = [known[setting, seed] for setting in own]
             if not all(same_training(cards[0], card) for card in cards):
                 what = f"its trials are on two trainings of victim {seed}"
                 raise InputError(f"tune {self.name(seed, root)}: {what}; empty {cache_folder() / 'tuning'}")
             card = self.about(seed, root) | {"clean": [cards[0]["clean"][way]["mAP"] for way in DIRECTIONS]}
-            card |= {"trials": [[*trial[0], *row] for trial, row in own.items()], "made_with": cards[0]["made_with"]}
+            card |= {"trials": [[*setting, *row] for setting, row in own.items()], "made_with": made_with}
             card |= {"seconds": round(sum(each["wall_seconds"] for each in cards))}
             card |= {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "seal": UNSEALED.decode()}
             text = ",\n".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in card.items())

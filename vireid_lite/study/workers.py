@@ -52,7 +52,7 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
     configuration, dataset, chosen = run.with_images(root), run.open(root), pick_device(device)
     how = {"device": chosen, "progress": progress}
     # Read before anything runs: a file edited meanwhile is not what made the card.
-    code, made, note = source_hash(*ATTACK_CODE), made_with(configuration), None
+    code, made, note = source_hash(*ATTACK_CODE), made_with(configuration, ["interventions"] * run.anatomy), None
     if run.modification:
         modified = train_modified_victim(run.recipe, dataset, run.modification, seed=run.seed, **how)
         trained, started = modified.card, time.perf_counter()

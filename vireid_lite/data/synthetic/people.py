@@ -265,17 +265,16 @@ class SyntheticVI(Dataset):
         chances = np.array(list(shares.values())) / sum(shares.values())
         return person._replace(pattern=str(stream(self.seed, PATTERN, identity).choice(list(shares), p=chances)))
 
-    def read(self, record: Record, **worn: object) -> np.ndarray:
+    def read(self, record: Record, pattern: str | None = None) -> np.ndarray:
         """Render one crop as uint8, shape (height, width, 3); infrared has three equal channels.
 
-        worn: attributes of `Person` that are to be others than its own, all else equal, such as pattern="hoops".
+        pattern: what the person is to wear instead of its own, all else equal, such as "hoops".
         """
-        for name in worn:
-            check_choice("synthetic", "attribute", name, Person._fields)
-        if "pattern" in worn:
-            check_choice("synthetic", "pattern", worn["pattern"], WARDROBE["pattern"])
+        person = self.person(record.identity)
+        if pattern is not None:
+            check_choice("synthetic", "pattern", pattern, WARDROBE["pattern"])
+            person = person._replace(pattern=pattern)
         spectrum = SPECTRA[0 if record.modality == Modality.VISIBLE else 1 + self.thermal]
         busy, cast = self.knobs.clutter, self.knobs.colour_cast
         scene, cast = camera_scene(self.seed, record.camera, spectrum, self.size[0], busy, cast)
-        person = self.person(record.identity)._replace(**worn)
         return render(person, self.shot(record), scene, cast, spectrum, self.size)
