@@ -265,9 +265,16 @@ def test_lta_is_sma_with_momentum_on_infrared_images_and_on_no_others(model):
 
     for modality in Modality:
         images = images_for(modality)
-        local, plain = (kind()(model, images, modality) for kind in (LTA, Momentum))
-        assert torch.allclose(local, plain, rtol=0, atol=1e-12) == (modality == Modality.INFRARED)
-        assert not torch.allclose(plain, SMA()(model, images, modality), rtol=0, atol=1e-12)
+        found = LTA(), Momentum(), LTA(momentum=0.0), SMA()
+        local, plain, without, usual = (attack(model, images, modality) for attack in found)
+        for one, other in ((local, plain), (without, usual)):
+            assert torch.allclose(one, other, rtol=0, atol=1e-12) == (modality == Modality.INFRARED)
+        assert not torch.allclose(plain, usual, rtol=0, atol=1e-12)
+    for kind in (MFGSM, LTA):
+        with pytest.raises(InputError, match="momentum must be a number"):
+            kind(momentum=-0.1)
+    with pytest.raises(TypeError):
+        PGD(momentum=0.5)
 
 
 # From a delta
@@ -368,19 +375,6 @@ def test_of_several_starts_each_image_keeps_the_walk_that_gains_most(model, kind
             other(restarts=2)
     with pytest.raises(InputError, match="restarts must be a whole number"):
         kind(restarts=0)
-
-
-def test_momentum_is_an_option_where_the_attack_has_one(model):
-    images = images_for(Modality.INFRARED)
-    for kind in (MFGSM, LTA):
-        with pytest.raises(InputError, match="momentum must be a number"):
-            kind(momentum=-0.1)
-    assert torch.equal(LTA(momentum=0.0)(model, images, Modality.INFRARED), SMA()(model, images, Modality.INFRARED)), (
-        "on infrared images LTA is SMA with momentum"
-    )
-    assert not torch.equal(LTA()(model, images, Modality.INFRARED), SMA()(model, images, Modality.INFRARED))
-    with pytest.raises(TypeError):
-        PGD(momentum=0.5)
 
 
 @pytest.mark.parametrize("size", [(96, 48), (48, 96), (16, 8)])

@@ -381,7 +381,7 @@ def untuned(runs, folder):
 def test_evidence_runs_at_what_tuning_came_out_with():
     """A sweep of what is tuned, and what is run as printed, has a name that says so."""
     meant = ("printed", "sweep")
-    for path in sorted((BOOK / "campaigns").glob("evidence_*.toml")):
+    for path in sorted((BOOK / "campaigns").glob("evidence*.toml")):
         runs = [run for run in campaign.read_campaign(path) if not run.kind.startswith(meant)]
         assert not untuned(runs, BOOK / "results"), path.name
 

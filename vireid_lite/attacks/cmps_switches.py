@@ -161,13 +161,10 @@ class SwitchedCMPS(Switches, SignDescent):
                 found[most][turns, rows] = chosen + first[number]
         return Problem(store, batches, torch.cat([bank for bank, _ in banks]), *found)
 
-    def objective(
-        self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None, kept=1
-    ) -> Found:
+    def objective(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> Found:
         """Return the triplet loss of some crops under delta and the share of them whose hinge is active.
 
-        The turn is 0 for the first pass or the visible step, else 1; the crops `chosen`, (n,) bool, turned grey. Of
-        delta `kept` is left on each, (n, 1, H, W) of 0 and 1.
+        The turn is 0 for the first pass or the visible step, else 1; the crops `chosen`, (n,) bool, turned grey.
         """
         images, modality = images_of(problem.store, rows, model), problem.store.modalities[rows]
         turns = torch.full((len(rows),), turn)
@@ -177,17 +174,17 @@ class SwitchedCMPS(Switches, SignDescent):
                 turns[chosen & (modality == Modality.VISIBLE)] = 2
             elif self.bank == "mixed" and turn == 0:
                 turns[chosen] = 2
-        attacked = clip(images + kept * tie_infrared(delta, modality, self.tied), masked=self.clip == "masked")
+        attacked = clip(images + tie_infrared(delta, modality, self.tied), masked=self.clip == "masked")
         features = self.features(model, attacked, modality)
         eps = 1e-6 if self.mode == "released" else 0
         pull, push = (F.pairwise_distance(features, each, eps=eps) for each in problem.picked(rows, turns))
         terms = pull - push + self.margin
         return terms.clamp(min=0).mean(), (terms.detach() > 0).float().mean()
 
-    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows, *how: object) -> tuple:
+    def gradient(self, model: nn.Module, problem: Problem, delta: Tensor, rows, turn: int = 0, chosen=None) -> tuple:
         """Return the gradient of `objective` with respect to delta, (3, H, W), and what `objective` returns."""
         delta = delta.detach().requires_grad_()
-        loss, active = self.objective(model, problem, delta, rows, *how)
+        loss, active = self.objective(model, problem, delta, rows, turn, chosen)
         return torch.autograd.grad(loss, delta)[0], loss.detach(), active
 
     def step(self, model: nn.Module, problem: Problem, state: State, step: int, seed: int) -> dict:
@@ -203,8 +200,10 @@ class SwitchedCMPS(Switches, SignDescent):
         for part, (turn, rows) in enumerate(turns):
             probability = 0 if self.grey == "first" and part else self.grey_probability
             chosen = coins(len(rows), probability, seed, Stream.CMPS_GREY, step, part)
-            kept = erasing(len(rows), delta, seed, Stream.CMPS_ERASED, step, part) if self.erased else 1
-            found.append(self.gradient(model, problem, delta, rows, turn, chosen, kept))
+            kept = erasing(len(rows), delta, seed, Stream.CMPS_ERASED, step, part) if self.erased else None
+            under = kept * delta if self.erased else delta
+            gradient, *noted = self.gradient(model, problem, under, rows, turn, chosen)
+            found.append(((kept * gradient).sum(0) if self.erased else gradient, *noted))
             if self.update == "alternate":
                 self.descend(state, found[-1][0], size)
                 delta = state["delta"]

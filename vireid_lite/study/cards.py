@@ -128,6 +128,11 @@ def card_name(configuration: dict) -> str:
     return "-".join(str(part) for part in parts if part) + f"-s{configuration['seed']}-{unique}.json"
 
 
+def what_ran(name: str) -> str:
+    """Return the end of a card's file name: what ran, whatever the name of the run."""
+    return name[-13:]
+
+
 def write_card(folder: Path, configuration: dict, results: dict) -> Path:
     """Write the card of a run's configuration, plain values, and its results, whole or not at all; return its path."""
     card = {"schema": SCHEMA, "key": card_key(configuration), **shortened(configuration, defaults(configuration))}
@@ -219,8 +224,10 @@ def is_stale(card: dict) -> bool:
 
 
 def same_behaviour(first: dict, second: dict) -> bool:
-    """Return whether all parts that both cards name behaved alike when either was made."""
-    return all(second["made_with"].get(part, made) == made for part, made in first["made_with"].items())
+    """Return whether the parts that two cards share behaved alike when either was made."""
+    one, other = (card.get("made_with", {}) for card in (first, second))
+    shared = one.keys() & other.keys()
+    return one == other or (bool(shared) and all(one[part] == other[part] for part in shared))
 
 
 def victim_of(card: dict) -> str:

@@ -146,13 +146,12 @@ def run_attack(
         clean: scores without the attack where they are known already.
     """
     made, attacked, gained, trials = None, [], [], {m: trials_of(dataset, m, split) for m in Modality}
-    ranked = [*trials[Modality.VISIBLE], *trials[Modality.INFRARED]]
     source, learned_from = surrogate or (model, dataset)
     taught(learned_from, identities, learn_from)
     learner = attack if isinstance(attack, UniversalAttack) else start
     clean = clean or clean_scores(model, dataset, split, device)
     started = time.perf_counter()
-    check_unseen(source, dataset, ranked, "surrogate")
+    check_unseen(source, dataset, [*trials[Modality.VISIBLE], *trials[Modality.INFRARED]], "surrogate")
     if learner is not None:
         if keep is not None and keep.exists():
             made = load_perturbation(keep)

@@ -13,7 +13,16 @@ from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.cards import CARDS, CONFIGURATION, SAME, same_behaviour, same_training, spread, victim_of
+from vireid_lite.study.cards import (
+    CARDS,
+    CONFIGURATION,
+    SAME,
+    same_behaviour,
+    same_training,
+    spread,
+    victim_of,
+    what_ran,
+)
 
 DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 LABELS = {name: name.upper() for name in ATTACKS} | {
@@ -196,8 +205,8 @@ def _tuned(attack: dict) -> float | None:
 def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     """Return one Markdown sentence on the runs of a campaign (of one name) without a card, with the command, or ""."""
     runs = [run for run in read_campaign(campaign) if kind in (None, run.kind)]
-    made = {path.name[-13:] for path in folder.glob(CARDS)}  # its end says what ran, whatever the name of the runs
-    missing = sum(run.card_name()[-13:] not in made for run in runs)
+    made = {what_ran(path.name) for path in folder.glob(CARDS)}
+    missing = sum(what_ran(run.card_name()) not in made for run in runs)
     command = f"vireid-lite campaign book/campaigns/{campaign.name}"
     named = f" `{kind}`" if kind else ""
     return f"**Pending**: {missing} of {len(runs)} runs{named}. `{command}` makes them." if missing else ""

@@ -30,7 +30,7 @@ from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash,
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.metrics.evaluation import Evaluation, direction_name
 from vireid_lite.study.campaign import Results, Root, Run, opened, read_campaign
-from vireid_lite.study.cards import is_stale, read_card, write_card
+from vireid_lite.study.cards import CARDS, is_stale, read_card, what_ran, write_card
 from vireid_lite.study.run import clean_scores, run_attack, score_modified, scores_for_card, told_moved
 from vireid_lite.victims import load_or_train
 
@@ -109,7 +109,10 @@ def run_campaign(
     rerun_stale: make cards again that are stale, and only named otherwise. options: as of `run_all`, and so its errors.
     """
     opened.cache_clear()
-    runs = {run.card_name(root): run for run in read_campaign(path)}
+    there, runs = {what_ran(card.name): card.name for card in out.glob(CARDS)}, {}
+    for run in read_campaign(path):  # what the folder has under another name is not run again
+        name = run.card_name(root)
+        runs[name if (out / name).exists() else there.get(what_ran(name), name)] = run
     made = [name for name in runs if (out / name).exists()]
     stale = [name for name in made if is_stale(read_card(out / name))]
     todo = [run for name, run in runs.items() if name not in made or (rerun_stale and name in stale)]
