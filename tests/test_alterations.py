@@ -236,3 +236,17 @@ def test_strangers_who_are_not_there_are_refused():
     data = SyntheticVI(4, 2, size=(32, 16), val_identities=2, test_identities=2)
     with pytest.raises(InputError, match="0 people to learn from in traffic"):
         campaign.taught(data, None, "traffic")
+
+
+def test_a_perturbation_may_have_a_seed_of_its_own(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(ROWS[: ROWS.index("[[run]]")] + "[[run]]\nseeds = [2]\nattack = { name = 'sign-noise' }\n"
+                    "grid = { 'attack' = [{}, { seed = 7 }, { seed = 2 }] }\n")  # fmt: skip
+    report = workers.run_campaign(path, tmp_path / "out", progress=False)
+    usual, other, same = (cards.read_card(tmp_path / "out" / name) for name in report["ran"])
+    assert [card["attack"].get("seed") for card in (usual, other, same)] == [None, 7, 2]
+    assert {card["seed"] for card in (usual, other, same)} == {2}
+    assert usual["clean"] == other["clean"]
+    assert usual["scores"] == same["scores"] != other["scores"]
+    with pytest.raises(InputError, match="seed must be a whole number of at least 0, got -1"):
+        campaign.parse({"attack": {"name": "sign-noise", "seed": -1}})

@@ -80,16 +80,13 @@ def test_an_optimum_at_the_edge_is_said_unless_nothing_lies_beyond():
     inner = {**DRAW, "momentum": [0.5, 0.9]}
     assert "momentum" in played(Search(inner, [200, 201]), lambda s, _: -s[1])[0].edges
     more = {**DRAW, "restarts": [1, 2]}
-    assert played(Search(more, [200, 201]), lambda s, _: s[3] - s[2])[0].edges == ["restarts"], (
-        "of gradients others tell"
-    )
+    found = played(Search(more, [200, 201]), lambda s, _: s[3] - s[2])[0]
+    assert found.edges == ["restarts"], "of gradients others tell"
     assert "restarts" not in played(Search(more, [200, 201]), lambda s, _: -s[3])[0].edges
     turned = {**DRAW, "step_share": {"high": 1.0, "low": 0.02}, "momentum": [1.0, 0.9, 0.5, 0.0]}
     for best in (1e-4, 0.3, 100):
-        found, written = (
-            played(Search(d, [200, 201]), lambda s, _, b=best: bump(s, best=b))[0] for d in (narrow, turned)
-        )
-        assert found.edges == written.edges, "in whatever order it is written"
+        found = [played(Search(d, [200, 201]), lambda s, _, b=best: bump(s, best=b))[0] for d in (narrow, turned)]
+        assert found[0].edges == found[1].edges, "in whatever order it is written"
     one = {**DRAW, "momentum": [0.9], "gradients": [240]}
     assert played(Search(one, [200, 201]), bump)[0].edges == [], "what is not tuned has no edge"
 
@@ -206,9 +203,8 @@ def test_a_stale_tuning_is_named_kept_and_made_again_when_asked(tiny, tmp_path, 
     tiny.write_text(SHORT)
     names = tune(tiny, out)["ran"]
     for name in names:
-        (out / name).write_text(
-            json.dumps({**json.loads((out / name).read_text()), "made_with": {"scores": ""}, "seal": None})
-        )
+        changed = {**json.loads((out / name).read_text()), "made_with": {"scores": ""}, "seal": None}
+        (out / name).write_text(json.dumps(changed))
     monkeypatch.setattr(workers, "_card", lambda *_: pytest.fail("it ran"))
     assert tune(tiny, out)["stale"] == names
     report = tune(tiny, out, rerun_stale=True)
@@ -240,23 +236,17 @@ def test_trials_are_runs_on_people_held_out_for_tuning(vireid, tmp_path):  # noq
 @pytest.mark.parametrize(
     ("change", "to", "said"),
     [
-        ("seeds = [200, 201]", "seeds = [200]", "two different victims"),
         ("seeds = [200, 201]", "seeds = [200, 200]", "two different victims"),
         ("seeds = [200, 201]", "seeds = [200, 9]", "none of 0 to 9"),
-        ("seeds = [200, 201]", "seeds = [200, 'a']", "a seed must be a whole number"),
         ("trials = 3", "trials = 1", "trials must be a whole number of at least 2"),
-        ("trials = 3", "trials = 'three'", "trials must be of type int"),
         ("finalists = 2", "finalists = 4", "finalists must be a whole number of at most 3"),
         ("doublings = 1", "doubling = 1", "unknown key 'doubling'"),
         ("gradients = [1, 2]", "", "uap needs gradients"),
-        ("gradients = [1, 2]", "steps = [1, 2]", "uap needs gradients"),
         ("gradients = [1, 2]", "gradients = []", "a list of values, or low and high"),
-        ("gradients = [1, 2]", "gradients = [[1]]", "a list of values, or low and high"),
         ("gradients = [1, 2]", "gradients = [0]", "gradients must be a whole number"),
         ("momentum = [0.0, 0.9]", "momentun = [0.0]", "option 'momentun' is unknown"),
         ("momentum = [0.0, 0.9]", "momentum = 0.5", "momentum: a list of values"),
         ("low = 0.1, high = 1.0", "low = 0.1", "high must be a number"),
-        ("low = 0.1, high = 1.0", "low = 0.0, high = 1.0", "low must be a number"),
         ("low = 0.1, high = 1.0", "low = 2.5, high = 3.0", "step_share must be a number from 1e-09 to 2"),
         ("low = 0.1, high = 1.0", "low = 1.0, high = 0.1", "high must be a number from 1.0"),
         ("low = 0.1, high = 1.0", "low = 0.1, hihg = 1.0", "unknown key 'hihg'"),
@@ -289,12 +279,7 @@ def card_of(one: tuning.Tuning, trial, fall):
     both = {way: {"difference": {"mAP": {"difference": -fall}}} for way in DIRECTIONS}
     run = one.run(trial)
     known = {**run.configuration, "clean": {way: {"mAP": 0.8} for way in DIRECTIONS}, "scores_8_bit": both}
-    return run.key, {
-        **known,
-        "scores": {},
-        "wall_seconds": 30.0,
-        "made_with": {"scores": "01234567", "attack/some": "01234567"},
-    }
+    return run.key, {**known, "scores": {}, "wall_seconds": 30.0, "made_with": {"scores": "01234567"}}
 
 
 def finished(one: tuning.Tuning, folder: Path, fall=bump) -> list[str]:
@@ -341,14 +326,7 @@ def test_a_damaged_tuning_card_is_one_line(tmp_path):
     (one, *_), *_ = read_tunings(EVIDENCE)
     path = tmp_path / finished(one, tmp_path)[0]
     whole = path.read_text()
-    for text in (
-        "",
-        "[]",
-        "{}",
-        whole[:-40],
-        whole.replace('"clean":[0.8', '"clean":[0.9'),
-        whole.replace("0.5", "0.6"),
-    ):
+    for text in ("", "[]", "{}", whole[:-40], whole.replace('"clean":[0.8', '"clean":[0.9')):
         path.write_text(text)
         with pytest.raises(InputError, match="not a readable tuning card") as error:
             read_tuned(path)
@@ -420,18 +398,3 @@ def test_what_is_to_be_said_of_a_search_stands_behind_its_setting():
         "  # mAP -43.2; step_share at the edge; twice the gradients +0.61, not run to its end"
     )
     assert typed(card, found._replace(edges=[], gain=-0.001)).endswith("# mAP -43.2; twice the gradients -0.10")
-
-
-def test_a_perturbation_may_have_a_seed_of_its_own(tmp_path):
-    path = tmp_path / "c.toml"
-    path.write_text(TINY[: TINY.index("[[tune]]")] + "[[run]]\nseeds = [200]\nattack = { name = 'sign-noise' }\n"
-                    "grid = { 'attack' = [{}, { seed = 7 }, { seed = 200 }] }\n")  # fmt: skip
-    report = workers.run_campaign(path, tmp_path / "out", progress=False)
-    usual, other, same = (cards.read_card(tmp_path / "out" / name) for name in report["ran"])
-    assert [card["attack"].get("seed") for card in (usual, other, same)] == [None, 7, 200]
-    assert {card["seed"] for card in (usual, other, same)} == {200}
-    assert usual["clean"] == other["clean"]
-    assert usual["scores"] == same["scores"] != other["scores"]
-    path.write_text("[[run]]\nattack = { name = 'sign-noise', seed = -1 }\n")
-    with pytest.raises(InputError, match="seed must be a whole number of at least 0, got -1"):
-        campaign.read_campaign(path)
