@@ -7,6 +7,7 @@ import json
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -14,14 +15,19 @@ from miniatures import make_llcm, make_pairs, make_regdb, make_sysu
 
 from vireid_lite import behaviour, metrics, models, victims
 from vireid_lite.attacks import ATTACKS, IMAGE_SPECIFIC, build_attack, craft, train_modified_victim
+from vireid_lite.attacks.alterations import ALTERATIONS
 from vireid_lite.attacks.frozen import training_store
 from vireid_lite.attacks.modified_victim import Modification
 from vireid_lite.attacks.perturbation import resized
 from vireid_lite.behaviour import Found, Painted, aside, blocks, crops, features, history, named, plain
-from vireid_lite.data import Dataset, Modality, cached, load_dataset
+from vireid_lite.data import Dataset, Modality, Record, cached, load_dataset
+from vireid_lite.data.synthetic.people import WARDROBE
 from vireid_lite.metrics import likeness
+from vireid_lite.metrics.anatomy import unshifted
+from vireid_lite.metrics.attraction import DRESSED, attraction
+from vireid_lite.metrics.evaluation import evaluate
 from vireid_lite.study.run import run_attack, score_modified
-from vireid_lite.victims import tier_recipe
+from vireid_lite.victims import tier_dataset, tier_recipe
 
 SHARE, LINEAR = {"step_share": 0.4}, {"form": "linear", "identity": "off"}
 # What committed cards and campaigns ask of each attack, one way beside its name; tied or free is tried with the first.
@@ -172,6 +178,60 @@ def modified() -> Found:
     return found
 
 
+def controls() -> Found:
+    """Return what the options do that make controls: altered deltas, coarse noise, other stems, starts, the world."""
+    found: Found = {}
+    with aside(torch.float32):
+        data, model = Painted(), network()
+        store, chosen = training_store(data), sorted(data.train[:24], key=lambda record: record.modality)
+        drawn = torch.from_numpy(np.random.default_rng(3).integers(-8, 9, (3, 32, 16)) / 255)
+        for how, change in ALTERATIONS.items():
+            if change:
+                found[how] = plain(blocks(change(drawn, 3), 8, 4))
+        ways = {f"{cells} cells": ("sign-noise", {"cells": cells}) for cells in (1, 4)}
+        ways |= {"other stem": ("cmps", {**SHARE, "stem": "other"}), "erased": ("cmps", {**SHARE, "erased": True})}
+        ways |= {f"{name} momentum .5": (name, {"momentum": 0.5}) for name in ("m-fgsm", "lta", "uap")}
+        ways |= {"restarts": ("pgd", {"restarts": 3})}
+        for way, (name, options) in ways.items():
+            found |= named(way, once(name, options, model, data, store, chosen))
+        begin = build_attack("uap", steps=2, batch_size=8, altered="mirrored").fit(model, store, seed=3)
+        crafted = craft(build_attack("lta", steps=3), model, cached(data, chosen, False), begin=begin, seed=3)
+        found |= {f"gained at {name}": plain(values[::4]) for name, values in crafted.gained.items()}
+        world, patterns = tier_dataset("lite", without=["hoops", "plain"]), list(WARDROBE["pattern"])
+        found["world"] = plain([patterns.index(world.person(identity).pattern) for identity in range(40)])
+    return found
+
+
+class Clothed(Painted):
+    """The painted people in patterns that are known, and drawn over them where another one is asked for."""
+
+    def person(self, identity: int) -> SimpleNamespace:
+        return SimpleNamespace(pattern=("plain", "hoops", "dots")[identity % 3])
+
+    def read(self, record: Record, pattern: str | None = None) -> np.ndarray:
+        rows = {None: 0, "plain": 20, "hoops": 60 * (np.arange(self.size[0]) // 4 % 2), "stripes": 40}[pattern]
+        return np.clip(super().read(record) + np.broadcast_to(rows, self.size[0])[:, None, None], 0, 255).astype(
+            np.uint8
+        )
+
+
+def interventions() -> Found:
+    """Return what a card says beside an anatomy: the mean shift taken out, and what attracting people wear."""
+    found, world = {}, tier_dataset("lite")
+    dressed = np.stack([world.read(record, pattern) for record in world.test[:24:8] for pattern in DRESSED])
+    found["dressed"] = plain(blocks(dressed[..., 1] / 255))
+    with aside(torch.float32):
+        data, model = Clothed(held_out=9), network()
+        made = build_attack("sign-noise", eps=24 / 255).fit(model, training_store(data), seed=3)
+        for modality in Modality:
+            clean = evaluate(model, data, modality, progress=False)
+            how = {"perturb": made.apply_rounded, "clean": clean, "progress": False}
+            both = model, data, clean, evaluate(model, data, modality, **how)
+            said = {"unshifted": unshifted(*both, made.apply_rounded, data.val), "attraction": attraction(*both)}
+            found |= {f"{name} {modality}": plain(leaves(item)) for name, item in said.items()}
+    return found
+
+
 # What a card says of a direction, as its numbers follow here; a long list as its mean and two moments.
 FIELDS = ("rank1", "mAP", "mINP", "cmc", "trials", "chance", "minimum", "identity_rank1", "identity_AP")
 FIELDS += ("identity_queries", "difference", "broken", "clean", "attacked", "displacement", "cosine", "ssim", "psnr")
@@ -191,7 +251,7 @@ def leaves(value: object) -> list[float]:
     """Return the numbers of nested results, those of a table by the names."""
     if isinstance(value, dict):
         return [number for name in sorted(value) for number in leaves(value[name])]
-    numbers = np.atleast_1d(value)
+    numbers = np.ravel(value)
     if numbers.dtype == object:
         return [number for each in value for number in leaves(each)]
     places = np.arange(1, len(numbers) + 1)
@@ -288,6 +348,8 @@ PROBES = {
     **victims.PROBES,
     **{f"data/{name}": (lambda name=name: reader(name)) for name in ("sysu", "regdb", "llcm", "paired_folder")},
     **{f"attack/{name}": (lambda name=name: attack(name)) for name in ATTACKS},
+    "controls": controls,
+    "interventions": interventions,
     "modified": modified,
     "scores": scores,
 }

@@ -8,9 +8,10 @@ import torch
 from vireid_lite import models
 from vireid_lite.data import ImageStore, Modality, Record, Trial, cached
 from vireid_lite.errors import InputError
-from vireid_lite.metrics.anatomy import anatomy, hubs, shift_and_spread, within_modality
-from vireid_lite.metrics.evaluation import evaluate
+from vireid_lite.metrics.anatomy import anatomy, hubs, shift_and_spread, unshifted, within_modality
+from vireid_lite.metrics.evaluation import evaluate, identities_and_cameras
 from vireid_lite.metrics.likeness import psnr, ssim
+from vireid_lite.metrics.ranking import evaluate_features
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,42 @@ def test_images_that_the_protocol_drops_are_no_hubs():
         assert hubs(query, gallery, trial, protocol)[2] == images / 2
     # In llcm it is one's own image of the same camera that goes.
     assert hubs(query, gallery, trial_of([4, 5], [4, 5, 6], [2, 1], [2, 2, 1]), "llcm")[2] == 1
+
+
+# ---------------------------------------------------------------- the shift, taken out
+
+
+class Blocks(torch.nn.Module):
+    """A network whose feature is a picture's means over blocks, so that what is added to pixels is added to it."""
+
+    people = None
+
+    def embed(self, images, modality):
+        return torch.nn.functional.adaptive_avg_pool2d(images, (4, 2)).flatten(1)
+
+
+def test_a_shift_that_all_people_share_is_taken_out_whole(tiny):
+    added = torch.zeros(3, 32, 16)
+    added[0, :8] = 3
+    for modality in Modality:
+        clean = evaluate(Blocks(), tiny, modality, progress=False)
+        attacked = evaluate(Blocks(), tiny, modality, perturb=lambda x, _: x + added, clean=clean, progress=False)
+        assert attacked.mAP < clean.mAP - 0.02
+        found = unshifted(Blocks(), tiny, clean, attacked, lambda x, _: x + added, tiny.val)
+        (trial,) = tiny.trials(modality)
+        bare = torch.nn.functional.normalize(clean.query)
+        expected = evaluate_features(bare, clean.gallery, *identities_and_cameras(trial))
+        assert found["attacked"] == pytest.approx([expected.rank1, expected.mAP], abs=1e-5)
+        assert found["clean"][1] < found["attacked"][1], "clean queries lose what attacked ones gain"
+
+
+def test_where_nothing_shifts_nothing_comes_back(model, tiny):
+    clean = evaluate(model, tiny, Modality.VISIBLE, progress=False)
+    white = lambda x, _: torch.ones_like(x)  # noqa: E731
+    attacked = evaluate(model, tiny, Modality.VISIBLE, perturb=white, clean=clean, progress=False)
+    found = unshifted(model, tiny, clean, attacked, lambda x, _: x, tiny.val)
+    for name, scores in (("clean", clean), ("attacked", attacked)):
+        assert found[name] == pytest.approx([scores.rank1, scores.mAP], abs=1e-5)
 
 
 # ---------------------------------------------------------------- SSIM and PSNR

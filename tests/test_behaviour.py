@@ -27,7 +27,8 @@ def test_a_part_behaves_as_the_cards_were_made_with(part):
 
 def test_every_part_has_a_probe_and_an_entry():
     words = {"data": data.DATASETS, "victim": models.NETWORKS, "attack": attacks.ATTACKS}
-    parts = {f"{kind}/{name}" for kind, names in words.items() for name in names} | {"modified", "scores"}
+    parts = {f"{kind}/{name}" for kind, names in words.items() for name in names}
+    parts |= {"controls", "interventions", "modified", "scores"}
     assert set(PROBES) == set(behaviour.entries()) == parts
 
 
@@ -49,7 +50,22 @@ def test_a_surrogate_adds_its_parts_and_a_part_without_an_entry_is_stale():
     assert behaviour.parts_of({**run, "modification": {"loss": "quadruple"}})[-2:] == ["modified", "scores"]
     for card, stale in ((run, False), ({**run, "attack": {"name": "of tomorrow"}}, True)):
         assert cards.is_stale({**card, "made_with": behaviour.made_with(card)}) == stale
-    assert cards.is_stale({**run, "made_with": {**behaviour.made_with(run), "scores": "00000000"}})
+    begun = {**run, "attack": {"name": "sma", "start": {"name": "cmps", "altered": "no"}}}
+    assert behaviour.parts_of(begun)[2:] == ["attack/sma", "attack/cmps", "controls", "scores"]
+    asked = {"altered": "mirrored", "cells": 8, "erased": True, "stem": "other", "restarts": 2}
+    for name, value in asked.items():
+        for each, own in ((behaviour.KNOWN[name][0], []), (value, ["controls"])):
+            assert behaviour.parts_of({**run, "attack": {"name": "uap", name: each}})[2:] == [
+                "attack/uap",
+                *own,
+                "scores",
+            ]
+    for name, own in (("lta", ["controls"]), ("cmps", [])):
+        assert behaviour.parts_of({**run, "attack": {"name": name, "momentum": 0.5}})[3:] == [*own, "scores"]
+    assert "controls" in behaviour.parts_of({**run, "dataset": {"name": "synthetic", "without": ["hoops"]}})
+    for part in ("scores", "interventions", "of yesterday"):
+        assert cards.is_stale({**run, "made_with": {**behaviour.made_with(run), part: "00000000"}})
+    assert not cards.is_stale({**run, "made_with": behaviour.made_with(run, ["interventions"])})
 
 
 def test_no_committed_card_is_stale():

@@ -13,12 +13,13 @@ from naive_cmps import paper_steps, pillow_grey, released_steps
 from sklearn.cluster import KMeans
 
 from vireid_lite import models
-from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, UniversalPerturbation, budget, build_attack, frozen
-from vireid_lite.attacks.cmps_switches import NUMBERS, SWITCHES, SwitchedCMPS
+from vireid_lite.attacks import CMPS, IMAGE_SPECIFIC, UniversalPerturbation, budget, build_attack, cmps_switches, frozen
+from vireid_lite.attacks.cmps_switches import NUMBERS, SWITCHES, SwitchedCMPS, erasing
 from vireid_lite.attacks.features import extremes
 from vireid_lite.chapters.costs import COSTS
 from vireid_lite.data import ImageStore, Modality
 from vireid_lite.errors import InputError
+from vireid_lite.study.campaign import ASIDE
 from vireid_lite.study.cards import read_cards
 
 SEED = 5
@@ -407,13 +408,52 @@ def test_every_difference_between_the_modes_is_a_switch(model, store, mode, othe
     assert torch.equal(walked.fit(model, store, 1).delta, plain.fit(model, store, 1).delta)
 
 
+def test_the_other_stem_is_the_one_of_the_other_modality(model, store):
+    attack = CMPS(stem="other", steps=1, batch_size=8)
+    with frozen.frozen(model):
+        problem, state = attack.begin(model, store, 0)
+        rows = problem.batches[Modality.VISIBLE].at(0)
+        with stem_counts(model) as counts:
+            attack.gradient(model, problem, state["delta"], rows, 0)
+        images = store.batch(rows).to(next(model.parameters()))
+        for modality in Modality:
+            crossed = model.embed(images, modality.other)
+            each = torch.full((len(rows),), int(modality))
+            for given in (modality, each):
+                torch.testing.assert_close(attack.features(model, images, given), crossed)
+    assert counts == {Modality.VISIBLE: 0, Modality.INFRARED: len(rows)}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_erased_rectangle_takes_no_part_in_a_gradient_and_moves(model, store, tied, monkeypatch):
+    kept = erasing(40, torch.zeros(3, 32, 16), 1, 2)
+    assert torch.equal(kept, erasing(40, torch.zeros(3, 32, 16), 1, 2))
+    assert not torch.equal(kept, erasing(40, torch.zeros(3, 32, 16), 1, 3))
+    for mask in kept[:, 0] == 0:
+        rows, columns = (mask.any(axis).sum().item() for axis in (1, 0))
+        assert mask.sum() == rows * columns, "one rectangle"
+        assert 0.03 <= mask.float().mean() <= 0.40
+    assert len(np.unique(kept.numpy(), axis=0)) > 30
+    found = {}
+    for name, rows in (("none", 32), ("upper", 9), ("whole", 0)):
+        mask = torch.ones(1, 32, 16)
+        mask[:, :rows] = 0
+        monkeypatch.setattr(cmps_switches, "erasing", lambda count, *_, mask=mask: mask.expand(count, 1, 32, 16))
+        found[name] = CMPS(erased=True, steps=2, batch_size=8, tied=tied).fit(model, store, 0).delta
+    assert not found["none"].any()
+    assert not found["upper"][:, :9].any()
+    assert found["upper"][:, 9:].any()
+    assert torch.equal(found["whole"], CMPS(stem="own", steps=2, batch_size=8, tied=tied).fit(model, store, 0).delta)
+
+
 def test_every_committed_card_describes_its_attack():
     asked = [card["attack"] for card in read_cards(COSTS.parent) if card["attack"]]
-    distinct = {json.dumps({**attack, "identities": 0, "distance": 0}, sort_keys=True) for attack in asked}
+    distinct = {json.dumps({**attack, "identities": 0}, sort_keys=True) for attack in asked}
     assert len(distinct) == 81
     for attack in map(json.loads, distinct):
-        options = {name: value for name, value in attack.items() if name not in ("identities", "distance")}
-        fixed = ("momentum", "random_start") if attack["name"] in IMAGE_SPECIFIC else ()
+        options = {name: value for name, value in attack.items() if name not in ASIDE}
+        fixed = ("random_start",) if attack["name"] in IMAGE_SPECIFIC else ()
+        fixed += ("momentum",) if attack["name"] in IMAGE_SPECIFIC.keys() - {"m-fgsm", "lta"} else ()
         fixed += ("steps", "step_size") if attack["name"] == "fgsm" else ()
         built = build_attack(**{name: value for name, value in options.items() if name not in fixed})
         assert json.loads(json.dumps(built.describe())) == options

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vireid_lite import models
 from vireid_lite.attacks.budget import to_8_bits
-from vireid_lite.attacks.frozen import frozen
+from vireid_lite.attacks.frozen import frozen, generator_for, images_of
 from vireid_lite.attacks.image_specific import (
     AREA,
     ASPECT,
@@ -32,6 +32,7 @@ from vireid_lite.attacks.image_specific import (
     craft,
     locally_grey,
 )
+from vireid_lite.attacks.perturbation import UniversalPerturbation
 from vireid_lite.data import ImageStore, Modality, cached
 from vireid_lite.errors import InputError
 from vireid_lite.metrics.evaluation import embed_store
@@ -256,6 +257,83 @@ def test_odfa_turns_the_feature_and_is_sma_on_normalised_features(model, modalit
     assert torch.allclose(ODFA()(model, images, modality), SMA()(model, images, modality), rtol=0, atol=1e-12)
 
 
+def test_lta_is_sma_with_momentum_on_infrared_images_and_on_no_others(model):
+    """A rectangle of a grey image turned grey changes nothing but the last digit of a luma."""
+
+    class Momentum(SMA):
+        momentum = 1.0
+
+    for modality in Modality:
+        images = images_for(modality)
+        found = LTA(), Momentum(), LTA(momentum=0.0), SMA()
+        local, plain, without, usual = (attack(model, images, modality) for attack in found)
+        for one, other in ((local, plain), (without, usual)):
+            assert torch.allclose(one, other, rtol=0, atol=1e-12) == (modality == Modality.INFRARED)
+        assert not torch.allclose(plain, usual, rtol=0, atol=1e-12)
+    for kind in (MFGSM, LTA):
+        with pytest.raises(InputError, match="momentum must be a number"):
+            kind(momentum=-0.1)
+    with pytest.raises(TypeError):
+        PGD(momentum=0.5)
+
+
+# From a delta
+
+
+def delta_for(eps=8 / 255, tied=False):
+    drawn = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return UniversalPerturbation(eps * (2 * drawn - 1).sign(), eps, tied)
+
+
+@EVERY
+@pytest.mark.parametrize("modality", Modality)
+def test_a_walk_begins_where_it_is_told_and_keeps_the_budget(model, kind, modality):
+    images, guides = images_for(modality), guides_for()
+    begin = delta_for(tied=True).apply(images, modality)
+    found = kind(tied=True)(model, images, modality, guides, begin=begin)
+    check_attacked(found, images, 8 / 255 + 1e-6, modality == Modality.INFRARED)
+    assert torch.equal(found, kind(tied=True)(model, images, modality, guides, begin=begin, seed=9)) or kind is LTA
+    if kind is not FGSM:
+        short = kind(tied=True, steps=1, step_size=1e-6)
+        assert (short(model, images, modality, guides, begin=begin) - begin).abs().max() <= 1.001e-6
+        # Beyond the budget it is projected first.
+        far = short(model, images, modality, guides, begin=images + 0.5)
+        check_attacked(far, images, 8 / 255 + 1e-6)
+
+
+@EVERY
+def test_what_both_ends_gained_is_told_on_the_same_images(model, tiny, kind):
+    store = cached(tiny, tiny.val, False)
+    attack, begin = (
+        kind(**({} if kind is FGSM else {"steps": 3})),
+        UniversalPerturbation(torch.full((3, 32, 16), 0.03), 8 / 255),
+    )
+    usual, found = (craft(attack, model, store, begin=each, batch_size=9, seed=2) for each in (None, begin))
+    assert usual.gained == {}
+    assert [len(values) for values in found.gained.values()] == [len(store)] * 3
+    rows = rows_of(store, Modality.VISIBLE)[:9]  # the first batch
+    images, seed = images_of(store, rows, model), generator_for(2, 0, 0).initial_seed()
+    guides = None
+    if attack.needs:
+        bank = GuideBank(model, store, Modality.VISIBLE, 9)
+        guides = bank.guides(model.embed(images, Modality.VISIBLE).detach(), [store.records[r].identity for r in rows])
+    points = usual.images[rows], begin.apply(images, Modality.VISIBLE), found.images[rows]
+    for (name, values), point in zip(found.gained.items(), points, strict=True):
+        with frozen(model), torch.no_grad():
+            objective = attack.objective(Target(model, images, Modality.VISIBLE, guides, seed))
+            expected = objective(point.double(), attack.steps)
+        torch.testing.assert_close(values[rows].double(), expected, rtol=1e-4, atol=1e-5, msg=name)
+    if kind is not FGSM:
+        assert (found.gained["from delta"] > found.gained["delta"]).float().mean() > 0.8
+
+
+def test_a_start_that_is_no_point_of_the_problem_is_refused(model, tiny):
+    store = cached(tiny, tiny.val, False)
+    for attack, begin in ((SMA(), delta_for(9 / 255)), (SMA(tied=True), delta_for())):
+        with pytest.raises(InputError, match="a delta of its own eps, tied as it is, or from a smaller one"):
+            craft(attack, model, store, begin=begin)
+
+
 def test_fna_trades_the_same_person_for_the_farthest_other(model):
     images, guides = images_for(Modality.VISIBLE), guides_for()
     away, trade = (kind()(model, images, Modality.VISIBLE, guides) for kind in (MetricFGSM, FNA))
@@ -274,6 +352,29 @@ def test_random_starts_fill_the_budget_and_differ_with_the_seed(model):
             assert abs(noise.mean()) < 0.01
     for kind in (FGSM, MetricFGSM, MFGSM, FNA):
         assert torch.equal(kind().start(images, Modality.VISIBLE, 0), images)
+
+
+@pytest.mark.parametrize("kind", [PGD, SMA, LTA])
+def test_of_several_starts_each_image_keeps_the_walk_that_gains_most(model, kind):
+    """The walks have seeds of their own, the first the attack's, so more restarts cost no image anything."""
+    images = images_for(Modality.VISIBLE, count=6)
+    with frozen(model):
+        objective = kind().objective(Target(model, images, Modality.VISIBLE, seed=3))
+        gained, found = [], []
+        for restarts in (1, 2, 4):
+            attacked = kind(steps=2, restarts=restarts)(model, images, Modality.VISIBLE, seed=3)
+            gained.append(objective(attacked, 2).detach())
+            found.append(attacked)
+    assert (gained[0] <= gained[1]).all()
+    assert (gained[1] <= gained[2]).all()
+    kept = [torch.equal(*pair) for pair in zip(found[0], found[2], strict=True)]
+    assert not all(kept), "another start is the better one for some image"
+    assert (found[2] - images).abs().max() <= 8 / 255 + 1e-12
+    for other in (FGSM, FNA, MetricFGSM, MFGSM):
+        with pytest.raises(InputError, match="no random start"):
+            other(restarts=2)
+    with pytest.raises(InputError, match="restarts must be a whole number"):
+        kind(restarts=0)
 
 
 @pytest.mark.parametrize("size", [(96, 48), (48, 96), (16, 8)])

@@ -9,7 +9,7 @@ import pytest
 
 from vireid_lite.data.records import Modality
 from vireid_lite.data.synthetic.figure import LOWER, UPPER, Shot
-from vireid_lite.data.synthetic.people import CAMERAS, DIFFICULTIES, KNOB_LIMITS, SyntheticVI, draw_person
+from vireid_lite.data.synthetic.people import CAMERAS, DIFFICULTIES, KNOB_LIMITS, WARDROBE, SyntheticVI, draw_person
 from vireid_lite.errors import InputError
 
 SMALL = {"num_identities": 3, "images_per_modality": 2, "val_identities": 2, "test_identities": 2}
@@ -62,9 +62,40 @@ def test_seeds_identities_and_images_differ():
 def test_every_option_that_decides_pixels_is_described():
     plain = SyntheticVI(**SMALL)
     variants = [{"seed": 2}, {"difficulty": "hard"}, {"thermal": True}, {"size": (64, 32)}, {"images_per_modality": 3}]
-    variants += [{name: 0.123} for name in KNOB_LIMITS]
+    variants += [{name: 0.123} for name in KNOB_LIMITS] + [{"without": ["hoops"]}]
     described = [json.dumps(SyntheticVI(**{**SMALL, **variant}).describe(), sort_keys=True) for variant in variants]
     assert len({json.dumps(plain.describe(), sort_keys=True), *described}) == len(variants) + 1
+
+
+def test_a_world_without_a_pattern_is_the_same_world_but_for_those_who_wore_it():
+    plain, without = (
+        SyntheticVI(60, 1, val_identities=2, test_identities=2, **more) for more in ({}, {"without": ["hoops"]})
+    )
+    assert "without" not in plain.describe(), "unsaid, it changes no key"
+    assert without.describe() == {**plain.describe(), "without": ["hoops"]}
+    assert SyntheticVI(**SMALL, without=("hoops", "dots")).describe()["without"] == ["dots", "hoops"]
+    changed = set()
+    for identity in range(60):
+        before, after = plain.person(identity), without.person(identity)
+        assert after.pattern != "hoops"
+        if before.pattern == "hoops":
+            changed.add(after.pattern)
+            after = after._replace(pattern="hoops")
+        assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
+    assert len(changed) > 1, "those who wore it are drawn another, not all the same"
+    same, other = (
+        next(r for r in plain.train if (plain.person(r.identity).pattern == "hoops") == worn) for worn in (0, 1)
+    )
+    assert (plain.read(same) == without.read(same)).all()
+    assert (plain.read(other) != without.read(other)).any()
+    nearly = [name for name in WARDROBE["pattern"] if name != "checks"]
+    assert SyntheticVI(**SMALL, without=nearly).person(7).pattern == "checks"
+
+
+@pytest.mark.parametrize("value", ["hoops", ["tartan"], list(WARDROBE["pattern"]), [3], 1, None])
+def test_a_world_without_what_is_no_pattern_or_without_any_is_refused(value):
+    with pytest.raises(InputError, match="without must be a list of patterns"):
+        SyntheticVI(**SMALL, without=value)
 
 
 def test_splits_are_disjoint_and_complete():

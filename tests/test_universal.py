@@ -297,7 +297,8 @@ def test_batch_mates_by_hand():
 
 
 REFUSED = {
-    "col-del": [{"budget": "triple"}, {"levels": 1}],
+    "col-del": [{"budget": "triple"}, {"levels": 1}, {"altered": "mirrored"}],
+    "sign-noise": [{"cells": 1.5}, {"altered": True}],
     "uap": [{"step_share": 0}, {"rescale": 1}],
     "uap-retrieval": [{"grey_probability": 1.5}, {"clusters": -1}],
     "meta-attack": [{"margin": "0.5"}],

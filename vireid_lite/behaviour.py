@@ -1,17 +1,18 @@
 """Behaviour as numbers: what each part of a run computes on a small problem, and the parts a run card was made with.
 
-A part is a word of a run's configuration: its data set, its victim's network, its attack, "modified", "scores". A probe
-runs a part on a problem of seconds and returns numbers, of which `behaviour.json` holds an entry. A test holds code and
-entries together, so a card is of this code's behaviour as long as it names the entries that stand there. The probes of
-victims and synthetic data are in `victims`, as the weights that come with the package are checked by them; others are
-in tests/probes.py.
+A part is a word of a run's configuration: its data set, its victim's network, its attack, "modified", "scores". What
+attacks and data were asked for later is in "controls", and what stands beside an anatomy in "interventions", so that
+the older entries stay. A probe runs a part on a problem of seconds and returns numbers, of which `behaviour.json` holds
+an entry. A test holds code and entries together, so a card is of this code's behaviour as long as it names the entries
+that stand there. The probes of victims and synthetic data are in `victims`, as the weights that come with the package
+are checked by them; others are in tests/probes.py.
 
 Numbers must hold on every machine: crops are whole numbers drawn by whole numbers, and networks compute in float64,
 where rounding cannot turn the sign of a gradient; what is computed in float32 as usual is compared loosely.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import product
@@ -30,7 +31,11 @@ FILE = Path(__file__).with_name("behaviour.json")
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 # Pixels of 8 bits and float32 may round otherwise elsewhere: a fortieth of a grey level in a mean of a block, and the
 # last digits of a network's first losses. Files are decoded by other versions of a decoder: half a level.
-LOOSER = {"data/synthetic": 1e-4, "data/sysu": 2e-3, "data/regdb": 2e-3, "data/llcm": 2e-3, "data/paired_folder": 2e-3}
+LOOSER = {"data/synthetic": 1e-4, "interventions": 1e-4}
+LOOSER |= dict.fromkeys(("data/sysu", "data/regdb", "data/llcm", "data/paired_folder"), 2e-3)
+# Values of options that attacks' own entries hold, the usual one first; others are in "controls".
+KNOWN = {"altered": ["no"], "cells": [0], "erased": [False], "restarts": [1], "stem": ["own", "visible"]}
+KNOWN["momentum"] = [1, 0]  # but for CMPS, whose entry has others
 
 Found = dict[str, list[float]]
 
@@ -49,16 +54,23 @@ def entries() -> dict[str, Found]:
 
 def parts_of(run: dict) -> list[str]:
     """Return the parts of a run card, or of a configuration; a surrogate adds its own data and victim."""
-    parts = []
-    for side in filter(None, (run, run.get("surrogate"))):
+    sides, parts = [run, *filter(None, [run.get("surrogate")])], []
+    for side in sides:
         parts += [f"data/{side['dataset']['name']}", f"victim/{side['victim']['model']}"]
-    parts += [f"attack/{run['attack']['name']}"] if run["attack"] else []
-    return list(dict.fromkeys([*parts, *(["modified"] if run.get("modification") else []), "scores"]))
+    controls = any("without" in side["dataset"] for side in sides)
+    attacks = [each for each in (run["attack"], (run["attack"] or {}).get("start")) if each]
+    for attack in attacks:
+        parts.append(f"attack/{attack['name']}")
+        other = {name for name, known in KNOWN.items() if attack.get(name, known[0]) not in known}
+        controls |= len(attacks) > 1 or bool(other - ({"momentum"} if attack["name"] == "cmps" else set()))
+    parts += ["modified"] * bool(run.get("modification")) + ["controls"] * controls
+    return list(dict.fromkeys([*parts, "scores"]))
 
 
-def made_with(run: dict) -> dict[str, str]:
-    """Return 8 hex digits of the entry of each part of a run; "" for a part without one."""
-    return {part: stable_hash(entries()[part])[:8] if part in entries() else "" for part in parts_of(run)}
+def made_with(run: dict, more: Iterable[str] = ()) -> dict[str, str]:
+    """Return 8 hex digits of the entry of each part of a run, and of more parts; "" for a part without one."""
+    parts = dict.fromkeys([*parts_of(run), *more])
+    return {part: stable_hash(entries()[part])[:8] if part in entries() else "" for part in parts}
 
 
 def differs(part: str, found: Found) -> list[str]:

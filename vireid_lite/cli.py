@@ -217,10 +217,15 @@ def campaign(
     file: take.CampaignFile, out_dir: take.OutDir = Path("book/results"), data_root: take.DataRoot = None,
     workers: take.Processes = 1, device: take.Device = "auto", rerun_stale: take.RerunStale = False,
 ) -> None:  # fmt: skip
-    """Run every run of FILE that has no card yet, one card each."""
-    from vireid_lite.study.workers import run_campaign
+    """Run every run of FILE that has no card yet, one card each, then what it asks to tune, two cards an attack."""
+    from vireid_lite.study.tuning import read_tunings, tune
+    from vireid_lite.study.workers import run_all, run_campaign
 
-    report = run_campaign(file, out_dir, workers=workers, device=device, root=data_root, rerun_stale=rerun_stale)
+    options = {"workers": workers, "device": device, "root": data_root, "rerun_stale": rerun_stale}
+    asked = read_tunings(file)  # what is wrong with it is said before anything runs
+    report = run_campaign(file, out_dir, **options)
+    for state, names in (tune(file, out_dir, run_all, **options) if asked else {}).items():
+        report[state] = report.get(state, []) + names
     for state, names in report.items():
         print(f"{state}: {len(names)}" + "".join(f"\n  {name}" for name in names))
 

@@ -27,9 +27,10 @@ SWITCHES = {
     "score": {"paper": "cosine", "released": "dot"},
     "feature": {"paper": "embedding", "released": "pooled"},
     "centroid_input": {"paper": "normalised", "released": "raw"},
-    "stem": {"paper": "own", "released": "visible"},
+    "stem": {"paper": "own", "released": "visible", "else": "other"},
     "grey": {"paper": "every", "released": "first"},
     "grey_anchor": {"paper": False, "released": False, "else": True},
+    "erased": {"paper": False, "released": False, "else": True},
     "initial": {"paper": "zero", "released": "zero", "else": "uniform"},
     "clip": {"paper": "straight-through", "released": "masked"},
     "shuffle": {"paper": True, "released": False},
@@ -63,7 +64,10 @@ class SwitchedCMPS(Switches, SignDescent):
         score: similarity with L2-normalised centroids ("cosine") or with centroids as they are ("dot").
         feature: "embedding" (what is ranked: L2-normalised, after the BNNeck) or "pooled" (before it, not normalised).
         centroid_input: with the network's mean and std ("normalised"), or "raw" without them (utils.py:36-45).
-        stem: each image's "own", or the "visible" one for all.
+        stem: each image's "own", the "visible" one for all, or the "other" one, which imitates a network that crosses
+            (Bian et al., "Modality Unified Attack", arXiv 2501.12761).
+        erased: each gradient is taken with a rectangle of delta set to 0 on each crop, so that it leans on no one place
+            (Bian et al., MTGA, arXiv 2409.04208; how large it is there is not known here).
         grey, grey_anchor: crops turn grey in "every" pass or only in the "first"; a visible one then takes equation 1's
             middle term instead of the first.
         initial: "zero", or "uniform": Rand(0, 1) of 255 levels, the paper's text.
@@ -105,7 +109,8 @@ class SwitchedCMPS(Switches, SignDescent):
 
     def features(self, model: nn.Module, images: Tensor, modality: Modality | Tensor) -> Tensor:
         """Return the features the triplet is about, (N, D), of images (N, 3, H, W) in [0, 1]."""
-        stem = Modality.VISIBLE if self.stem == "visible" else modality
+        other = 1 - modality if isinstance(modality, Tensor) else modality.other
+        stem = {"own": modality, "visible": Modality.VISIBLE, "other": other}[self.stem]
         return model.embed(images, stem) if self.feature == "embedding" else model(images, stem).pooled
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> Problem:
@@ -195,7 +200,10 @@ class SwitchedCMPS(Switches, SignDescent):
         for part, (turn, rows) in enumerate(turns):
             probability = 0 if self.grey == "first" and part else self.grey_probability
             chosen = coins(len(rows), probability, seed, Stream.CMPS_GREY, step, part)
-            found.append(self.gradient(model, problem, delta, rows, turn, chosen))
+            kept = erasing(len(rows), delta, seed, Stream.CMPS_ERASED, step, part) if self.erased else None
+            under = kept * delta if self.erased else delta
+            gradient, *noted = self.gradient(model, problem, under, rows, turn, chosen)
+            found.append(((kept * gradient).sum(0) if self.erased else gradient, *noted))
             if self.update == "alternate":
                 self.descend(state, found[-1][0], size)
                 delta = state["delta"]
@@ -204,3 +212,13 @@ class SwitchedCMPS(Switches, SignDescent):
         if self.update != "alternate":
             self.descend(state, found[0][0] + found[1][0] * inside, size)
         return self.noted([each[1:] for each in found], state["delta"])
+
+
+def erasing(count: int, delta: Tensor, *numbers: int) -> Tensor:
+    """Return 0 in a rectangle of each crop, of 0.2 to 0.6 of its sides, and 1 around it, (count, 1, H, W)."""
+    side, place = torch.rand(2, count, 2, generator=generator_for(*numbers))
+    side = 0.2 + 0.4 * side
+    middle = side / 2 + place * (1 - side)
+    y, x = ((torch.arange(length) + 0.5) / length for length in delta.shape[-2:])
+    inside = [(at - middle[:, axis, None]).abs() < side[:, axis, None] / 2 for axis, at in enumerate((y, x))]
+    return (~(inside[0][:, None, :, None] & inside[1][:, None, None])).to(delta)

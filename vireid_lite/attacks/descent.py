@@ -1,7 +1,7 @@
 """The loop of every universal attack, and the sign step of those that follow a gradient."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from vireid_lite.attacks.alterations import ALTERATIONS
 from vireid_lite.attacks.budget import EPS, check_eps, clip, l1_normalised, luma, tie_infrared
 from vireid_lite.attacks.features import Problem
 from vireid_lite.attacks.frozen import Stream, coins, frozen, images_of, training_store, weights_hash
@@ -26,7 +27,7 @@ Found = tuple[Tensor, Tensor]  #: a loss, and the share of crops whose hinge is 
 State = dict[str, Tensor | nn.Module | Optimizer]  #: what a step changes, by name
 
 # What an attack's numbers may be: the least whole number, or a range.
-WHOLE = {"steps": 1, "batch_size": 2, "clusters": 0, "instances": 2, "levels": 2, "width": 8}
+WHOLE = {"steps": 1, "batch_size": 2, "clusters": 0, "instances": 2, "levels": 2, "width": 8, "cells": 0}
 RANGES = {"step_share": (1e-9, 2), "grey_probability": (0, 1), "learning_rate": (1e-9, 1), "scale": (1e-9, math.inf)}
 RANGES |= dict.fromkeys(("momentum", "decay", "margin", "alpha", "head_rate"), (0, math.inf))
 
@@ -43,20 +44,24 @@ class UniversalAttack:
         eps: budget in [0, 1] pixels.
         batch_size: images of one gradient evaluation.
         tied: what infrared images receive has three equal channels.
+        altered: a control made of the learned delta, one of `alterations.ALTERATIONS`.
     """
 
     name: ClassVar[str]
     knows: ClassVar[str] = "the victim's weights; unlabelled training images"
     stays: ClassVar[str] = "what it adds there is zero, or leaves [0, 1]"  # why an image may be left as it was
     gradients_per_step: ClassVar[int] = 1
+    delta_alone: ClassVar[bool] = True  # whether delta is all that it learns
     choices: ClassVar[dict[str, tuple]] = {}  # parameters that are one of a few words
     eps: float = EPS
     steps: int = 200
     batch_size: int = 32
     tied: bool = False
+    altered: str = "no"
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
+        check_choice(self.name, "altered", self.altered, ALTERATIONS if self.delta_alone else ("no",))
         for field in fields(self):
             given = self.name, field.name, getattr(self, field.name)
             if field.name in self.choices:
@@ -120,7 +125,16 @@ class UniversalAttack:
             made = self.finish(state, history, seed)
             if store.dataset is not None and self.gradients_per_step:  # noise learns from nobody
                 made.made_by["people"] = " ".join(sorted(people(store.dataset, store.records)))
+            return self.alter(made, seed)
+
+    def alter(self, made: Perturbation, seed: int) -> Perturbation:
+        """Return what was learned, altered as `altered` says."""
+        if self.altered == "no":
             return made
+        change, delta = ALTERATIONS[self.altered], made.delta
+        many = isinstance(delta, dict)
+        delta = {m: change(each, seed) for m, each in delta.items()} if many else change(delta, seed)
+        return replace(made, delta=delta, made_by={**made.made_by, "altered": self.altered})
 
 
 @dataclass(frozen=True, kw_only=True)

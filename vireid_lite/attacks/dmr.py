@@ -95,6 +95,7 @@ class DMR(UniversalAttack):
 
     name: ClassVar[str] = "dmr"
     knows: ClassVar[str] = "the victim's weights; training images with identities; a perturbation for each image"
+    delta_alone: ClassVar[bool] = False
     learning_rate: float = 1e-3
     margin: float = 0.3
     instances: int = 8

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from vireid_lite.data.records import Dataset, Record
 from vireid_lite.data.store import ImageStore, cached
-from vireid_lite.errors import InputError, whole
+from vireid_lite.errors import InputError, check_choice, whole
 from vireid_lite.models.two_stream import evaluating
+
+# Whom a universal attack may learn from: the victim's own people, or some whom neither it nor anyone else has seen.
+LEARN_FROM = ("train", "traffic")
 
 
 @contextmanager
@@ -39,8 +42,10 @@ def images_of(store: ImageStore, rows: np.ndarray, model: nn.Module) -> Tensor:
     return store.batch(rows, weight.device).to(weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def training_store(train: Dataset | ImageStore, identities: int | None = None, progress: bool = False) -> ImageStore:
-    """Return a store as given, or the training crops of a data set's first `identities` people, or of all."""
+def training_store(
+    train: Dataset | ImageStore, identities: int | None = None, progress: bool = False, split: str = "train"
+) -> ImageStore:
+    """Return a store as given, or the crops of a data set's first `identities` people of a split, or of all."""
     if hasattr(train, "clean"):
         raise InputError("fit: these crops are attacked already; pass the clean ones")
     if isinstance(train, ImageStore):
@@ -48,23 +53,28 @@ def training_store(train: Dataset | ImageStore, identities: int | None = None, p
     if not isinstance(train, Dataset):
         found = f"got {type(train).__name__}, which has no reader"
         raise InputError(f"fit: a data set or an ImageStore is needed, {found}; pass its data set")
-    return cached(train, taught(train, identities), progress)
+    return cached(train, taught(train, identities, split), progress)
 
 
-def taught(train: Dataset, identities: int | None) -> list[Record]:
-    """Return the training records of a data set's first `identities` people, or of all; InputError for more."""
-    there = sorted({record.identity for record in train.train})
+def taught(train: Dataset, identities: int | None, split: str = "train") -> list[Record]:
+    """Return the records of the first `identities` people in one of LEARN_FROM, or of all; InputError for more."""
+    check_choice("attack", "learn_from", split, LEARN_FROM)
+    known = getattr(train, split)
+    there = sorted({record.identity for record in known})
+    found = f"attack: {train.name} has {len(there):,} people to learn from" + f" in {split}" * (split != "train")
+    if not there:
+        raise InputError(f"{found}; leave learn_from out")
     if identities is not None:
-        found = f"attack: {train.name} has {len(there):,} people to learn from"
         there = there[: whole(found, "identities", identities, 1, len(there), int)]
     kept = set(there)
-    return [record for record in train.train if record.identity in kept]
+    return [record for record in known if record.identity in kept]
 
 
 class Stream(IntEnum):
     """What an attack draws from its seed; each has a stream of its own, and every draw of a stream further numbers."""
 
-    CMPS_BANK, CMPS_START, CMPS_GREY, NOISE, GREY, FEATURE_NOISE, HEADS = 2, 3, 4, 11, 12, 21, 22
+    CMPS_BANK, CMPS_START, CMPS_GREY, CMPS_ERASED, NOISE, GREY, ALTERED = 2, 3, 4, 5, 11, 12, 13
+    FEATURE_NOISE, HEADS, RESTART = 21, 22, 31
 
 
 def generator_for(*numbers: int) -> torch.Generator:

@@ -16,13 +16,15 @@ from tqdm import tqdm
 
 from vireid_lite.attacks.budget import EPS, ModalityLike, check_eps, luma, project, tie_infrared, to_8_bits
 from vireid_lite.attacks.features import over_crops
-from vireid_lite.attacks.frozen import frozen, generator_for, images_of, noise
+from vireid_lite.attacks.frozen import Stream, frozen, generator_for, images_of, noise
+from vireid_lite.attacks.perturbation import Perturbation
 from vireid_lite.data import ImageStore, Modality, Record
 from vireid_lite.data.records import check_modality, one_modality
 from vireid_lite.errors import MANY, InputError, check_flag, check_number, whole
 from vireid_lite.models.two_stream import check_images
 
 Objective = Callable[[Tensor, int], Tensor]  #: (images, step) -> (N,), what an attack maximises for each image
+STARTS = ("own start", "delta", "from delta")  #: the points at which `craft` tells what an attack gained
 AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)  # LTA's rectangle: share of the image, height / width
 
 
@@ -55,6 +57,7 @@ class ImageAttack:
         steps: gradient evaluations an image; int(min(eps + 4, 1.25 eps)) (Kurakin et al. 2017) is 10 for eps 8.
         step_size: None is eps / 4 (Madry et al.: 2 for 8).
         tied: what infrared images receive has three equal channels, as they have.
+        restarts: walks from a random start, of which each image keeps the one that gains most (Madry et al. 2018).
     """
 
     name: ClassVar[str]
@@ -67,12 +70,16 @@ class ImageAttack:
     steps: int = 10
     step_size: float | None = None
     tied: bool = False
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
         whole(self.name, "steps", self.steps, 1, MANY, int)
         check_number(self.name, "step_size", self.rate, 1e-9, 1)
         check_flag(self.name, "tied", self.tied)
+        check_number(self.name, "momentum", self.momentum)
+        if whole(self.name, "restarts", self.restarts, 1, MANY, int) > 1 and not self.random_start:
+            raise InputError(f"{self.name}: it has no random start, so restarts would repeat it; leave them out")
 
     @property
     def rate(self) -> float:
@@ -84,8 +91,12 @@ class ImageAttack:
         fixed = {"step_size": self.rate, "momentum": self.momentum, "random_start": self.random_start}
         return {"name": self.name, **asdict(self), **fixed}
 
-    def __call__(self, model: nn.Module, images: Tensor, modality: ModalityLike, guides=None, seed: int = 0) -> Tensor:
+    def __call__(
+        self, model: nn.Module, images: Tensor, modality: ModalityLike, guides=None, seed: int = 0, *, begin=None
+    ) -> Tensor:
         """Return images (N, 3, H, W) in [0, 1] within eps of those given; the victim is left bit-identical.
+
+        begin: images within eps of those given, where the walk starts instead of at its own `start`.
 
         Raises InputError for bad images, and for `Guides` that are needed and missing or of another number.
         """
@@ -98,16 +109,33 @@ class ImageAttack:
         with frozen(model), torch.enable_grad():
             images = images.detach().clone()  # what inference_mode made takes no part in a gradient
             objective = self.objective(Target(model, images, modality, guides, seed))
-            adversarial, velocity = self.start(images, modality, seed), torch.zeros_like(images)
-            for step in range(self.steps):
-                gained = objective(adversarial.requires_grad_(), step).sum()
-                (gradient,) = torch.autograd.grad(gained, adversarial)
-                gradient = tie_infrared(gradient, modality, self.tied)
-                size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
-                velocity = self.momentum * velocity + gradient / size
-                # The gradient is taken at an image already clipped, so no clip stands in its way.
-                adversarial = project(adversarial.detach() + self.rate * velocity.sign(), images, self.eps)
+            if begin is not None:
+                return self.walk(objective, images, modality, project(begin, images, self.eps))
+            seeds = [seed, *(generator_for(seed, Stream.RESTART, n).initial_seed() for n in range(1, self.restarts))]
+            found = [self.walk(objective, images, modality, self.start(images, modality, each)) for each in seeds]
+            if len(found) == 1:
+                return found[0]
+            with torch.no_grad():
+                best = torch.stack([objective(adversarial, self.steps) for adversarial in found]).argmax(0)
+        return torch.stack(found)[best, torch.arange(len(images))]
+
+    def walk(self, objective: Objective, images: Tensor, modality: ModalityLike, begin: Tensor) -> Tensor:
+        """Return what the steps make of images, (N, 3, H, W), from where they begin, within eps."""
+        adversarial, velocity = begin, torch.zeros_like(images)
+        for step in range(self.steps):
+            gained = objective(adversarial.requires_grad_(), step).sum()
+            (gradient,) = torch.autograd.grad(gained, adversarial)
+            gradient = tie_infrared(gradient, modality, self.tied)
+            size = gradient.abs().mean((1, 2, 3), keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+            velocity = self.momentum * velocity + gradient / size
+            # The gradient is taken at an image already clipped, so no clip stands in its way.
+            adversarial = project(adversarial.detach() + self.rate * velocity.sign(), images, self.eps)
         return adversarial
+
+    def gained(self, model, images: Tensor, found: Tensor, modality: ModalityLike, guides=None, seed=0) -> Tensor:
+        """Return what the attack maximises at images that were found for some images, (N,), as a next step sees it."""
+        with frozen(model), torch.no_grad():
+            return self.objective(Target(model, images, modality, guides, seed))(found, self.steps)
 
     def start(self, images: Tensor, modality: ModalityLike, seed: int) -> Tensor:
         """Return where the walk begins: the images, or uniform noise of +-eps on them."""
@@ -155,11 +183,12 @@ class MetricFGSM(ImageAttack):
         return lambda x, step: (target.features(x)[:, None] - target.guides.same).square().sum((1, 2))
 
 
+@dataclass(frozen=True, kw_only=True)
 class MFGSM(MetricFGSM):
     """Metric-FGSM with momentum 1 (MI-FGSM's rule), M-FGSM in the tables of CMPS."""
 
     name = "m-fgsm"
-    momentum = 1.0
+    momentum: float = 1.0
 
 
 class SMA(ImageAttack):
@@ -197,8 +226,9 @@ class FNA(ImageAttack):
 class ODFA(ImageAttack):
     """Opposite-direction feature attack: towards minus the clean feature, -MSE(f(x'), -f(x)).
 
-    On features of length 1, `|f' + f|^2 = 4 - |f' - f|^2`: SMA's ascent, whose zero gradient at the start the published
-    code leaves to rounding. Source: Zheng et al., "U-turn", generate_attack_query.py:199-229.
+    On features of length 1, `|f' + f|^2 = 4 - |f' - f|^2`: SMA's ascent, so that of the two one counts. Its zero
+    gradient at the start the published code leaves to rounding.
+    Source: Zheng et al., "U-turn", generate_attack_query.py:199-229.
     """
 
     name = "odfa"
@@ -209,6 +239,7 @@ class ODFA(ImageAttack):
         return lambda x, step: -(target.features(x) - opposite).square().mean(1)
 
 
+@dataclass(frozen=True, kw_only=True)
 class LTA(ImageAttack):
     """Local transformation attack: away from the clean image with one rectangle turned grey, drawn anew each step.
 
@@ -217,8 +248,8 @@ class LTA(ImageAttack):
     """
 
     name = "lta"
-    momentum = 1.0
     random_start = True
+    momentum: float = 1.0
 
     def objective(self, target: Target) -> Objective:
         def away(x: Tensor, step: int) -> Tensor:
@@ -274,11 +305,15 @@ class GuideBank:
 
 
 class AdversarialStore(ImageStore):
-    """Attacked crops and the clean ones, (N, 3, H, W) float32 in [0, 1] on the CPU."""
+    """Attacked crops and the clean ones, (N, 3, H, W) float32 in [0, 1] on the CPU.
 
-    def __init__(self, records: Sequence[Record], images: Tensor, clean: Tensor) -> None:
+    gained: what the attack maximises, (N,) each, where the walk ends from its own start, at the delta that it was to
+    start from, and where the walk from there ends; empty where it had no delta.
+    """
+
+    def __init__(self, records: Sequence[Record], images: Tensor, clean: Tensor, gained: dict | None = None) -> None:
         super().__init__(images, records)
-        self.clean = clean
+        self.clean, self.gained = clean, gained or {}
         self.changed = torch.tensor([not torch.equal(*pair) for pair in zip(images, clean, strict=True)], dtype=bool)
 
     @property
@@ -296,14 +331,29 @@ class AdversarialStore(ImageStore):
 
 @torch.no_grad()
 def craft(
-    attack: ImageAttack, model: nn.Module, store: ImageStore, *, guide_store=None, batch_size=64, seed=0, progress=False
+    attack: ImageAttack,
+    model: nn.Module,
+    store: ImageStore,
+    *,
+    guide_store: ImageStore | None = None,
+    begin: Perturbation | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
 ) -> AdversarialStore:
     """Attack every crop of a store, in batches of one modality, on the model's device.
 
     Args:
+        begin: where every walk starts, a point of each image's own problem; the usual walk is made beside it, and what
+            both gained is told.
         guide_store: an ImageStore of guides, images of the crop's own modality and identity, better more than one: a
             lone crop guided by itself starts at a zero gradient. None stands for the store itself, as in adv-reid.
+
+    Raises InputError where `begin` has a larger budget than the attack, or free channels where the attack ties them.
     """
+    if begin is not None and (begin.budget > attack.eps * (1 + 1e-6) or (attack.tied and not begin.tied)):
+        raise InputError(f"{attack.name}: it starts from a delta of its own eps, tied as it is, or from a smaller one")
+    gained = torch.empty(len(STARTS), len(store) if begin is not None else 0)
     guide_store = store if guide_store is None else guide_store
     batch_size = whole("craft", "batch_size", batch_size, 1)
     images, clean = (torch.empty(len(store), 3, *store.images.shape[1:3]) for _ in range(2))
@@ -315,7 +365,14 @@ def craft(
             for number, chunk in enumerate(np.split(rows, range(batch_size, len(rows), batch_size))):
                 batch, people = images_of(store, chunk, model), [store.records[row].identity for row in chunk]
                 guides = bank and bank.guides(model.embed(batch, modality), people)
-                attacked = attack(model, batch, modality, guides, generator_for(seed, modality, number).initial_seed())
+                how = guides, generator_for(seed, modality, number).initial_seed()
+                attacked = usual = attack(model, batch, modality, *how)
+                if begin is not None:
+                    at = begin.apply(batch, modality)
+                    attacked = attack(model, batch, modality, *how, begin=at)
+                    for row, end in zip(gained, (usual, at, attacked), strict=True):
+                        row[chunk] = attack.gained(model, batch, end, modality, *how).float().cpu()
                 images[chunk], clean[chunk] = attacked.float().cpu(), batch.float().cpu()
                 bar.update(len(chunk))
-    return AdversarialStore(store.records, images, clean)
+    told = dict(zip(STARTS, gained, strict=True)) if begin is not None else None
+    return AdversarialStore(store.records, images, clean, told)

@@ -24,18 +24,30 @@ from vireid_lite.data.batches import IdentityBatches, MixedBatches
 
 @dataclass(frozen=True, kw_only=True)
 class UniformNoise(UniversalAttack):
-    """Control: noise drawn once, uniform in [-eps, eps] in each pixel and channel; no gradient."""
+    """Control: noise drawn once, uniform in [-eps, eps] in each pixel and channel; no gradient.
+
+    Args:
+        cells: rows of the grid that it is drawn on instead, with columns in proportion, and bicubic between them: few
+            for noise of low frequency (Co et al., "Procedural noise adversarial examples", CCS 2019, theirs Perlin's),
+            1 for a constant shift of colour; 0: every pixel.
+    """
 
     name: ClassVar[str] = "uniform-noise"
     knows: ClassVar[str] = "nothing"
     gradients_per_step: ClassVar[int] = 0
     steps: int = 1
+    cells: int = 0
 
     def prepare(self, model: nn.Module, store: ImageStore, seed: int) -> None:
         return None
 
     def start(self, shape: tuple[int, int, int], seed: int) -> dict[str, Tensor]:
-        return {"delta": self.eps * noise(self.name.removesuffix("-noise"), shape, seed, Stream.NOISE)}
+        kind, (channels, height, width) = self.name.removesuffix("-noise"), shape
+        if not self.cells:
+            return {"delta": self.eps * noise(kind, shape, seed, Stream.NOISE)}
+        grid = noise("uniform", (channels, self.cells, max(1, round(self.cells * width / height))), seed, Stream.NOISE)
+        drawn = F.interpolate(grid[None], (height, width), mode="bicubic")[0].clamp(-1, 1)
+        return {"delta": self.eps * (torch.where(drawn < 0, -1.0, 1.0) if kind == "sign" else drawn)}
 
     def step(self, model: nn.Module, problem: None, state: State, step: int, seed: int) -> dict:
         return {}
@@ -179,6 +191,7 @@ class ColDel(SignDescent):
 
     name: ClassVar[str] = "col-del"
     knows: ClassVar[str] = "the victim's weights; training images with identities"
+    delta_alone: ClassVar[bool] = False
     choices: ClassVar[dict[str, tuple]] = {"budget": ("total", "double")}
     budget: str = "total"
     levels: int = 25

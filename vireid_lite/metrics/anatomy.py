@@ -4,6 +4,7 @@ For one trial and one direction. "Clean" and "attacked" describe the same querie
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,19 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vireid_lite.data.records import Dataset, Modality, Trial
+from vireid_lite.data.records import Dataset, Modality, Record, Trial
 from vireid_lite.data.store import ImageStore, cached
 from vireid_lite.metrics.evaluation import (
     Evaluation,
     Perturbation,
     check_query_store,
     distinct,
+    embed_store,
     evaluate,
     identities_and_cameras,
     in_order,
 )
 from vireid_lite.metrics.likeness import decibels, ssim
 from vireid_lite.metrics.ranking import FEATURE_CHUNK, dropped, evaluate_features
+
+PLACES = 5  #: decimal places of what a card says beside an anatomy
 
 
 class QueryState(NamedTuple):
@@ -161,13 +165,54 @@ def hubs(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") 
     ranking the largest share of queries of one person); how many different images are nearest to some query. Queries
     that all have one feature give 1, 1 and 1/Q, where the protocol drops nothing. Features are in the trial's order.
     """
+    found, gallery_ids = nearest(query, gallery, trial, protocol), identities_and_cameras(trial)[1]
+    images, people = (np.unique(who, return_counts=True)[1] for who in (found, gallery_ids[found]))
+    return tuple(float(count) / len(query) for count in (images.max(), people.max(), len(images)))
+
+
+def nearest(query: Tensor, gallery: Tensor, trial: Trial, protocol: str = "regdb") -> np.ndarray:
+    """Return the row of the gallery image nearest to each query, (Q,), of those that the protocol keeps."""
     query_ids, gallery_ids, query_cameras, gallery_cameras = identities_and_cameras(trial)
-    nearest, chunk = [], max(1, FEATURE_CHUNK // len(gallery))
+    found, chunk = [], max(1, FEATURE_CHUNK // len(gallery))
     for start in range(0, len(query), chunk):
         rows = slice(start, start + chunk)
         same, distance = query_ids[rows, None] == gallery_ids, torch.cdist(query[rows], gallery).cpu()
         out = dropped(protocol, same, query_cameras[rows, None], gallery_cameras)
-        nearest.append(distance.masked_fill(torch.tensor(out), torch.inf).argmin(1).numpy())
-    nearest = np.concatenate(nearest)
-    images, people = (np.unique(who, return_counts=True)[1] for who in (nearest, gallery_ids[nearest]))
-    return tuple(float(count) / len(query) for count in (images.max(), people.max(), len(images)))
+        found.append(distance.masked_fill(torch.tensor(out), torch.inf).argmin(1).numpy())
+    return np.concatenate(found)
+
+
+def unshifted(
+    model: nn.Module,
+    dataset: Dataset,
+    clean: Evaluation,
+    attacked: Evaluation,
+    perturb: Perturbation,
+    others: Sequence[Record],
+    device: torch.device | str = "cpu",
+) -> dict[str, list[float]]:
+    """Return what a score is once the mean shift of a universal perturbation is taken out: its share by intervention.
+
+    The shift, mean of f(x') - f(x), is estimated on other people, subtracted from the queries' features, which are then
+    brought to length 1 and ranked again. What comes back was lost to the shift alone. Clean queries, treated alike,
+    show what the subtraction itself costs.
+
+    Args:
+        clean, attacked: of the same trials; perturb is what the latter's queries went through.
+        others: records of people that are not ranked, of the queries' modality or of both.
+
+    Returns:
+        [rank-1, mAP] of "clean" and "attacked" queries, means over trials, rounded to PLACES.
+    """
+    modality, trials = clean.query_modality, clean.of[2]
+    store = cached(dataset, [record for record in others if record.modality == modality], False)
+    before, after = (embed_store(model, store, perturb=p, device=device, progress=False) for p in (None, perturb))
+    shift, found = (after - before).mean(0), {}
+    for name, scored in (("clean", clean), ("attacked", attacked)):
+        moved, each = F.normalize(scored.query - shift), []
+        for trial in trials:
+            sides = in_order(moved, distinct(trials, "query"), trial.query)
+            sides = sides, in_order(clean.gallery, distinct(trials, "gallery"), trial.gallery)
+            each.append(evaluate_features(*sides, *identities_and_cameras(trial), protocol=dataset.protocol))
+        found[name] = np.mean([(scores.rank1, scores.mAP) for scores in each], 0).round(PLACES).tolist()
+    return found

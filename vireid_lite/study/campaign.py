@@ -2,12 +2,14 @@
 
 A campaign is a TOML file of [[run]] tables. Each takes name, tier, seeds, dataset (data set options, with `name` and
 `size`), victim (model, options, backbone, pretrained), train (fields of TrainSettings), attack (name, gradients,
-identities, and the attack's own options), modified (fields of Modification: the victim itself is trained so), surrogate
-(dataset, victim, train, seed: the network the attack is made on instead, of the run's own where it says nothing;
-allow_seen_people, true where it may know people that are ranked), compute (fields of Compute), split ("test", or "val"
-where a choice is made), anatomy (take the drop apart) and grid: lists of values for keys such as "attack.tied", or of
-tables for "attack", of which every combination is run; each: such lists for the data set alone. What the file's top
-level sets is every run's default; tables are merged. A number in [0, 1] may be written as "8/255".
+identities, learn_from, one of LEARN_FROM, seed, the victim's unless said, and the attack's own options; for one made
+for each image also start, the table of a universal attack from whose delta it starts, eps, tied and identities its own
+unless said), modified (fields of Modification: the victim itself is trained so), surrogate (dataset, victim, train,
+seed: the network attacked instead, of the run's own where it says nothing; allow_seen_people, true where it may know
+people that are ranked), compute (fields of Compute), split ("test", or "val" where a choice is made), anatomy (take the
+drop apart) and grid: lists of values for keys such as "attack.tied", or of tables for "attack", of which every
+combination is run; each: such lists for the data set alone. What the file's top level sets is every run's default;
+tables are merged. A number in [0, 1] may be written as "8/255". What a [[tune]] table takes on top is said in `tuning`.
 """
 
 import contextlib
@@ -22,9 +24,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vireid_lite.attacks import ImageAttack, Modification, UniversalAttack, build_attack
-from vireid_lite.attacks.frozen import taught
+from vireid_lite.attacks.frozen import LEARN_FROM, taught
 from vireid_lite.data import Augmentation, Dataset, Modality, fingerprint, load_dataset
-from vireid_lite.errors import DATASETS, SPLITS, InputError, check_choice, fraction
+from vireid_lite.errors import DATASETS, SPLITS, InputError, check_choice, fraction, whole
 from vireid_lite.errors import check_table as check
 from vireid_lite.files import readable
 from vireid_lite.machine import Compute
@@ -48,6 +50,8 @@ SURROGATE = {"dataset": dict, "victim": dict, "train": dict, "seed": object, "al
 RUN = {"name": str, "tier": str, "seeds": list, "split": str, "anatomy": bool}
 RUN |= {"grid": dict, "each": dict, **dict.fromkeys(TABLES, dict)}
 
+ASIDE = {"identities": int, "learn_from": str, "seed": int, "start": dict}  #: of a run, in its attack's table
+
 Root = Path | dict[str, Path] | None  #: one folder, or one for each data set by name
 
 
@@ -62,12 +66,15 @@ class Run:
     seed: int
     attack: UniversalAttack | ImageAttack | None = None
     identities: int | None = None  #: how many a universal attack learns from, None for all
+    learn_from: str = "train"  #: whose they are
+    start: UniversalAttack | None = None  #: from whose delta an image-specific attack starts
     modification: Modification | None = None
     surrogate: "Run | None" = None
     allow_seen_people: bool = False  #: that a surrogate may have been trained on people its target ranks
     compute: Compute = field(default_factory=Compute)
     split: str = "test"
     anatomy: bool = False
+    attack_seed: int | None = None  #: of the perturbation, None for the victim's
 
     @cached_property
     def configuration(self) -> dict:
@@ -76,6 +83,9 @@ class Run:
         found |= {"attack": None, "seed": self.seed}
         if self.attack:
             found["attack"] = {**self.attack.describe(), "identities": self.identities}
+            found["attack"] |= {} if self.attack_seed is None else {"seed": self.attack_seed}
+            found["attack"] |= {"learn_from": self.learn_from} if self.learn_from != "train" else {}
+            found["attack"] |= {"start": self.start.describe()} if self.start else {}
             found |= {"split": self.split} if self.split != "test" else {}
         if self.modification:
             found["modification"] = asdict(self.modification)
@@ -99,7 +109,7 @@ class Run:
 
     def with_images(self, root: Root = None) -> dict:
         """Return the configuration with the fingerprints of the data sets' records; InputError where people lack."""
-        taught((self.surrogate or self).open(root), self.identities)
+        taught((self.surrogate or self).open(root), self.identities, self.learn_from)
         whole = {**self.configuration, "dataset": {**self.dataset, "records": _open(self.dataset, root)[1]}}
         if its := self.surrogate:
             whole["surrogate"] = whole["surrogate"] | {"dataset": its.with_images(root)["dataset"]}
@@ -136,21 +146,28 @@ def _population(data: dict) -> tuple:
 
 def read_campaign(path: Path) -> list[Run]:
     """Return the runs of a TOML file, one for each seed and cell of a grid. Raises InputError for anything else."""
-    content = read_toml("campaign", path)
-    runs = content.pop("run", [])
-    with where(f"campaign {path}"):
-        found = []
-        check("it", content, {key: kind for key, kind in RUN.items() if key != "name"})
-        if not isinstance(runs, list) or not runs:
-            raise InputError("it has no [[run]]")
-        for number, run in enumerate(runs, 1):
-            with where(f"run {number}"):
-                check("it", run, RUN)
-                if run.get("modified") == {} and not any(key.startswith("modified") for key in run.get("grid", {})):
-                    raise InputError('modified is empty; name at least its loss, such as { loss = "quadruple" }')
-                usual = {k: v for k, v in content.items() if k not in ("attack", "modified", "surrogate") or k in run}
-                found += parse(merge(usual, run))
+    found = []
+    for number, run in tables_of(path, "run", RUN):
+        with where(f"campaign {path}: run {number}"):
+            found += parse(run)
     return found
+
+
+def tables_of(path: Path, kind: str, known: dict) -> Iterator[tuple[int, dict]]:
+    """Yield number and content of a campaign's [[run]] or [[tune]] tables, over what the file's top level sets."""
+    content = read_toml("campaign", path)
+    tables = {each: content.pop(each, []) for each in ("run", "tune")}
+    with where(f"campaign {path}"):
+        check("it", content, {key: kind for key, kind in RUN.items() if key != "name"})
+        if not all(isinstance(each, list) for each in tables.values()) or not any(tables.values()):
+            raise InputError("it has no [[run]]")
+    for number, table in enumerate(tables[kind], 1):
+        with where(f"campaign {path}: {kind} {number}"):
+            check("it", table, known)
+            if table.get("modified") == {} and not any(key.startswith("modified") for key in table.get("grid", {})):
+                raise InputError('modified is empty; name at least its loss, such as { loss = "quadruple" }')
+        own = ("attack", "modified", "surrogate")
+        yield number, merge({key: v for key, v in content.items() if key not in own or key in table}, table)
 
 
 def read_toml(kind: str, path: Path) -> dict:
@@ -182,8 +199,7 @@ def parse(tables: dict) -> list[Run]:
 
     A surrogate's seed "next" is the seed after the run's own among its seeds, or in number where that is the only one.
     """
-    usual = {**{table: {} for table in TABLES}, "seeds": [0], "split": "test", "anatomy": False, "tier": "lite"}
-    tables = usual | {key: _read(item) if isinstance(item, dict) else item for key, item in tables.items()}
+    tables = completed_tables(tables)
     seeds, split, name = tables["seeds"], tables["split"], tables.get("name")
     check_choice("run", "split", split, SPLITS)
     if name is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", name):
@@ -193,7 +209,13 @@ def parse(tables: dict) -> list[Run]:
     if wrong := [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]:
         raise InputError(f"a seed must be a whole number of at least 0, got {wrong[0]!r}")
     after = seeds[1:] + seeds[:1] if len(seeds) > 1 else [seed + 1 for seed in seeds]
-    return [_run(cell, *pair) for cell in _cells(tables) for pair in zip(seeds, after, strict=True)]
+    return [_run(cell, *pair) for cell in cells(tables) for pair in zip(seeds, after, strict=True)]
+
+
+def completed_tables(tables: dict) -> dict:
+    """Return a run's tables with what it says nothing of, and every text such as "8/255" as the number it is."""
+    usual = {**{table: {} for table in TABLES}, "seeds": [0], "split": "test", "anatomy": False, "tier": "lite"}
+    return usual | {key: _read(item) if isinstance(item, dict) else item for key, item in tables.items()}
 
 
 def _read(value: object) -> object:
@@ -210,40 +232,56 @@ def _read(value: object) -> object:
         raise InputError(f"{value!r}: {error} is needed") from None
 
 
-def _cells(tables: dict) -> list[dict]:
+def cells(tables: dict) -> list[dict]:
     """Return the tables once for every combination of their grid's values, the first key changing slowest."""
     grid = {**{f"dataset.{key}": values for key, values in tables.get("each", {}).items()}, **tables.get("grid", {})}
-    cells = [tables]
+    found = [tables]
     for key, values in grid.items():
         table, dot, name = key.partition(".")
         fits = isinstance(values, list) and values and table in TABLES and bool(dot) == bool(name)
         if not fits or not (name or all(isinstance(value, dict) for value in values)):
             what = f'lists, of values for keys such as "attack.tied" or of tables for one of {", ".join(TABLES)}'
             raise InputError(f"grid needs {what}; got {key!r} = {values!r}")
-        cells = [merge(cell, {table: {name: value} if name else value}) for cell in cells for value in values]
-    return cells
+        found = [merge(cell, {table: {name: value} if name else value}) for cell in found for value in values]
+    return found
 
 
 def _run(cell: dict, seed: int, following: int) -> Run:
     """Return the run of some tables and a seed; `following`: the seed after it."""
     dataset, recipe = _network(cell, cell["tier"])
-    compute, options = _fields("compute", Compute, cell["compute"]), dict(cell["attack"])
-    attack = modification = None
-    if options:
-        check("attack", options, {"name": str, "identities": int}, others=True)
-        if "name" not in options:
-            raise InputError("attack needs a name, such as cmps")
-        attack = build_attack(**{name: value for name, value in options.items() if name != "identities"})
+    compute, table = _fields("compute", Compute, cell["compute"]), cell["attack"]
+    attack = start = modification = None
+    if table:
+        attack = _attack("attack", table, ASIDE)
+        check_choice("attack", "learn_from", table.get("learn_from", "train"), LEARN_FROM)
+        whole("attack", "seed", table.get("seed", 0), kind=int)
+    if "start" in table:
+        if not isinstance(attack, ImageAttack):
+            raise InputError("attack.start is of an attack that is made for one image each, such as sma; leave it out")
+        own = {"eps": attack.eps, "tied": attack.tied, **table["start"]}
+        start = _attack("attack.start", own, {"identities": int})
+        if not isinstance(start, UniversalAttack):
+            raise InputError(f"attack.start: {start.name} makes no delta for all images; name one such as cmps")
     if cell["modified"]:
         if attack or cell["split"] != "test" or compute != Compute() or recipe.settings.shuffle_labels:
             what = "trained in float32 on the right labels, and scored on test without an attack"
             raise InputError(f"a modified victim is {what}; leave compute, shuffle_labels, split and attack out")
         modification = _fields("modified", Modification, cell["modified"])
     kind = cell.get("name") or ("attack" if attack else "victim")
-    identities = options.get("identities") if isinstance(attack, UniversalAttack) else None
-    how = {"compute": compute, "split": cell["split"], "anatomy": cell["anatomy"]}
-    run = Run(kind, cell["tier"], dataset, recipe, seed, attack, identities, modification, **how)
+    how = {"compute": compute, "split": cell["split"], "anatomy": cell["anatomy"], "attack_seed": table.get("seed")}
+    if isinstance(start or attack, UniversalAttack):
+        how["identities"] = {**table, **table.get("start", {})}.get("identities")
+        how["learn_from"] = table.get("learn_from", "train")
+    run = Run(kind, cell["tier"], dataset, recipe, seed, attack, start=start, modification=modification, **how)
     return replace(run, surrogate=_surrogate(cell, run, following)) if cell["surrogate"] else run
+
+
+def _attack(what: str, table: dict, aside: dict) -> UniversalAttack | ImageAttack:
+    """Return the attack of a table; aside: the kinds of what the table may hold beside the attack's own."""
+    check(what, table, {"name": str, **aside}, others=True)
+    if "name" not in table:
+        raise InputError(f"{what} needs a name, such as cmps")
+    return build_attack(**{name: value for name, value in table.items() if name not in aside})
 
 
 def _fields(what: str, kind: type, table: object) -> object:

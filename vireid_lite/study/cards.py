@@ -73,12 +73,17 @@ def defaults(run: dict) -> dict:
     data = {name: item for name, item in run.get("dataset", {}).items() if name in ("name", "difficulty")}
     found = {"dataset": data_described(tier, data), "victim": recipe.describe()}
     if attack := run.get("attack"):
-        mode = {"mode": attack["mode"]} if "mode" in attack else {}
-        found["attack"] = {**build_attack(attack["name"], **mode).describe(), "identities": None}
+        found["attack"] = {**_usual(attack), "identities": None}
+        found["attack"] |= {"start": _usual(attack["start"])} if "start" in attack else {}
     found |= {part: asdict(kind()) for part, kind in OPTIONAL.items() if part in run}
     if "surrogate" in run:
         found["surrogate"] = defaults({**run["surrogate"], "tier": tier})
     return json.loads(json.dumps(found))
+
+
+def _usual(attack: dict) -> dict:
+    """Return what describes an attack that says no more than this one's name and mode."""
+    return build_attack(attack["name"], **({"mode": attack["mode"]} if "mode" in attack else {})).describe()
 
 
 def shortened(value: dict, usual: dict) -> dict:
@@ -121,6 +126,11 @@ def card_name(configuration: dict) -> str:
     parts = [configuration["kind"], attack, configuration["tier"], dataset["name"], dataset.get("difficulty")]
     unique = stable_hash([card_key(configuration), *records(configuration)])[:8]
     return "-".join(str(part) for part in parts if part) + f"-s{configuration['seed']}-{unique}.json"
+
+
+def what_ran(name: str) -> str:
+    """Return the end of a card's file name: what ran, whatever the name of the run."""
+    return name[-13:]
 
 
 def write_card(folder: Path, configuration: dict, results: dict) -> Path:
@@ -209,8 +219,15 @@ def read_cards(folder: Path, **wanted: object) -> list[dict]:
 
 def is_stale(card: dict) -> bool:
     """Return whether a part of the card's run behaves otherwise now than when it was made, or has no entry."""
-    made = made_with(card)
+    made = made_with(card, card["made_with"])
     return card["made_with"] != made or not all(made.values())
+
+
+def same_behaviour(first: dict, second: dict) -> bool:
+    """Return whether the parts that two cards share behaved alike when either was made."""
+    one, other = (card.get("made_with", {}) for card in (first, second))
+    shared = one.keys() & other.keys()
+    return one == other or (bool(shared) and all(one[part] == other[part] for part in shared))
 
 
 def victim_of(card: dict) -> str:

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,11 @@ from vireid_lite import metrics
 from vireid_lite.attacks import ImageAttack, ModifiedVictim, UniversalAttack, craft, load_perturbation
 from vireid_lite.attacks.frozen import taught, training_store, weights_hash
 from vireid_lite.attacks.perturbation import resized
-from vireid_lite.data import Dataset, Modality, Trial, cached, fingerprint
+from vireid_lite.data import Dataset, Modality, SyntheticVI, Trial, cached, fingerprint
 from vireid_lite.errors import SPLITS, InputError, check_choice
 from vireid_lite.files import stable_hash, write_atomically
-from vireid_lite.metrics.anatomy import Anatomy, anatomy, within_modality
+from vireid_lite.metrics.anatomy import Anatomy, anatomy, unshifted, within_modality
+from vireid_lite.metrics.attraction import attraction
 from vireid_lite.metrics.evaluation import Evaluation, check_unseen, direction_name, distinct, evaluate
 from vireid_lite.models.checkpoints import load_checkpoint
 from vireid_lite.models.official import load_official
@@ -63,6 +65,8 @@ class Attacked(NamedTuple):
     Attributes:
         clean, exact, rounded: both directions without the attack, with attacked images as floats, and in 8 bits.
         anatomies: of the rounded images.
+        beside: by direction what stands beside an anatomy: "unshifted" and "attraction", where there are any.
+        gained: by direction what an attack that starts from a delta gained on average, as `AdversarialStore` has it.
         seconds: of crafting, without scoring.
         transferred: whether another network than the one scored was attacked.
     """
@@ -74,6 +78,8 @@ class Attacked(NamedTuple):
     anatomies: list[Anatomy]
     seconds: float
     transferred: bool = False
+    beside: Sequence[dict] = ()
+    gained: Sequence[dict] = ()
 
     @property
     def moved(self) -> int:
@@ -99,7 +105,10 @@ class Attacked(NamedTuple):
             if self.transferred:
                 results["scores_8_bit"][name]["broken"] = broken(clean, rounded)
         if self.anatomies:
-            results["anatomy"] = {n: a.describe() for n, a in zip(names, self.anatomies, strict=True)}
+            taken = zip(names, self.anatomies, self.beside, strict=True)
+            results["anatomy"] = {name: {**a.describe(), **more} for name, a, more in taken}
+        if self.gained:
+            results["gained"] = dict(zip(names, self.gained, strict=True))
         history = self.made.history if self.made is not None else []
         results["history"] = history[:: max(1, len(history) // 10)] + history[-1:]
         return {**results, "craft_seconds": self.seconds}
@@ -112,6 +121,8 @@ def run_attack(
     *,
     seed: int = 0,
     identities: int | None = None,
+    learn_from: str = "train",
+    start: UniversalAttack | None = None,
     split: str = "test",
     state_path: Path | None = None,
     take_apart: bool = False,
@@ -124,7 +135,9 @@ def run_attack(
     """Attack the queries of both directions and score them, as floats and after rounding to 8 bits.
 
     Args:
-        identities: how many training identities a universal attack learns from; None for all.
+        identities: how many identities a universal attack learns from; None for all.
+        learn_from: whose they are, one of LEARN_FROM.
+        start: the universal attack from whose delta an image-specific attack starts; None for its own start.
         split: one of SPLITS.
         state_path: where a killed fit is noted.
         take_apart: compute the anatomy of the drop as well.
@@ -132,29 +145,36 @@ def run_attack(
         keep: where a universal attack's perturbation is kept, and read from: one surrogate serves many targets.
         clean: scores without the attack where they are known already.
     """
-    made, attacked, trials = None, [], {m: trials_of(dataset, m, split) for m in Modality}
+    made, attacked, gained, trials = None, [], [], {m: trials_of(dataset, m, split) for m in Modality}
     source, learned_from = surrogate or (model, dataset)
-    taught(learned_from, identities)
+    taught(learned_from, identities, learn_from)
+    learner = attack if isinstance(attack, UniversalAttack) else start
     clean = clean or clean_scores(model, dataset, split, device)
     started = time.perf_counter()
     check_unseen(source, dataset, [*trials[Modality.VISIBLE], *trials[Modality.INFRARED]], "surrogate")
-    if isinstance(attack, UniversalAttack):
+    if learner is not None:
         if keep is not None and keep.exists():
             made = load_perturbation(keep)
             started -= made.made_by["fit_seconds"]  # as long as it took when it was made
         else:
-            store = training_store(learned_from, identities, progress)
-            made = attack.fit(source, store, seed, state_path=state_path, progress=progress)
+            store = training_store(learned_from, identities, progress, learn_from)
+            how = {"state_path": state_path, "progress": progress}
+            made = replace(learner, altered="no").fit(source, store, seed, **how)
             if keep is not None:
                 made.made_by = {**made.made_by, "fit_seconds": time.perf_counter() - started}
                 made.save(keep)
+        made = learner.alter(made, seed)
         if learned_from.size != dataset.size:
             made = resized(made, dataset.size)
+    if learner is attack:
         attacked = [({"perturb": made.apply}, {"perturb": made.apply_rounded}) for _ in Modality]
     else:
         for modality in Modality:
             queries = cached(dataset, distinct(trials[modality], "query"), progress)
-            crafted = craft(attack, source, queries, seed=seed, progress=progress)
+            crafted = craft(attack, source, queries, begin=made, seed=seed, progress=progress)
+            if at := crafted.gained:  # "delta ahead": how often the walk from its own start missed a better point
+                ahead = float((at["delta"] > at["own start"]).float().mean())
+                gained.append({**{name: float(values.mean()) for name, values in at.items()}, "delta ahead": ahead})
             attacked.append(({"query_store": crafted}, {"query_store": crafted.rounded(attack.eps)}))
     seconds = time.perf_counter() - started
     options = {"device": device, "progress": False}
@@ -162,12 +182,19 @@ def run_attack(
         [evaluate(model, dataset, m, trials=trials[m], clean=clean[m], **attacked[m][p], **options) for m in Modality]
         for p in (0, 1)
     )
-    anatomies = []
+    anatomies, beside, others = [], [], dataset.val if split == "test" else []
     for m in Modality if take_apart else ():  # of one trial: of several, the first
         known = (clean[m], rounded[m]) if len(trials[m]) == 1 else None
         how = {"trial": trials[m][0], "evaluated": known, "device": device, **attacked[m][1]}
         anatomies.append(anatomy(model, dataset, m, **how))
-    return Attacked(made, clean, exact, rounded, anatomies, seconds, surrogate is not None)
+        both, more = (model, dataset, clean[m], rounded[m]), {}
+        if learner is attack and others:
+            more["unshifted"] = unshifted(*both, made.apply_rounded, others, device)
+        if isinstance(dataset, SyntheticVI):
+            more["attraction"] = attraction(*both, device=device)
+        beside.append(more)
+    made = made if learner is attack else None
+    return Attacked(made, clean, exact, rounded, anatomies, seconds, surrogate is not None, beside, gained)
 
 
 def trials_of(dataset: Dataset, query_modality: Modality, split: str) -> list[Trial]:

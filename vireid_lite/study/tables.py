@@ -1,6 +1,7 @@
 """Tables of attacks, drawn from run cards alone: scores over seeds, paired intervals, and what has not run yet."""
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,16 @@ from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import read_campaign
-from vireid_lite.study.cards import CARDS, CONFIGURATION, SAME, same_training, spread, victim_of
+from vireid_lite.study.cards import (
+    CARDS,
+    CONFIGURATION,
+    SAME,
+    same_behaviour,
+    same_training,
+    spread,
+    victim_of,
+    what_ran,
+)
 
 DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 LABELS = {name: name.upper() for name in ATTACKS} | {
@@ -102,16 +112,18 @@ def pooled(cards: Iterable[dict]) -> list[dict]:
     Raises InputError unless all are of one configuration (data set, recipe, every setting of the attack) and of one
     behaviour, and each seed and split comes once.
     """
-    cards = sorted(cards, key=_draw)
-    if len({_draw(card) for card in cards}) < len(cards):
+    cards = sorted(cards, key=draw_of)
+    if len({draw_of(card) for card in cards}) < len(cards):
         raise InputError("tables: a seed comes twice among cards of one row (two trainings, or kinds); filter them")
-    for name in (*(name for name in CONFIGURATION if name != "seed"), "made_with"):
-        if any(_undrawn(card, name) != _undrawn(cards[0], name) for card in cards):
-            raise InputError(f"tables: cards of one row differ in {name}; filter them, no mean is over two of these")
+    names = [name for name in CONFIGURATION if name != "seed"]
+    differ = [name for name in names if any(_undrawn(card, name) != _undrawn(cards[0], name) for card in cards)]
+    differ += ["made_with"] * (not all(same_behaviour(*pair) for pair in combinations(cards, 2)))
+    if differ:
+        raise InputError(f"tables: cards of one row differ in {differ[0]}; filter them, no mean is over two of these")
     return cards
 
 
-def _draw(card: dict) -> tuple[int, int]:
+def draw_of(card: dict) -> tuple[int, int]:
     """Return what cards of one configuration may differ in."""
     return card["seed"], card["dataset"].get("split") or 0
 
@@ -193,8 +205,8 @@ def _tuned(attack: dict) -> float | None:
 def pending(campaign: Path, folder: Path, kind: str | None = None) -> str:
     """Return one Markdown sentence on the runs of a campaign (of one name) without a card, with the command, or ""."""
     runs = [run for run in read_campaign(campaign) if kind in (None, run.kind)]
-    made = {path.name[-13:] for path in folder.glob(CARDS)}  # its end says what ran, whatever the name of the runs
-    missing = sum(run.card_name()[-13:] not in made for run in runs)
+    made = {what_ran(path.name) for path in folder.glob(CARDS)}
+    missing = sum(what_ran(run.card_name()) not in made for run in runs)
     command = f"vireid-lite campaign book/campaigns/{campaign.name}"
     named = f" `{kind}`" if kind else ""
     return f"**Pending**: {missing} of {len(runs)} runs{named}. `{command}` makes them." if missing else ""

@@ -23,14 +23,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vireid_lite.attacks import train_modified_victim
+from vireid_lite.attacks import UniversalAttack, train_modified_victim
 from vireid_lite.behaviour import made_with
 from vireid_lite.errors import InputError
 from vireid_lite.files import ATTACK_CODE, cache_folder, exclusive, source_hash, stable_hash, write_atomically
 from vireid_lite.machine import Compute, device_name, peak_memory_mib, pick_device, versions
 from vireid_lite.metrics.evaluation import Evaluation, direction_name
 from vireid_lite.study.campaign import Results, Root, Run, opened, read_campaign
-from vireid_lite.study.cards import is_stale, read_card, write_card
+from vireid_lite.study.cards import CARDS, is_stale, read_card, what_ran, write_card
 from vireid_lite.study.run import clean_scores, run_attack, score_modified, scores_for_card, told_moved
 from vireid_lite.victims import load_or_train
 
@@ -52,7 +52,7 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
     configuration, dataset, chosen = run.with_images(root), run.open(root), pick_device(device)
     how = {"device": chosen, "progress": progress}
     # Read before anything runs: a file edited meanwhile is not what made the card.
-    code, made, note = source_hash(*ATTACK_CODE), made_with(configuration), None
+    code, made, note = source_hash(*ATTACK_CODE), made_with(configuration, ["interventions"] * run.anatomy), None
     if run.modification:
         modified = train_modified_victim(run.recipe, dataset, run.modification, seed=run.seed, **how)
         trained, started = modified.card, time.perf_counter()
@@ -72,15 +72,20 @@ def run_one(run: Run, out: Path, device: str = "auto", root: Root = None, progre
                 attacks = cache_folder() / "attacks"
                 note = attacks / f"{stable_hash([configuration, trained['key'], code])}.pt"
                 how |= {"identities": run.identities, "split": run.split, "take_apart": run.anatomy, "state_path": note}
-                for (network, card), its in zip(victims[1:], networks[1:], strict=True):
+                how |= {"learn_from": run.learn_from, "start": run.start}
+                for (network, _), its in zip(victims[1:], networks[1:], strict=True):
                     network.people = None if its.allow_seen_people else network.people
-                    made_by = [card["key"], configuration["attack"], run.seed, code]
-                    keep = attacks / f"{stable_hash(made_by)}.safetensors"
-                    how |= {"surrogate": (network, its.open(root)), "keep": keep}
+                    how["surrogate"] = network, its.open(root)
+                seed, learner = run.seed if run.attack_seed is None else run.attack_seed, run.start or run.attack
+                if isinstance(learner, UniversalAttack):  # one delta serves many targets, and what is made of it
+                    data = (configuration.get("surrogate") or configuration)["dataset"]
+                    learned = {**learner.describe(), "altered": "no"}, run.identities, run.learn_from, seed
+                    made_by = [victims[-1][1]["key"], data, learned, code]
+                    how["keep"] = attacks / f"{stable_hash(made_by)}.safetensors"
                 victim = stable_hash([trained["key"], configuration["dataset"], run.split])
                 if victim not in _CLEAN:  # one victim serves many attacks, and several searches of SYSU-MM01
                     _CLEAN[victim] = clean_scores(model, dataset, run.split, chosen)
-                found = run_attack(run.attack, model, dataset, seed=run.seed, clean=_CLEAN[victim], **how)
+                found = run_attack(run.attack, model, dataset, seed=seed, clean=_CLEAN[victim], **how)
                 told_moved(run.attack.stays, found.exact)  # or there is nothing that a card could hold
                 results = found.describe()
     seconds, memory = time.perf_counter() - started, peak_memory_mib(chosen)
@@ -100,10 +105,14 @@ def run_campaign(
 ) -> dict[str, list[str]]:
     """Run every run of the file whose card is not in `out` yet; return card names under "done", "ran" and "stale".
 
+    What its [[tune]] tables ask for is `tuning.tune`'s.
     rerun_stale: make cards again that are stale, and only named otherwise. options: as of `run_all`, and so its errors.
     """
     opened.cache_clear()
-    runs = {run.card_name(root): run for run in read_campaign(path)}
+    there, runs = {what_ran(card.name): card.name for card in out.glob(CARDS)}, {}
+    for run in read_campaign(path):  # what the folder has under another name is not run again
+        name = run.card_name(root)
+        runs[name if (out / name).exists() else there.get(what_ran(name), name)] = run
     made = [name for name in runs if (out / name).exists()]
     stale = [name for name in made if is_stale(read_card(out / name))]
     todo = [run for name, run in runs.items() if name not in made or (rerun_stale and name in stale)]

@@ -1,7 +1,7 @@
 """SyntheticVI: procedurally rendered pedestrians seen by visible and infrared cameras, as many as one asks for."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from itertools import count
@@ -33,7 +33,7 @@ WARDROBE = {
 }
 
 # One independent stream of random numbers for each kind of draw.
-PERSON, CAMERA, SHOT, SCENE = 1, 2, 3, 4
+PERSON, CAMERA, SHOT, SCENE, PATTERN = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,8 @@ class SyntheticVI(Dataset):
         seed: which population; another seed is other people before other cameras.
         difficulty: a name in DIFFICULTIES.
         thermal: infrared shows heat (far infrared) rather than reflectance.
+        without: names of patterns that nobody wears. Who would wear one wears another, drawn by the shares of the
+            rest; all else about them, and all others, stay as they are.
         knobs: any field of Knobs, overriding the difficulty.
 
     Raises:
@@ -197,6 +199,7 @@ class SyntheticVI(Dataset):
         tuning_identities: int = 0,
         test_identities: int = 60,
         traffic_identities: int = 0,
+        without: Sequence[str] = (),
         **knobs: float,
     ) -> None:
         options = {"num_identities": num_identities, "val_identities": val_identities}
@@ -212,11 +215,16 @@ class SyntheticVI(Dataset):
         check_choice("synthetic", "difficulty", difficulty, DIFFICULTIES)
         options |= {"images_per_modality": images_per_modality, "seed": seed}
         options |= {"difficulty": difficulty, "thermal": thermal}
+        if not isinstance(without, list | tuple) or not set(without) < set(WARDROBE["pattern"]):
+            known = f"some, not all, of {', '.join(WARDROBE['pattern'])}"
+            raise InputError(f"synthetic: without must be a list of patterns, {known}; got {without!r}")
         for name, value in knobs.items():
-            check_choice("synthetic", "option", name, {**options, **KNOB_LIMITS})
+            check_choice("synthetic", "option", name, {**options, "without": (), **KNOB_LIMITS})
             check_number("synthetic", name, value, 0, KNOB_LIMITS[name])
         self.knobs = replace(DIFFICULTIES[difficulty], **{name: float(value) for name, value in knobs.items()})
         self.seed, self.thermal, self.images_per_modality = seed, thermal, images_per_modality
+        self.without = sorted(set(without))
+        options |= {"without": self.without} if without else {}  # unsaid, it changes no key
         super().__init__("synthetic", None, size, {**options, "knobs": asdict(self.knobs)})
         if self.size[1] > 4 * self.size[0]:
             raise InputError(f"synthetic: size must be (height, width), at most four times as wide as high; got {size}")
@@ -248,13 +256,25 @@ class SyntheticVI(Dataset):
         return draw_shot(stream(self.seed, SHOT, *key), record.modality, self.knobs)
 
     def person(self, identity: int) -> Person:
-        """Return the attributes of one identity."""
+        """Return what one identity wears and how it is built, such as its `pattern`: all that `Person` holds."""
         knobs = self.knobs
-        return draw_person(self.seed, identity, knobs.similarity, knobs.pattern_loss, knobs.reflectance_shift)
+        person = draw_person(self.seed, identity, knobs.similarity, knobs.pattern_loss, knobs.reflectance_shift)
+        if person.pattern not in self.without:
+            return person
+        shares = {name: share for name, share in WARDROBE["pattern"].items() if name not in self.without}
+        chances = np.array(list(shares.values())) / sum(shares.values())
+        return person._replace(pattern=str(stream(self.seed, PATTERN, identity).choice(list(shares), p=chances)))
 
-    def read(self, record: Record) -> np.ndarray:
-        """Render one crop as uint8, shape (height, width, 3); infrared has three equal channels."""
+    def read(self, record: Record, pattern: str | None = None) -> np.ndarray:
+        """Render one crop as uint8, shape (height, width, 3); infrared has three equal channels.
+
+        pattern: what the person is to wear instead of its own, all else equal, such as "hoops".
+        """
+        person = self.person(record.identity)
+        if pattern is not None:
+            check_choice("synthetic", "pattern", pattern, WARDROBE["pattern"])
+            person = person._replace(pattern=pattern)
         spectrum = SPECTRA[0 if record.modality == Modality.VISIBLE else 1 + self.thermal]
         busy, cast = self.knobs.clutter, self.knobs.colour_cast
         scene, cast = camera_scene(self.seed, record.camera, spectrum, self.size[0], busy, cast)
-        return render(self.person(record.identity), self.shot(record), scene, cast, spectrum, self.size)
+        return render(person, self.shot(record), scene, cast, spectrum, self.size)
