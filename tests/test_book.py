@@ -174,6 +174,12 @@ def test_only_what_changed_runs_again(built, edit, capsys):
     assert "02_second: executed" in printed
 
 
+def test_a_static_file_that_changed_alone_is_served(built, capsys):
+    (built / "book" / "_static" / "own.js").write_text("// new")
+    build(built, capsys)
+    assert (built / "_build" / "html" / "_static" / "own.js").read_text() == "// new"
+
+
 def test_key_follows_the_package_and_cards_only_where_they_are_read(tmp_path, monkeypatch):
     for module in (execute, files):
         monkeypatch.setattr(module, "PACKAGE", tmp_path / "vireid_lite")

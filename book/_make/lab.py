@@ -57,13 +57,13 @@ def place(files: Mapping[str, bytes]) -> str:
             data = files[f"{FOLDER}{name}"]
             if stated != {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
                 raise ValueError(f"{name} is another")
-        return _described(manifest, scores)
+        return f"```{{raw}} html\n{html(files, '')}\n```\n{_described(manifest, scores)}"
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{FOLDER} is damaged ({error}); `vireid-lite lab` makes it again") from None
 
 
 def _described(manifest: dict, scores: dict) -> str:
-    """Return the lab and, below it, what its network scores and which code it is of."""
+    """Return what the lab's network scores, and which code it is of."""
     ways = list(scores["tested"])
     rows = [f"| The network | {' | '.join(ways)} |", f"|---|{'---|' * len(ways)}"]
     for what, scored in (
@@ -82,5 +82,4 @@ def _described(manifest: dict, scores: dict) -> str:
     said += f"`{weights}`; queries and gallery were drawn by seed {manifest['seed']}."
     if old:
         said += f" Code has changed since in {', '.join(old)}: `vireid-lite lab` makes the lab's files again."
-    shown = f"```{{raw}} html\n{html(files, '')}\n```\n"
-    return "\n".join([shown, *rows, "", said, ""])
+    return "\n".join(["", *rows, "", said, ""])

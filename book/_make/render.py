@@ -14,6 +14,7 @@ from _make.notebooks import find_chapters, paired_notebook, replace_files, repos
 from vireid_lite.errors import BuildError
 from vireid_lite.files import PACKAGE, damaged
 
+STATIC = "book/_static"  #: as `_config.yml` has it
 NOT_RENDERED = ("book/results/", "book/_make/")
 
 
@@ -68,6 +69,8 @@ def render(files: dict[str, bytes], out: Path, strict: bool) -> Path:
     for folder in (fresh, former):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(work / "_build" / "html", fresh, ignore=shutil.ignore_patterns(".buildinfo"))
+    if (static := out / "stage" / STATIC).exists():  # which Sphinx copies only where some page has changed
+        shutil.copytree(static, fresh / "_static", dirs_exist_ok=True)
     if html.exists():
         html.rename(former)
     fresh.rename(html)
