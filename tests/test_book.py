@@ -175,8 +175,10 @@ def test_only_what_changed_runs_again(built, edit, capsys):
 
 
 def test_a_static_file_that_changed_alone_is_served(built, capsys):
-    (built / "book" / "_static" / "own.js").write_text("// new")
+    own = built / "book" / "_static" / "own.js"
+    own.write_text("// new")
     build(built, capsys)
+    own.unlink()
     assert (built / "_build" / "html" / "_static" / "own.js").read_text() == "// new"
 
 
