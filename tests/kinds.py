@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -174,7 +175,8 @@ def lab_file(name: str) -> Callable[[Path], Path]:
 
 
 def placed(path: Path) -> object:
-    return lab.place({f"{lab.FOLDER}{file.name}": file.read_bytes() for file in path.parent.iterdir()})
+    page = lab.place({f"{lab.FOLDER}{file.name}": file.read_bytes() for file in path.parent.iterdir()})
+    return re.sub(' data-manifest="[0-9a-f]{64}"', "", page)  # by which the page refuses another manifest
 
 
 CHAPTER = """# %% [markdown]
