@@ -72,8 +72,10 @@ LINES = {
 
 
 def quoted(data: bytes, _: tuple, draw: Callable) -> bytes:
-    how = {"quoting": draw(st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])), "lineterminator": "\n"}
-    csv.writer(text := io.StringIO(), **how).writerows(csv.reader(io.StringIO(data.decode())))
+    rows, text = list(csv.reader(io.StringIO(data.decode()))), io.StringIO()
+    first = draw(st.integers(0, len(rows) - 1))
+    csv.writer(text, lineterminator="\n").writerows(rows[:first])
+    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows[first:])
     return text.getvalue().encode()
 
 
@@ -244,7 +246,10 @@ REWRITTEN = {
     "tensors": TENSORS,
     "pickle": PICKLES,
     "csv": {change: LINES[change] for change in ("blank lines", "line ends")} | {"quoted": quoted},
-    "mat": {"compressed": lambda data, form, _: form[1](form[0](data), do_compression=True)},
+    "mat": {
+        "compressed": lambda data, form, _: form[1](form[0](data), do_compression=True),
+        "header": lambda data, _, draw: data[:20] + draw(st.binary(min_size=80, max_size=80)) + data[100:],  # free text
+    },
     # Of all its bytes, or of what is read of them:
     **{form: {} for form in ("sealed", "hashed", "hashed tensors", "raw")},
     "bytes": {**IMAGES, **OTHER_IMAGES, **WRONG_IMAGES},
