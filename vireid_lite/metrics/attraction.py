@@ -61,9 +61,9 @@ def attraction(model: nn.Module, dataset: SyntheticVI, clean: Evaluation, attack
     """Return what a card says of what attracts the queries of one direction's first trial, clean and attacked.
 
     Returns:
-        "gallery": the number of its images by pattern; "clean" and "attacked": of queries led astray (`attracting`).
-        "without": [clean, attacked] rank-1 and mAP without those who wear hoops, and, means over DRAWS, without as many
-        others. "caught": [clean, attacked] by pattern (`catches`).
+        Under "gallery" the number of its images by pattern, under "clean" and "attacked" that of queries led astray
+        (`attracting`). Under "without" rank-1 and mAP, [clean, attacked], without those who wear hoops and, means over
+        DRAWS, without as many others. Under "caught" what `catches` returns, [clean, attacked], by pattern.
     """
     trials = clean.of[2]
     trial, sides = trials[0], [distinct(trials, side) for side in ("query", "gallery")]
