@@ -61,7 +61,7 @@ def texts(name: str):
         for text in group.findall("text"):
             across = width(text.text or "", 14, text.get("class") == "bold")
             for span in text:
-                size = {"math": 16, "math index": 12}.get(span.get("class"), 14)
+                size = {"symbol": 16, "symbol index": 12}.get(span.get("class"), 14)
                 across += width("".join(span.itertext()), size, False) + float(span.get("dx", 0))
                 across += width(span.tail or "", 14, text.get("class") == "bold")
             x, y = float(text.get("x")), float(text.get("y")) + under

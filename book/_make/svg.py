@@ -14,7 +14,7 @@ COLOURS = {"visible": "#0072B2", "infrared": "#D55E00", "grey": "#777777", "gree
 STYLE = (
     ".drawing{max-width:100%;background:var(--pst-color-background,#fff);color:var(--pst-color-text-base,#222);"
     "font:14px var(--pst-font-family-base,sans-serif)}.drawing text{fill:var(--pst-color-text-base,#222)}"
-    ".drawing .math{font:italic 16px serif}.drawing .math.index{font-size:12px}.drawing .bold{font-weight:bold}"
+    ".drawing .symbol{font:italic 16px serif}.drawing .symbol.index{font-size:12px}.drawing .bold{font-weight:bold}"
 ) + "".join(f".drawing .{kind}{{color:{colour}}}" for kind, colour in COLOURS.items())
 Point = tuple[float, float]
 
@@ -26,7 +26,7 @@ def formula(said: str) -> str:
         shift, letters = {"^": -6, "_": 4}.get(sign, 0), braced or single or plain
         upright = re.sub(r"[^A-Za-zα-ω]+", r'<tspan font-style="normal">\g<0></tspan>', letters)
         place = f'dy="{shift - height}"' + f' dx="{back:g}"' * bool(sign and back)
-        found += f'<tspan class="math{" index" * bool(sign)}" {place}>{upright}</tspan>'
+        found += f'<tspan class="symbol{" index" * bool(sign)}" {place}>{upright}</tspan>'
         height, back = shift, -sum(3.5 if one in "ij" else 6.5 for one in letters) if sign and not back else 0
     return found + f'<tspan dy="{-height}">\u200b</tspan>' * bool(height)
 
