@@ -41,7 +41,7 @@ SAID = ("name", "model", "mode", "difficulty", "modification")
 EXACT = ("scores", "scores_8_bit", "scores_query", "scores_clean", "clean", "within")  #: what is not rounded
 SAME = ("tier", "dataset", "victim", "seed")  #: what two cards of one victim share
 SCORES = ("rank1", "mAP")  #: what the file shows of "clean" and "scores", and what an anatomy repeats unrounded
-WAYS = {direction_name(modality) for modality in Modality}
+DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 OPTIONAL = {"modification": Modification, "compute": Compute}
 LZMA = [{"id": lzma.FILTER_LZMA1, "pb": 0, "dict_size": 2**16}]
 
@@ -193,7 +193,7 @@ def read_card(path: Path) -> dict:
             raise ValueError("its key is of another run")
         for name in filter(card.get, EXACT):
             needed = {"within": {"clean"}, "scores": {*SCORES, "chance", "minimum"}}.get(name, {*SCORES})
-            if card[name].keys() != WAYS or any(needed - row.keys() for row in card[name].values()):
+            if card[name].keys() != set(DIRECTIONS) or any(needed - row.keys() for row in card[name].values()):
                 raise ValueError(f"{name} lacks a direction or a score")
             _check_shares(name, card[name])
         return card

@@ -15,8 +15,8 @@ from scipy.special import stdtr, stdtrit  # which scikit-learn needs
 
 from vireid_lite.errors import InputError, check_choice
 from vireid_lite.metrics.bootstrap import Interval
-from vireid_lite.study.cards import SAME, same_behaviour, same_training
-from vireid_lite.study.tables import DIRECTIONS, draw_of, one_training, paired, pooled
+from vireid_lite.study.cards import DIRECTIONS, SAME, same_behaviour, same_training
+from vireid_lite.study.tables import draw_of, one_training, paired, pooled
 
 MARGIN = 0.01  #: of mAP, one point; fixed before the runs
 LEAST = 6  #: victims that a verdict needs; a sign test of five cannot go below .06

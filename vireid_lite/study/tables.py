@@ -9,13 +9,12 @@ import pandas as pd
 
 from vireid_lite import metrics
 from vireid_lite.attacks import ATTACKS
-from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_choice
-from vireid_lite.metrics.evaluation import direction_name
 from vireid_lite.study.campaign import read_campaign
 from vireid_lite.study.cards import (
     CARDS,
     CONFIGURATION,
+    DIRECTIONS,
     SAME,
     same_behaviour,
     same_training,
@@ -24,7 +23,6 @@ from vireid_lite.study.cards import (
     what_ran,
 )
 
-DIRECTIONS = tuple(direction_name(modality) for modality in Modality)
 LABELS = {name: name.upper() for name in ATTACKS} | {
     **{"uniform-noise": "uniform noise", "sign-noise": "sign noise", "feature-level": "feature-level"},
     **{"uap-retrieval": "UAP-Retrieval", "uap-retrieval-grey": "UAP-Retrieval + grey", "meta-attack": "MetaAttack"},

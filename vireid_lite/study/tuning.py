@@ -28,9 +28,8 @@ from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_number, check_table, whole
 from vireid_lite.files import UNSEALED, cache_folder, check_seal, readable, sealed, stable_hash, write_atomically
 from vireid_lite.study.campaign import ASIDE, RUN, Root, Run, cells, completed_tables, merge, parse, tables_of, where
-from vireid_lite.study.cards import defaults, is_stale, read_card, same_training, shortened
+from vireid_lite.study.cards import DIRECTIONS, defaults, is_stale, read_card, same_training, shortened
 from vireid_lite.study.run import trials_of
-from vireid_lite.study.tables import DIRECTIONS
 
 EVIDENCE = range(10)  #: seeds of the victims that evidence is on, by which no setting is chosen
 ENOUGH = 0.005  #: of mAP, what twice the gradients must gain to be worth it
