@@ -62,7 +62,7 @@ def taught(train: Dataset, identities: int | None, split: str = "train") -> list
     known = getattr(train, split)
     there = sorted({record.identity for record in known})
     found = f"attack: {train.name} has {len(there):,} people to learn from" + f" in {split}" * (split != "train")
-    if not there:
+    if not there and split != "train":
         raise InputError(f"{found}; leave learn_from out")
     if identities is not None:
         there = there[: whole(found, "identities", identities, 1, len(there), int)]
