@@ -76,11 +76,12 @@ def build_book(
     asked = {**(parameters or {}), "TIER": tier}
     jobs = [(known[one], execute.injected(known[one], asked, out)) for one in sorted(set(chapters or known))]
     folder, failed = out / ("measured" if measure else "executed"), {}
-    with execute.environment(out, folder / "cache" if measure else None, 1 if measure else AT_ONCE):
+    at_once = 1 if measure else AT_ONCE
+    with execute.environment(out, folder / "cache" if measure else None, at_once):
         folder.mkdir(exist_ok=True)
         # At once too, so that hours of work do not end at a damaged table or a folder that cannot be written.
         costs = execute.write_costs(folder, root / COSTS if measure else folder / "costs.json")
-        waiting, at_once = iter(enumerate(jobs)), 1 if measure else AT_ONCE
+        waiting = iter(enumerate(jobs))
 
         def work() -> None:
             loop = ensure_event_loop()  # which Jupyter makes for each thread, and leaves open
