@@ -26,7 +26,16 @@ import numpy as np
 from vireid_lite.attacks import UniversalAttack
 from vireid_lite.data import Modality
 from vireid_lite.errors import InputError, check_number, check_table, whole
-from vireid_lite.files import UNSEALED, cache_folder, check_seal, readable, sealed, stable_hash, write_atomically
+from vireid_lite.files import (
+    UNSEALED,
+    cache_folder,
+    check_seal,
+    parse_json,
+    readable,
+    sealed,
+    stable_hash,
+    write_atomically,
+)
 from vireid_lite.study.campaign import ASIDE, RUN, Root, Run, cells, completed_tables, merge, parse, tables_of, where
 from vireid_lite.study.cards import DIRECTIONS, defaults, is_stale, read_card, same_training, shortened
 from vireid_lite.study.run import trials_of
@@ -222,11 +231,11 @@ def read_tunings(path: Path) -> list[list[Tuning]]:
 def read_tuned(path: Path) -> dict:
     """Return a tuning card. Raises InputError where the file is none, or was changed after it was written."""
     try:
-        card = json.loads(text := path.read_text(encoding="utf-8"))
+        card = parse_json(text := path.read_text(encoding="utf-8"))
         check_seal(text.encode(), card.pop("seal"))
         check_table("it", {name: card[name] for name in CARD}, CARD)
         return card
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a readable tuning card ({error}); delete it and tune again") from None
 
 
