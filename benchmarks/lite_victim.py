@@ -8,19 +8,18 @@ validation people, who decide, and on the test people. A row that ROWS.json has 
 
 import argparse
 import json
-import math
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from scipy import stats
 
 from vireid_lite.data.records import Modality
 from vireid_lite.files import write_atomically
 from vireid_lite.metrics.evaluation import evaluate
 from vireid_lite.models import two_stream
+from vireid_lite.study.effects import student
 from vireid_lite.training import train
 from vireid_lite.victims import TIERS, tier_dataset, untrained
 
@@ -60,10 +59,9 @@ def compare(rows: list[dict], one: str, other: str, difficulty: str) -> None:
     print(f"{difficulty}, {one} to {other}, {len(seeds)} seeds: {cost[1] / cost[0]:.3f} of the CPU-seconds")
     for split in ("val", "test"):
         gains = [found[other, seed][split] - found[one, seed][split] for seed in seeds]
-        half = stats.t.ppf(0.975, len(seeds) - 1) * statistics.stdev(gains) / math.sqrt(len(seeds))
         was, now = (statistics.mean(found[recipe, seed][split] for seed in seeds) for recipe in (one, other))
-        gain = statistics.mean(gains)
-        print(f"  rank-1, {split}: {was:.1f} -> {now:.1f}, {gain:+.1f} [{gain - half:+.1f}, {gain + half:+.1f}]")
+        gain, low, high = student(gains)[0]
+        print(f"  rank-1, {split}: {was:.1f} -> {now:.1f}, {gain:+.1f} [{low:+.1f}, {high:+.1f}]")
 
 
 def main() -> None:
